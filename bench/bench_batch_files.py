@@ -78,7 +78,7 @@ def handle_cells(folder: Path, flags: BatchFlags, count: int) -> int:
 
 def answer_requests(batch: Path) -> None:
     """Write the results of every request file, the last one first."""
-    body = {"choices": [{"message": {"role": "assistant", "content": ANSWER}, "finish_reason": "stop"}]}
+    body: dict[str, object] = {"choices": [{"message": {"role": "assistant", "content": ANSWER}, "finish_reason": "stop"}]}
     body |= {"usage": {"prompt_tokens": 60, "completion_tokens": 50}}
     response = json.dumps({"status_code": 200, "request_id": "batch-1", "body": body})
     custom_id = re.compile('"custom_id": "([^"]+)"')

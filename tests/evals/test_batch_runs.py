@@ -272,7 +272,7 @@ def test_each_turn_of_an_interview_is_a_batch(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_a_persona_search_has_two_batches(tmp_path: Path) -> None:
-    fields = {"strategy": "persona-search", "strategy_questions": 4}
+    fields: dict[str, Any] = {"strategy": "persona-search", "strategy_questions": 4}
     with openai_server(reply) as server:
         (tmp_path / "http").mkdir()
         config = build_config(StabilityConfig, stability_values(tmp_path / "http", server.base_url, **fields), source="test")
