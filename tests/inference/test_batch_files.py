@@ -191,6 +191,7 @@ def test_the_same_requests_give_the_same_files_and_fewer_replace_them(tmp_path: 
     ("name", "content", "words"),
     [
         ("notes.txt", "mine", "holds other files, such as notes.txt; give a new folder"),
+        ("requests-0000.jsonl.bak", "mine", "holds other files, such as requests-0000.jsonl.bak; give a new folder"),
         ("requests-0000.jsonl", '{"custom_id": "task-1", "body": {}}\n', "requests-0000.jsonl was not written by permix"),
         ("batch.json", '{"format": 1}', "batch.json was not written by permix"),
         ("batch.json", "no json", "batch.json was not written by permix"),

@@ -191,9 +191,8 @@ class RequestFiles:
         if not folder.is_dir():
             raise ConfigError(f"--batch-out {folder}: is not a folder; give a new folder")
         names = sorted(path.name for path in folder.iterdir())
-        foreign = [
-            name for name in names if not (name == MANIFEST_FILE or _REQUEST_FILE.match(name) or _SCRATCH_FILE.match(name))
-        ]
+        ours = (_REQUEST_FILE, _SCRATCH_FILE, re.compile(re.escape(MANIFEST_FILE)))
+        foreign = [name for name in names if not any(pattern.fullmatch(name) for pattern in ours)]
         if foreign:
             read_first = "; if they are results, read them with --batch-in" if MANIFEST_FILE in names else ""
             raise ConfigError(

@@ -9,6 +9,7 @@ pending when these have been read: each round is one batch.
 
 import contextlib
 import json
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -332,7 +333,8 @@ def open_batch_model(
 def describe_batch(manifest: BatchManifest, folder: Path, config: ModelConfig, price_option: str) -> dict[str, str]:
     """Facts about written requests: numbers, sizes, tokens, cost, and how they are answered and read back."""
     files, first = manifest.files, manifest.files[0].name
-    engine = f"vllm run-batch -i {folder / first} -o {folder / first.replace('requests', 'results')} --model {config.name}"
+    results = first.replace("requests", "results")
+    engine = shlex.join(["vllm", "run-batch", "-i", str(folder / first), "-o", str(folder / results), "--model", config.name])
     tokens = manifest.prompt_characters / CHARACTERS_PER_TOKEN
     price = find_price(config, price_option)
     facts = {
