@@ -30,7 +30,7 @@ from permix.inference.scripted import ScriptedModel
 from permix.pipelines.fidelity import judge_fidelity_run, run_fidelity
 from permix.storage.files import read_json
 from tests.judges.judgeable import GOOD, answered_run, judge_stage
-from tests.sample_runs import asked_what, endpoint, fidelity_config, solve, stability_config
+from tests.sample_runs import asked_what, endpoint, fidelity_config, solve, stability_config, stability_values, toml
 from tests.servers import Action, OpenAIServer, Raw, error, listing, openai_server
 
 ROOT_A, ROOT_B = listing("test", root="/w/a"), listing("test", root="/w/b")
@@ -289,7 +289,7 @@ def _run_and_die(folder: Path, server: OpenAIServer) -> None:
         if n_appended == 7:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    RunDir.append = append_and_die  # type: ignore[method-assign]
+    RunDir.append = append_and_die  # type: ignore[method-assign, assignment]
     run_stability(config_at(folder, server))
 
 
@@ -426,6 +426,25 @@ def test_the_confirmation_is_that_of_one_start_and_in_no_file(tmp_path: Path) ->
         given = {"base_url": "http://h/v1", "same_weights": True}
         fields = values | (given if section is ModelConfig else {"judge": given})
         assert build_config(section, fields, source="test") is not None
+
+
+def test_the_command_line_confirms_and_the_recorded_configuration_does_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with openai_server(right) as one, openai_server(right) as other, openai_server(right) as third:
+        (tmp_path / "run.toml").write_text(toml(stability_values(tmp_path, one.base_url)))
+        command = ["stability", str(tmp_path / "run.toml")]
+        assert cli.run_cli(command) == 0
+        capsys.readouterr()
+        moved = [*command, "--model.base-url", other.base_url]
+        assert cli.run_cli(moved) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"permix stability: out = {tmp_path / 'run'}: this run was answered by 'test' at {at(one)}, and ")
+        assert cli.run_cli([*moved, "--model.same-weights"]) == 0
+        assert cli.run_cli(moved) == 0
+        again = ["stability", str(tmp_path / "run" / "config.json"), "--model.base-url", third.base_url]
+        assert cli.run_cli(again) == 2
+    assert [by for *_, by in uses(tmp_path)] == [None, "user"]
 
 
 def test_a_model_in_this_process_has_no_addresses(tmp_path: Path) -> None:
@@ -588,14 +607,14 @@ def test_the_report_shows_addresses_and_who_confirmed_the_weights(tmp_path: Path
         other.models = SILENT
         run_stability(config_at(tmp_path, other, same_weights=True))
     markdown, page = report(tmp_path)
-    rows = [line.strip("| ").split(" | ") for line in markdown.splitlines() if at(one) in line or at(other) in line]
-    times = [use.first_used.replace(":", "&#58;") for use in read_addresses(tmp_path / "run")["model"].addresses]
+    lines = [line for line in unescape(markdown).splitlines() if at(one) in line or at(other) in line]
+    times = [use.first_used for use in read_addresses(tmp_path / "run")["model"].addresses]
     expected = [
         ["test", "stability", "model", at(one), times[0], "root /w/a", "– (first address)"],
         ["test", "stability", "model", at(other), times[1], "root /w/a", "server"],
         ["test", "stability", "model", at(other), times[2], "nothing of its weights", "user"],
     ]
-    assert [[unescape(cell) for cell in row] for row in rows] == [[unescape(cell) for cell in row] for row in expected]
+    assert [line.strip("| ").split(" | ") for line in lines] == expected
     assert "same weights confirmed by" in page
     assert page.count(at(one)) == 1
 

@@ -407,7 +407,8 @@ def test_recorded_forms_are_those_of_this_statement_and_of_none_with_and_without
     with openai_server(echo, models=listing("test", root="/w")) as server:
         own = server.base_url.removeprefix("http://")
         forms = list(model_at(server.base_url).recorded_forms("http://OLD:1/v1/"))
-    said, silent, unlisted = [metadata('"/w"')], [metadata("null")], []
+    said, silent = [metadata('"/w"')], [metadata("null")]
+    unlisted: list[str] = []
     expected = []
     for parts, statement in ((said, {"root": "/w"}), (silent, {}), (unlisted, {})):
         now = digest("openai", "test", *parts)
