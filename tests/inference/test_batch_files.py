@@ -421,7 +421,7 @@ def hostile_lines() -> Iterator[tuple[bytes, str]]:
     yield b'{"custom_id": "x", "response": ' + b"9" * 5000 + b"}\n", ""
 
 
-@pytest.mark.parametrize(("line", "words"), hostile_lines())
+@pytest.mark.parametrize(("line", "words"), list(hostile_lines()))
 def test_a_damaged_line_is_named_and_the_rest_is_used(
     tmp_path: Path, line: bytes, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
