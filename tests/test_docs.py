@@ -23,7 +23,9 @@ DOCUMENTS = [
 ]
 SETTINGS: dict[str, type[BaseModel]] = {**config.CONFIGS_BY_STAGE, "models": cli.ModelsOptions, "personas": cli.PersonasOptions}
 
-OTHERS = (("pip", "install"), ("permix", "VERB"), ("vllm", "serve"), ("lm-eval", "run"), ("inspect", "eval"))
+OTHERS = (
+    *(("pip", "install"), ("permix", "VERB"), ("vllm", "serve"), ("vllm", "run-batch"), ("lm-eval", "run"), ("inspect", "eval")),
+)
 """Commands of other programs, which are not parsed here."""
 
 by_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
@@ -127,6 +129,8 @@ def refuse_bad_flags(verb: str, words: list[str]) -> None:
     if "--dry-run" in words:
         assert verb in cli.ASKING_VERBS
         words.remove("--dry-run")
+    if verb in cli.BATCH_VERBS:
+        words, _ = cli.take_options(words, cli.BATCH_OPTIONS)
     if verb == "check":
         assert all((ROOT / word).is_file() for word in words)
         return

@@ -32,6 +32,7 @@ from permix.evals.stability import StabilityGrid, measure_stability, read_stabil
 from permix.evals.strategies import STRATEGIES
 from permix.inference import build_model_config
 from permix.inference.base import CompletionResult, Model
+from permix.inference.batch_model import BatchFlags, BatchModel, open_batch_model, use_batch_backend
 from permix.inference.scripted import MessageFunction, wrap_model
 from permix.metrics.model_comparison import PairedComparison
 from permix.metrics.stability import StabilitySummary
@@ -229,6 +230,9 @@ def evaluate_stability(
     samples: int = 1,
     sampling: SamplingLike | None = None,
     seed: int = 0,
+    batch_out: str | Path | None = None,
+    batch_in: str | Path | None = None,
+    shards: int | None = None,
     **config: Any,
 ) -> StabilityRun:
     """Ask every question under every persona and without one, check the answers, and measure what personas cost in accuracy. This
@@ -242,10 +246,16 @@ def evaluate_stability(
     states the persona. `config`: any other field of `permix stability`, such as label, templates, strategy, budget, precision,
     cache, resamples.
 
+    `batch_out`, `batch_in`: write the pending requests to batch files in this new folder, in `shards` files, or read the results
+    in this folder, as --batch-out and --batch-in do; `model` is then the name under which an engine or a provider serves it. With
+    `batch_out` the run that is returned is incomplete as long as something is pending.
+
     Raises ConfigError or DataError for bad input before the model is asked. Raises IncompleteRunError at the end if cells have no
     score: its `run` is the incomplete run, and the same call asks the missing cells. After Ctrl-C the same call resumes the run.
     """
+    batch = BatchFlags.of(batch_in, batch_out, shards)
     section, given_model = _resolve_model(model, name)
+    section = _batch_section(section, batch, given_model)
     task_section, given_task = _resolve_task(task, n, answer)
     personas_section, given_pool = _resolve_personas(personas, template)
     run = StabilityRun(out)
@@ -261,8 +271,8 @@ def evaluate_stability(
             f'strategy = "{stage.strategy}": chooses a persona by questions of the dev split; give the task by its name, or as '
             "permix.load_task returns it"
         )
-    with _attach_run(run):
-        run.summary = run_stability(stage, given_model, given_task, given_pool)
+    with _asked_model(stage, batch, given_model, run.path) as asked, _attach_run(run):
+        run.summary = run_stability(stage, asked, given_task, given_pool)
     return run
 
 
@@ -276,6 +286,9 @@ def evaluate_fidelity(
     template: str | None = None,
     sampling: SamplingLike | None = None,
     seed: int = 0,
+    batch_out: str | Path | None = None,
+    batch_in: str | Path | None = None,
+    shards: int | None = None,
     **config: Any,
 ) -> FidelityRun:
     """Have a model answer in character, and compute the measures that need no judge. This is `permix fidelity`.
@@ -286,7 +299,9 @@ def evaluate_fidelity(
     """
     from permix.pipelines.fidelity import run_fidelity
 
+    batch = BatchFlags.of(batch_in, batch_out, shards)
     section, given_model = _resolve_model(model, name)
+    section = _batch_section(section, batch, given_model)
     personas_section, given_pool = _resolve_personas(personas, template)
     given_questions = None if isinstance(questions, str | Path) else build_open_questions(questions)
     run = FidelityRun(out)
@@ -295,8 +310,8 @@ def evaluate_fidelity(
         "questions": str(questions) if given_questions is None else GIVEN_IN_PYTHON,
     } | ({} if sampling is None else {"sampling": sampling})  # fmt: skip
     stage = build_config(FidelityConfig, values | config, source="evaluate_fidelity")
-    with _attach_run(run):
-        run.summary = run_fidelity(stage, given_model, given_pool, given_questions)
+    with _asked_model(stage, batch, given_model, run.path) as asked, _attach_run(run):
+        run.summary = run_fidelity(stage, asked, given_pool, given_questions)
     return run
 
 
@@ -309,12 +324,16 @@ def judge(
     seed: int = 0,
     resamples: int = 2000,
     threads: int | None = None,
+    batch_out: str | Path | None = None,
+    batch_in: str | Path | None = None,
+    shards: int | None = None,
     **fields: Any,
 ) -> Record:
     """Score the answers of a fidelity run with a judge, and test the judge. This is `permix judge`. Returns its `JudgeSummary`.
 
     `judge`: a model, as in `evaluate_stability`. `fields`: the fields of a [judge] section: rubrics, reasons, examples,
     temperature, max_new_tokens, attempts, prices, max_cost ...
+    `batch_out`, `batch_in`, `shards`: as in `evaluate_stability`; if requests were written, their `BatchManifest` is returned.
 
     Raises IncompleteRunError if scores are missing; the same call asks for them.
     """
@@ -322,13 +341,18 @@ def judge(
     from permix.judges.summary import JudgeSummary
     from permix.pipelines.fidelity import judge_fidelity_run
 
+    batch = BatchFlags.of(batch_in, batch_out, shards)
     section, given_model = _resolve_model(judge, name)
+    section = _batch_section(section, batch, given_model)
     path = run.path if isinstance(run, FidelityRun) else Path(run)
     model_fields = section if isinstance(section, Mapping) else section.model_dump(mode="json", exclude_unset=True)
     judge_fields = {**model_fields, "label": label, **fields}
     values = {"run": path, "judge": judge_fields, "seed": seed, "resamples": resamples, "threads": threads}
     stage = build_config(JudgeConfig, values, source="judge")
-    judge_fidelity_run(stage, given_model)
+    with _asked_model(stage, batch, given_model, path, repeats_failed=False) as asked:
+        judge_fidelity_run(stage, asked)
+    if isinstance(asked, BatchModel) and asked.manifest is not None:
+        return asked.manifest
     return JudgeSummary.model_validate(read_json(judge_folder(path, stage.judge.label or stage.judge.name) / "metrics.json"))
 
 
@@ -395,6 +419,32 @@ def _attach_run(run: EvaluationRun) -> Iterator[None]:
         _warn_of_cut_off(run)
         raise
     _warn_of_cut_off(run)
+
+
+@contextmanager
+def _asked_model(
+    stage: StabilityConfig | FidelityConfig | JudgeConfig,
+    batch: BatchFlags,
+    given: Model | None,
+    run: Path,
+    *,
+    repeats_failed: bool = True,
+) -> Iterator[Model | None]:
+    """The model to ask: the one that reads and writes batch files, or the given one, if any."""
+    config = stage.judge if isinstance(stage, JudgeConfig) else stage.model
+    read_back = f"the same call of Python with batch_in={str(batch.batch_out)!r} in place of batch_out"
+    with open_batch_model(batch, config, stage=stage.stage, run=run, read_back=read_back, repeats_failed=repeats_failed) as model:
+        yield model or given
+
+
+def _batch_section(section: ModelConfig | Mapping[str, Any], batch: BatchFlags, given: Model | None) -> Any:
+    """The [model] section of a call with `batch_out` or `batch_in`. Raises ConfigError for a model made in Python."""
+    batch.check()
+    if not batch.is_used:
+        return section
+    if given is not None:
+        raise ConfigError("batch_out, batch_in: ask a model that is served elsewhere; give its name as model")
+    return use_batch_backend(section if isinstance(section, Mapping) else section.model_dump(exclude_unset=True), batch)
 
 
 def _warn_of_cut_off(run: EvaluationRun) -> None:

@@ -11,6 +11,7 @@ import atexit
 import io
 import os
 import re
+import shlex
 import signal
 import sys
 import time
@@ -40,7 +41,7 @@ from permix.errors import (
     option_context,
 )
 from permix.progress import CommandOutput, add_result, command_output, separate_result
-from permix.sanitize import escape_control, names_secret, truncate
+from permix.sanitize import escape_control, names_secret, redact_arguments, truncate
 from permix.storage.files import FULL_DISK_ERRNOS, write_error
 
 _ConfigT = TypeVar("_ConfigT", bound=BaseModel)
@@ -87,7 +88,8 @@ def train_command(args: Sequence[str]) -> None:
 
 def stability_command(args: Sequence[str]) -> None:
     """Measure how much accuracy personas cost a model, and whether the difference is more than chance."""
-    settings, dry_run = parse_asking_config("stability", config.StabilityConfig, args)
+    start = BatchStart("stability", args)
+    settings, dry_run = start.parse(config.StabilityConfig)
     silence_libraries()
     if dry_run:
         return show_estimate(settings)
@@ -97,45 +99,121 @@ def stability_command(args: Sequence[str]) -> None:
     if settings.plan_power is not None:
         print_table("questions needed for an effect", power_analysis(settings))
         return
-    with _reporting_afterwards(settings.out, IncompleteRunError):
-        run(settings)
+    with start.model(settings, settings.out) as model, _reporting_afterwards(settings.out, IncompleteRunError):
+        run(settings, model)
 
 
 def fidelity_command(args: Sequence[str]) -> None:
     """Measure how well a model plays its personas: how recognizable they are and, with a judge, how it scores them."""
-    settings, dry_run = parse_asking_config("fidelity", config.FidelityConfig, args)
+    start = BatchStart("fidelity", args)
+    settings, dry_run = start.parse(config.FidelityConfig)
     silence_libraries()
     if dry_run:
         return show_estimate(settings)
     from permix.pipelines.fidelity import run_fidelity as run
 
-    with _reporting_afterwards(settings.out, MissingScoresError):
-        run(settings)
+    with start.model(settings, settings.out) as model, _reporting_afterwards(settings.out, MissingScoresError):
+        run(settings, model)
 
 
 def judge_command(args: Sequence[str]) -> None:
     """Score the answers of a fidelity run with a judge, and test the judge: permix judge RUN --judge.name NAME."""
-    settings, dry_run = parse_asking_config("judge", config.JudgeConfig, _insert_run_option(args))
+    start = BatchStart("judge", _insert_run_option(args), section="judge", repeats_failed=False)
+    settings, dry_run = start.parse(config.JudgeConfig)
     silence_libraries()
     if dry_run:
         return show_estimate(settings)
     from permix.pipelines.fidelity import judge_fidelity_run as run
 
-    with _reporting_afterwards(settings.run, MissingScoresError):
-        run(settings)
+    with start.model(settings, settings.run) as model, _reporting_afterwards(settings.run, MissingScoresError):
+        run(settings, model)
 
 
 def questions_command(args: Sequence[str]) -> None:
     """Have a model write questions of PersonaGym's five tasks for your own personas and, with --examples, example answers."""
-    settings, dry_run = parse_asking_config("questions", config.QuestionsConfig, args)
+    start = BatchStart("questions", args, repeats_failed=False)
+    settings, dry_run = start.parse(config.QuestionsConfig)
     silence_libraries()
     if dry_run:
         return show_estimate(settings)
     from permix.question_writer.generator import write_questions as run
 
-    written = run(settings)
-    add_result(paths={"run": settings.out, "questions": written}, pending=0)
-    print(written)
+    with start.model(settings, settings.out) as model:
+        written = run(settings, model)
+        add_result(paths={"run": settings.out, "questions": written}, pending=0)
+        print(written)
+
+
+class BatchStart:
+    """The arguments of one start of a verb that takes --batch-out, --shards and --batch-in, which are no part of its settings.
+
+    `section`: the settings' section of the model that is asked. `repeats_failed`: see `permix.inference.batch_model.BatchModel`.
+    """
+
+    def __init__(self, verb: str, args: Sequence[str], section: str = "model", *, repeats_failed: bool = True) -> None:
+        from permix.inference.batch_model import BatchFlags
+
+        self.verb, self.section, self.repeats_failed = verb, section, repeats_failed
+        self.args, values = take_options(args, BATCH_OPTIONS)
+        folders = {
+            name: None if (value := values.get(f"--{name}")) is None else Path(value) for name in ("batch-in", "batch-out")
+        }
+        shards = values.get("--shards")
+        if shards is not None and not re.fullmatch("[0-9]{1,9}", shards):
+            raise ConfigError(f"--shards {truncate(escape_control(shards), 80)}: must be a whole number")
+        self.flags = BatchFlags(folders["batch-in"], folders["batch-out"], None if shards is None else int(shards))
+        self.flags.check()
+
+    def parse(self, cls: type[_ConfigT]) -> tuple[_ConfigT, bool]:
+        """`parse_asking_config`, for a model that needs no address if batch files ask it."""
+        from permix.inference.batch_model import check_answered_elsewhere, use_batch_backend
+
+        prefix, given = f"--{self.section}.", dict[str, Any]()
+        if self.args and self.args[0].endswith(config.CONFIG_SUFFIXES):
+            section = config.read_config_values(Path(self.args[0])).get(self.section)
+            given = section if isinstance(section, dict) else {}
+        names = [word.partition("=")[0] for word in self.args if word.startswith(prefix)]
+        given = given | {name.removeprefix(prefix).replace("-", "_"): True for name in names}
+        in_files = use_batch_backend(given, self.flags).keys() - given.keys()
+        added = [f"{prefix}backend", config.BATCH_BACKEND] if in_files else []
+        settings, dry_run = parse_asking_config(self.verb, cls, [*self.args, *added])
+        if self.flags.is_used:
+            check_answered_elsewhere(getattr(settings, self.section), self.section)
+        return settings, dry_run
+
+    @contextmanager
+    def model(self, settings: BaseModel, run: Path) -> Iterator[Any]:
+        """The model that reads and writes the files, or None without these options; prints what was written after the block."""
+        from permix.inference.batch_model import describe_batch, open_batch_model
+
+        out, asked = self.flags.batch_out, getattr(settings, self.section)
+        words = [word for word in self.args if word != "--dry-run"]
+        read_back = shlex.join(["permix", self.verb, *redact_arguments(words), "--batch-in", str(out)])
+        with open_batch_model(
+            self.flags, asked, stage=self.verb, run=run, read_back=read_back, repeats_failed=self.repeats_failed
+        ) as model:
+            yield model
+        if model is not None and model.manifest is not None and out is not None:
+            print_table(f"batch files in {out}", describe_batch(model.manifest, out, asked, f"{self.section}.prices"))
+
+
+def take_options(args: Sequence[str], names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The arguments without these options, and the value of each option that is given, as --name VALUE or --name=VALUE."""
+    rest, values, words = list[str](), dict[str, str](), iter(args)
+    for word in words:
+        name, equals, value = word.partition("=")
+        name = name.replace("_", "-")
+        if name not in names:
+            rest.append(word)
+            continue
+        if not equals and (value := next(words, "")).startswith("--"):
+            value = ""
+        if not value:
+            raise ConfigError(f"{name}: its value is missing")
+        if name in values:
+            raise ConfigError(f"{name}: is given twice")
+        values[name] = value
+    return rest, values
 
 
 @contextmanager
@@ -524,6 +602,16 @@ OUTPUT_OPTIONS_HELP = (
 
 DRY_RUN_HELP = "With --dry-run it prints what would be asked, and what that costs; it asks, loads and writes nothing."
 
+BATCH_OPTIONS = ("--batch-out", "--batch-in", "--shards")
+
+BATCH_HELP = (
+    "With --batch-out DIR it asks nothing: it writes the pending requests as OpenAI batch lines, in --shards N files if that is "
+    "given. With --batch-in DIR it reads the results of such lines; with both it writes what is pending afterwards."
+)
+
+BATCH_VERBS = ("stability", "fidelity", "judge", "questions")
+"""The verbs that take `BATCH_OPTIONS`."""
+
 ASKING_VERBS = ("quickstart", "train", "stability", "fidelity", "judge", "questions")
 """The verbs that ask a model, and so take --dry-run."""
 
@@ -606,7 +694,8 @@ def parse_config(verb: str, cls: type[_ConfigT], args: Sequence[str]) -> _Config
 
 def _description(verb: str) -> str:
     dry_run = [DRY_RUN_HELP] if verb in ASKING_VERBS else []
-    return " ".join([VERBS[verb].help, *dry_run, OUTPUT_OPTIONS_HELP]) + f"\n\nExample: {VERBS[verb].example}"
+    batch = [BATCH_HELP] if verb in BATCH_VERBS else []
+    return " ".join([VERBS[verb].help, *dry_run, *batch, OUTPUT_OPTIONS_HELP]) + f"\n\nExample: {VERBS[verb].example}"
 
 
 def _parse_flags(cls: type[_ConfigT], *, args: Sequence[str], **options: Any) -> _ConfigT:

@@ -17,6 +17,7 @@ from permix.config.base import (
 from permix.config.data import (
     ANSWER_KINDS,
     BACKENDS,
+    BATCH_BACKEND,
     OWN_OBJECT_NAME,
     TRACKER_PACKAGES,
     BackendCapabilities,
@@ -77,6 +78,7 @@ from permix.config.training import (
 __all__ = [
     "ANSWER_KINDS",
     "BACKENDS",
+    "BATCH_BACKEND",
     "BOOKKEEPING_FIELDS",
     "CONFIGS_BY_STAGE",
     "CONFIG_SUFFIXES",

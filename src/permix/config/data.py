@@ -41,7 +41,8 @@ class BackendCapabilities(NamedTuple):
     `is_local`: it runs in this process, on the weights that the model's name refers to (a folder, a hub id or "bundled"), so its
     files can be checked before they are loaded. `is_priced`: requests may cost money. `needs_base_url`: it has an address.
     `content_addressed`: equal fingerprints can mean equal weights, so completions may be cached. `configurable`: a configuration
-    file or a flag may name it. `bounds_thinking`: it can close a completion's thinking after a number of tokens.
+    file or a flag may name it. `bounds_thinking`: it can close a completion's thinking after a number of tokens. `answers_later`:
+    it is asked by batch files alone, in a start with --batch-out or --batch-in.
     """
 
     is_local: bool
@@ -50,6 +51,7 @@ class BackendCapabilities(NamedTuple):
     content_addressed: bool
     configurable: bool = True
     bounds_thinking: bool = False
+    answers_later: bool = False
 
 
 BACKENDS: dict[str, BackendCapabilities] = {
@@ -57,6 +59,9 @@ BACKENDS: dict[str, BackendCapabilities] = {
         is_local=True, is_priced=False, needs_base_url=False, content_addressed=True, bounds_thinking=True
     ),
     "openai": BackendCapabilities(is_local=False, is_priced=True, needs_base_url=True, content_addressed=False),
+    "batch": BackendCapabilities(
+        is_local=False, is_priced=True, needs_base_url=False, content_addressed=False, answers_later=True
+    ),
     "python": BackendCapabilities(
         is_local=False, is_priced=False, needs_base_url=False, content_addressed=False, configurable=False
     ),
@@ -66,6 +71,10 @@ BACKENDS: dict[str, BackendCapabilities] = {
 
 ENDPOINT_BACKEND = "openai"
 """The backend of a model that has a `base_url`, if none is given."""
+
+
+BATCH_BACKEND = "batch"
+"""The backend of a model that batch files ask, where the configuration names no other."""
 
 
 def configurable_backends() -> tuple[str, ...]:
@@ -122,8 +131,8 @@ class ModelConfig(ConfigSection):
     name: str = "bundled"
     """"bundled" (SmolLM2-135M-Instruct), a model folder, a hub id, or the name an endpoint serves."""
     backend: str = "transformers"
-    """Where completions come from: in this process, or an OpenAI-compatible HTTP endpoint. With a base_url the default is the
-    endpoint."""
+    """Where completions come from: in this process, an OpenAI-compatible HTTP endpoint, or batch files. With a base_url the
+    default is the endpoint; with --batch-out or --batch-in and without an address, batch files."""
     base_url: str | tuple[str, ...] | None = None
     """The endpoint's URL up to /v1, such as http://127.0.0.1:8000/v1 (backend "openai"). Requests are spread over several that
     serve the same model, a persona's to one of them."""
@@ -239,7 +248,7 @@ class ModelConfig(ConfigSection):
 
     @model_validator(mode="after")
     def _check_has_address(self) -> "ModelConfig":
-        if self.same_weights and not self.capabilities.needs_base_url:
+        if self.same_weights and not (self.capabilities.needs_base_url or self.capabilities.answers_later):
             raise ValueError(f'same_weights: backend "{self.backend}" has no address; leave same_weights out')
         return self
 

@@ -91,7 +91,9 @@ def find_models(monitors: Sequence[RunMonitor]) -> tuple[dict[str, ModelChoice],
         except READ_ERRORS as error:
             notes.append(f"{run.name}: {readable_error(error)}")
             continue
-        if config.capabilities.configurable:
+        if config.capabilities.answers_later:
+            notes.append(f"{run.name}: its model answered batch files, and the run knows no address of it")
+        elif config.capabilities.configurable:
             _add_choice(found, config, run, _model_name(config), _origin(config))
         else:
             notes.append(f"{run.name}: its model is a function of Python, which only its own script can call")

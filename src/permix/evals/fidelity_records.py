@@ -22,6 +22,7 @@ from permix.evals.grid import (
 )
 from permix.inference.addresses import check_addresses
 from permix.inference.base import Model
+from permix.inference.batch_model import again_text, is_only_writing
 from permix.metrics.sequential import Round, count_cells
 from permix.personas.pool import PersonaPool, select_recorded_personas
 from permix.prompts import template_hash
@@ -93,8 +94,10 @@ def run_fidelity_cells(
         with run.track_usage():
             pending = run_cells(model, cells, config.sampling, run, None, f"fidelity {config.label or model.name}")
         failures = find_failures(run.cells(), scored=False) if pending else ()
-        why = explain_missing(failures, stop_reason=run.stop_reason)
+        why = explain_missing(failures, again_text(model), stop_reason=run.stop_reason)
         missing = f"{config.out}: {pending} of {len(cells)} answers are missing{why}"
+        if pending and is_only_writing(model):
+            raise IncompleteRunError(missing, pending)
         try:
             result = measure(run.path)
         except DataError as error:

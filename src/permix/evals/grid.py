@@ -5,7 +5,7 @@ not generated again. A cell that could not be answered or scored stays pending. 
 asked once per template; a cell without a persona has no template and is asked once.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ import numpy as np
 from permix.config import FidelityConfig, ModelConfig, StabilityConfig
 from permix.errors import DataError, EndpointStoppedError
 from permix.inference.base import CellRequest, Model, collect
+from permix.inference.batch_model import pass_over_answered
 from permix.inference.cost import RequestGroup, estimate_cost, find_measured, runs_beside
 from permix.metrics.stability import StabilitySummary
 from permix.metrics.statistics import Array
@@ -24,7 +25,20 @@ from permix.prompts import build_messages, template_id, template_text
 from permix.storage.cells import CellIndex, CellSummary, cell_summaries, read_cells
 from permix.storage.run_dir import RunDir, RunReader, check_cells_unchanged
 from permix.tasks.base import read_trained_on
-from permix.types import Cell, CellKey, Estimate, Persona, Question, Record, Sampling, Verdict, digest, seed_from
+from permix.types import (
+    Cell,
+    CellKey,
+    Estimate,
+    Message,
+    Persona,
+    Question,
+    Record,
+    Request,
+    Sampling,
+    Verdict,
+    digest,
+    seed_from,
+)
 
 Scorer = Callable[[str, str, str], Verdict]
 """(completion, gold, prompt) -> verdict."""
@@ -52,16 +66,25 @@ def build_grid(
     personas: Sequence[Persona | None], questions: Sequence[Question], prompt_format: PromptFormat, *, samples: int, seed: int
 ) -> list[Cell]:
     """Build every cell of the grid, unanswered. Personas are the outermost loop; each cell has its own seed."""
+    # A grid may have a million cells: equal messages and the set of given fields are one object for all of them, and what comes
+    # from checked records is not checked again. That takes less than a third of the memory.
+    known: dict[tuple[str, str], Message] = {}
+
+    def messages(persona: Persona | None, question: Question, template: str) -> tuple[Message, ...]:
+        built = build_messages(
+            persona, prompt_format.prompt(question), template=template, empty_system_prompt=prompt_format.empty_system_prompt
+        )
+        return tuple(known.setdefault((one["role"], one["content"]), one) for one in built)
+
     return [
-        Cell(
+        Cell.model_construct(
+            _fields_set=_BUILT_FIELDS,
             persona_id=persona.id if persona else None,
             question_id=question.id,
             sample=sample,
             template=name,
             seed=seed_from("cell", seed, persona.id if persona else "", question.id, sample, *([name] if name else [])),
-            messages=build_messages(
-                persona, prompt_format.prompt(question), template=template, empty_system_prompt=prompt_format.empty_system_prompt
-            ),
+            messages=messages(persona, question, template),
             gold=question.gold or None,
         )
         for persona in personas
@@ -69,6 +92,9 @@ def build_grid(
         for question in questions
         for sample in range(samples)
     ]
+
+
+_BUILT_FIELDS = {"persona_id", "question_id", "sample", "template", "seed", "messages", "gold"}
 
 
 def warn_trained_personas(model: ModelConfig, pool: PersonaPool) -> None:
@@ -353,6 +379,7 @@ def run_cells(
     pending = [cell for cell in cells if not _is_done(known.get(cell.key), scorer)]
     unscored = [known[cell.key] for cell in pending if _has_completion(known.get(cell.key))]
     requests = [CellRequest.for_cell(cell) for cell in pending if not _has_completion(known.get(cell.key))]
+    pass_over_answered(model, lambda: _answered_requests(cells, known), sampling)
     finished = failed = 0
 
     def score_and_append(cell: Cell, bar: ProgressBar) -> None:
@@ -398,6 +425,11 @@ def estimate_cells(
     groups = [RequestGroup(pending, limit, max(0, n_later - (n_recorded - (len(cells) - len(pending)))))]
     measured = find_measured(runs_beside(config.out), stage, config.model, limit)
     return estimate_cost(groups, config.model, measured, n_recorded=n_recorded)
+
+
+def _answered_requests(cells: Sequence[Cell], known: CellIndex) -> Iterator[Request]:
+    summaries = known.summaries
+    return (CellRequest.for_cell(one).request for one in cells if one.key in summaries and summaries[one.key].has_completion)
 
 
 def _has_completion(cell: Cell | None) -> bool:

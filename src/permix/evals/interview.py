@@ -16,6 +16,7 @@ attempt), so they are not generated again. Its prompt says neither who the perso
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -36,6 +37,7 @@ from permix.evals.text_metrics import measure_text_metrics
 from permix.inference import check_model, load_model
 from permix.inference.addresses import check_addresses
 from permix.inference.base import Model
+from permix.inference.batch_model import BatchModel, again_text, is_only_writing
 from permix.inference.cache import cached_model
 from permix.inference.cost import RequestGroup, estimate_cost, find_measured, runs_beside
 from permix.inference.hf import context_window, encode_chat, load_tokenizer, resolve_model_source
@@ -291,16 +293,18 @@ def evaluate_interview(
             conversations = conduct_interviews(
                 model, config, plan, _make_interviewer(plan, interviewer_model, run, config.seed), run
             )
-        n_turns = len(conversations) * config.interview.turns
-        n_pending = n_turns - sum(map(len, conversations.values()))
+        n_pending = len(conversations) * config.interview.turns - sum(map(len, conversations.values()))
+        incomplete = partial(_incomplete_run_error, run, model, conversations, config.interview.turns)
+        if n_pending and is_only_writing(model):
+            raise incomplete()
         try:
             result = measure_drift(run.path, config.reference)
         except DataError as error:
-            raise (_incomplete_run_error(run, n_pending, n_turns) if n_pending else error) from error
+            raise (incomplete() if n_pending else error) from error
         metrics = write_fidelity_metrics(run.path, result, measure_text_metrics(run.path))
         log_measures(config.report_to, run.path, config.label or model.name, metrics)
         if n_pending:
-            raise _incomplete_run_error(run, n_pending, n_turns)
+            raise incomplete()
     return result
 
 
@@ -436,7 +440,11 @@ def _make_interviewer(plan: InterviewPlan, interviewer_model: Model | None, run:
     return ScriptedInterviewer(plan.question_orders)
 
 
-def _incomplete_run_error(run: RunDir, pending: int, n_turns: int) -> IncompleteRunError:
+def _incomplete_run_error(run: RunDir, model: Model, conversations: Conversations, turns: int) -> IncompleteRunError:
     """Build the error for missing turns, with the reasons: a failure that recurs needs another remedy."""
-    why = explain_missing(find_failures(run.cells(), scored=False), stop_reason=run.stop_reason)
-    return IncompleteRunError(f"{run.path}: {pending} of {n_turns} turns are missing{why}", pending)
+    n_turns = len(conversations) * turns
+    pending = n_turns - sum(map(len, conversations.values()))
+    waiting = sum(len(one) < turns for one in conversations.values())
+    rounds = f"; {waiting} of {len(conversations)} interviews wait for their next turn" if isinstance(model, BatchModel) else ""
+    why = explain_missing(find_failures(run.cells(), scored=False), again_text(model), stop_reason=run.stop_reason)
+    return IncompleteRunError(f"{run.path}: {pending} of {n_turns} turns are missing{rounds}{why}", pending)

@@ -36,6 +36,7 @@ from permix.evals.strategies.persona_search import load_selection_questions
 from permix.inference import check_model, load_model
 from permix.inference.addresses import check_addresses
 from permix.inference.base import Model
+from permix.inference.batch_model import again_text, is_only_writing
 from permix.inference.cache import cached_model
 from permix.metrics import sequential, statistics
 from permix.metrics.linear_models import TemplateEffects, split_by_template, summarize_template_effects
@@ -245,10 +246,12 @@ def evaluate_setup(model: Model, config: StabilityConfig, task: Task, setup: Eva
             else:
                 progress = _run_strategy(run, setup, first, strategy, answer, (description, f"{description}, {config.strategy}"))
         failures = find_failures(run.cells(), scored=True) if progress.pending else ()
-        why = explain_missing(failures, stop_reason=run.stop_reason)
+        why = explain_missing(failures, again_text(model), stop_reason=run.stop_reason)
         missing = f"{config.out}: {progress.pending} of {progress.n_cells} cells have no score{why}"
         if progress.selection_pending:
             raise IncompleteRunError(f"{missing}; until then no persona can be chosen", progress.pending)
+        if progress.pending and is_only_writing(model):
+            raise IncompleteRunError(missing, progress.pending)
         answers = read_grid_results(run.path)
         summary = measure_stability(run.path, answers)
         metrics = _metrics_json(summary, run.path, answers)

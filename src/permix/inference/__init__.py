@@ -31,9 +31,17 @@ def _refuse_function(config: ModelConfig, threads: int | None) -> Model:
     raise ConfigError(f'model.backend = "python": {config.name!r} is a function; give it to permix.evaluate_stability again')
 
 
+def _refuse_batch(config: ModelConfig, threads: int | None) -> Model:
+    raise ConfigError(
+        f'model.backend = "batch": {config.name!r} was asked by batch files; give --batch-out or --batch-in, or the address of '
+        'an endpoint and backend = "openai"'
+    )
+
+
 LOADERS: dict[str, Callable[[ModelConfig, int | None], Model]] = {
     "transformers": _load_transformers,
     "openai": _load_openai,
+    "batch": _refuse_batch,
     "python": _refuse_function,
 }
 """For each backend in `permix.config.BACKENDS`: (config, CPU threads) -> model. An engine is imported when it is first used."""
@@ -79,6 +87,8 @@ def check_model(config: ModelConfig, *, contact: bool) -> None:
         if contact:
             require_local_packages(config.name)
         return
+    if not contact and config.capabilities.answers_later:
+        return  # nothing can be checked without the files
     model = load_model(config)
     if contact:
         _ = model.fingerprint

@@ -113,13 +113,15 @@ def collect(
                 return
             with open_progress(len(pending)) as progress:
                 while pending:
-                    batch = pending[: count_affordable_items(pending)]
+                    batch, n_before = pending[: count_affordable_items(pending)], n_results
                     if not batch:
                         return
                     for index, result in model.generate([item.request for item in batch], sampling):
                         record(batch[index], result, progress)
                         n_results += 1
                     pending = pending[len(batch) :]
+                    if n_results == n_before:
+                        return  # they are answered later: what they may cost is not known to be left
             if not n_results:
                 return
 

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 from permix.config import JudgeModelConfig
 from permix.errors import ConfigError, EndpointStoppedError, closest_match
 from permix.inference.base import Model, collect
+from permix.inference.batch_model import BatchModel, pass_over_answered
 from permix.inference.cost import Price, find_price, load_prices
 from permix.inference.openai import is_http_failure
 from permix.judges.parsing import ParsedScore, parse_score
@@ -227,6 +228,14 @@ def request_pending_scores(
         note = f"{state.unscored} calls without a score" if state.unscored else ""
         bar.advance(int(judgement.score is not None), status=note)
 
+    def answered() -> Iterator[Request]:
+        for prompt in prompts:
+            for attempt in range(state.attempts_made[prompt.judge_input.key, prompt.hash]):
+                yield _call_request(prompt, attempt, settings)
+
+    pass_over_answered(model, answered, settings.sampling)
+    # Replies in batch files are paid for already.
+    is_paid = isinstance(model, BatchModel) and not model.only_writes
     with closing(JsonlWriter(folder / JUDGEMENTS_FILE)) as writer, progress_bar(label, len(prompts), "scores") as total_bar:
         total_bar.start_at(len(prompts) - len(state.pending(prompts)))
         try:
@@ -239,7 +248,7 @@ def request_pending_scores(
                 folder,
                 max_rounds=settings.attempts,
                 has_answers=any(call.reply is not None for call in calls),
-                count_affordable_items=limit.count_affordable_calls,
+                count_affordable_items=len if is_paid else limit.count_affordable_calls,
             )
         except EndpointStoppedError as error:
             stop_reason = error.stop_reason
@@ -310,10 +319,13 @@ class _PendingCall(NamedTuple):
     @classmethod
     def for_prompt(cls, prompt: JudgePrompt, state: _CallState, settings: CallSettings) -> "_PendingCall":
         attempt = state.attempts_made[prompt.judge_input.key, prompt.hash]
-        request = Request(
-            prompt.messages, seed_from("judge", settings.seed, *prompt.judge_input.seed_parts, attempt), settings.schema
-        )
+        request = _call_request(prompt, attempt, settings)
         return cls(prompt, attempt, request, max_call_cost(request, settings.price, settings.sampling.max_new_tokens))
+
+
+def _call_request(prompt: JudgePrompt, attempt: int, settings: CallSettings) -> Request:
+    seed = seed_from("judge", settings.seed, *prompt.judge_input.seed_parts, attempt)
+    return Request(prompt.messages, seed, settings.schema)
 
 
 class _CostLimit:

@@ -23,6 +23,7 @@ from permix.errors import ConfigError, DataError, IncompleteRunError, option_con
 from permix.inference import check_model, load_model
 from permix.inference.addresses import check_addresses
 from permix.inference.base import Model
+from permix.inference.batch_model import again_text
 from permix.inference.cost import RequestGroup, estimate_cost, find_measured, runs_beside
 from permix.personas.loading import check_plain_text
 from permix.personas.personagym import (
@@ -292,14 +293,15 @@ MAX_LISTED_MISSING = 5
 """Number of missing parts that an error message names."""
 
 
-def write_questions(config: QuestionsConfig) -> Path:
-    """Start or resume a run of `permix questions`.
+def write_questions(config: QuestionsConfig, model: Model | None = None) -> Path:
+    """Start or resume a run of `permix questions`. `model` replaces the one that the configuration names.
 
     Returns the path of questions.jsonl, or of examples.jsonl if the questions were given. Raises IncompleteRunError, naming the
     missing parts, if the model did not write all of them.
     """
     job = build_writing_job(config)
-    summary = run_writing_job(load_model(config.model, config.threads), config, job)
+    asked = load_model(config.model, config.threads) if model is None else model
+    summary = run_writing_job(asked, config, job)
     for line in format_writing_summary(summary):
         print_status(line)
     if summary.pending:
@@ -307,7 +309,7 @@ def write_questions(config: QuestionsConfig) -> Path:
             f" and {len(summary.pending) - MAX_LISTED_MISSING} more" if len(summary.pending) > MAX_LISTED_MISSING else ""
         )
         failures = find_failures(read_cells(config.out / "records.jsonl"), scored=False)
-        why = explain_missing(failures, "run the same command again to write them", stop_reason=summary.stop_reason)
+        why = explain_missing(failures, again_text(asked, "write them"), stop_reason=summary.stop_reason)
         raise IncompleteRunError(f"{config.out}: still missing: {missing}{why}", len(summary.pending))
     return config.out / ("examples.jsonl" if job.given_questions else "questions.jsonl")
 

@@ -127,9 +127,9 @@ class Run(RunReader):
 
     @property
     def asks_endpoint(self) -> bool:
-        """Whether the model is behind an address, so that this machine's CPU seconds are not those of the answers."""
+        """Whether the model answers elsewhere (an endpoint, batch files), so this machine's CPU seconds are not the answers'."""
         backend = BACKENDS.get(str(self.config.get("model", {}).get("backend")))
-        return backend is not None and backend.needs_base_url
+        return backend is not None and backend.is_priced
 
     @property
     def n_answered(self) -> int:
