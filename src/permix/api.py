@@ -240,7 +240,7 @@ def evaluate_stability(
     by your own "package.module:function". `name`: the name of a function or object, which tables show and which identifies it
     when a run is resumed (without a name its source does); or the name of the endpoint's model. `template`: the template that
     states the persona. `config`: any other field of `permix stability`, such as label, templates, strategy, budget, precision,
-    cache, resamples.
+    cache, resamples; `shard=(2, 4)` asks the second of four parts, and the summary is that of the records so far.
 
     Raises ConfigError or DataError for bad input before the model is asked. Raises IncompleteRunError at the end if cells have no
     score: its `run` is the incomplete run, and the same call asks the missing cells. After Ctrl-C the same call resumes the run.
@@ -262,7 +262,9 @@ def evaluate_stability(
             "permix.load_task returns it"
         )
     with _attach_run(run):
-        run.summary = run_stability(stage, given_model, given_task, given_pool)
+        summary = run_stability(stage, given_model, given_task, given_pool)
+        if summary is not None:  # else `run.summary` measures what is there
+            run.summary = summary
     return run
 
 
@@ -296,7 +298,9 @@ def evaluate_fidelity(
     } | ({} if sampling is None else {"sampling": sampling})  # fmt: skip
     stage = build_config(FidelityConfig, values | config, source="evaluate_fidelity")
     with _attach_run(run):
-        run.summary = run_fidelity(stage, given_model, given_pool, given_questions)
+        summary = run_fidelity(stage, given_model, given_pool, given_questions)
+        if summary is not None:
+            run.summary = summary
     return run
 
 

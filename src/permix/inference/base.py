@@ -23,6 +23,7 @@ from permix.inference.request_body import ChangeableField
 from permix.progress import ProgressBar
 from permix.storage.files import parse_error_text, read_json, write_json
 from permix.storage.run_dir import RunReader
+from permix.storage.workers import hold_shared_files
 from permix.types import Cell, Completion, Failure, Request, Sampling
 
 
@@ -173,7 +174,10 @@ def remember_request_changes(model: Model, folder: Path) -> Iterator[None]:
         yield
     finally:
         if endpoint.request_changes != known:
-            write_json(path, _read_request_changes(path) | {endpoint.address: endpoint.request_changes})
+            with hold_shared_files(folder):  # several workers may find out something, each about its own endpoint or the same one
+                changes = _read_request_changes(path)
+                found = changes.get(endpoint.address, {}) | endpoint.request_changes
+                write_json(path, changes | {endpoint.address: found})
 
 
 def _read_request_changes(path: Path) -> dict[str, dict[ChangeableField, str]]:
