@@ -236,11 +236,11 @@ class RunReader:
     @cached_property
     def usage(self) -> dict[str, Any]:
         """CPU and wall seconds and starts, summed over all workers, and the largest peak memory in MB; {} without a record."""
-        found = [self._read_if_there(path.name) for path in worker_files(self.path / "usage.json")]
-        total = found[0]
-        for one in found[1:]:
+        path = self.path / "usage.json"
+        total, *others = (self._read_if_there(file.name) for file in worker_files(path))
+        for one in others:
             sums = {name: round(total.get(name, 0) + value, 2) for name, value in one.items()}
-            total = RunFile(total.path, total | sums | {"peak_mb": max(total.get("peak_mb", 0), one.get("peak_mb", 0))})
+            total = RunFile(path, total | sums | {"peak_mb": max(total.get("peak_mb", 0), one.get("peak_mb", 0))})
         return total
 
     @cached_property
