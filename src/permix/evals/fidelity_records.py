@@ -198,9 +198,19 @@ def _expected_fidelity_cells(asked: Mapping[str, Any], config: Mapping[str, Any]
 
 
 def read_persona_cells(run: Path) -> list[Cell]:
-    """Read the recorded cells with a persona. If a run was made smaller, cells outside its present grid are left out."""
+    """Read the recorded cells with a persona, in the order of the grid, whoever finished first. If a run was made smaller, cells
+    outside its present grid are left out.
+    """
     answers = read_grid_results(run)
-    return [answers.cells[key] for key in answers.grid_summaries if key.persona_id is not None]
+    axes = (answers.persona_ids, answers.question_ids, answers.templates)
+    personas, questions, templates = ({id: place for place, id in enumerate(axis)} for axis in axes)
+    keys = [key for key in answers.grid_summaries if key.persona_id is not None]
+    keys.sort(
+        key=lambda key: (
+            personas[key.persona_id or ""], templates[key.template], questions[key.question_id], key.sample,
+        )
+    )  # fmt: skip
+    return [answers.cells[key] for key in keys]
 
 
 def question_text_lookup(questions: Sequence[AskedQuestion]) -> Callable[[str, str], str]:

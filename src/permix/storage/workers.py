@@ -136,7 +136,7 @@ def _owner(content: bytes) -> str:
 def _owner_text(path: Path, whole: _LockFile) -> str:
     """Who has the run: the process that holds it alone, or the workers whose processes run on this machine."""
     workers = []
-    for file in lock_files(path)[1:]:
+    for file in lock_files(path)[1:] if whole.try_lock(fcntl.LOCK_SH) else ():
         with contextlib.suppress(OSError), open_regular(file) as other:
             owner = _owner(other.read(20))
             if Path("/proc", owner).exists():
