@@ -272,13 +272,14 @@ def test_more_workers_than_cells_is_no_error(server: OpenAIServer, tmp_path: Pat
     assert metrics(tmp_path / "run")["n_scored"] == 3
 
 
-def test_votes_and_templates_are_shared_like_the_plain_grid(server: OpenAIServer, tmp_path: Path) -> None:
-    for name, fields in (("vote", {"strategy": "persona-vote"}), ("crossed", {"templates": ["you_are", "adopt"]})):
-        one, two = stability(tmp_path / f"{name}-one", server, **fields), stability(tmp_path / f"{name}-two", server, **fields)
+@pytest.mark.parametrize("fields", [{"strategy": "persona-vote"}, {"templates": ["you_are", "adopt"]}], ids=["vote", "templates"])
+def test_votes_and_templates_are_shared_like_the_plain_grid(fields: dict[str, Any], tmp_path: Path) -> None:
+    with openai_server(lambda body, nth, headers: f"It is {solve(asked_what(body))}.") as server:
+        one, two = stability(tmp_path / "one", server, **fields), stability(tmp_path / "two", server, **fields)
         assert run(one) == 0
         assert [run(two, "--shard", f"{number}/3") for number in (3, 1, 2)] == [0] * 3
-        assert metrics(tmp_path / f"{name}-two" / "run") == metrics(tmp_path / f"{name}-one" / "run")
-        assert records(tmp_path / f"{name}-two" / "run") == records(tmp_path / f"{name}-one" / "run")
+    assert metrics(tmp_path / "two" / "run") == metrics(tmp_path / "one" / "run")
+    assert records(tmp_path / "two" / "run") == records(tmp_path / "one" / "run")
 
 
 def test_python_asks_a_part(tmp_path: Path) -> None:
