@@ -21,7 +21,7 @@ from permix.errors import ConfigError
 from permix.evals.shards import assign_personas, assign_shards
 from permix.storage.cells import read_cells, read_run_cells
 from permix.storage.run_dir import RunDir, RunReader
-from permix.types import CellKey, Shard
+from permix.types import CellKey, Message, Shard
 from tests.sample_runs import OPEN_QUESTIONS, asked_as, asked_what, fidelity_values, solve, stability_values, toml
 from tests.servers import OpenAIServer, Raw, error, openai_server
 
@@ -285,7 +285,7 @@ def test_votes_and_templates_are_shared_like_the_plain_grid(fields: dict[str, An
 def test_python_asks_a_part(tmp_path: Path) -> None:
     asked = []
 
-    def adder(messages: list[dict[str, str]]) -> str:
+    def adder(messages: list[Message]) -> str:
         asked.append(messages)
         return str(sum(int(word) for word in messages[-1]["content"].split() if word.isdigit()))
 
