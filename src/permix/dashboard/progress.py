@@ -134,7 +134,7 @@ class RecordTally:
         key = hash(unit)
         self._failing.pop(key, None)
         if error is None:
-            self._done[key] = file
+            self._done.setdefault(key, file)
         elif self._done.get(key, file) == file:
             self._done.pop(key, None)
             self._failing[key] = sys.intern(error[0][: _MAX_TYPE_CHARS + 1]), error[1][: _MAX_MESSAGE_CHARS + 1]
