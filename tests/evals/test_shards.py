@@ -263,6 +263,11 @@ def test_a_dry_run_estimates_the_own_part(server: OpenAIServer, tmp_path: Path, 
     assert found["facts"]["shard"] == "2/3, 8 of 24 cells"
     assert found["estimates"]["model"]["requests"] == 8
     assert not (tmp_path / "run").exists()
+    assert [run(config, "--shard", shard) for shard in ("1/3", "4/6")] == [0, 0]  # 4/6 is the second half of 2/3
+    capsys.readouterr()
+    assert run(config, "--shard", "2/3", "--dry-run", "--json") == 0
+    estimates = json.loads(capsys.readouterr().out)["estimates"]["model"]
+    assert (estimates["requests"], estimates["requests_recorded"]) == (4, 4)
 
 
 def test_more_workers_than_cells_is_no_error(server: OpenAIServer, tmp_path: Path) -> None:

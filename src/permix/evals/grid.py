@@ -394,7 +394,8 @@ def estimate_cells(
     check_cells_unchanged(recorded, cells)
     summaries, limit = recorded.summaries, config.sampling.max_new_tokens
     pending = [cell.messages for cell in cells if cell.key not in summaries or not summaries[cell.key].has_completion]
-    n_recorded = sum(one.has_completion for one in summaries.values())
+    is_part = config.shard is not None
+    n_recorded = len(cells) - len(pending) if is_part else sum(one.has_completion for one in summaries.values())
     groups = [RequestGroup(pending, limit, max(0, n_later - (n_recorded - (len(cells) - len(pending)))))]
     measured = find_measured(runs_beside(config.out), stage, config.model, limit)
     return estimate_cost(groups, config.model, measured, n_recorded=n_recorded)
