@@ -85,8 +85,10 @@ def lock_run(path: Path, shard: Shard | None, prepare: Callable[[bool], None]) -
 def hold_shared_files(run: Path) -> Iterator[None]:
     """Wait until no other worker writes a file that all workers share, and keep others from it during the block.
 
-    Blocks of one process are not nested: the inner one would wait for ever.
+    Creates the folder if it is missing. Blocks of one process are not nested: the inner one would wait for ever.
     """
+    with guard_writes(run):
+        run.mkdir(parents=True, exist_ok=True)
     with _LockFile(run / SHARED_LOCK_FILE) as lock:
         lock.wait()
         yield
