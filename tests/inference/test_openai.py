@@ -2,7 +2,6 @@
 
 import asyncio
 import email.utils
-import json
 import logging
 import subprocess
 import sys
@@ -11,16 +10,14 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from permix.config import ModelConfig
 from permix.errors import ConfigError
-from permix.inference.base import CompletionResult, Model, recorded_fingerprints
+from permix.inference.base import CompletionResult, Model
 from permix.inference.openai import MAX_ERROR_CHARS, MAX_REFUSALS, REQUESTS_PER_CLIENT, OpenAIModel
-from permix.inference.scripted import ScriptedModel
 from permix.types import Completion, Failure, Message, Request, Sampling, digest
 from tests.servers import (
     CUT_OFF,
@@ -403,21 +400,22 @@ def test_an_address_is_no_part_of_the_fingerprint_and_was_one() -> None:
     assert found == [digest("openai", "test", meta)] * 2
 
 
-def test_former_fingerprints_are_those_at_the_recorded_and_at_the_present_address(tmp_path: Path) -> None:
-    recorded = {
-        "model": {"base_url": 3},
-        "interviewer": {"base_url": "http://old:1/v1"},
-        "judge": {"name": "j", "base_url": "no"},
-    }
-    (tmp_path / "config.json").write_text(json.dumps(recorded))
+def test_recorded_forms_are_those_of_this_statement_and_of_none_with_and_without_the_address() -> None:
+    def metadata(root: str) -> str:
+        return f'{{"n_embd": null, "n_params": null, "n_vocab": null, "parent": null, "root": {root}, "size": null}}'
+
+    with openai_server(echo, models=listing("test", root="/w")) as server:
+        own = server.base_url.removeprefix("http://")
+        forms = list(model_at(server.base_url).recorded_forms("http://OLD:1/v1/"))
+    said, silent = [metadata('"/w"')], [metadata("null")]
+    unlisted: list[str] = []
+    expected = []
+    for parts, statement in ((said, {"root": "/w"}), (silent, {}), (unlisted, {})):
+        now = digest("openai", "test", *parts)
+        expected += [(digest("openai", *address, "test", *parts), now, statement) for address in ([], ["old:1/v1"], [own])]
+    assert forms == expected
     with openai_server(echo) as server:
-        model = model_at(server.base_url)
-        own, old = (model.former_fingerprint(address) for address in (server.base_url, "http://old:1/v1"))
-        assert recorded_fingerprints(model, tmp_path, "interviewer") == {old: model.fingerprint, own: model.fingerprint}
-        for section in ("model", "judge", "teacher"):
-            assert recorded_fingerprints(model, tmp_path, section) == {own: model.fingerprint}
-        assert recorded_fingerprints(model, tmp_path / "nothing") == {own: model.fingerprint}
-    assert recorded_fingerprints(ScriptedModel(["x"]), tmp_path) == {}
+        assert {form.server_says == {} for form in model_at(server.base_url).recorded_forms("no address")} == {True}
 
 
 # The thread and the caller

@@ -107,16 +107,20 @@ def test_a_judge_that_has_moved_goes_on_and_one_of_other_weights_is_refused(
         earlier = OpenAIModel(judge_stage(run, first).judge).former_fingerprint(first)
     capsys.readouterr()
     file = judge_folders(run)[0] / "provenance.json"
+    (file.parent / "addresses.json").unlink()
     born = read_json(file)
     born["identity"]["judge"] = earlier
     file.write_text(json.dumps(born))
     with openai_server(lambda body, nth, headers: GOOD) as server:
-        judge_fidelity_run(judge_stage(run, server.base_url, attempts=1))
+        with pytest.raises(ConfigError, match=r"judge: out = .*would go on at .*, confirm it once with --judge.same-weights"):
+            judge_fidelity_run(judge_stage(run, server.base_url, attempts=1))
+        judge_fidelity_run(judge_stage(run, server.base_url, attempts=1, same_weights=True))
         assert len(server.asked) == 1
         said = capsys.readouterr().err
-        assert said.count(f"note: judge.base_url was '{first}' and is now '{server.base_url}'") == 1
+        assert said.count(f"note: judge: the run goes on at {server.base_url.removeprefix('http://')}") == 1
+        judge_fidelity_run(judge_stage(run, server.base_url, attempts=1))
         server.models = listing("test", root="/other")
-        with pytest.raises(ConfigError, match=r"made with other weights, another tokenizer, .* under the same judge.name; give"):
+        with pytest.raises(ConfigError, match=r"where the server now says root = '/other'"):
             judge_fidelity_run(judge_stage(run, server.base_url, attempts=1))
 
 

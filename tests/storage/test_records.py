@@ -262,15 +262,33 @@ def test_keys_that_earlier_versions_counted_are_not_compared(tmp_path: Path) -> 
         pass
 
 
-def test_values_that_are_written_otherwise_now_are_replaced_at_any_depth(tmp_path: Path) -> None:
-    write(tmp_path, identity={"model": A, "interview": {"asked by": A, "turns": 3}, "order": [A]})
-    now = {"model": B, "interview": {"asked by": B, "turns": 3}, "order": [A]}
-    with RunDir.open(tmp_path, CONFIG, now, former_values={A: B}):
+class Checked:
+    """A model behind an endpoint that the run knows by `fingerprint`."""
+
+    def __init__(self, identity_key: str, fingerprint: str | None) -> None:
+        self.identity_key, self.fingerprint = identity_key, fingerprint
+        self.recorded: list[Path] = []
+
+    def record(self, folder: Path) -> None:
+        self.recorded.append(folder)
+
+
+def test_the_fingerprint_by_which_a_run_knows_a_model_takes_its_place_in_the_identity(tmp_path: Path) -> None:
+    def identity(model: str, asker: str, seed: int = 0) -> dict[str, Any]:
+        return {"model": model, "interview": {"asked by": asker, "turns": 3}, "seed": seed}
+
+    known = [Checked("model", B), Checked("interview.asked by", A), Checked("nothing.here", A)]
+    with RunDir.open(tmp_path, CONFIG, identity(A, A), endpoints=[Checked("model", None)]):
         pass
-    assert read_json(tmp_path / "provenance.json")["identity"] == now
-    with pytest.raises(ConfigError), RunDir.open(tmp_path, CONFIG, now | {"seed": 1}, former_values={B: A}):
+    with RunDir.open(tmp_path, CONFIG, identity("c", B), endpoints=known):
         pass
-    assert read_json(tmp_path / "provenance.json")["identity"] == now, "a refused start changes nothing"
+    assert read_json(tmp_path / "provenance.json")["identity"] == identity(B, A)
+    assert [one.recorded for one in known] == [[tmp_path]] * 3
+    with pytest.raises(ConfigError), RunDir.open(tmp_path, CONFIG, identity(B, A, seed=1), endpoints=known):
+        pass
+    assert [one.recorded for one in known] == [[tmp_path]] * 3, "a refused start records nothing"
+    with pytest.raises(ConfigError), RunDir.open(tmp_path, CONFIG, identity(A, A), endpoints=[Checked("model", None)]):
+        pass
 
 
 def test_a_run_is_given_a_key_that_it_may_gain_and_keeps_it(tmp_path: Path) -> None:

@@ -210,9 +210,16 @@ def test_an_identity_in_new_words_is_written_for_every_worker(tmp_path: Path) ->
     for number in (1, 2):
         with RunDir.open(tmp_path, CONFIG, {"model": "old"}, shard=Shard(number, 2)):
             pass
-    now = {"model": "new", "strategy": "persona-vote"}
-    with RunDir.open(tmp_path, CONFIG, now, new_identity_keys=("strategy",), former_values={"old": "new"}, shard=Shard(1, 2)):
-        pass
+    now, recorded = {"model": "new", "strategy": "persona-vote"}, []
+
+    class Moved:
+        identity_key, fingerprint = "model", "new"
+
+        def record(self, folder: Path) -> None:
+            recorded.append(folder)
+
+    with RunDir.open(tmp_path, CONFIG, now, new_identity_keys=("strategy",), endpoints=[Moved()], shard=Shard(1, 2)):
+        assert recorded == [tmp_path]
     names = ("provenance.json", "provenance-1of2.json", "provenance-2of2.json")
     assert [json.loads((tmp_path / name).read_text())["identity"] for name in names] == [now] * 3
     assert RunReader(tmp_path).identity == now

@@ -9,6 +9,7 @@ import pytest
 
 from permix.config import OptimConfig, PersonasConfig, RolloutPlanConfig, TrainConfig, build_config
 from permix.errors import ConfigError, IncompleteRunError, PermixError
+from permix.inference.addresses import read_addresses
 from permix.inference.openai import OpenAIModel
 from permix.pipelines.train import FORMER_IDENTITY_KEYS
 from permix.plan import PersonaSampler, Plan, PlanBuilder, compile_plan
@@ -171,7 +172,7 @@ def test_another_teacher_under_the_same_name_is_refused(tmp_path: Path) -> None:
         with pytest.raises(IncompleteRunError):
             ask(stage(tmp_path / "run", server.base_url))
         server.models = listing("test", root="two")
-        with pytest.raises(ConfigError, match=r"teacher: the samples in .* are of other weights or settings of 'test'; give"):
+        with pytest.raises(ConfigError, match=r"teacher: out = .* the same teacher.name: .* root = 'one', .* root = 'two'"):
             ask(stage(tmp_path / "run", server.base_url))
     assert len(server.asked) == 8
 
@@ -186,13 +187,19 @@ def test_a_teacher_that_has_moved_goes_on(tmp_path: Path) -> None:
     with openai_server(lambda body, nth, headers: "6") as server:
         # As an earlier version recorded it: the address in the identity, and in the fingerprint.
         file.write_text(json.dumps(born | {"identity": {"teacher": {"base_url": first}}}))
+        (tmp_path / "run" / "addresses.json").unlink()
         config = stage(tmp_path / "run", server.base_url)
         earlier = OpenAIModel(config.teacher).former_fingerprint(first)
         (tmp_path / "run" / "teacher.json").write_text(json.dumps({"name": "test", "fingerprint": earlier}))
         assert "base_url" not in teacher_identity(config)
+        confirmed = config.model_copy(update={"teacher": config.teacher.model_copy(update={"same_weights": True})})
         with RunDir.open(config.out, config, {"teacher": {}}, former_identity_keys=FORMER_IDENTITY_KEYS) as run:
-            teacher_examples(config, PLAN, run, Verifier())
+            with pytest.raises(ConfigError, match=r"confirm it once with --teacher.same-weights"):
+                teacher_examples(config, PLAN, run, Verifier())
+            teacher_examples(confirmed, PLAN, run, Verifier())
         assert len(server.asked) == 1
+        before, now = read_addresses(config.out)["teacher"].addresses
+        assert (before.address, now.confirmed_by) == (first.removeprefix("http://"), "user")
     assert read_json(tmp_path / "run" / "teacher.json")["fingerprint"] != earlier
 
 

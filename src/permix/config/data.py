@@ -150,6 +150,9 @@ class ModelConfig(ConfigSection):
     """How many times a request is repeated after HTTP status 429 or 5xx or a timeout (backend "openai")."""
     prices: Path | None = None
     """A TOML file of prices by model (example: configs/prices.toml), from which --dry-run estimates the cost."""
+    same_weights: bool = Field(default=False, exclude=True)
+    """Confirm that the model at a new address has the weights that answered the run so far, where its server does not say so. It
+    is needed once: the run records the address."""
 
     @property
     def capabilities(self) -> BackendCapabilities:
@@ -220,6 +223,12 @@ class ModelConfig(ConfigSection):
     def _check_headers_are_sent(self) -> "ModelConfig":
         if self.headers and not self.capabilities.needs_base_url:
             raise ValueError(f'headers: backend "{self.backend}" sends no HTTP request; leave headers out')
+        return self
+
+    @model_validator(mode="after")
+    def _check_has_address(self) -> "ModelConfig":
+        if self.same_weights and not self.capabilities.needs_base_url:
+            raise ValueError(f'same_weights: backend "{self.backend}" has no address; leave same_weights out')
         return self
 
     @property

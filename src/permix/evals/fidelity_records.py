@@ -23,7 +23,8 @@ from permix.evals.grid import (
     token_limit_text,
 )
 from permix.evals.shards import divide_cells, report_finished_shard
-from permix.inference.base import Model, recorded_fingerprints
+from permix.inference.addresses import check_addresses
+from permix.inference.base import Model
 from permix.metrics.sequential import Round, count_cells
 from permix.personas.pool import PersonaPool, select_recorded_personas
 from permix.prompts import template_hash
@@ -91,11 +92,11 @@ def run_fidelity_cells(
         "sampling": config.sampling.model_dump(),
         "seed": config.seed,
     }
-    former, shard = recorded_fingerprints(model, config.out), config.worker_shard
+    endpoint, shard = check_addresses(model, config.out), config.worker_shard
     divided = None if shard is None else divide_cells(cells, shard)
     own, part = (cells, "") if divided is None else (divided.own, f" of shard {shard}")
     opened = RunDir.open(
-        config.out, config, common | identity, own, former_values=former, shard=shard, grid=grid_description
+        config.out, config, common | identity, own, endpoints=[endpoint], shard=shard, grid=grid_description
     )  # fmt: skip
     with opened as run:
         with run.track_usage():

@@ -36,7 +36,8 @@ from permix.evals.grid import describe_grid, run_cells, warn_trained_personas
 from permix.evals.shards import assign_personas, report_finished_shard
 from permix.evals.text_metrics import measure_text_metrics
 from permix.inference import check_model, load_model
-from permix.inference.base import Model, recorded_fingerprints
+from permix.inference.addresses import check_addresses
+from permix.inference.base import Model
 from permix.inference.cache import cached_model
 from permix.inference.cost import RequestGroup, estimate_cost, find_measured, runs_beside
 from permix.inference.hf import context_window, encode_chat, load_tokenizer, resolve_model_source
@@ -296,11 +297,11 @@ def evaluate_interview(
     number_of = None if shard is None else assign_personas(personas, shard.total)
     own = personas if number_of is None else [one for one in personas if shard is not None and number_of[one] == shard.number]
     grid_json = None if shard is None else describe_interview(config, plan, {})
-    former = recorded_fingerprints(model, config.out)
+    endpoints = [check_addresses(model, config.out)]
     if interviewer_model is not None:
-        former |= recorded_fingerprints(interviewer_model, config.out, "interviewer")
+        endpoints.append(check_addresses(interviewer_model, config.out, "interviewer", "interview.asked by"))
     identity = _identity(model, config, plan, interviewer_model)
-    with RunDir.open(config.out, config, identity, former_values=former, shard=shard, grid=grid_json) as run:
+    with RunDir.open(config.out, config, identity, endpoints=endpoints, shard=shard, grid=grid_json) as run:
         with run.track_usage():
             conversations = conduct_interviews(
                 model, config, plan, _make_interviewer(plan, interviewer_model, run, config.seed), run, own

@@ -36,7 +36,8 @@ from permix.evals.strategies import STRATEGIES, measure_strategy
 from permix.evals.strategies.base import EvalSetup, Strategy
 from permix.evals.strategies.persona_search import load_selection_questions
 from permix.inference import check_model, load_model
-from permix.inference.base import Model, recorded_fingerprints
+from permix.inference.addresses import check_addresses
+from permix.inference.base import Model
 from permix.inference.cache import cached_model
 from permix.metrics import sequential, statistics
 from permix.metrics.linear_models import TemplateEffects, split_by_template, summarize_template_effects
@@ -238,9 +239,9 @@ def evaluate_setup(model: Model, config: StabilityConfig, task: Task, setup: Eva
     shard = config.worker_shard
     divided = None if shard is None else divide_cells(first, shard)
     gains = ("strategy",) if strategy.is_full_grid else ()
-    identity, former = stability_identity(config, task, model), recorded_fingerprints(model, config.out)
+    identity, endpoint = stability_identity(config, task, model), check_addresses(model, config.out)
     own, grid_json = first if divided is None else divided.own, None if divided is None else strategy.describe_grid(setup, ())
-    with RunDir.open(config.out, config, identity, own, gains, former_values=former, shard=shard, grid=grid_json) as run:
+    with RunDir.open(config.out, config, identity, own, gains, endpoints=[endpoint], shard=shard, grid=grid_json) as run:
         description = f"stability {config.label or model.name}"
         verifier = Verifier()
         with run.track_usage():

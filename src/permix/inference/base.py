@@ -9,20 +9,18 @@ completion; `find_pending` decides whether the item is pending again in the next
 nothing stays pending. No exception is caught.
 """
 
-import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from permix.errors import ConfigError, DataError
+from permix.errors import DataError
 from permix.inference.request_body import ChangeableField
 from permix.progress import ProgressBar
 from permix.storage.files import parse_error_text, read_json, write_json
-from permix.storage.run_dir import RunReader
 from permix.storage.workers import hold_shared_files
 from permix.types import Cell, Completion, Failure, Request, Sampling
 
@@ -55,29 +53,6 @@ class Model(Protocol):
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[CompletionResult]:
         """Yield one `CompletionResult` for every request, in any order, each as soon as it is finished."""
-
-
-def former_fingerprints(model: Model, addresses: Iterable[object]) -> dict[str, str]:
-    """The fingerprints that earlier versions of permix gave the model at these addresses and at its own, each mapped to today's.
-
-    Empty for all models but those of `OpenAIModel`, whose fingerprints contained the address.
-    """
-    if not hasattr(model, "former_fingerprint"):
-        return {}
-    found = []
-    for address in (*addresses, getattr(getattr(model, "config", None), "base_url", None)):
-        with contextlib.suppress(ConfigError):  # a recorded address that is none
-            found += [str(model.former_fingerprint(address))] if isinstance(address, str) else []
-    return dict.fromkeys(found, model.fingerprint)
-
-
-def recorded_fingerprints(model: Model, run: Path, section: str = "model") -> dict[str, str]:
-    """`former_fingerprints` at the address in `run`, whose config.json describes the model in `section`."""
-    try:
-        settings = RunReader(run).config.get(section)
-    except DataError:  # no run yet, or a damaged file, which is written anew
-        settings = None
-    return former_fingerprints(model, [settings.get("base_url")] if isinstance(settings, dict) else [])
 
 
 class HasRequest(Protocol):

@@ -28,7 +28,7 @@ import time
 import zlib
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import SplitResult, urljoin, urlsplit
 
@@ -36,6 +36,7 @@ from pydantic import BaseModel, ValidationError
 
 from permix.config import ModelConfig
 from permix.errors import ConfigError, EndpointStoppedError
+from permix.inference.addresses import RecordedForm, ServerStatement, normalize_address, parse_statement
 from permix.inference.base import CompletionResult
 from permix.inference.request_body import (
     MAX_REFUSAL_CHARS,
@@ -392,25 +393,63 @@ class OpenAIModel:
         """A digest of the model's name, the metadata of its weights in `GET /models`, and the added fields of requests.
 
         The address is no part of it: a server may be started again on another machine or port. Most servers give no metadata;
-        then other weights under the same name go unnoticed. The first use asks the endpoint and raises ConfigError as
-        `check_endpoint` does.
+        `permix.inference.addresses` decides whether a run goes on there. The first use asks the endpoint and raises ConfigError
+        as `check_endpoint` does.
         """
         return digest("openai", *self._fingerprint_parts())
+
+    @property
+    def request_digest(self) -> str:
+        """A digest of the model's name and the added fields of requests: the fingerprint without what the server says."""
+        return digest("openai", self.name, *self._added_fields())
+
+    def server_statements(self) -> dict[str, ServerStatement]:
+        """The address at which the model answers, with what the server there says of its weights (`parse_statement`).
+
+        The first use asks the endpoint and raises ConfigError as `check_endpoint` does.
+        """
+        return {normalize_address(self._base_url): self._server_statement()}
+
+    def _server_statement(self) -> ServerStatement:
+        self.check_endpoint()
+        entry = next((served for served in self._served_models or () if served.id == self.name), None)
+        if entry is None:
+            return {}
+        # A server may repeat the key; a placeholder such as "EMPTY" may be a part of a path.
+        redact = partial(self._redact, min_chars=MIN_HIDDEN_KEY_CHARS)
+        return parse_statement(self.name, entry.root, entry.parent, entry.meta, redact)
+
+    def recorded_forms(self, base_url: str | None) -> Iterator[RecordedForm]:
+        """The fingerprints by which earlier versions of permix may have recorded this model, answered at `base_url` (None: not
+        known): with what its server says now, or of a server that says nothing; with or without the address."""
+        added, said = self._added_fields(), self._server_statement()
+        unlisted: list[str] = []
+        silent = [_weights_metadata(_ServedModel(id=self.name))]
+        for metadata, statement in ((self._metadata(), said), (silent, {}), (unlisted, {})):
+            fingerprint = digest("openai", self.name, *metadata, *added)
+            yield RecordedForm(fingerprint, fingerprint, statement)
+            for url in dict.fromkeys((base_url, self._base_url)):
+                with contextlib.suppress(ConfigError):  # a recorded address that is none
+                    address = _former_address(url or "")
+                    yield RecordedForm(digest("openai", address, self.name, *metadata, *added), fingerprint, statement)
 
     def former_fingerprint(self, base_url: str) -> str:
         """The fingerprint that earlier versions of permix gave this model at `base_url`: they counted the address.
 
         Raises ConfigError for an address that is none.
         """
-        url = _parse_url(base_url)
-        return digest("openai", f"{url.netloc.lower()}{url.path.rstrip('/')}", *self._fingerprint_parts())
+        return digest("openai", _former_address(base_url), *self._fingerprint_parts())
 
     def _fingerprint_parts(self) -> list[str]:
+        return [self.name, *self._metadata(), *self._added_fields()]
+
+    def _metadata(self) -> list[str]:
         self.check_endpoint()
-        metadata = [_weights_metadata(served) for served in self._served_models or () if served.id == self.name]
+        return [_weights_metadata(served) for served in self._served_models or () if served.id == self.name]
+
+    def _added_fields(self) -> list[str]:
         extra = self.config.extra_fields
-        added = [json.dumps(extra, sort_keys=True)] if extra else []
-        return [self.name, *metadata, *added]
+        return [json.dumps(extra, sort_keys=True)] if extra else []
 
     def check_endpoint(self) -> None:
         """Raise ConfigError unless the endpoint can be reached and accepts the key. Only the first call asks it.
@@ -840,6 +879,12 @@ def _parse_url(url: str) -> SplitResult:
         shown = url.partition("?")[0]
         raise ConfigError(f"model.base_url = {shown!r}: must be an http or https address such as http://127.0.0.1:8000/v1")
     return parts
+
+
+def _former_address(base_url: str) -> str:
+    """The address in fingerprints of earlier versions. Raises ConfigError for one that is none."""
+    url = _parse_url(base_url)
+    return f"{url.netloc.lower()}{url.path.rstrip('/')}"
 
 
 def _weights_metadata(served: _ServedModel) -> str:

@@ -22,7 +22,8 @@ from permix.evals.interview import preflight_interview, run_interview
 from permix.evals.open_ended import preflight_open_ended, run_open_ended
 from permix.evals.personagym import preflight_personagym, run_personagym
 from permix.inference import check_model, load_model
-from permix.inference.base import Model, recorded_fingerprints
+from permix.inference.addresses import check_addresses
+from permix.inference.base import Model
 from permix.inference.cost import Price, RequestGroup, estimate_cost, find_measured, runs_beside
 from permix.judges.prompts import (
     ExamplesByQuestion,
@@ -86,8 +87,8 @@ def judge_fidelity_run(config: JudgeConfig, given_model: Model | None = None) ->
     with error_context("judge"):
         model = load_model(named.judge, named.threads) if given_model is None else given_model
         identity = _judge_identity(named, setup, model)
-        former = recorded_fingerprints(model, folder, "judge")
-    with RunDir.open(folder, named, identity, former_values=former) as run:
+        endpoint = check_addresses(model, folder, "judge", "judge")
+    with RunDir.open(folder, named, identity, endpoints=[endpoint]) as run:
         inputs = [prompt.judge_input for prompt in prompts]
         write_json(folder / JUDGE_INPUTS_FILE, describe_judge_inputs(setup.discriminates_personas, inputs))
         with run.track_usage(), error_context("judge"):
@@ -186,6 +187,9 @@ def _check_judge_usable(config: FidelityConfig) -> None:
     load_judge_setup(config.judge, required_rubrics(config))
     with error_context("judge"):
         check_model(config.judge, contact=True)
+        if not config.judge.capabilities.is_local:
+            folder = judge_folder(config.out, _judge_label(config.judge))
+            check_addresses(load_model(config.judge), folder, "judge", "judge")
 
 
 def build_call_settings(config: JudgeConfig, price: Price | None) -> CallSettings:

@@ -21,7 +21,8 @@ from typing import NamedTuple
 from permix.config import PersonaGymTask, QuestionsConfig
 from permix.errors import ConfigError, DataError, IncompleteRunError, option_context
 from permix.inference import check_model, load_model
-from permix.inference.base import Model, recorded_fingerprints
+from permix.inference.addresses import check_addresses
+from permix.inference.base import Model
 from permix.inference.cost import RequestGroup, estimate_cost, find_measured, runs_beside
 from permix.personas.loading import check_plain_text
 from permix.personas.personagym import (
@@ -362,8 +363,8 @@ def build_writing_job(config: QuestionsConfig) -> WritingJob:
 def run_writing_job(model: Model, config: QuestionsConfig, job: WritingJob) -> WritingSummary:
     """Like `write_questions`, for a model that is already loaded; reports missing parts in the result instead of raising."""
     first = [one.to_cell(config.seed) for one in (*pending_situation_requests(job, {}), *pending_example_requests(job, {}))]
-    former = recorded_fingerprints(model, config.out)
-    with RunDir.open(config.out, config, _identity(model, config, job), first, former_values=former) as run:
+    endpoint = check_addresses(model, config.out)
+    with RunDir.open(config.out, config, _identity(model, config, job), first, endpoints=[endpoint]) as run:
         try:
             with run.track_usage():
                 for label, find_pending in PENDING_REQUEST_FINDERS.items():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from permix import sanitize
+from permix.inference.addresses import read_addresses
 from permix.metrics.dev_curve import selection_text
 from permix.prompts import persona_prompt
 from permix.rendering.table import (
@@ -163,7 +164,8 @@ def _task_text(run: Run) -> str:
 
 
 def provenance_parts(models: Sequence[ModelRuns]) -> list[DocumentPart]:
-    """Return a table of every run behind the report (its command, seed, configuration and costs), and the versions of packages.
+    """Return a table of every run behind the report (its command, seed, configuration and costs), the addresses at which models
+    behind endpoints answered, and the versions of packages.
 
     Runs with equal packages share one list. With several lists, the table has a column with the number of each run's list.
     """
@@ -176,7 +178,26 @@ def provenance_parts(models: Sequence[ModelRuns]) -> list[DocumentPart]:
         headings, rows = headings[:column] + headings[column + 1 :], [row[:column] + row[column + 1 :] for row in rows]
     texts = [escape_markdown(truncate(escape_control(text), _MAX_PACKAGES_CHARS)) or "–" for text in lists]
     numbered = texts if len(lists) < 2 else [f"{number}: {text}" for number, text in enumerate(texts, start=1)]
-    return [tabulate("runs", headings, rows, n_label_columns=2), Folded("Packages of these runs", "\n\n".join(numbered))]
+    packages = Folded("Packages of these runs", "\n\n".join(numbered))
+    return [tabulate("runs", headings, rows, n_label_columns=2), *_address_tables(runs), packages]
+
+
+_ADDRESS_HEADINGS = ("model", "stage", "section", "address", "first used", "the server says", "same weights confirmed by")
+
+
+def _address_tables(runs: Sequence[tuple[str, str, Run]]) -> Iterable[Table]:
+    """Yield the table of addresses, if a run recorded one: where each model answered, and who confirmed its weights."""
+    rows = []
+    for label, kind, run in runs:
+        for section, model in read_addresses(run.path).items():
+            for use in model.addresses:
+                said = ", ".join(f"{field} {value}" for field, value in use.server_says.items()) or "nothing of its weights"
+                by = use.confirmed_by or "– (first address)"
+                texts = [sanitize.redact_secrets(text) for text in (section, use.address, use.first_used, said, by)]
+                stage = run.description if kind == run.stage else kind
+                rows.append([label_cell(label), TableCell(one_line(stage)), *map(_cut_text_cell, texts)])
+    if rows:
+        yield tabulate("addresses", _ADDRESS_HEADINGS, rows, n_label_columns=2)
 
 
 def _packages_text(run: Run) -> str:

@@ -55,7 +55,7 @@ WEIGHT_NEUTRAL_SETTINGS = {
 }
 """Settings of [train] that do not change the weights, except through the order of a sum."""
 
-TEACHER_ENDPOINT_FIELDS = {"base_url", "api_key_env", "batch_size", "concurrency", "timeout_s", "retries"}
+TEACHER_ENDPOINT_FIELDS = {"base_url", "api_key_env", "batch_size", "concurrency", "timeout_s", "retries", "same_weights"}
 """Settings of [teacher] that describe the endpoint and not the teacher."""
 
 

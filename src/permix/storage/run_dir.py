@@ -28,11 +28,11 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Required, cast
+from typing import Annotated, Any, NamedTuple, Protocol, Required, cast
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
@@ -281,6 +281,23 @@ def parse_log_step(line: bytes) -> tuple[int, dict[str, Any]]:
     return int(step["step"]), step
 
 
+class CheckedEndpoint(Protocol):
+    """A model behind an endpoint, found to be the one that a run knows.
+
+    `fingerprint`: the run's fingerprint of the model, which counts as the model's in the identity at `identity_key`, a dotted
+    key; None if the identity decides.
+    """
+
+    @property
+    def identity_key(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str | None: ...
+
+    def record(self, folder: Path) -> None:
+        """Write the addresses of the model to the run directory."""
+
+
 class RunDir:
     """A run directory that this process has locked for writing, or a shard of it. Open it with `RunDir.open`, as a context
     manager."""
@@ -301,7 +318,7 @@ class RunDir:
         expected_cells: Iterable[Cell] = (),
         new_identity_keys: Collection[str] = (),
         former_identity_keys: Collection[str] = (),
-        former_values: Mapping[str, str] = {},
+        endpoints: Sequence["CheckedEndpoint"] = (),
         shard: Shard | None = None,
         grid: Mapping[str, object] | None = None,
     ) -> Iterator["RunDir"]:
@@ -310,13 +327,11 @@ class RunDir:
         `identity`: the settings that all records of a run have in common (model fingerprint, sampling, template ...).
         `expected_cells`: the cells that the run, or this shard of it, will contain. `new_identity_keys`: keys that are added to
         the identity of a run on disk that lacks them. `former_identity_keys`: dotted keys ("train.report_to") that a run on disk
-        may have in its identity and that are not compared. `former_values`: texts in the identity of a run on disk that are
-        written otherwise now, each with its present form, which replaces it.
+        may have in its identity and that are not compared. `endpoints`: the models behind endpoints, checked before; their
+        addresses are recorded when the run is open.
 
         `shard`: this process is one of several workers. The worker that finds no other one at work writes config.json and
         grid.json, whose content is `grid`; later ones compare theirs.
-
-        A status line notes an endpoint whose address is not the recorded one.
 
         Raises ConfigError, and changes nothing on disk, if another process is writing the run or the shard, if the run on disk
         has another identity, if it asked one of these cells with another prompt, seed or gold, or if the other workers at work
@@ -331,7 +346,9 @@ class RunDir:
         def prepare(is_alone: bool) -> None:
             nonlocal others
             others, keys = not is_alone, (new_identity_keys, former_identity_keys)
-            run._open_or_resume(config, identity, cells, *keys, former_values, grid, is_alone=is_alone)
+            run._open_or_resume(config, identity, cells, *keys, endpoints, grid, is_alone=is_alone)
+            for endpoint in endpoints:
+                endpoint.record(path)
 
         with lock_run(path, shard, prepare):
             try:
@@ -348,12 +365,14 @@ class RunDir:
         expected_cells: Iterable[Cell],
         new_identity_keys: Collection[str],
         former_identity_keys: Collection[str],
-        former_values: Mapping[str, str],
+        endpoints: Sequence["CheckedEndpoint"],
         grid: Mapping[str, object] | None,
         *,
         is_alone: bool,
     ) -> None:
         requested = json.loads(json.dumps(identity))  # as JSON has it: a tuple and a list must compare equal
+        for endpoint in endpoints:
+            requested = _replace_value(requested, endpoint.identity_key, endpoint.fingerprint)
         path = self.path / "provenance.json"
         settings_now = _recorded_settings(config)
         for file in worker_files(self.path / "usage.json"):
@@ -365,14 +384,15 @@ class RunDir:
             changed: list[tuple[Path, dict[str, Any]]] = []
             for one in known_files:
                 provenance = _read_provenance_file(one)
-                recorded = _replace_values(provenance["identity"], former_values)
+                recorded = dict(provenance["identity"])
+                for endpoint in endpoints:
+                    recorded = _replace_value(recorded, endpoint.identity_key, endpoint.fingerprint)
                 added = {key: requested[key] for key in new_identity_keys if key in requested and recorded.get(key) is None}
                 _check_same_identity(self.path, _without_keys(recorded, former_identity_keys) | added, requested, settings)
                 if (identity_now := recorded | added) != provenance["identity"]:
                     changed.append((one, provenance | {"identity": identity_now}))
             if is_alone:
                 self._check_cells(expected_cells)
-                _note_moved_endpoints(*settings)
             else:
                 _check_same_work(self.path, settings_now, grid)
             for one, values in changed:
@@ -443,7 +463,7 @@ def _recorded_settings(config: BaseModel) -> dict[str, Any]:
 
 _SETTINGS_OF_A_MACHINE = (
     *("out", "threads", "cache"),
-    *("base_url", "api_key_env", "batch_size", "concurrency", "timeout_s", "retries"),
+    *("base_url", "same_weights", "api_key_env", "batch_size", "concurrency", "timeout_s", "retries"),
 )  # fmt: skip
 """Last parts of the keys of config.json in which the workers of a run may differ, each on a machine of its own."""
 
@@ -540,7 +560,7 @@ _HASHED_SETTINGS: Mapping[str, _HashedSettings] = {
 
 _NEVER_IDENTITY = {
     *("api_key_env", "batch_size", "concurrency", "timeout_s", "retries", "label"),
-    *("prices", "max_cost", "attempts", "answers_per_control"),
+    *("prices", "max_cost", "attempts", "answers_per_control", "same_weights"),
 }  # fmt: skip
 """Fields of a model's section that are in no fingerprint."""
 
@@ -602,16 +622,15 @@ def _with_keys_of(known: Mapping[str, Any], values: Mapping[str, Any]) -> dict[s
     }
 
 
-def _replace_values(values: Mapping[str, Any], replacements: Mapping[str, str]) -> dict[str, Any]:
-    """The values with each text that `replacements` names replaced, at any depth of sections."""
-    return {
-        name: _replace_values(value, replacements)
-        if isinstance(value, Mapping)
-        else replacements.get(value, value)
-        if isinstance(value, str)
-        else value
-        for name, value in values.items()
-    }
+def _replace_value(values: Mapping[str, Any], key: str, value: str | None) -> dict[str, Any]:
+    """The values with `value` at a dotted key that they have; as they are if `value` is None."""
+    name, _, inner = key.partition(".")
+    if value is None or name not in values:
+        return dict(values)
+    if not inner:
+        return {**values, name: value}
+    section = values[name]
+    return {**values, name: _replace_value(section, inner, value)} if isinstance(section, Mapping) else dict(values)
 
 
 def _without_keys(values: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
@@ -624,19 +643,6 @@ def _without_keys(values: Mapping[str, Any], keys: Collection[str]) -> dict[str,
         for name, value in values.items()
         if name not in keys
     }
-
-
-def _note_moved_endpoints(known: Mapping[str, Any], requested: Mapping[str, Any]) -> None:
-    """Print each endpoint of the stage whose address is not the recorded one. The run goes on: the address is no identity."""
-    # The configuration of a fidelity run also describes its judge, which has a run directory of its own.
-    for section in ("judge",) if requested.get("stage") == "judge" else ("model", "interviewer", "teacher"):
-        sections = [one.get(section) for one in (known, requested)]
-        before, now = (one.get("base_url") if isinstance(one, Mapping) else None for one in sections)
-        if isinstance(before, str) and isinstance(now, str) and before.rstrip("/") != now.rstrip("/"):
-            print_status(
-                f"note: {section}.base_url was {_show_value(before)} and is now {_show_value(now)}: the run goes on, "
-                f"as the model there has the same name"
-            )
 
 
 def check_cells_unchanged(recorded: Mapping[CellKey, Cell], expected_cells: Iterable[Cell]) -> None:

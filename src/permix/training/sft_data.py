@@ -23,7 +23,8 @@ from permix.config import TeacherConfig, TrainConfig
 from permix.errors import ConfigError, DataError, IncompleteRunError, PermixError, error_context
 from permix.evals.grid import run_cells
 from permix.inference import check_model, load_model
-from permix.inference.base import Model, former_fingerprints
+from permix.inference.addresses import check_addresses
+from permix.inference.base import Model
 from permix.inference.hf import encode_chat, encode_completion
 from permix.plan import Plan
 from permix.progress import print_status
@@ -324,9 +325,17 @@ def _verify_sample(task: Task, verifier: Verifier, completion: str, gold: str, p
 
 
 def _check_same_teacher(teacher: Model, run: RunDir) -> None:
-    """Raise ConfigError if the recorded samples come from another teacher."""
-    ours, path = {"name": teacher.name, "fingerprint": teacher.fingerprint}, run.path / TEACHER_FILE
-    if path.exists() and (known := read_json(path)) != ours and not _is_former_teacher(known, teacher, run):
+    """Raise ConfigError if the recorded samples come from another teacher; else record its address."""
+    path = run.path / TEACHER_FILE
+    known = read_json(path) if path.exists() else {}
+    fingerprint = known.get("fingerprint")
+    recorded = fingerprint if isinstance(fingerprint, str) and known.get("name") == teacher.name else None
+    of_former_version = (read_provenance(run.path)["identity"].get("teacher") or {}).get("base_url")
+    base_url = of_former_version if isinstance(of_former_version, str) else None
+    check = check_addresses(teacher, run.path, "teacher", recorded_fingerprint=recorded, recorded_base_url=base_url)
+    ours = {"name": teacher.name, "fingerprint": check.fingerprint or teacher.fingerprint}
+    # A fingerprint of an earlier version counted the address: it is written in its present form.
+    if known and check.fingerprint is None and known != ours:
         changed = (
             f"are of {quote_value(known.get('name'))}, not of {quote_value(teacher.name)}"
             if known.get("name") != teacher.name
@@ -334,13 +343,7 @@ def _check_same_teacher(teacher: Model, run: RunDir) -> None:
         )
         raise ConfigError(f"the samples in {run.path} {changed}; give another run directory (out), or that teacher")
     write_json(path, ours)
-
-
-def _is_former_teacher(known: Mapping[str, Any], teacher: Model, run: RunDir) -> bool:
-    """Whether an earlier version of permix recorded this teacher, by a fingerprint that counted the address."""
-    recorded = read_provenance(run.path)["identity"].get("teacher") or {}
-    former = former_fingerprints(teacher, [recorded.get("base_url")])
-    return known.get("name") == teacher.name and known.get("fingerprint") in former
+    check.record(run.path)
 
 
 def select_teacher_samples(requests: TeacherRequests, recorded: Mapping[CellKey, Cell], max_per_row: int | None) -> SFTDataset:
