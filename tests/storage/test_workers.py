@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from permix import cli
 from permix.config import ModelConfig, ReportConfig, StabilityConfig
 from permix.errors import ConfigError, DataError
 from permix.inference.base import REQUEST_CHANGES_FILE, remember_request_changes
@@ -338,4 +337,3 @@ def test_a_damaged_usage_file_is_refused_before_the_work(tmp_path: Path) -> None
         RunDir.open(tmp_path, CONFIG, IDENTITY, shard=Shard(1, 2)),
     ):
         pass
-    assert cli.run_cli(["report", str(tmp_path)]) == 2
