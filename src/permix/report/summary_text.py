@@ -207,7 +207,7 @@ def incomplete_run_warnings(models: Sequence[ModelRuns]) -> list[str]:
         f"> **Answered twice**: {md_label(model.label)}, {md_label(kind)}: {note}."
         for model in models
         for kind, run in model.runs.items()
-        if (note := chosen_answers_note(run.cells)) is not None
+        if kind in ("stability", *KIND_TITLES) and (note := chosen_answers_note(run.cells)) is not None
     ]
     failed = [
         f"> **Failed**: {md_label(model.label)}, {md_label(kind)}: "
