@@ -48,7 +48,9 @@ def write_config(folder: Path, values: Mapping[str, Any]) -> Path:
 
 def stability(folder: Path, server: OpenAIServer, **fields: Any) -> Path:
     folder.mkdir(exist_ok=True)
-    return write_config(folder, stability_values(folder, server.base_url, **fields))
+    values = stability_values(folder, server.base_url, **fields)
+    values["model"]["same_weights"] = True  # some workers have an endpoint of their own
+    return write_config(folder, values)
 
 
 def run(config: Path, *flags: str, verb: str = "stability") -> int:
@@ -377,7 +379,7 @@ def test_two_processes_at_once_each_with_its_own_endpoint(server: OpenAIServer, 
     assert started("stability", str(one)).wait(WAIT_S) == 0  # in a process too: the tests' own makes fewer draws
     with openai_server(meet) as first, openai_server(meet) as second:
         workers = [
-            started("stability", str(two), "--shard", f"{number}/2", "--model.base-url", one.base_url, "--model.same-weights")
+            started("stability", str(two), "--shard", f"{number}/2", "--model.base-url", one.base_url)
             for number, one in enumerate((first, second), start=1)
         ]
         said = [worker.communicate(timeout=WAIT_S)[1] for worker in workers]
@@ -402,7 +404,7 @@ def test_a_killed_worker_goes_on_and_asks_none_twice(torn: bool, server: OpenAIS
         return answer(body)
 
     with openai_server(pause) as slow:
-        worker = started("stability", str(two), "--shard", "1/2", "--model.base-url", slow.base_url, "--model.same-weights")
+        worker = started("stability", str(two), "--shard", "1/2", "--model.base-url", slow.base_url)
         wait_until(worker, lambda: len(slow.asked) == 6)
         assert run(two, "--shard", "2/2") == 0  # meanwhile the other worker does its part
         worker.send_signal(signal.SIGKILL)
@@ -430,7 +432,7 @@ def test_a_signal_ends_one_worker_which_goes_on(press: signal.Signals, code: int
         return answer(body)
 
     with openai_server(pause) as slow:
-        worker = started("stability", str(config), "--shard", "2/2", "--model.base-url", slow.base_url, "--model.same-weights")
+        worker = started("stability", str(config), "--shard", "2/2", "--model.base-url", slow.base_url)
         wait_until(worker, lambda: len(slow.asked) == 4)
         worker.send_signal(press)
         pressed.set()
