@@ -244,7 +244,7 @@ def evaluate_stability(
     by your own "package.module:function". `name`: the name of a function or object, which tables show and which identifies it
     when a run is resumed (without a name its source does); or the name of the endpoint's model. `template`: the template that
     states the persona. `config`: any other field of `permix stability`, such as label, templates, strategy, budget, precision,
-    cache, resamples.
+    cache, resamples; `shard=(2, 4)` asks the second of four parts, and the summary is that of the records so far.
 
     `batch_out`, `batch_in`: write the pending requests to batch files in this new folder, in `shards` files, or read the results
     in this folder, as --batch-out and --batch-in do; `model` is then the name under which an engine or a provider serves it. With
@@ -272,7 +272,9 @@ def evaluate_stability(
             "permix.load_task returns it"
         )
     with _asked_model(stage, batch, given_model, run.path) as asked, _attach_run(run):
-        run.summary = run_stability(stage, asked, given_task, given_pool)
+        summary = run_stability(stage, asked, given_task, given_pool)
+        if summary is not None:  # else `run.summary` measures what is there
+            run.summary = summary
     return run
 
 
@@ -311,7 +313,9 @@ def evaluate_fidelity(
     } | ({} if sampling is None else {"sampling": sampling})  # fmt: skip
     stage = build_config(FidelityConfig, values | config, source="evaluate_fidelity")
     with _asked_model(stage, batch, given_model, run.path) as asked, _attach_run(run):
-        run.summary = run_fidelity(stage, asked, given_pool, given_questions)
+        summary = run_fidelity(stage, asked, given_pool, given_questions)
+        if summary is not None:
+            run.summary = summary
     return run
 
 

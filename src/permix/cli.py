@@ -4,7 +4,7 @@
 
 The file may also be the config.json of a run. A flag overrides the file, and the file overrides the default. Exit codes: 0 done,
 1 failed, 2 bad input, 3 cells are pending (run the same command again), 130 interrupted by Ctrl-C, 143 by SIGTERM (run the same
-command again).
+command again). With --shard only the cells of that part count.
 """
 
 import atexit
@@ -99,8 +99,11 @@ def stability_command(args: Sequence[str]) -> None:
     if settings.plan_power is not None:
         print_table("questions needed for an effect", power_analysis(settings))
         return
-    with start.model(settings, settings.out) as model, _reporting_afterwards(settings.out, IncompleteRunError):
-        run(settings, model)
+    with start.model(settings, settings.out) as model:
+        if settings.shard is not None:
+            return _report_finished_run(settings.out, run(settings, model))
+        with _reporting_afterwards(settings.out, IncompleteRunError):
+            run(settings, model)
 
 
 def fidelity_command(args: Sequence[str]) -> None:
@@ -112,8 +115,11 @@ def fidelity_command(args: Sequence[str]) -> None:
         return show_estimate(settings)
     from permix.pipelines.fidelity import run_fidelity as run
 
-    with start.model(settings, settings.out) as model, _reporting_afterwards(settings.out, MissingScoresError):
-        run(settings, model)
+    with start.model(settings, settings.out) as model:
+        if settings.shard is not None:
+            return _report_finished_run(settings.out, run(settings, model))
+        with _reporting_afterwards(settings.out, MissingScoresError):
+            run(settings, model)
 
 
 def judge_command(args: Sequence[str]) -> None:
@@ -226,6 +232,19 @@ def _reporting_afterwards(run: Path, incomplete_error: type[IncompleteRunError])
         raise
     add_result(pending=0)
     _write_run_report(run)
+
+
+def _report_finished_run(run: Path, measures: object) -> None:
+    """Write the report of a run of several workers if this one found all parts finished, so that it has measures.
+
+    Two workers that end at the same time write it one after the other.
+    """
+    from permix.storage.workers import hold_shared_files
+
+    add_result(paths={"run": run})
+    if measures is not None:
+        with hold_shared_files(run):
+            _write_run_report(run)
 
 
 def _write_run_report(run: Path) -> None:

@@ -71,6 +71,42 @@ def seed_from(*parts: str | int) -> int:
     return int(digest(*map(str, parts)), 16) >> 1
 
 
+MAX_SHARDS = 10_000
+
+_SHARD = re.compile(r"(\d{1,9})/(\d{1,9})")
+
+
+class Shard(NamedTuple):
+    """The part of a run that one of several workers asks: part `number`, from 1 to `total`."""
+
+    number: int
+    total: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Shard":
+        """The shard that a text like "2/4" names. Raises ValueError, which says what is valid."""
+        found = _SHARD.fullmatch(text)
+        if found is None:
+            raise ValueError('must be like "2/4": worker 2 of 4')
+        shard = cls(int(found[1]), int(found[2]))
+        if not 1 <= shard.total <= MAX_SHARDS:
+            raise ValueError(f"must name 1 to {MAX_SHARDS} workers")
+        if not 1 <= shard.number <= shard.total:
+            raise ValueError(
+                f"workers count from 1 to {shard.total}; give the tasks of a job array the numbers 1 to {shard.total}, as with "
+                f"--array=1-{shard.total}"
+            )
+        return shard
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.total}"
+
+    @property
+    def file_suffix(self) -> str:
+        """What the names of this worker's own files hold: "2of4"."""
+        return f"{self.number}of{self.total}"
+
+
 class Question(Record):
     """A question whose answer can be checked. `text` is the bare question; `Task.prompt` puts it into the task's template.
 

@@ -66,8 +66,8 @@ def looked(watched: RunMonitor, now: float = 0.0) -> dict[str, Any]:
 def held(run: Path) -> Iterator[int]:
     """Another process holds the run as a stage does, and lets go, as a kill would, when the block ends; its number."""
     script = (
-        "import sys, os, pathlib; from permix.storage.run_dir import _lock_run_dir\n"
-        "with _lock_run_dir(pathlib.Path(sys.argv[1])): print(os.getpid(), flush=True); sys.stdin.read()"
+        "import sys, os, pathlib; from permix.storage.workers import lock_run\n"
+        "with lock_run(pathlib.Path(sys.argv[1]), None, lambda alone: None): print(os.getpid(), flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", script, str(run)], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True

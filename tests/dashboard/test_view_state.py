@@ -11,7 +11,7 @@ import pytest
 
 from permix.dashboard.folder import RunFolder
 from permix.dashboard.live_metrics import LiveMeasures, measure_live, newest_completions
-from permix.dashboard.run_monitor import LockHolder, ProgressRate, RunMonitor, lock_holder, read_locks
+from permix.dashboard.run_monitor import LockHolder, ProgressRate, RunMonitor, lock_holders, read_locks
 from permix.sanitize import redact_command
 from permix.storage.files import FileState, last_lines, read_file_state
 from permix.storage.run_dir import RUN_FORMAT
@@ -93,9 +93,9 @@ def test_the_table_of_locks_is_read_by_inode_and_by_device_or_process(tmp_path: 
     )
     found = read_locks(table)
     assert found == {inode: (LockHolder("ff:7f", 77),)}
-    assert lock_holder(tmp_path, found) == 77
+    assert lock_holders(tmp_path, found) == (77,)
     (tmp_path / ".lock").write_text("8")  # the same inode, but of another device and another process
-    assert lock_holder(tmp_path, found) is None
+    assert lock_holders(tmp_path, found) == ()
     assert read_locks(tmp_path / "none") is None
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from permix.config.base import ConfigSection
 from permix.config.data import (
@@ -30,7 +30,7 @@ from permix.config.training import (
     TrainMethod,
     resolve_mix,
 )
-from permix.types import Sampling, Split
+from permix.types import Sampling, Shard, Split
 
 
 class RunConfig(ConfigSection):
@@ -42,6 +42,31 @@ class RunConfig(ConfigSection):
     """Name of the model in tables, such as "base" or "RLVR"; when not given, --model.name or, in `permix train`, the folder."""
     threads: int | None = Field(default=None, gt=0)
     """CPU threads for torch in each process; when not given, the machine's cores divided by the number of processes."""
+
+
+def _read_shard(value: object) -> object:
+    """The text of a shard, which Python may also give as two numbers: (2, 4) is "2/4"."""
+    if isinstance(value, tuple | list) and len(value) == 2:
+        value = f"{value[0]}/{value[1]}"
+    if isinstance(value, str):
+        return str(Shard.parse(value))
+    return value
+
+
+ShardText = Annotated[str | None, BeforeValidator(_read_shard)]
+
+
+class SharedRunConfig(RunConfig):
+    """Options of a verb whose run several workers can share."""
+
+    shard: ShardText = None
+    """This process is one of several workers that share the run: "2/4" asks the second of four parts of the cells and writes a
+    file of records of its own. Workers count from 1."""
+
+    @property
+    def worker_shard(self) -> Shard | None:
+        """The shard of this worker; None if it asks the whole run."""
+        return None if self.shard is None else Shard.parse(self.shard)
 
 
 def _require_train_split(section: TaskConfig) -> TaskConfig:
@@ -184,7 +209,7 @@ class TrainConfig(RunConfig):
         return self
 
 
-class StabilityConfig(RunConfig):
+class StabilityConfig(SharedRunConfig):
     """Configuration of `permix stability`."""
 
     stage: Literal["stability"] = "stability"
@@ -253,8 +278,23 @@ class StabilityConfig(RunConfig):
             raise ValueError(f"{field} = {value}: {other} asks the whole grid; leave one of the two out")
         return self
 
+    @model_validator(mode="after")
+    def _check_shard(self) -> "StabilityConfig":
+        """Refuse what needs the answers of all workers before it can ask further."""
+        if self.shard is None:
+            return self
+        if self.strategy not in ("none", "persona-vote"):
+            needs = f'strategy = "{self.strategy}" chooses further cells by the answers of all workers'
+        elif self.budget is not None or self.precision is not None:
+            needs = f"{'budget' if self.budget is not None else 'precision'} plans each round by the answers of all workers"
+        elif self.plan_power is not None:
+            needs = "plan_power asks nothing"
+        else:
+            return self
+        raise ValueError(f'shard = "{self.shard}": {needs}; leave one of the two out')
 
-class FidelityConfig(RunConfig):
+
+class FidelityConfig(SharedRunConfig):
     """Configuration of `permix fidelity`."""
 
     stage: Literal["fidelity"] = "fidelity"
@@ -342,6 +382,20 @@ class FidelityConfig(RunConfig):
         if self.interviewer.is_model and given:
             raise ValueError(
                 f'interviewer.name = "{self.interviewer.name}": the model asks its own questions; leave interview.{given[0]} out'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_shard(self) -> "FidelityConfig":
+        if self.shard is not None and self.interviewer.is_model:
+            raise ValueError(
+                f'shard = "{self.shard}": grid.json lists the questions, which interviewer.name = "{self.interviewer.name}" '
+                "makes up while it asks; leave one of the two out"
+            )
+        if self.shard is not None and self.judge.name != "none":
+            raise ValueError(
+                f'shard = "{self.shard}": judge.name = "{self.judge.name}" needs the answers of all workers; leave it out, and '
+                "run permix judge when all parts are finished"
             )
         return self
 

@@ -8,12 +8,14 @@ of the file, so the cost does not depend on its length.
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from permix.errors import PermixError
 from permix.sanitize import escape_control, truncate
-from permix.storage.files import last_lines
+from permix.storage.files import last_lines, read_file_state
+from permix.storage.workers import worker_files
 from permix.types import Estimate
 
 LIVE_RESAMPLES = 300
@@ -192,10 +194,15 @@ def newest_completions(run: Path, stage: str) -> list[CompletionView]:
 
 
 def _last_lines(path: Path) -> list[bytes]:
-    try:
-        return last_lines(path, _NEWEST_COUNT)
-    except (OSError, PermixError):
-        return []
+    """The last lines of the file, or of the files of all workers: of the file that changed last first."""
+    found: list[bytes] = []
+    changed = {one: state.modified for one in worker_files(path) if (state := read_file_state(one)) is not None}
+    for one in sorted(changed, key=lambda one: -changed[one]):
+        with suppress(OSError, PermixError):
+            found = last_lines(one, _NEWEST_COUNT - len(found)) + found
+        if len(found) == _NEWEST_COUNT:
+            break
+    return found
 
 
 def _view_or_none(line: bytes, to_view: Callable[[JsonLine], CompletionView]) -> CompletionView | None:

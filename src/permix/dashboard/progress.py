@@ -86,7 +86,8 @@ class RecordTally:
         self.file = file
         self.lines = self.malformed = 0
         self.first_error = ""
-        self._done: set[int] = set()
+        self._lines_of = Counter[str]()
+        self._done: dict[int, str] = {}
         self._failing: dict[int, tuple[str, str]] = {}
 
     @property
@@ -98,16 +99,20 @@ class RecordTally:
         """Number of units that were tried and have no result."""
         return len(self._failing)
 
-    def add_lines(self, lines: Iterable[bytes]) -> None:
+    def add_lines(self, lines: Iterable[bytes], file: str | None = None) -> None:
+        """Count the next lines of a file: of `file` where several workers write one each, else of the tally's own."""
+        name = sys.intern(file or self.file)
         for line in lines:
             self.lines += 1
+            self._lines_of[name] += 1
             try:
                 if line is LONG_LINE:
                     raise ValueError(LONG_LINE_TEXT)
-                self._add_line(line)
+                self._add_line(line, name)
             except PARSE_ERRORS as error:
                 self.malformed += 1
-                self.first_error = self.first_error or f"{self.file}:{self.lines}: not a record: {_cut(parse_error_text(error))}"
+                where = f"{name}:{self._lines_of[name]}"
+                self.first_error = self.first_error or f"{where}: not a record: {_cut(parse_error_text(error))}"
 
     def errors(self) -> list[dict[str, Any]]:
         """Return the ten most frequent types of error among units without a result, each with its count and one message."""
@@ -118,17 +123,20 @@ class RecordTally:
             for kind, count in counts.most_common(10)
         ]
 
-    def _add_line(self, line: bytes) -> None:
+    def _add_line(self, line: bytes, file: str) -> None:
         raise NotImplementedError
 
-    def _set_outcome(self, unit: Hashable, error: tuple[str, str] | None) -> None:
-        """Store the outcome of one record of a unit. The unit is done if `error` is None."""
+    def _set_outcome(self, unit: Hashable, error: tuple[str, str] | None, file: str) -> None:
+        """Store the outcome of one record of a unit. The unit is done if `error` is None.
+
+        The last record in a file counts. Of several files, one in which the unit is done counts.
+        """
         key = hash(unit)
         self._failing.pop(key, None)
         if error is None:
-            self._done.add(key)
-        else:
-            self._done.discard(key)
+            self._done.setdefault(key, file)
+        elif self._done.get(key, file) == file:
+            self._done.pop(key, None)
             self._failing[key] = sys.intern(error[0][: _MAX_TYPE_CHARS + 1]), error[1][: _MAX_MESSAGE_CHARS + 1]
 
 
@@ -138,7 +146,7 @@ def _cut(text: str, width: int = _MAX_MESSAGE_CHARS) -> str:
 
 
 class CellTally(RecordTally):
-    """Tally of the cells in records.jsonl that are in the grid (`expected`). A cell is done once it has a result.
+    """Tally of the cells in a run's files of records that are in the grid (`expected`). A cell is done once it has a result.
 
     Cells outside the grid are only counted (`n_outside_grid`): a strategy may ask them, or the grid was larger in an earlier run.
     """
@@ -154,11 +162,11 @@ class CellTally(RecordTally):
     def n_outside_grid(self) -> int:
         return len(self._outside_grid)
 
-    def _add_line(self, line: bytes) -> None:
+    def _add_line(self, line: bytes, file: str) -> None:
         cell = parse_cell_line(line)
         key = cell_line_key(cell)
         if self.expected.contains(key):
-            self._set_outcome(key, _cell_error(cell))
+            self._set_outcome(key, _cell_error(cell), file)
         else:
             self._outside_grid.add(hash(key))
 
@@ -178,13 +186,13 @@ class JudgeCallTally(RecordTally):
 
     unit = "scores"
 
-    def _add_line(self, line: bytes) -> None:
+    def _add_line(self, line: bytes, file: str) -> None:
         call = Judgement.model_validate_json(line)
         if call.score is not None:
-            self._set_outcome(call.key, None)
+            self._set_outcome(call.key, None, file)
         elif hash(call.key) not in self._done:
             failure = call.failure
-            self._set_outcome(call.key, (failure.type, failure.message) if failure else ("no score", call.error or ""))
+            self._set_outcome(call.key, (failure.type, failure.message) if failure else ("no score", call.error or ""), file)
 
 
 class Step(NamedTuple):
@@ -212,7 +220,7 @@ class StepTally(RecordTally):
         unscored = sum(step.unscored for step in self.steps.values())
         return [{"type": "no verdict", "count": unscored, "message": "rollouts left out of their step"}] if unscored else []
 
-    def _add_line(self, line: bytes) -> None:
+    def _add_line(self, line: bytes, file: str) -> None:
         number, step = parse_log_step(line)
         if not 0 <= number <= _MAX_STEP:
             raise ValueError(f"step = {number}: must be from 0 to {_MAX_STEP}")

@@ -14,7 +14,7 @@ The rate of progress covers only the time during which the run was watched.
 
 import os
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -32,13 +32,12 @@ from permix.errors import DataError, PermixError
 from permix.evals.fidelity_records import read_expected_cells
 from permix.evals.grid import ExpectedCells
 from permix.sanitize import escape_control, redact_command, redact_secrets, truncate
-from permix.storage.files import JsonlTail, open_regular, read_file_state
+from permix.storage.files import READ_CHUNK_BYTES, JsonlTail, open_regular, read_file_state
 from permix.storage.run_dir import RunReader
+from permix.storage.workers import LOCK_FILE, lock_files, worker_files
 from permix.types import digest
 
 _PROC_LOCKS = Path("/proc/locks")
-
-_LOCK_FILE = ".lock"
 
 
 class LockHolder(NamedTuple):
@@ -71,22 +70,66 @@ def read_locks(table: Path = _PROC_LOCKS) -> LocksByInode | None:
     return found
 
 
-def lock_holder(run: Path, locks: LocksByInode | None) -> int | None:
-    """Return the id of the process that holds the run's lock, 0 if its id is unknown, None if there is no known holder.
+def lock_holders(run: Path, locks: LocksByInode | None) -> tuple[int, ...]:
+    """Return the ids of the processes that hold a lock of the run, one for each worker; 0 for a process whose id is unknown.
 
     On some file systems the kernel names another device than stat does. Then the holder must be the process that the lock file
     names.
     """
+    return tuple(dict.fromkeys(pid for file in lock_files(run) for pid in _holders_of_file(file, locks)))
+
+
+def _holders_of_file(path: Path, locks: LocksByInode | None) -> Iterator[int]:
     try:
-        with open_regular(run / _LOCK_FILE) as file:
+        with open_regular(path) as file:
             lock, named = os.fstat(file.fileno()), file.read(20).strip()
     except (OSError, PermixError):
-        return None
+        return
     device = f"{os.major(lock.st_dev):02x}:{os.minor(lock.st_dev):02x}"
     for holder in (locks or {}).get(lock.st_ino, ()):
         if holder.device == device or str(holder.pid).encode() == named:
-            return max(holder.pid, 0)
-    return None
+            yield max(holder.pid, 0)
+
+
+class WorkerTails:
+    """Reads a growing file, and those of a run's workers beside it (`worker_files`), as one: like `JsonlTail`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._tails = {path: JsonlTail(path)}
+
+    def read_lines(self) -> list[tuple[str, list[bytes]]]:
+        """The next whole lines of each file that has some, with its name; about `READ_CHUNK_BYTES` in all."""
+        self._tails |= {path: JsonlTail(path) for path in worker_files(self._path) if path not in self._tails}
+        limit = max(READ_CHUNK_BYTES // len(self._tails), _MIN_CHUNK_BYTES)
+        return [(path.name, lines) for path, tail in self._tails.items() if (lines := tail.read_lines(limit))]
+
+    @property
+    def restarts(self) -> int:
+        """How often a file began again, or went away."""
+        return sum(tail.restarts for tail in self._tails.values())
+
+    @property
+    def is_behind(self) -> bool:
+        return any(tail.is_behind for tail in self._tails.values())
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files when they were last looked at."""
+        return sum(tail.state.size for tail in self._tails.values() if tail.state)
+
+    @property
+    def offset(self) -> int:
+        """Bytes read."""
+        return sum(tail.offset for tail in self._tails.values())
+
+    @property
+    def modified(self) -> float | None:
+        """When a file last changed, in seconds since the epoch; None without a file."""
+        return max((tail.state.modified for tail in self._tails.values() if tail.state), default=None)
+
+
+_MIN_CHUNK_BYTES = 64_000
 
 
 RATE_WINDOW_S = 60.0
@@ -133,14 +176,14 @@ WATCHED_STAGES = ("stability", "fidelity", "train", "judge", "questions")
 _SETTINGS_FILES = ("config.json", "provenance.json", "grid.json")
 
 _READ_FILES = (
-    *_SETTINGS_FILES, _LOCK_FILE, "inputs.json", "records.jsonl", "judgements.jsonl", "log.jsonl", "rollouts.jsonl",
+    *_SETTINGS_FILES, LOCK_FILE, "inputs.json", "records.jsonl", "judgements.jsonl", "log.jsonl", "rollouts.jsonl",
     "plan.parquet", "examples.jsonl", "examples.json",
 )  # fmt: skip
 
 
 def check_run_files(run: Path, root: Path) -> None:
     """Raise DataError for a file of a run that leads out of `root`, is not a regular file, or is JSON above `MAX_JSON_BYTES`."""
-    for path in (run / name for name in _READ_FILES):
+    for path in (path for name in _READ_FILES for path in worker_files(run / name)):
         if not os.path.lexists(path):
             continue
         if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
@@ -167,7 +210,7 @@ class RunMonitor:
         self.config: Mapping[str, Any] = {}
         self._run: RunReader | None = None
         self.total: int | None = None
-        self.holder_pid: int | None = None
+        self.holder_pids: tuple[int, ...] = ()
         self.state: RunState = "broken"
         self.measures: LiveMeasures | None = None
         self.measured_version: RunVersion | None = None
@@ -175,7 +218,7 @@ class RunMonitor:
         self._config_error = self._read_error = self._command = ""
         self._config_files: object = ()
         self._started: float | None = None
-        self._tail = JsonlTail(path / "records.jsonl")
+        self._tails = WorkerTails(path / "records.jsonl")
         self._tally: RecordTally = CellTally("records.jsonl", ExpectedCells())
         self._rate = ProgressRate()
         self._remote_writer = _RemoteWriterDetector()
@@ -187,12 +230,12 @@ class RunMonitor:
     @property
     def is_caught_up(self) -> bool:
         """Whether the last call of `poll` read everything that the file had."""
-        return bool(self._read_error) or not self._tail.is_behind
+        return bool(self._read_error) or not self._tails.is_behind
 
     @property
     def is_measurable(self) -> bool:
         """Whether the last call of `poll` read everything, and found no error that forbids to read this run."""
-        return not self._read_error and not self._tail.is_behind
+        return not self._read_error and not self._tails.is_behind
 
     @property
     def version(self) -> RunVersion:
@@ -211,16 +254,17 @@ class RunMonitor:
 
     def _update(self, locks: LocksByInode | None, now: float, wall_time: float) -> None:
         # The holder comes first: a run that ends before its last lines are read still counts as going until the next poll.
-        self.holder_pid = lock_holder(self.path, locks)
+        self.holder_pids = lock_holders(self.path, locks)
         self._reload_config()
         if self.stage == "judge":
             check_run_files(self.path.parent.parent, self.root)  # its measures need the answers that it scored
-        restarts = self._tail.restarts
-        lines = self._tail.read_lines()
-        if self._tail.restarts != restarts:
+        restarts = self._tails.restarts
+        found = self._tails.read_lines()
+        if self._tails.restarts != restarts:
             self._reset_tally()
-        if lines:
-            self._tally.add_lines(lines)
+            found = self._tails.read_lines()
+        for name, lines in found:
+            self._tally.add_lines(lines, name)
             self._tally_published = {}
         self._try_read(self._update_total)
         if self.is_caught_up:
@@ -274,7 +318,7 @@ class RunMonitor:
             "rate": rate if going else None,
             "left_s": None if seconds_left is None else round(seconds_left),
             "started": self._started,
-            "written": self._tail.state.modified if self._tail.state else None,
+            "written": self._tails.modified,
             "read": None if self.is_caught_up else self._fraction_read(),
             "troubles": self.errors(),
             "command": self._command,
@@ -329,7 +373,7 @@ class RunMonitor:
                 expected = self._try_read(lambda: read_expected_cells(run)) or expected
             self._tally = CellTally(file, expected)
         self.total = expected.total
-        self._tail = JsonlTail(self.path / file)
+        self._tails = WorkerTails(self.path / file)
 
     def _update_total(self) -> None:
         """Update the total of stages whose total is known only after the run has started."""
@@ -347,16 +391,16 @@ class RunMonitor:
             return None
 
     def _state(self, locks: LocksByInode | None, now: float, wall_time: float) -> RunState:
-        seen = self._tail.state
-        if self.holder_pid is not None:
+        modified = self._tails.modified
+        if self.holder_pids:
             self._remote_writer.reset()
             return "going"
-        grows = self._remote_writer.is_growing(now, seen.size if seen else 0)
+        grows = self._remote_writer.is_growing(now, self._tails.size)
         if not self.config:
             return "broken"
         if self._has_result():
             return "finished"
-        fresh = locks is None and seen is not None and wall_time - seen.modified < STALE_AFTER_S
+        fresh = locks is None and modified is not None and wall_time - modified < STALE_AFTER_S
         return "going" if grows or fresh else "stopped"
 
     def _has_result(self) -> bool:
@@ -368,7 +412,8 @@ class RunMonitor:
         """Return the state in words."""
         unit = self._tally.unit
         if self.state == "going":
-            return f"going on (process {self.holder_pid})" if self.holder_pid else "going on"
+            known = [str(pid) for pid in self.holder_pids if pid]
+            return f"going on (process{'es' * (len(known) > 1)} {', '.join(known)})" if known else "going on"
         if self.state == "finished":
             return "finished"
         if self.state == "broken":
@@ -402,8 +447,7 @@ class RunMonitor:
             return redact_command(["permix", self.stage or "STAGE", str(self.path / "config.json")])
 
     def _fraction_read(self) -> float:
-        seen = self._tail.state
-        return self._tail.offset / seen.size if seen and seen.size else 1.0
+        return self._tails.offset / self._tails.size if self._tails.size else 1.0
 
     def _curve_points(self) -> list[dict[str, Any]]:
         """Return the steps of a training for the curve: at most about `_MAX_CURVE_POINTS`, always with the last one."""

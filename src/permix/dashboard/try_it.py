@@ -33,7 +33,8 @@ from permix.inference import load_model
 from permix.metrics.identifiability import MIN_ANSWERS
 from permix.prompts import begins_with_you_are, build_messages, persona_prompt
 from permix.sanitize import escape_control, redact_secrets, truncate
-from permix.storage.files import JsonlWriter, open_regular
+from permix.storage.cells import record_files
+from permix.storage.files import JsonlWriter, open_regular, read_file_state
 from permix.tasks import AnswerKind, find_task, verify_completion
 from permix.types import Cell, Completion, Failure, Message, Persona, Request, Sampling, digest
 from permix.verification.math_verifier import Verifier
@@ -179,22 +180,25 @@ def read_prompts(run: RunMonitor) -> RunPrompts:
     Raises DataError if the run may not be read (`check_run_files`). Lines that are no cell are passed over.
     """
     check_run_files(run.path, run.root)
-    path = run.path / "records.jsonl"
-    try:
-        status = path.stat()
-    except OSError:
+    states = {path: state for path in record_files(run.path) if (state := read_file_state(path)) is not None}
+    if not states:
         return RunPrompts({}, {}, "it has no records yet")
-    return _read_prompts(path, status.st_ino, min(status.st_size, MAX_PROMPT_BYTES))
+    share = MAX_PROMPT_BYTES // len(states)
+    return _read_prompts(tuple((path, state.inode, min(state.size, share)) for path, state in states.items()))
+
+
+def _read_beginning(path: Path, size: int) -> bytes:
+    with open_regular(path) as file:
+        return file.read(size)
 
 
 @lru_cache(maxsize=4)  # each question that is asked looks up its texts here
-def _read_prompts(path: Path, inode: int, size: int) -> RunPrompts:
+def _read_prompts(beginnings: tuple[tuple[Path, int, int], ...]) -> RunPrompts:
+    """The prompts in the beginnings of files: (path, inode, bytes) of each. The inode tells a file that replaced another one."""
     personas: dict[str, str] = {}
     questions: dict[str, AskedPrompt] = {}
     in_question = 0
-    with open_regular(path) as file:
-        content = file.read(size)
-    for line in content.split(b"\n"):
+    for line in (line for path, _, size in beginnings for line in _read_beginning(path, size).split(b"\n")):
         try:
             cell = Cell.model_validate_json(line)
         except ValidationError:
@@ -206,7 +210,8 @@ def _read_prompts(path: Path, inode: int, size: int) -> RunPrompts:
             if cell.persona_id is not None and len(personas) < _MAX_CHOICES:
                 personas.setdefault(cell.persona_id, system)
             questions.setdefault(cell.question_id, AskedPrompt(cell.prompt, cell.gold))
-    notes = [f"read from the first {MAX_PROMPT_BYTES // 10**6} MB of its records"] if size == MAX_PROMPT_BYTES else []
+    is_cut = any(size == MAX_PROMPT_BYTES // len(beginnings) for *_, size in beginnings)
+    notes = [f"read from the first {MAX_PROMPT_BYTES // 10**6} MB of its records"] if is_cut else []
     if len(questions) > _MAX_CHOICES:
         notes.append(f"{len(questions)} questions, of which the first {_MAX_CHOICES} are listed")
     notes += ["its template puts the persona into the question, so its personas are not listed"] if in_question else []

@@ -4,7 +4,9 @@ Contract: `grid.json` holds the full texts of personas and questions, so a judge
 Fidelity answers have no verdict. A missing answer is counted and stays pending.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -20,6 +22,7 @@ from permix.evals.grid import (
     run_cells,
     token_limit_text,
 )
+from permix.evals.shards import divide_cells, report_finished_shard
 from permix.inference.addresses import check_addresses
 from permix.inference.base import Model
 from permix.inference.batch_model import again_text, is_only_writing
@@ -29,6 +32,7 @@ from permix.prompts import template_hash
 from permix.storage.cells import explain_missing, find_failures
 from permix.storage.files import write_json
 from permix.storage.run_dir import RunDir, RunReader
+from permix.storage.workers import hold_shared_files
 from permix.tasks.base import read_trained_on
 from permix.trackers import log_measures
 from permix.types import Cell, Persona, Question, Record
@@ -76,9 +80,10 @@ def run_fidelity_cells(
     measure: Callable[[Path], FidelityResult],
     measure_text: Callable[[Path], Record],
     **identity: object,
-) -> FidelityResult:
+) -> FidelityResult | None:
     """Answer the pending cells, write grid.json and metrics.json, and return the result of `measure`.
 
+    With `config.shard` only the cells of that part; None if that part is finished and others are not.
     `measure` computes the measures of this kind, `measure_text` the measures of all kinds. `identity` is added to the identity of
     the run. Raises IncompleteRunError if answers are missing, or the DataError of `measure` if no answer is missing.
     """
@@ -88,22 +93,37 @@ def run_fidelity_cells(
         "sampling": config.sampling.model_dump(),
         "seed": config.seed,
     }
-    endpoint = check_addresses(model, config.out)
-    with RunDir.open(config.out, config, common | identity, cells, endpoints=[endpoint]) as run:
-        write_json(run.path / "grid.json", grid_description)
+    endpoint, shard = check_addresses(model, config.out), config.worker_shard
+    divided = None if shard is None else divide_cells(cells, shard)
+    own, part = (cells, "") if divided is None else (divided.own, f" of shard {shard}")
+    opened = RunDir.open(
+        config.out, config, common | identity, own, endpoints=[endpoint], shard=shard, grid=grid_description
+    )  # fmt: skip
+    with opened as run:
         with run.track_usage():
-            pending = run_cells(model, cells, config.sampling, run, None, f"fidelity {config.label or model.name}")
+            pending = run_cells(model, own, config.sampling, run, None, f"fidelity {config.label or model.name}{part}")
         failures = find_failures(run.cells(), scored=False) if pending else ()
         why = explain_missing(failures, again_text(model), stop_reason=run.stop_reason)
-        missing = f"{config.out}: {pending} of {len(cells)} answers are missing{why}"
-        if pending and is_only_writing(model):
+        missing = f"{config.out}: {pending} of {len(own)} answers{part} are missing{why}"
+        if divided is not None:
+            if pending:
+                raise IncompleteRunError(missing, pending)
+            run.close_records()
+            summaries = run.cells().summaries
+            unanswered = [cell.key for cell in cells if cell.key not in summaries or not summaries[cell.key].has_completion]
+            counts = Counter(divided.number_of[key] for key in unanswered)
+            report_finished_shard(run.path, divided.shard, len(own), counts, "answers")
+            if unanswered:
+                return None
+        elif pending and is_only_writing(model):
             raise IncompleteRunError(missing, pending)
-        try:
-            result = measure(run.path)
-        except DataError as error:
-            raise (IncompleteRunError(missing, pending) if pending else error) from error
-        metrics = write_fidelity_metrics(run.path, result, measure_text(run.path))
-        log_measures(config.report_to, run.path, config.label or model.name, metrics)
+        with hold_shared_files(run.path) if divided else nullcontext():
+            try:
+                result = measure(run.path)
+            except DataError as error:
+                raise (IncompleteRunError(missing, pending) if pending else error) from error
+            metrics = write_fidelity_metrics(run.path, result, measure_text(run.path))
+            log_measures(config.report_to, run.path, config.label or model.name, metrics)
     if pending:
         raise IncompleteRunError(missing, pending)
     return result
@@ -182,9 +202,19 @@ def _expected_fidelity_cells(asked: Mapping[str, Any], config: Mapping[str, Any]
 
 
 def read_persona_cells(run: Path) -> list[Cell]:
-    """Read the recorded cells with a persona. If a run was made smaller, cells outside its present grid are left out."""
+    """Read the recorded cells with a persona, in the order of the grid, whoever finished first. If a run was made smaller, cells
+    outside its present grid are left out.
+    """
     answers = read_grid_results(run)
-    return [answers.cells[key] for key in answers.grid_summaries if key.persona_id is not None]
+    axes = (answers.persona_ids, answers.question_ids, answers.templates)
+    personas, questions, templates = ({id: place for place, id in enumerate(axis)} for axis in axes)
+    keys = [key for key in answers.grid_summaries if key.persona_id is not None]
+    keys.sort(
+        key=lambda key: (
+            personas[key.persona_id or ""], templates[key.template], questions[key.question_id], key.sample,
+        )
+    )  # fmt: skip
+    return [answers.cells[key] for key in keys]
 
 
 def question_text_lookup(questions: Sequence[AskedQuestion]) -> Callable[[str, str], str]:

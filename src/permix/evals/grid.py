@@ -22,7 +22,7 @@ from permix.metrics.statistics import Array
 from permix.personas.pool import PersonaPool
 from permix.progress import ProgressBar, print_status, progress_bar
 from permix.prompts import build_messages, template_id, template_text
-from permix.storage.cells import CellIndex, CellSummary, cell_summaries, read_cells
+from permix.storage.cells import CellIndex, CellSummary, cell_summaries, read_run_cells
 from permix.storage.run_dir import RunDir, RunReader, check_cells_unchanged
 from permix.tasks.base import read_trained_on
 from permix.types import (
@@ -417,11 +417,12 @@ def estimate_cells(
 
     Raises ConfigError if the run in `config.out` asked one of these cells with other messages or another seed.
     """
-    recorded = read_cells(config.out / "records.jsonl")
+    recorded = read_run_cells(config.out)
     check_cells_unchanged(recorded, cells)
     summaries, limit = recorded.summaries, config.sampling.max_new_tokens
     pending = [cell.messages for cell in cells if cell.key not in summaries or not summaries[cell.key].has_completion]
-    n_recorded = sum(one.has_completion for one in summaries.values())
+    is_part = config.shard is not None
+    n_recorded = len(cells) - len(pending) if is_part else sum(one.has_completion for one in summaries.values())
     groups = [RequestGroup(pending, limit, max(0, n_later - (n_recorded - (len(cells) - len(pending)))))]
     measured = find_measured(runs_beside(config.out), stage, config.model, limit)
     return estimate_cost(groups, config.model, measured, n_recorded=n_recorded)

@@ -15,7 +15,8 @@ attempt), so they are not generated again. Its prompt says neither who the perso
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -33,6 +34,7 @@ from permix.evals.fidelity_records import (
     write_fidelity_metrics,
 )
 from permix.evals.grid import describe_grid, run_cells, warn_trained_personas
+from permix.evals.shards import assign_personas, report_finished_shard
 from permix.evals.text_metrics import measure_text_metrics
 from permix.inference import check_model, load_model
 from permix.inference.addresses import check_addresses
@@ -44,9 +46,10 @@ from permix.inference.hf import context_window, encode_chat, load_tokenizer, res
 from permix.personas.loading import load_roleplay
 from permix.personas.pool import PersonaPool, warn_of_misfits
 from permix.prompts import build_messages, template_hash
-from permix.storage.cells import CellIndex, explain_missing, find_failures, read_cells
+from permix.storage.cells import CellIndex, explain_missing, find_failures, read_run_cells
 from permix.storage.files import write_json
 from permix.storage.run_dir import RunDir
+from permix.storage.workers import hold_shared_files
 from permix.trackers import log_measures
 from permix.types import Cell, CellKey, Completion, Message, Persona, Question, Sampling, digest, seed_from
 
@@ -199,8 +202,10 @@ class InterviewPlan(NamedTuple):
     question_orders: QuestionOrders | None
 
 
-def run_interview(config: FidelityConfig, model: Model | None = None, given_pool: PersonaPool | None = None) -> Drift:
+def run_interview(config: FidelityConfig, model: Model | None = None, given_pool: PersonaPool | None = None) -> Drift | None:
     """Start or resume a run of interviews; writes metrics.json and returns the drift measures.
+
+    With `config.shard` only the interviews of that part; None if they are finished and others are not.
 
     `model` and `given_pool` are Python objects that replace what the configuration names. Raises ConfigError or DataError if the
     configuration is invalid, and IncompleteRunError if turns are missing at the end.
@@ -232,12 +237,17 @@ def _estimate_interview(config: FidelityConfig, plan: InterviewPlan) -> dict[str
 
     Earlier answers, and the questions of an interviewer model, count with their greatest length in the prompts of later turns.
     """
-    turns, limit, recorded = config.interview.turns, config.sampling.max_new_tokens, read_cells(config.out / "records.jsonl")
+    turns, limit, recorded = config.interview.turns, config.sampling.max_new_tokens, read_run_cells(config.out)
     answered = [key for key, one in recorded.summaries.items() if one.has_completion]
     n_answered = Counter(key.persona_id for key in answered if turn_number(key.question_id) is not None)
     placeholders = [Question(id=f"{turn}", task="interview", text="?", gold="") for turn in range(turns)]
+    personas = plan.pool.personas
+    if (shard := config.worker_shard) is not None:
+        number_of = assign_personas([persona.id for persona in personas], shard.total)
+        personas = tuple(persona for persona in personas if number_of[persona.id] == shard.number)
+        n_answered = Counter({persona.id: n_answered[persona.id] for persona in personas})
     prompts, earlier_turns = [], 0
-    for persona in plan.pool.personas:
+    for persona in personas:
         order = placeholders if plan.question_orders is None else plan.question_orders[persona.id]
         for turn in range(n_answered[persona.id], turns):
             earlier = [InterviewTurn(question, "") for question in order[:turn]]
@@ -283,36 +293,61 @@ def prepare_interview(config: FidelityConfig, given_pool: PersonaPool | None = N
 
 def evaluate_interview(
     model: Model, config: FidelityConfig, plan: InterviewPlan, interviewer_model: Model | None = None
-) -> Drift:
+) -> Drift | None:
     """Like `run_interview`, for loaded models; `interviewer_model` asks if the plan has no question orders."""
+    shard, personas = config.worker_shard, [persona.id for persona in plan.pool.personas]
+    number_of = None if shard is None else assign_personas(personas, shard.total)
+    own = personas if number_of is None else [one for one in personas if shard is not None and number_of[one] == shard.number]
+    grid_json = None if shard is None else describe_interview(config, plan, {})
     endpoints = [check_addresses(model, config.out)]
     if interviewer_model is not None:
         endpoints.append(check_addresses(interviewer_model, config.out, "interviewer", "interview.asked by"))
-    with RunDir.open(config.out, config, _identity(model, config, plan, interviewer_model), endpoints=endpoints) as run:
+    identity = _identity(model, config, plan, interviewer_model)
+    with RunDir.open(config.out, config, identity, endpoints=endpoints, shard=shard, grid=grid_json) as run:
         with run.track_usage():
             conversations = conduct_interviews(
-                model, config, plan, _make_interviewer(plan, interviewer_model, run, config.seed), run
+                model, config, plan, _make_interviewer(plan, interviewer_model, run, config.seed), run, own
             )
-        n_pending = len(conversations) * config.interview.turns - sum(map(len, conversations.values()))
+        n_turns = len(conversations) * config.interview.turns
+        n_pending = n_turns - sum(map(len, conversations.values()))
         incomplete = partial(_incomplete_run_error, run, model, conversations, config.interview.turns)
-        if n_pending and is_only_writing(model):
+        if shard is not None and number_of is not None:
+            if n_pending:
+                raise incomplete()
+            run.close_records()
+            pending = _count_pending_turns(run.cells(), number_of, config.interview.turns)
+            report_finished_shard(run.path, shard, n_turns, pending, "turns")
+            if pending:
+                return None
+        elif n_pending and is_only_writing(model):
             raise incomplete()
-        try:
-            result = measure_drift(run.path, config.reference)
-        except DataError as error:
-            raise (incomplete() if n_pending else error) from error
-        metrics = write_fidelity_metrics(run.path, result, measure_text_metrics(run.path))
-        log_measures(config.report_to, run.path, config.label or model.name, metrics)
+        with nullcontext() if shard is None else hold_shared_files(run.path):
+            try:
+                result = measure_drift(run.path, config.reference)
+            except DataError as error:
+                raise (incomplete() if n_pending else error) from error
+            metrics = write_fidelity_metrics(run.path, result, measure_text_metrics(run.path))
+            log_measures(config.report_to, run.path, config.label or model.name, metrics)
         if n_pending:
             raise incomplete()
     return result
 
 
+def _count_pending_turns(cells: CellIndex, number_of: Mapping[str, int], turns: int) -> Counter[int]:
+    """For each part that has some: the number of turns without an answer in its interviews."""
+    pending = Counter({number: n * turns for number, n in Counter(number_of.values()).items()})
+    for key, one in cells.summaries.items():
+        number = number_of.get(key.persona_id or "")
+        if number is not None and one.has_completion and turn_number(key.question_id) is not None:
+            pending[number] -= 1
+    return +pending
+
+
 def conduct_interviews(
-    model: Model, config: FidelityConfig, plan: InterviewPlan, interviewer: Interviewer, run: RunDir
+    model: Model, config: FidelityConfig, plan: InterviewPlan, interviewer: Interviewer, run: RunDir, own: Collection[str]
 ) -> dict[str, tuple[InterviewTurn, ...]]:
-    """Ask the pending turns, turn by turn; returns the answered turns of each persona."""
-    personas = {persona.id: persona for persona in plan.pool.personas}
+    """Ask the pending turns of the personas in `own`, turn by turn; returns the answered turns of each of them."""
+    personas = {persona.id: persona for persona in plan.pool.personas if persona.id in own}
     conversations: dict[str, tuple[InterviewTurn, ...]] = dict.fromkeys(personas, ())
     for turn in range(1, config.interview.turns + 1):
         # A missing answer stops its interview, since all later prompts contain that answer.
@@ -330,7 +365,8 @@ def conduct_interviews(
             cell = known.get(CellKey(persona, question.id, 0))
             if cell is not None and cell.completion is not None:
                 conversations[persona] = (*conversations[persona], InterviewTurn(question, cell.completion.answer))
-        write_json(run.path / "grid.json", describe_interview(config, plan, conversations))
+        if run.shard is None:
+            write_json(run.path / "grid.json", describe_interview(config, plan, conversations))
         if run.stop_reason:
             break
     return conversations
@@ -447,4 +483,5 @@ def _incomplete_run_error(run: RunDir, model: Model, conversations: Conversation
     waiting = sum(len(one) < turns for one in conversations.values())
     rounds = f"; {waiting} of {len(conversations)} interviews wait for their next turn" if isinstance(model, BatchModel) else ""
     why = explain_missing(find_failures(run.cells(), scored=False), again_text(model), stop_reason=run.stop_reason)
-    return IncompleteRunError(f"{run.path}: {pending} of {n_turns} turns are missing{rounds}{why}", pending)
+    part = "" if run.shard is None else f" of shard {run.shard}"
+    return IncompleteRunError(f"{run.path}: {pending} of {n_turns} turns{part} are missing{rounds}{why}", pending)

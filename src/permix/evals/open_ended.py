@@ -16,7 +16,8 @@ from permix.evals.fidelity_records import (
     run_fidelity_cells,
     select_fidelity_personas,
 )
-from permix.evals.grid import PromptFormat, build_grid, describe_grid, estimate_cells, warn_trained_personas
+from permix.evals.grid import PromptFormat, build_grid, describe_grid, warn_trained_personas
+from permix.evals.shards import estimate_shard
 from permix.evals.text_metrics import measure_text_metrics
 from permix.inference import load_model
 from permix.inference.base import Model
@@ -34,8 +35,8 @@ def run_open_ended(
     model: Model | None = None,
     given_pool: PersonaPool | None = None,
     given_questions: Sequence[Question] | None = None,
-) -> Identifiability:
-    """Start or resume an open-ended run; writes metrics.json and returns identifiability.
+) -> Identifiability | None:
+    """Start or resume an open-ended run; writes metrics.json and returns identifiability, or None (see `run_fidelity_cells`).
 
     `model`, `given_pool` and `given_questions` are Python objects that replace what the configuration names. Raises ConfigError
     if the configuration is invalid, IncompleteRunError if answers are missing, and DataError if there are too few to measure.
@@ -59,7 +60,7 @@ def preflight_open_ended(config: FidelityConfig) -> dict[str, str]:
             config.reference, {(persona.id, question.id) for persona in pool.personas for question in questions}
         )
     facts = {"personas": str(len(pool)), "questions": str(len(questions)), "answers": str(len(pool) * len(questions))}
-    return facts | estimate_cells("fidelity", config, build_open_ended_cells(config, pool, questions))
+    return facts | estimate_shard("fidelity", config, build_open_ended_cells(config, pool, questions))
 
 
 def build_open_ended_cells(config: FidelityConfig, pool: PersonaPool, questions: Sequence[Question]) -> list[Cell]:
@@ -70,7 +71,7 @@ def build_open_ended_cells(config: FidelityConfig, pool: PersonaPool, questions:
 
 def evaluate_open_ended(
     model: Model, config: FidelityConfig, pool: PersonaPool, questions: Sequence[Question]
-) -> Identifiability:
+) -> Identifiability | None:
     """Like `run_open_ended`, for a loaded model and chosen personas and questions."""
     cells = build_open_ended_cells(config, pool, questions)
     asked_questions = [AskedQuestion(id=question.id, text=question.text) for question in questions]

@@ -12,7 +12,8 @@ from pathlib import Path
 from permix.config import FidelityConfig
 from permix.errors import option_context
 from permix.evals.fidelity_records import AskedQuestion, describe_ids, read_asked_questions, run_fidelity_cells
-from permix.evals.grid import PromptFormat, build_grid, describe_grid, estimate_cells, warn_trained_personas
+from permix.evals.grid import PromptFormat, build_grid, describe_grid, warn_trained_personas
+from permix.evals.shards import estimate_shard
 from permix.evals.text_metrics import measure_text_metrics
 from permix.inference import load_model
 from permix.inference.base import Model
@@ -44,8 +45,8 @@ class PersonaGymCounts(Record):
     without_persona: AnswerCounts
 
 
-def run_personagym(config: FidelityConfig, model: Model | None = None) -> PersonaGymCounts:
-    """Start or resume a PersonaGym run; writes metrics.json and returns the counts.
+def run_personagym(config: FidelityConfig, model: Model | None = None) -> PersonaGymCounts | None:
+    """Start or resume a PersonaGym run; writes metrics.json and returns the counts, or None (see `run_fidelity_cells`).
 
     `model` replaces the configured model. Raises ConfigError or DataError if the configuration or the files are invalid, and
     IncompleteRunError if answers are missing.
@@ -66,12 +67,12 @@ def preflight_personagym(config: FidelityConfig) -> dict[str, str]:
         "questions": f"{len(questions)}, each for one persona; {len(without)} also without a persona",
         "answers": str(len(questions) + len(without)),
     }
-    return facts | estimate_cells("fidelity", config, build_personagym_cells(config, pool, questions, without))
+    return facts | estimate_shard("fidelity", config, build_personagym_cells(config, pool, questions, without))
 
 
 def evaluate_personagym(
     model: Model, config: FidelityConfig, pool: PersonaPool, questions: Sequence[PersonaGymQuestion]
-) -> PersonaGymCounts:
+) -> PersonaGymCounts | None:
     """Like `run_personagym`, for a loaded model and chosen personas and questions."""
     without = sample_balanced_questions(questions, config.personagym.without_persona, config.seed)
     grid_json = describe_personagym(pool.personas, questions, without)

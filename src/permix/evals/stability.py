@@ -9,6 +9,7 @@ next round as it would have done without the interruption. A round is finished o
 could not be scored is left out of the measures.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from permix.evals.grid import (
     run_cells,
     warn_trained_personas,
 )
+from permix.evals.shards import ShardCells, divide_cells, report_finished_shard
 from permix.evals.strategies import STRATEGIES, measure_strategy
 from permix.evals.strategies.base import EvalSetup, Strategy
 from permix.evals.strategies.persona_search import load_selection_questions
@@ -47,9 +49,10 @@ from permix.personas.pool import PersonaPool, select_personas, select_recorded_p
 from permix.plan import read_plan
 from permix.progress import print_status
 from permix.prompts import template_hash, template_text
-from permix.storage.cells import cell_summaries, explain_missing, find_failures
+from permix.storage.cells import cell_summaries, explain_missing, find_failures, has_records
 from permix.storage.files import write_json
 from permix.storage.run_dir import RunDir, RunReader
+from permix.storage.workers import hold_shared_files
 from permix.tasks import LoadedTask, load_selection
 from permix.tasks.base import Task, answer_token_limit, check_contamination, read_trained_on, verify_completion
 from permix.trackers import check_trackers, log_measures
@@ -194,8 +197,11 @@ __all__ = [
 
 def run_stability(
     config: StabilityConfig, model: Model | None = None, task: LoadedTask | None = None, pool: PersonaPool | None = None
-) -> StabilitySummary:
+) -> StabilitySummary | None:
     """Start or resume a stability run; writes metrics.json and returns the stability measures.
+
+    With `config.shard` only the cells of that part are asked; None is returned, and no metrics.json written, if that part is
+    finished and others are not.
 
     `model`, `task` and `pool` are Python objects that replace what the configuration names. Raises ConfigError or DataError if
     the configuration is invalid, and IncompleteRunError at the end if cells have no score; the same call tries them again.
@@ -224,16 +230,19 @@ def _limit_to_window(config: StabilityConfig, model: Model) -> StabilityConfig:
     return config.model_copy(update={"sampling": config.sampling.model_copy(update={"max_new_tokens": window // 2})})
 
 
-def evaluate_setup(model: Model, config: StabilityConfig, task: Task, setup: EvalSetup) -> StabilitySummary:
+def evaluate_setup(model: Model, config: StabilityConfig, task: Task, setup: EvalSetup) -> StabilitySummary | None:
     """Like `run_stability`, for a model that is already loaded and a prepared setup."""
     strategy, stopping_rule = STRATEGIES[config.strategy], build_stopping_rule(config)
     if stopping_rule:
         setup = shuffle_questions(setup)
         check_same_rounds(config.out, setup)
     first = first_round_cells(setup, stopping_rule) if stopping_rule else strategy.initial_cells(setup)
+    shard = config.worker_shard
+    divided = None if shard is None else divide_cells(first, shard)
     gains = ("strategy",) if strategy.is_full_grid else ()
     identity, endpoint = stability_identity(config, task, model), check_addresses(model, config.out)
-    with RunDir.open(config.out, config, identity, first, gains, endpoints=[endpoint]) as run:
+    own, grid_json = first if divided is None else divided.own, None if divided is None else strategy.describe_grid(setup, ())
+    with RunDir.open(config.out, config, identity, own, gains, endpoints=[endpoint], shard=shard, grid=grid_json) as run:
         description = f"stability {config.label or model.name}"
         verifier = Verifier()
         with run.track_usage():
@@ -241,25 +250,57 @@ def evaluate_setup(model: Model, config: StabilityConfig, task: Task, setup: Eva
             def answer(cells: Sequence[Cell], description: str) -> int:
                 return run_cells(model, cells, config.sampling, run, partial(_score_answer, task, verifier), description)
 
-            if stopping_rule:
+            if divided is not None:
+                progress = GridProgress(answer(own, f"{description}, shard {shard}"), len(own))
+            elif stopping_rule:
                 progress = run_rounds(run, setup, config, stopping_rule, answer, description)
             else:
                 progress = _run_strategy(run, setup, first, strategy, answer, (description, f"{description}, {config.strategy}"))
         failures = find_failures(run.cells(), scored=True) if progress.pending else ()
         why = explain_missing(failures, again_text(model), stop_reason=run.stop_reason)
-        missing = f"{config.out}: {progress.pending} of {progress.n_cells} cells have no score{why}"
+        part = "" if shard is None else f" of shard {shard}"
+        missing = f"{config.out}: {progress.pending} of {progress.n_cells} cells{part} have no score{why}"
+        if divided is not None:
+            if progress.pending:
+                raise IncompleteRunError(missing, progress.pending)
+            return _finish_shard(run, config, model, divided, first)
         if progress.selection_pending:
             raise IncompleteRunError(f"{missing}; until then no persona can be chosen", progress.pending)
         if progress.pending and is_only_writing(model):
             raise IncompleteRunError(missing, progress.pending)
-        answers = read_grid_results(run.path)
-        summary = measure_stability(run.path, answers)
-        metrics = _metrics_json(summary, run.path, answers)
-        write_json(run.path / "metrics.json", metrics)
-        log_measures(config.report_to, run.path, config.label or model.name, metrics)
+        summary = _write_metrics(run.path, config, model)
     if progress.pending:
         raise IncompleteRunError(missing, progress.pending)
     return summary
+
+
+def _write_metrics(run: Path, config: StabilityConfig, model: Model) -> StabilitySummary:
+    answers = read_grid_results(run)
+    summary = measure_stability(run, answers)
+    metrics = _metrics_json(summary, run, answers)
+    write_json(run / "metrics.json", metrics)
+    log_measures(config.report_to, run, config.label or model.name, metrics)
+    return summary
+
+
+def _finish_shard(
+    run: RunDir, config: StabilityConfig, model: Model, divided: ShardCells, grid: Sequence[Cell]
+) -> StabilitySummary | None:
+    """Say which parts are pending now that this worker's part is finished; if none is, write metrics.json and return it."""
+    run.close_records()
+    summaries = run.cells().summaries
+    pending = Counter(
+        divided.number_of[cell.key]
+        for cell in grid
+        if (known := summaries.get(cell.key)) is None
+        or not known.has_completion
+        or (cell.gold is not None and known.reward is None)
+    )
+    report_finished_shard(run.path, divided.shard, len(divided.own), pending, "cells")
+    if pending:
+        return None
+    with hold_shared_files(run.path):  # two workers that end at the same time write the same file, one after the other
+        return _write_metrics(run.path, config, model)
 
 
 def _score_answer(task: Task, verifier: Verifier, completion: str, gold: str, prompt: str) -> Verdict:
@@ -310,7 +351,7 @@ def power_analysis(config: StabilityConfig) -> dict[str, str]:
     n = len(load_selection(config.task).questions) if config.task.reads_own_file else config.task.n
     level = f"level {statistics.SIGNIFICANCE_LEVEL:g} (Holm), power {statistics.TARGET_POWER:g}"
     effect_text = f"{effect:g} against no persona, each of {personas} personas, {level}"
-    grid = first_round_grid(config.out, read_stability_grid(config.out)) if (config.out / "records.jsonl").exists() else None
+    grid = first_round_grid(config.out, read_stability_grid(config.out)) if has_records(config.out) else None
     measured = (
         None
         if grid is None
@@ -337,7 +378,11 @@ def preflight_stability(config: StabilityConfig) -> dict[str, str]:
     strategy, (config, _, setup) = STRATEGIES[config.strategy], prepare_stability(config)
     check_model(config.model, contact=False)
     facts = {"questions": str(len(setup.questions)), "personas": f"{len(setup.pool)}, and no persona"}
-    if stopping_rule := build_stopping_rule(config):
+    if (shard := config.worker_shard) is not None:
+        grid = strategy.initial_cells(setup)
+        cells, n_later = divide_cells(grid, shard).own, 0
+        facts |= {"cells": str(len(grid)), "shard": f"{shard}, {len(cells)} of {len(grid)} cells"}
+    elif stopping_rule := build_stopping_rule(config):
         setup = shuffle_questions(setup)
         check_same_rounds(config.out, setup)
         cells, maximum = first_round_cells(setup, stopping_rule), max_cells(setup, stopping_rule)

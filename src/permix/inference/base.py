@@ -21,6 +21,7 @@ from permix.errors import DataError
 from permix.inference.request_body import ChangeableField
 from permix.progress import ProgressBar
 from permix.storage.files import parse_error_text, read_json, write_json
+from permix.storage.workers import hold_shared_files
 from permix.types import Cell, Completion, Failure, Request, Sampling
 
 
@@ -153,7 +154,10 @@ def remember_request_changes(model: Model, folder: Path) -> Iterator[None]:
     finally:
         found = {one.address: one.request_changes for one in endpoints if one.request_changes != known.get(one.address, {})}
         if found:
-            write_json(path, _read_request_changes(path) | found)
+            with hold_shared_files(folder):  # several workers may find out something, each about its own endpoint or the same one
+                changes = _read_request_changes(path)
+                merged = {address: changes.get(address, {}) | fields for address, fields in found.items()}
+                write_json(path, changes | merged)
 
 
 def _read_request_changes(path: Path) -> dict[str, dict[ChangeableField, str]]:

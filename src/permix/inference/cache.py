@@ -21,6 +21,7 @@ from permix.errors import ConfigError, DataError, PermixError
 from permix.inference.base import CompletionResult, Model
 from permix.progress import print_status
 from permix.storage.files import PARSE_ERRORS, read_json, write_error, write_json
+from permix.storage.workers import hold_shared_files
 from permix.types import Completion, Failure, Request, Sampling
 
 CACHE_DATABASE = "answers.sqlite"
@@ -110,7 +111,7 @@ def cached_model(model: Model, folder: Path | None, run_dir: Path) -> Iterator[M
     if not model.content_addressed:
         raise ConfigError(f"cache = {folder}: weights under the name {model.name!r} may change; leave cache out")
     path, stats_path = folder / CACHE_DATABASE, run_dir / CACHE_STATS_FILE
-    before = _read_stats(stats_path)
+    _read_stats(stats_path)  # a damaged file is refused now, and not after the work
     with closing(_open_database(path)) as connection:
         cached = CachedModel(model, connection, path)
         try:
@@ -118,7 +119,9 @@ def cached_model(model: Model, folder: Path | None, run_dir: Path) -> Iterator[M
         finally:
             if cached.lookups:
                 print_status(f"{path}: {cached.hits} of {cached.lookups} answers were cached")
-                write_json(stats_path, {"held": before["held"] + cached.hits, "asked": before["asked"] + cached.lookups})
+                with hold_shared_files(run_dir):
+                    before = _read_stats(stats_path)
+                    write_json(stats_path, {"held": before["held"] + cached.hits, "asked": before["asked"] + cached.lookups})
 
 
 def _read_stats(path: Path) -> dict[str, int]:

@@ -18,6 +18,7 @@ from permix.progress import add_result
 from permix.sanitize import escape_control
 from permix.storage.files import read_jsonl
 from permix.storage.run_dir import read_run_file
+from permix.storage.workers import worker_files
 from permix.types import Message, Record
 
 
@@ -118,7 +119,8 @@ def runs_beside(out: Path) -> Iterator[Path]:
 
 
 def _measure_folder(folder: Path, stage: str, model: ModelConfig, max_new_tokens: int, section: str) -> MeasuredRequests | None:
-    records = next((path for name in ("records.jsonl", "judgements.jsonl") if (path := folder / name).is_file()), None)
+    lists = (worker_files(folder / name) for name in ("records.jsonl", "judgements.jsonl"))
+    records = next((found for paths in lists if (found := [path for path in paths if path.is_file()])), None)
     if records is None or not (folder / "config.json").is_file():
         return None
     config = read_run_file(folder / "config.json")
@@ -128,7 +130,7 @@ def _measure_folder(folder: Path, stage: str, model: ModelConfig, max_new_tokens
     if config.get("interviewer", {}).get("name", "script") != "script":
         return None  # its records are answers and questions, of two models
     n, new_tokens, cut_off, complete = 0, 0, 0, True
-    for reply in read_jsonl(records, _parse_reply, "a record"):
+    for reply in (one for path in records for one in read_jsonl(path, _parse_reply, "a record")):
         if reply is None:
             continue
         count = reply.get("completion_tokens")
@@ -137,7 +139,8 @@ def _measure_folder(folder: Path, stage: str, model: ModelConfig, max_new_tokens
     limit = (config.get("sampling") or recorded).get("max_new_tokens")
     if not n or (cut_off and not (isinstance(limit, int) and limit >= max_new_tokens)):
         return None
-    seconds = read_run_file(folder / "usage.json").get("wall_seconds", 0.0) if (folder / "usage.json").is_file() else 0.0
+    usage = [read_run_file(path) for path in worker_files(folder / "usage.json") if path.is_file()]
+    seconds = sum(one.get("wall_seconds", 0.0) for one in usage)
     rate = n / seconds if seconds > 0 and not config.get("cache") else None
     return MeasuredRequests(folder, n, new_tokens / n if complete else None, rate)
 

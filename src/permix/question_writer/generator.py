@@ -58,7 +58,7 @@ from permix.question_writer.requests import (
     writing_template_hash,
 )
 from permix.sanitize import escape_control
-from permix.storage.cells import explain_missing, find_failures, read_cells
+from permix.storage.cells import explain_missing, find_failures, read_run_cells
 from permix.storage.files import write_json, write_text
 from permix.storage.rows import quote_value, read_rows
 from permix.storage.run_dir import RunDir
@@ -308,7 +308,7 @@ def write_questions(config: QuestionsConfig, model: Model | None = None) -> Path
         missing = ", ".join(summary.pending[:MAX_LISTED_MISSING]) + (
             f" and {len(summary.pending) - MAX_LISTED_MISSING} more" if len(summary.pending) > MAX_LISTED_MISSING else ""
         )
-        failures = find_failures(read_cells(config.out / "records.jsonl"), scored=False)
+        failures = find_failures(read_run_cells(config.out), scored=False)
         why = explain_missing(failures, again_text(asked, "write them"), stop_reason=summary.stop_reason)
         raise IncompleteRunError(f"{config.out}: still missing: {missing}{why}", len(summary.pending))
     return config.out / ("examples.jsonl" if job.given_questions else "questions.jsonl")
@@ -340,7 +340,7 @@ def preflight_questions(config: QuestionsConfig) -> dict[str, str]:
 
 def _estimate_writing(config: QuestionsConfig, job: WritingJob, n_calls: int) -> dict[str, str]:
     """The cost of the calls that are not made yet, if no reply is rejected: `n_calls` in all, the recorded ones included."""
-    cells = read_cells(config.out / "records.jsonl")
+    cells = read_run_cells(config.out)
     replies, n_recorded = replies_by_key(cells), sum(one.has_completion for one in cells.summaries.values())
     pending = [one for find in PENDING_REQUEST_FINDERS.values() for one in find(job, replies)]
     n_later = max(0, n_calls - n_recorded - len(pending))

@@ -52,7 +52,7 @@ from permix.report.methods import (
     pool_seeds,
 )
 from permix.report.runs import ModelRuns
-from permix.storage.cells import describe_cures, describe_reasons
+from permix.storage.cells import chosen_answers_note, describe_cures, describe_reasons
 from permix.types import Estimate
 
 MAX_FAILURE_CHARS = 1200
@@ -188,7 +188,7 @@ def _warning_kind(warning: str) -> str:
 
 def incomplete_run_warnings(models: Sequence[ModelRuns]) -> list[str]:
     """Return what is missing in these runs and why: cells without a score, failures with what helps, ends of answers, and
-    measures that could not be computed.
+    measures that could not be computed; and cells that several workers answered differently.
     """
     incomplete = [
         f"> **Incomplete**: {md_label(model.label)} has "
@@ -203,6 +203,12 @@ def incomplete_run_warnings(models: Sequence[ModelRuns]) -> list[str]:
         if kind in ("stability", *KIND_TITLES)
         and (warning := cut_off_warning(run, run.grid_results, is_judged=run.judged_run is not None)) is not None
     ]
+    chosen = [
+        f"> **Answered twice**: {md_label(model.label)}, {md_label(kind)}: {note}."
+        for model in models
+        for kind, run in model.runs.items()
+        if kind in ("stability", *KIND_TITLES) and (note := chosen_answers_note(run.cells)) is not None
+    ]
     failed = [
         f"> **Failed**: {md_label(model.label)}, {md_label(kind)}: "
         f"{md_label(describe_reasons(found) + describe_cures(found), MAX_FAILURE_CHARS)}."
@@ -210,7 +216,7 @@ def incomplete_run_warnings(models: Sequence[ModelRuns]) -> list[str]:
         for kind, found in model.failure_reasons.items()
     ]
     reasons = [reason for model in models for reason in model.unmeasured_reasons]
-    return incomplete + failed + cut_off + [f"> **Not measured**: {md_label(reason, 400)}." for reason in reasons]
+    return incomplete + failed + cut_off + chosen + [f"> **Not measured**: {md_label(reason, 400)}." for reason in reasons]
 
 
 def _headline(models: Sequence[ModelRuns], comparisons: Sequence[Comparison]) -> str:

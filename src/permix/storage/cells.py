@@ -1,25 +1,31 @@
-"""Read the cells of a run: `read_cells` keeps a summary of each cell in memory and parses the whole cell on first access.
+"""Read the cells of a run: a summary of each cell is kept in memory, and the whole cell is parsed on first access.
 
-A run may have a million cells, which would take many gigabytes of memory. Contract: `read_cells` reads the file once, and the
-file only grows. The last record of a cell counts. Cells are in the order of their first records.
+A run may have a million cells, which would take many gigabytes of memory. Contract: each file is read once, and it only grows.
+The last record of a cell in a file counts. Cells are in the order of their first records.
+
+A run that several workers wrote has several files of records, which `read_run_cells` merges by cell. If two files have the same
+cell, a record with a score counts before one with a completion alone, and that before a failure; of two equal ones the one whose
+line has the smaller SHA-256, whatever the names and the order of the files.
 """
 
+import hashlib
 import os
 import re
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
-from functools import cached_property
 from pathlib import Path
 from sys import intern
-from typing import NamedTuple, NotRequired
+from typing import IO, NamedTuple, NotRequired
 
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
+from permix.errors import DataError
 from permix.sanitize import escape_control, redact_secrets, truncate
 from permix.storage.files import bad_line_error, jsonl_lines, open_regular
+from permix.storage.workers import worker_files
 from permix.types import Cell, CellKey, Completion, Failure, Message
 
 
@@ -29,7 +35,7 @@ class CellSummary(NamedTuple):
     `cut_off` as `Completion.is_cut_off`, `thinking_unclosed` as `Completion.is_thinking_unclosed`.
 
     Two cells with the same messages have the same `messages_hash`, within this process only. `offset` and `length` give the
-    cell's place in the file, in bytes.
+    cell's place in its file, in bytes; `file` is the file's place in `CellIndex.paths`.
     """
 
     reward: float | None
@@ -40,6 +46,7 @@ class CellSummary(NamedTuple):
     length: int = 0
     cut_off: bool | None = None
     thinking_unclosed: bool = False
+    file: int = 0
 
 
 class _VerdictLine(TypedDict):
@@ -95,11 +102,15 @@ def cell_line_key(cell: CellLine) -> CellKey:
 
 
 class CellIndex(Mapping[CellKey, Cell]):
-    """The cells of a file, by key. Accessing a cell parses it and keeps it; raises DataError if its line is not a valid cell."""
+    """The cells of files, by key. Accessing a cell parses it and keeps it; raises DataError if its line is not a valid cell.
 
-    def __init__(self, path: Path, summaries: dict[CellKey, CellSummary]) -> None:
-        self.path, self.summaries = path, summaries
+    `n_chosen`: the number of cells that several files answer differently, so that one answer of each was chosen.
+    """
+
+    def __init__(self, paths: Sequence[Path], summaries: dict[CellKey, CellSummary]) -> None:
+        self.paths, self.summaries, self.n_chosen = tuple(paths), summaries, 0
         self._parsed: dict[CellKey, Cell] = {}
+        self._open_files: dict[int, IO[bytes]] = {}
 
     def __getitem__(self, key: CellKey) -> Cell:
         if key not in self._parsed:
@@ -109,13 +120,14 @@ class CellIndex(Mapping[CellKey, Cell]):
     def parse_uncached(self, key: CellKey) -> Cell:
         """The cell, without keeping it in memory: for callers that read every cell once."""
         summary = self.summaries[key]
-        return self._parse(os.pread(self._descriptor, summary.length, summary.offset), summary)
+        return self._parse(self.read_line(summary), summary)
 
-    @cached_property
-    def _descriptor(self) -> int:
-        file = open_regular(self.path)
-        weakref.finalize(self, file.close)
-        return file.fileno()
+    def read_line(self, summary: CellSummary) -> bytes:
+        """The line of a cell, as it is in its file."""
+        if summary.file not in self._open_files:
+            file = self._open_files[summary.file] = open_regular(self.paths[summary.file])
+            weakref.finalize(self, file.close)
+        return os.pread(self._open_files[summary.file].fileno(), summary.length, summary.offset)
 
     def __contains__(self, key: object) -> bool:
         return key in self.summaries  # Mapping.__contains__ would parse the cell
@@ -130,13 +142,81 @@ class CellIndex(Mapping[CellKey, Cell]):
         try:
             return Cell.model_validate_json(line)
         except ValidationError as error:
-            with open_regular(self.path) as lines:
+            path = self.paths[summary.file]
+            with open_regular(path) as lines:
                 number = lines.read(summary.offset).count(b"\n") + 1
-            raise bad_line_error(self.path, number, _CELL_RECORD, error) from error
+            raise bad_line_error(path, number, _CELL_RECORD, error) from error
+
+
+RECORDS_FILE = "records.jsonl"
+
+
+def record_files(run: Path) -> list[Path]:
+    """The files of records of a run: records.jsonl, whether it is there or not, and one of each worker that had a shard."""
+    return worker_files(run / RECORDS_FILE)
+
+
+def has_records(run: Path) -> bool:
+    """Whether the run has a file of records."""
+    return any(path.exists() for path in record_files(run))
 
 
 def read_cells(path: Path) -> CellIndex:
-    """The cells of a records.jsonl; a missing file has no cells. Raises DataError naming the first line that is not a cell."""
+    """The cells of one file of records, none if it is missing. Raises DataError naming the first line that is not a cell."""
+    return CellIndex([path], _read_summaries(path, 0))
+
+
+def read_run_cells(run: Path) -> CellIndex:
+    """The cells of a run, merged from its files of records by the rule of this module; no cells without a file.
+
+    Raises DataError naming the first line that is not a cell, or two files that asked a cell with different messages.
+    """
+    paths = record_files(run)
+    index = CellIndex(paths, _read_summaries(paths[0], 0))
+    chosen: set[CellKey] = set()
+    for number, path in enumerate(paths[1:], start=1):
+        found = _read_summaries(path, number)
+        if not index.summaries:
+            index.summaries = found
+            continue
+        for key, summary in found.items():
+            known = index.summaries.setdefault(key, summary)
+            if known is not summary:
+                index.summaries[key] = _better(index, key, known, summary, chosen)
+    index.n_chosen = len(chosen)
+    return index
+
+
+def _better(index: CellIndex, key: CellKey, one: CellSummary, other: CellSummary, chosen: set[CellKey]) -> CellSummary:
+    """The record that counts of two files' records of a cell; adds the cell to `chosen` if their completions differ."""
+    if one.messages_hash != other.messages_hash:
+        raise DataError(
+            f"{index.paths[other.file]}: asked cell {key} with other messages than {index.paths[one.file].name}; "
+            "these are files of two runs, or of two conversations: keep one of them in the folder"
+        )
+    lines = {summary: index.read_line(summary) for summary in (one, other)}
+    if one.has_completion and other.has_completion:
+        first, second = (parse_cell_line(line).get("completion") for line in lines.values())
+        if first != second:
+            chosen.add(key)
+    return min(lines, key=lambda summary: (*_rank(summary), hashlib.sha256(lines[summary]).digest()))
+
+
+def _rank(summary: CellSummary) -> tuple[bool, bool]:
+    return summary.reward is None, not summary.has_completion
+
+
+def chosen_answers_note(cells: CellIndex) -> str | None:
+    """One sentence on the cells that several workers answered differently; None without any."""
+    if not cells.n_chosen:
+        return None
+    return (
+        f"{cells.n_chosen} of {len(cells)} cells were answered by several workers, differently: one answer of each counts, "
+        "a scored one before others and then by a hash of the record"
+    )
+
+
+def _read_summaries(path: Path, file: int) -> dict[CellKey, CellSummary]:
     summaries: dict[CellKey, CellSummary] = {}
     offset = 0
     for number, line in jsonl_lines(path):
@@ -144,9 +224,9 @@ def read_cells(path: Path) -> CellIndex:
             cell = parse_cell_line(line)
         except ValidationError as error:
             raise bad_line_error(path, number, _CELL_RECORD, error) from error
-        summaries[cell_line_key(cell)] = _summarize(cell, offset, len(line))
+        summaries[cell_line_key(cell)] = _summarize(cell, offset, len(line), file)
         offset += len(line)
-    return CellIndex(path, summaries)
+    return summaries
 
 
 def cell_summaries(cells: Mapping[CellKey, Cell]) -> Mapping[CellKey, CellSummary]:
@@ -166,7 +246,7 @@ def cell_summaries(cells: Mapping[CellKey, Cell]) -> Mapping[CellKey, CellSummar
     }
 
 
-def _summarize(cell: CellLine, offset: int, length: int) -> CellSummary:
+def _summarize(cell: CellLine, offset: int, length: int, file: int) -> CellSummary:
     verdict, completion = cell.get("verdict"), cell.get("completion")
     correct = None if verdict is None else verdict["correct"]
     reply = None if completion is None else Completion.model_construct(**({"finish": None, "reasoning": None} | completion))
@@ -175,7 +255,7 @@ def _summarize(cell: CellLine, offset: int, length: int) -> CellSummary:
         completion is not None,
         None if completion is None else completion["completion_tokens"],
         _hash_messages(cell["messages"]), offset, length,
-        None if reply is None else reply.is_cut_off, reply is not None and reply.is_thinking_unclosed,
+        None if reply is None else reply.is_cut_off, reply is not None and reply.is_thinking_unclosed, file,
     )  # fmt: skip
 
 

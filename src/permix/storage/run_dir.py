@@ -8,15 +8,17 @@
     usage.json         CPU and wall seconds, and peak memory
     metrics.json       the stage's result
 
+Several workers may write one run, each with a shard (`types.Shard`) and with its own records-2of4.jsonl, usage-2of4.json and
+provenance-2of4.json; `permix.storage.workers` has the files and locks. Readers merge them.
+
 Contract: `records.jsonl` survives a kill at any moment. An incomplete last line is deleted when the run is opened again. One
-process at a time may write a run.
+process at a time may write a run, or a shard of it.
 
 A run directory may come from elsewhere. `RunReader` checks each JSON file: a damaged one raises a DataError that names the
 file and the field.
 """
 
 import contextlib
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -30,17 +32,19 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Annotated, Any, NamedTuple, Protocol, Required, cast
+from typing import Annotated, Any, NamedTuple, Protocol, Required, cast
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from permix import __version__
 from permix.errors import ConfigError, DataError, PermixError
+from permix.progress import print_status
 from permix.sanitize import escape_control, redact_arguments, redact_secrets, truncate
-from permix.storage.cells import CellIndex, read_cells
-from permix.storage.files import JsonlWriter, drop_torn_line, guard_writes, open_regular, read_json, read_jsonl, write_json
-from permix.types import Cell, CellKey
+from permix.storage.cells import RECORDS_FILE, CellIndex, chosen_answers_note, read_run_cells, record_files
+from permix.storage.files import JsonlWriter, drop_torn_line, guard_writes, read_json, read_jsonl, write_json
+from permix.storage.workers import lock_run, worker_file, worker_files
+from permix.types import Cell, CellKey, Shard
 
 PROVENANCE_PACKAGES = (
     "permix",
@@ -57,7 +61,7 @@ PROVENANCE_PACKAGES = (
 )
 
 
-APPENDED_FILES = ("records.jsonl", "judgements.jsonl", "log.jsonl", "rollouts.jsonl")
+APPENDED_FILES = (RECORDS_FILE, "judgements.jsonl", "log.jsonl", "rollouts.jsonl")
 """Files that grow line by line. Opening the run drops an incomplete last line, so that other programs can read them."""
 
 
@@ -161,7 +165,7 @@ def read_run_file(path: Path) -> RunFile:
     """Read a JSON file of a run directory. Raises DataError if it is missing, or naming the first field of a wrong type."""
     values = read_json(path)
     try:
-        _FIELDS[path.name].validate_python(values)
+        _FIELDS[_SHARD_IN_NAME.sub("", path.name)].validate_python(values)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         field = ".".join(map(str, first["loc"]))
@@ -169,9 +173,15 @@ def read_run_file(path: Path) -> RunFile:
     return RunFile(path, values)
 
 
+_SHARD_IN_NAME = re.compile(r"-\d+of\d+(?=\.json$)")
+
+
 def read_provenance(run: Path) -> RunFile:
     """Read provenance.json of a run. Raises DataError if it is missing, broken, or not of format `RUN_FORMAT`."""
-    path = run / "provenance.json"
+    return _read_provenance_file(run / "provenance.json")
+
+
+def _read_provenance_file(path: Path) -> RunFile:
     provenance = read_run_file(path)
     if provenance.get("format", 1) != RUN_FORMAT:
         raise DataError(
@@ -185,8 +195,9 @@ def read_provenance(run: Path) -> RunFile:
 class RunReader:
     """Reads a run directory; each property reads its file on first access, once.
 
-    Creating it raises DataError for a run of another format. A run made by hand may lack any file; a property that needs a
-    missing file raises DataError or returns an empty value, as its docstring says.
+    Creating it raises DataError for a run of another format, and for one into whose folder the files of another run's workers
+    were copied. A run made by hand may lack any file; a property that needs a missing file raises DataError or returns an empty
+    value, as its docstring says.
     """
 
     def __init__(self, path: Path) -> None:
@@ -194,6 +205,12 @@ class RunReader:
         self.provenance: dict[str, Any] = (
             read_provenance(path) if (path / "provenance.json").exists() else RunFile(path / "provenance.json", {})
         )
+        for worker in worker_files(path / "provenance.json")[1:]:
+            if self.provenance and _read_provenance_file(worker)["identity"] != self.provenance["identity"]:
+                raise DataError(
+                    f"{worker}: the worker asked with other settings than {path / 'provenance.json'} states (its identity "
+                    "differs); these are files of two runs: keep each run in a folder of its own"
+                )
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -218,8 +235,13 @@ class RunReader:
 
     @cached_property
     def usage(self) -> dict[str, Any]:
-        """CPU and wall seconds, and peak memory in MB; {} if they were not recorded."""
-        return self._read_if_there("usage.json")
+        """CPU and wall seconds and starts, summed over all workers, and the largest peak memory in MB; {} without a record."""
+        path = self.path / "usage.json"
+        total, *others = (self._read_if_there(file.name) for file in worker_files(path))
+        for one in others:
+            sums = {name: round(total.get(name, 0) + value, 2) for name, value in one.items()}
+            total = RunFile(path, total | sums | {"peak_mb": max(total.get("peak_mb", 0), one.get("peak_mb", 0))})
+        return total
 
     @cached_property
     def grid(self) -> dict[str, Any]:
@@ -227,13 +249,14 @@ class RunReader:
         return self._read_if_there("grid.json")
 
     @property
-    def records_path(self) -> Path:
-        return self.path / "records.jsonl"
+    def record_paths(self) -> list[Path]:
+        """The files of records that are there, or records.jsonl alone."""
+        return [path for path in record_files(self.path) if path.exists()] or [self.path / RECORDS_FILE]
 
     @cached_property
     def cells(self) -> CellIndex:
-        """The recorded cells; `cells.summaries` has the summaries that are kept in memory."""
-        return read_cells(self.records_path)
+        """The recorded cells of all workers; `cells.summaries` has the summaries that are kept in memory."""
+        return read_run_cells(self.path)
 
     @cached_property
     def log(self) -> list[dict[str, Any]]:
@@ -276,14 +299,14 @@ class CheckedEndpoint(Protocol):
 
 
 class RunDir:
-    """A run directory that this process has locked for writing. Open it with `RunDir.open`, as a context manager."""
+    """A run directory that this process has locked for writing, or a shard of it. Open it with `RunDir.open`, as a context
+    manager."""
 
-    def __init__(self, path: Path, lock: IO[bytes]) -> None:
-        self.path = path
+    def __init__(self, path: Path, shard: Shard | None = None) -> None:
+        self.path, self.shard = path, shard
         self.stop_reason = ""
         """Why this start asks for no more: its endpoint answers no more; "" if it does."""
-        self._lock = lock
-        self._writer = JsonlWriter(self.records_path)
+        self._writer = JsonlWriter(self._own_file(RECORDS_FILE))
 
     @classmethod
     @contextlib.contextmanager
@@ -296,26 +319,41 @@ class RunDir:
         new_identity_keys: Collection[str] = (),
         former_identity_keys: Collection[str] = (),
         endpoints: Sequence["CheckedEndpoint"] = (),
+        shard: Shard | None = None,
+        grid: Mapping[str, object] | None = None,
     ) -> Iterator["RunDir"]:
         """Create the run, or resume it.
 
         `identity`: the settings that all records of a run have in common (model fingerprint, sampling, template ...).
-        `expected_cells`: the cells that the run will contain. `new_identity_keys`: keys that are added to the identity of a run
-        on disk that lacks them. `former_identity_keys`: dotted keys ("train.report_to") that a run on disk may have in its
-        identity and that are not compared. `endpoints`: the models behind endpoints, checked before; their addresses are
-        recorded when the run is open.
+        `expected_cells`: the cells that the run, or this shard of it, will contain. `new_identity_keys`: keys that are added to
+        the identity of a run on disk that lacks them. `former_identity_keys`: dotted keys ("train.report_to") that a run on disk
+        may have in its identity and that are not compared. `endpoints`: the models behind endpoints, checked before; their
+        addresses are recorded when the run is open.
 
-        Raises ConfigError, and changes nothing on disk, if another process is writing the run, if the run on disk has another
-        identity, or if it asked one of these cells with another prompt, seed or gold.
+        `shard`: this process is one of several workers. The worker that finds no other one at work writes config.json and
+        grid.json, whose content is `grid`; later ones compare theirs.
+
+        Raises ConfigError, and changes nothing on disk, if another process is writing the run or the shard, if the run on disk
+        has another identity, if it asked one of these cells with another prompt, seed or gold, or if the other workers at work
+        have other settings or another grid.
         """
         with guard_writes(path):
             path.mkdir(parents=True, exist_ok=True)
-        with _lock_run_dir(path) as lock:
-            run = cls(path, lock)
-            run._open_or_resume(config, identity, expected_cells, new_identity_keys, former_identity_keys, endpoints)
+        run, cells = cls(path, shard), tuple(expected_cells)
+
+        others = False
+
+        def prepare(is_alone: bool) -> None:
+            nonlocal others
+            others, keys = not is_alone, (new_identity_keys, former_identity_keys)
+            run._open_or_resume(config, identity, cells, *keys, endpoints, grid, is_alone=is_alone)
             for endpoint in endpoints:
                 endpoint.record(path)
+
+        with lock_run(path, shard, prepare):
             try:
+                if others:  # only now, since workers that start at the same time wait for `prepare`
+                    run._check_cells(cells)
                 yield run
             finally:
                 run._writer.close()
@@ -328,36 +366,62 @@ class RunDir:
         new_identity_keys: Collection[str],
         former_identity_keys: Collection[str],
         endpoints: Sequence["CheckedEndpoint"],
+        grid: Mapping[str, object] | None,
+        *,
+        is_alone: bool,
     ) -> None:
         requested = json.loads(json.dumps(identity))  # as JSON has it: a tuple and a list must compare equal
+        for endpoint in endpoints:
+            requested = _replace_value(requested, endpoint.identity_key, endpoint.fingerprint)
         path = self.path / "provenance.json"
-        _ = RunReader(self.path).usage  # a damaged file is refused now, and not after the work
-        if path.exists():
-            provenance = read_provenance(self.path)
-            recorded = dict(provenance["identity"])
-            for endpoint in endpoints:
-                recorded = _replace_value(recorded, endpoint.identity_key, endpoint.fingerprint)
-                requested = _replace_value(requested, endpoint.identity_key, endpoint.fingerprint)
-            added = {key: requested[key] for key in new_identity_keys if key in requested and recorded.get(key) is None}
+        settings_now = _recorded_settings(config)
+        for file in worker_files(self.path / "usage.json"):
+            _ = file.exists() and read_run_file(file)  # a damaged file is refused now, and not after the work
+        known_files = [one for one in worker_files(path) if one.exists()]
+        if known_files:
             former = _read_former_config(self.path)
-            settings = (former, _with_keys_of(former, config.model_dump(mode="json")))
-            _check_same_identity(self.path, _without_keys(recorded, former_identity_keys) | added, requested, settings)
-            check_cells_unchanged(self.cells(), expected_cells)
-            if (identity_now := recorded | added) != provenance["identity"]:
-                write_json(path, provenance | {"identity": identity_now})
-        else:
-            write_json(path, {"format": RUN_FORMAT} | collect_provenance() | {"identity": requested})
+            settings = (former, _with_keys_of(former, settings_now))
+            changed: list[tuple[Path, dict[str, Any]]] = []
+            for one in known_files:
+                provenance = _read_provenance_file(one)
+                recorded = dict(provenance["identity"])
+                for endpoint in endpoints:
+                    recorded = _replace_value(recorded, endpoint.identity_key, endpoint.fingerprint)
+                added = {key: requested[key] for key in new_identity_keys if key in requested and recorded.get(key) is None}
+                _check_same_identity(self.path, _without_keys(recorded, former_identity_keys) | added, requested, settings)
+                if (identity_now := recorded | added) != provenance["identity"]:
+                    changed.append((one, provenance | {"identity": identity_now}))
+            if is_alone:
+                self._check_cells(expected_cells)
+            else:
+                _check_same_work(self.path, settings_now, grid)
+            for one, values in changed:
+                write_json(one, values)
+        own = self._own_file(path.name)
+        for one in dict.fromkeys((path, own)):
+            if not one.exists():
+                write_json(one, {"format": RUN_FORMAT} | collect_provenance() | {"identity": requested})
         for name in APPENDED_FILES:
-            with guard_writes(self.path / name):
-                drop_torn_line(self.path / name)
-        write_json(self.path / "config.json", config)
+            for file in worker_files(self.path / name) if self.shard is None else [self._own_file(name)]:
+                with guard_writes(file):
+                    drop_torn_line(file)
+        if is_alone:
+            write_json(self.path / "config.json", settings_now)
+            if grid is not None:
+                write_json(self.path / "grid.json", grid)
 
-    @property
-    def records_path(self) -> Path:
-        return self.path / "records.jsonl"
+    def _check_cells(self, expected_cells: Iterable[Cell]) -> None:
+        cells = self.cells()
+        check_cells_unchanged(cells, expected_cells)
+        if note := chosen_answers_note(cells):
+            print_status(f"note: {self.path}: {note}")
+
+    def _own_file(self, name: str) -> Path:
+        return worker_file(self.path / name, self.shard)
 
     def cells(self) -> CellIndex:
-        return read_cells(self.records_path)
+        """The recorded cells of all workers."""
+        return read_run_cells(self.path)
 
     @contextlib.contextmanager
     def track_usage(self, sum_over_processes: Callable[[float], float] = float) -> Iterator[None]:
@@ -376,7 +440,8 @@ class RunDir:
         self._add_usage(sum_over_processes(cpu_seconds() - cpu), time.monotonic() - wall)
 
     def _add_usage(self, cpu: float, wall: float) -> None:
-        path, before = self.path / "usage.json", RunReader(self.path).usage
+        path = self._own_file("usage.json")
+        before = read_run_file(path) if path.exists() else RunFile(path, {})
         used = {"cpu_seconds": cpu, "wall_seconds": wall, "starts": 1}
         totals = {key: round(before.get(key, 0) + value, 2) for key, value in used.items()}
         write_json(path, totals | {"peak_mb": max(before.get("peak_mb", 0), _peak_mb())})
@@ -385,25 +450,42 @@ class RunDir:
         """Append cells. When this returns the operating system has them, so a killed process loses none of them."""
         self._writer.append(cells)
 
+    def close_records(self) -> None:
+        """Close the file of records until the next cell: on a file system that machines share, others then see all of it."""
+        self._writer.close()
 
-@contextlib.contextmanager
-def _lock_run_dir(path: Path) -> Iterator[IO[bytes]]:
-    file = path / ".lock"
-    with guard_writes(file):
-        lock = open_regular(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
-    with lock:
-        with guard_writes(file):
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                owner = lock.read(20).strip().decode("ascii", "replace")
-                owner = owner if owner.isdigit() else "unknown"
-                raise ConfigError(
-                    f"out = {path}: process {owner} is writing this run; wait for it or give another folder"
-                ) from None
-            lock.truncate(0)
-            lock.write(str(os.getpid()).encode())
-        yield lock
+
+def _recorded_settings(config: BaseModel) -> dict[str, Any]:
+    """The content of config.json. All workers of a run have the same one, so it does not name the shard."""
+    values = config.model_dump(mode="json")
+    return values | {"shard": None} if "shard" in values else values
+
+
+_SETTINGS_OF_A_MACHINE = (
+    *("out", "threads", "cache"),
+    *("base_url", "same_weights", "api_key_env", "batch_size", "concurrency", "timeout_s", "retries"),
+)  # fmt: skip
+"""Last parts of the keys of config.json in which the workers of a run may differ, each on a machine of its own."""
+
+
+def _check_same_work(path: Path, settings: Mapping[str, Any], grid: Mapping[str, object] | None) -> None:
+    """Raise ConfigError if the other workers of the run have other settings or another grid.
+
+    A damaged file is refused too, since nobody may write it anew while others work.
+    """
+    found = [
+        _show_difference(*leaf)
+        for leaf in _differing_leaves(read_run_file(path / "config.json"), settings)
+        if leaf[0].rpartition(".")[2] not in _SETTINGS_OF_A_MACHINE
+    ]
+    known = json.loads(json.dumps(grid))
+    if not found and known is not None:
+        found = [f"{name} of grid.json differs" for name, *_ in _differing_leaves(read_run_file(path / "grid.json"), known)]
+    if found:
+        raise ConfigError(
+            f"out = {path}: the workers that are writing this run have {'; '.join(found[:MAX_SHOWN_DIFFERENCES])}; all shards "
+            "need the same configuration and the same data"
+        )
 
 
 def _read_former_config(path: Path) -> Mapping[str, Any]:

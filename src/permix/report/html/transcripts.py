@@ -154,8 +154,14 @@ def build_sheet(label: str, kind: str, run: Run, model_index: int) -> Transcript
     rows: dict[str | None, tuple[str, ...]] = {None: baseline} if baseline else {}
     rows |= {persona: own.get(persona, answers.question_ids) for persona in answers.persona_ids}
     questions = tuple(rows.values())
-    stamp = digest(label, kind, json.dumps(questions), str(_file_size(run.records_path)))
+    stamp = digest(label, kind, json.dumps(questions), str(sum(map(_file_size, run.record_paths))))
     return TranscriptSheet(label, kind, f"{_SHEET_NAMES[kind]}-{model_index}", run, tuple(rows), questions, stamp)
+
+
+def _records_text(run: Run) -> str:
+    """The file of records, or a pattern for those of several workers."""
+    one, *more = run.record_paths
+    return str(run.path / "records*.jsonl") if more else str(one)
 
 
 def _file_size(path: Path) -> int:
@@ -257,7 +263,7 @@ def _sheet_json(sheet: TranscriptSheet, tile: Tiling) -> dict[str, Any]:
         "templates": _template_texts(sheet.run),
         "samples": sheet.run.grid_results.samples,
         "without_system": _no_system_message_text(sheet.run),
-        "records": escape_control(str(sheet.run.records_path)),
+        "records": escape_control(_records_text(sheet.run)),
     }
 
 
