@@ -17,6 +17,7 @@ from permix.config.base import (
 from permix.config.data import (
     ANSWER_KINDS,
     BACKENDS,
+    ENGINE_FIELDS,
     OWN_OBJECT_NAME,
     TRACKER_PACKAGES,
     BackendCapabilities,
@@ -82,6 +83,7 @@ __all__ = [
     "CONFIG_SUFFIXES",
     "DEFAULTS_FROM_DATA",
     "DEFAULT_MIX",
+    "ENGINE_FIELDS",
     "IGNORED_FIELDS",
     "NO_PERSONA_METHODS",
     "OWN_OBJECT_NAME",

@@ -51,6 +51,7 @@ PROVENANCE_PACKAGES = (
     "accelerate",
     "peft",
     "datasets",
+    "vllm",
     "numpy",
     "scipy",
     "scikit-learn",
