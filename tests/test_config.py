@@ -134,7 +134,7 @@ def test_every_changed_value_arrives(name: str) -> None:
         ({"task": {"n": "many"}}, "task.n = 'many': must be a whole number"),
         ({"task": {"n": 1.5}}, "task.n = 1.5: must be a whole number"),
         ({"task": {"name": 3}}, "task.name = 3: must be a text"),
-        ({"model": {"backend": "opnai"}}, "model.backend = 'opnai': must be one of transformers, openai, vllm; did you mean openai?"),
+        ({"model": {"backend": "opnai"}}, "model.backend = 'opnai': must be one of transformers, openai, vllm; did you mean o"),
         ({"task": 3}, "task = 3: must be a section of fields"),
         ({"sampling": {"top_p": 1.5}}, "sampling.top_p = 1.5: must be less than or equal to 1"),
         ({"personas": {"n": -1}}, "personas.n = -1"),
