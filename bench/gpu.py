@@ -166,8 +166,8 @@ class State:
         # A skipped check keeps what was measured before: it is the better estimate.
         seconds = result.seconds if result.seconds else spent
         self.checks[check.name] = {
-            "number": check.number, "outcome": result.outcome, "text": result.text, "seconds": round(seconds, 2), "planned": check.seconds,
-            "figures": list(result.figures), **about,
+            "number": check.number, "outcome": result.outcome, "text": result.text, "seconds": round(seconds, 2),
+            "planned": check.seconds, "figures": list(result.figures), **about,
         }  # fmt: skip
         scratch = self.path.with_suffix(".tmp")
         scratch.write_text(json.dumps({"format": FORMAT, "checks": self.checks}, indent=1), encoding="utf-8")

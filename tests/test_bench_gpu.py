@@ -264,7 +264,9 @@ def test_the_document_has_the_checks_of_the_script() -> None:
     text = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\d+) \| `([\w-]+)`: ([^|]+) \|", text, flags=re.MULTILINE)
     assert rows == [(str(one.number), one.name, one.what) for one in CHECKS]
-    manual = [int(number) for number in re.findall(r"^\| (\d+) \| (?!`[\w-]+`: )", text, flags=re.MULTILINE)]
+    by_hand = text.partition("\n## By hand")[2]
+    manual = [int(number) for number in re.findall(r"^\| (\d+) \| ", by_hand, flags=re.MULTILINE)]
+    assert manual
     assert manual == list(range(len(CHECKS) + 1, len(CHECKS) + 1 + len(manual)))
 
 

@@ -367,6 +367,8 @@ def test_a_run_that_the_engine_left_goes_on(
     assert cli.run_cli(again) == 0
     assert engine.prompts == []
     assert read_json(tmp_path / "again/config.json")["model"]["backend"] == "vllm"
+    assert cli.run_cli(["report", str(tmp_path / "run"), "--out", str(tmp_path / "report")]) == 0
+    assert "model by vllm of unknown version; permix " in (tmp_path / "report/report.md").read_text()
     versions["vllm"] = "0.34.0"
     cache.decoder_versions.cache_clear()
     assert cli.run_cli([*words, "--out", str(tmp_path / "newer")]) == 0
