@@ -20,7 +20,6 @@ CLASSES = {
     "SamplingParams": ("vllm/sampling_params.py", ("SamplingParams",)),
     "StructuredOutputsParams": ("vllm/sampling_params.py", ("StructuredOutputsParams",)),
     "RequestOutputKind": ("vllm/sampling_params.py", ("RequestOutputKind",)),
-    "TokensPrompt": ("vllm/inputs/llm.py", ("TokensPrompt",)),
     "CompletionOutput": ("vllm/outputs.py", ("CompletionOutput",)),
 }
 """For each class that permix makes or reads: its file, and the classes in it that have its fields."""
@@ -33,10 +32,15 @@ FUNCTIONS = {
 }
 """For each function that permix calls, or class that it reads: its file, class and name."""
 
+MODULE_FUNCTIONS = {"tokens_input": "vllm/inputs/engine.py"}
+"""For each function of `vllm.inputs` that permix calls: its file."""
+
 ASSIGNED = {
     "AsyncLLMEngine": ("vllm/v1/engine/async_llm.py", "AsyncLLM"),
 }
 """Classes whose attributes permix reads, which are assigned in `__init__`."""
+
+PACKAGES = ("vllm/__init__.py", "vllm/inputs/__init__.py")
 
 EXCEPTIONS = {"vllm/v1/engine/exceptions.py": ("EngineDeadError",)}
 
@@ -55,7 +59,8 @@ def read_wheel(path: Path) -> tuple[str, dict[str, list[str]]]:
     if found is None:
         raise SystemExit(f"{path}: is no wheel of vllm; its name must be vllm-VERSION-TAGS.whl")
     places = (*CLASSES.values(), *FUNCTIONS.values(), *ASSIGNED.values())
-    files = {str(place[0]) for place in places} | {*EXCEPTIONS, ENVIRONMENT_FILE, "vllm/__init__.py"}
+    files = {str(place[0]) for place in places} | {*MODULE_FUNCTIONS.values(), *EXCEPTIONS, *PACKAGES}
+    files.add(ENVIRONMENT_FILE)
     with zipfile.ZipFile(path) as wheel:
         trees = {name: ast.parse(wheel.read(name)) for name in files}
     return found[1], dict(_interface(trees))
@@ -67,7 +72,10 @@ def _interface(trees: dict[str, ast.Module]) -> Iterator[tuple[str, list[str]]]:
     for name, (file, classes) in CLASSES.items():
         yield name, [field for one in classes for field in _fields(_class(trees[file], one))]
     for name, (file, owner, function) in FUNCTIONS.items():
-        yield name, _parameters(_class(trees[file], owner), function)
+        yield name, _parameters(_class(trees[file], owner), function)[1:]  # without self or cls
+    yield "vllm.inputs", sorted({text for text in _texts(trees["vllm/inputs/__init__.py"]) if text.isidentifier()})  # __all__
+    for name, file in MODULE_FUNCTIONS.items():
+        yield name, _parameters(trees[file], name)
     for name, (file, owner) in ASSIGNED.items():
         yield name, _assigned(_class(trees[file], owner))
     for file, names in EXCEPTIONS.items():
@@ -101,11 +109,11 @@ def _fields(owner: ast.ClassDef) -> list[str]:
     return [name for name in (*annotated, *assigned) if not name.startswith("_")]
 
 
-def _parameters(owner: ast.ClassDef, name: str) -> list[str]:
+def _parameters(owner: ast.ClassDef | ast.Module, name: str) -> list[str]:
     for node in owner.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == name:
-            return [one.arg for one in (*node.args.args, *node.args.kwonlyargs)][1:]  # without self or cls
-    raise SystemExit(f"{owner.name} has no {name} any more")
+            return [one.arg for one in (*node.args.args, *node.args.kwonlyargs)]
+    raise SystemExit(f"there is no {name} any more")
 
 
 def _assigned(owner: ast.ClassDef) -> list[str]:

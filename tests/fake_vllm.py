@@ -42,9 +42,6 @@ class SamplingParams(Arguments): ...
 class StructuredOutputsParams(Arguments): ...
 
 
-class TokensPrompt(Arguments): ...
-
-
 class CompletionOutput(Arguments): ...
 
 
@@ -112,14 +109,14 @@ class AsyncLLMEngine:
         return cls(engine_args.given)
 
     async def generate(
-        self, prompt: TokensPrompt, sampling_params: SamplingParams, request_id: str
+        self, prompt: dict[str, Any], sampling_params: SamplingParams, request_id: str
     ) -> AsyncIterator[RequestOutput]:
         from permix.inference.generation import generate_tokens
         from permix.types import Sampling
 
         assert {"prompt", "sampling_params", "request_id"} <= recorded("AsyncLLMEngine.generate")
         assert asyncio.get_running_loop() is self.loop, "vLLM's sockets belong to one loop"
-        seen, (token_ids, asked) = self.recorder, (prompt.given["prompt_token_ids"], sampling_params.given)
+        seen, (token_ids, asked) = self.recorder, (prompt["prompt_token_ids"], sampling_params.given)
         assert request_id not in self.ids
         seen.prompts.append(token_ids)
         seen.parameters.append(sampling_params)
@@ -144,8 +141,15 @@ class AsyncLLMEngine:
         finally:
             seen.n_in_flight -= 1
 
-    def shutdown(self) -> None:
+    def shutdown(self, timeout: float | None = None) -> None:
+        assert timeout
+        assert "timeout" in recorded("AsyncLLMEngine.shutdown")
         self.recorder.shut_down += 1
+
+
+def tokens_input(prompt_token_ids: list[int]) -> dict[str, Any]:
+    assert "prompt_token_ids" in recorded("tokens_input")
+    return {"type": "token", "prompt_token_ids": prompt_token_ids}
 
 
 def install(patch: pytest.MonkeyPatch, recorder: Recorder) -> None:
@@ -154,16 +158,17 @@ def install(patch: pytest.MonkeyPatch, recorder: Recorder) -> None:
     names: dict[str, dict[str, Any]] = {
         "vllm": {
             "AsyncEngineArgs": AsyncEngineArgs, "AsyncLLMEngine": engine, "SamplingParams": SamplingParams,
-            "TokensPrompt": TokensPrompt,
         },
         "vllm.sampling_params": {
             "RequestOutputKind": RequestOutputKind, "StructuredOutputsParams": StructuredOutputsParams,
         },
+        "vllm.inputs": {"tokens_input": tokens_input},
         "vllm.v1": {},
         "vllm.v1.engine": {},
         "vllm.v1.engine.exceptions": {"EngineDeadError": EngineDeadError},
     }  # fmt: skip
     assert set(names["vllm"]) <= recorded("vllm")
+    assert set(names["vllm.inputs"]) <= recorded("vllm.inputs")
     assert "EngineDeadError" in recorded("vllm/v1/engine/exceptions.py")
     assert {one.name for one in RequestOutputKind} <= recorded("RequestOutputKind")
     for name, members in names.items():

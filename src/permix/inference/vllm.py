@@ -51,6 +51,9 @@ ENVIRONMENT = {
 WAITING_PER_SEQUENCE = 2
 """Requests in the engine, or finished and not yet taken, for each one that it computes at a time: so that it never waits."""
 
+SHUTDOWN_S = 20.0
+"""What the engine's processes get to end by themselves. vLLM's default of a few seconds is too short where weights are freed."""
+
 LEAST_TEMPERATURE, GREATEST_TEMPERATURE = 0.01, 2.0
 """vLLM refuses a greater temperature, and replaces a lower one that is not 0."""
 
@@ -264,11 +267,11 @@ class _EngineThread:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _answer_job(self, job: _Job, arrived: _Arrived) -> None:
-        from vllm import TokensPrompt
+        from vllm.inputs import tokens_input
         from vllm.v1.engine.exceptions import EngineDeadError
 
         try:
-            prompt = TokensPrompt(prompt_token_ids=job.prompt)
+            prompt = tokens_input(job.prompt)
             outputs = [one async for one in self.engine.generate(prompt, job.parameters(), job.request_id)]
             arrived.put((job, outputs[-1].outputs[0]))
         except EngineDeadError as error:
@@ -279,13 +282,22 @@ class _EngineThread:
     def close(self) -> None:
         """End the engine's processes and the thread. Safe to call when the engine has not started."""
         if self.engine is not None:
-            self.engine.shutdown()
+            self.engine.shutdown(timeout=SHUTDOWN_S)
             self.engine = None
         if self._thread.is_alive():
+            # The engine's own tasks: a loop that stops before they have ended complains about them.
+            asyncio.run_coroutine_threadsafe(_cancel_others(), self._loop).result()
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
         with contextlib.suppress(RuntimeError):  # still running where the thread could not be joined
             self._loop.close()
+
+
+async def _cancel_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 async def _build_engine(arguments: dict[str, Any]) -> Any:
