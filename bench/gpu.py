@@ -238,7 +238,7 @@ class Runner:
         ended = self.launch([*hidden, sys.executable, "-m", "bench.gpu_checks", body, *words], folder, 3600.0)
         if ended.status:
             raise SystemExit(f"{body} failed: {last_line((folder / 'stderr').read_text(errors='replace'))} (see {folder}/stderr)")
-        return (folder / "stdout").read_text(encoding="utf-8", errors="replace")
+        return Path(folder / "stdout").read_text(encoding="utf-8", errors="replace")
 
     def _run_one(self, check: Check) -> None:
         left, estimate = self.deadline - self.clock(), self.state.estimate(check)

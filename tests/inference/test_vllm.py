@@ -250,6 +250,15 @@ def test_the_engine_ends_with_the_model(tiny_model: Path, engine: Recorder) -> N
     assert (engine.shut_down, thread.is_alive()) == (1, False)
 
 
+def test_an_engine_may_be_collected_in_its_own_thread(tiny_model: Path, engine: Recorder) -> None:
+    model = model_of(tiny_model)  # its own end comes later, and finds nothing left to do
+    thread = model._thread
+    thread._loop.call_soon_threadsafe(thread.close)
+    thread._thread.join()
+    assert not thread._thread.is_alive()
+    assert engine.shut_down == 1
+
+
 # Identity
 
 

@@ -281,12 +281,16 @@ class _EngineThread:
 
     def close(self) -> None:
         """End the engine's processes and the thread. Safe to call when the engine has not started."""
+        if threading.current_thread() is self._thread:  # the garbage collector ran there; the thread cannot wait for itself
+            threading.Thread(target=self.close, name="permix-vllm-close").start()
+            return
+        if self._thread.is_alive():
+            # The engine's own tasks first: they would take its end for a crash, and a loop must not stop before they have ended.
+            asyncio.run_coroutine_threadsafe(_cancel_others(), self._loop).result()
         if self.engine is not None:
             self.engine.shutdown(timeout=SHUTDOWN_S)
             self.engine = None
         if self._thread.is_alive():
-            # The engine's own tasks: a loop that stops before they have ended complains about them.
-            asyncio.run_coroutine_threadsafe(_cancel_others(), self._loop).result()
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
         with contextlib.suppress(RuntimeError):  # still running where the thread could not be joined
