@@ -161,16 +161,16 @@ class Theirs:
         return str(self.lm.apply_chat_template([dict(message) for message in cell.messages]))
 
 
-def gaps(model: str, partings: Sequence[Parting]) -> list[float]:
+def gaps(model: str, partings: Sequence[Parting], device: str = "cpu") -> list[float]:
     """How far apart float32 sees the logits of the two tokens, for each parting."""
     import torch
 
     from permix.inference.hf import load_causal_lm
 
-    network = load_causal_lm(model, torch.float32, "cpu")
+    network = load_causal_lm(model, torch.float32, device)
     found = []
     with torch.inference_mode():
         for parting in partings:
-            logits_V = network(input_ids=torch.tensor([parting.read]), logits_to_keep=1).logits[0, -1]
+            logits_V = network(input_ids=torch.tensor([parting.read], device=device), logits_to_keep=1).logits[0, -1]
             found.append(float((logits_V[parting.one] - logits_V[parting.other]).abs()))
     return found

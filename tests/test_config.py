@@ -136,7 +136,7 @@ def test_every_changed_value_arrives(name: str) -> None:
         ({"task": {"name": 3}}, "task.name = 3: must be a text"),
         (
             {"model": {"backend": "opnai"}},
-            "model.backend = 'opnai': must be one of transformers, openai, batch; did you mean openai?",
+            "model.backend = 'opnai': must be one of transformers, openai, batch, vllm; did you mean openai?",
         ),
         ({"task": 3}, "task = 3: must be a section of fields"),
         ({"sampling": {"top_p": 1.5}}, "sampling.top_p = 1.5: must be less than or equal to 1"),

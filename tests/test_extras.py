@@ -18,7 +18,9 @@ CLONE = Path(errors.__file__).parents[2]
 def test_the_extras_are_those_of_pyproject() -> None:
     extras = tomllib.loads((CLONE / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     listed = {
-        re.split(r"[<>=\[]", one)[0].replace("-", "_"): name for name in ("local", "train", "inspect") for one in extras[name]
+        re.split(r"[<>=\[]", one)[0].replace("-", "_"): name
+        for name in ("local", "train", "inspect", "vllm")
+        for one in extras[name]
     }
     listed.pop("permix")  # train includes local
     assert listed.items() <= EXTRA_OF_PACKAGE.items()

@@ -98,6 +98,7 @@ EXTRA_OF_PACKAGE: Mapping[str, str] = {
     **dict.fromkeys(("huggingface_hub", "safetensors", "tokenizers"), "local"),  # dependencies of transformers
     **dict.fromkeys(("trl", "peft"), "train"),
     "inspect_ai": "inspect",
+    "vllm": "vllm",
 }
 """For each package that a plain installation does not have: the extra of pyproject.toml that brings it."""
 

@@ -41,9 +41,10 @@ def test_no_file_tells_backends_apart_by_their_names() -> None:
 
 
 def test_what_is_asked_of_the_backends_there_are() -> None:
-    assert BACKENDS["transformers"] == (True, False, False, True, True, True, False)
-    assert BACKENDS["openai"] == (False, True, True, False, True, False, False)
-    assert BACKENDS["batch"] == (False, True, False, False, True, False, True)
+    assert BACKENDS["transformers"] == (True, False, False, True, True, True, False, (), False)
+    assert BACKENDS["openai"] == (False, True, True, False, True, False, False, (), False)
+    assert BACKENDS["batch"] == (False, True, False, False, True, False, True, (), False)
+    assert BACKENDS["vllm"] == (True, False, False, True, True, False, False, ("vllm",), True)
     assert ModelConfig(backend="openai", base_url="http://h/v1").capabilities is BACKENDS["openai"]
 
 
@@ -128,7 +129,7 @@ def test_a_new_backend_is_named_on_the_command_line(
     assert len(abacus) == 1
     with pytest.raises(SystemExit):
         cli.run_cli(["stability", "--help"])
-    assert "--model.backend {transformers,openai,batch,abacus}" in capsys.readouterr().out
+    assert "--model.backend {transformers,openai,batch,vllm,abacus}" in capsys.readouterr().out
 
 
 def test_capabilities_decide_what_a_configuration_may_say(abacus: list[ModelConfig]) -> None:

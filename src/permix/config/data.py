@@ -42,7 +42,8 @@ class BackendCapabilities(NamedTuple):
     files can be checked before they are loaded. `is_priced`: requests may cost money. `needs_base_url`: it has an address.
     `content_addressed`: equal fingerprints can mean equal weights, so completions may be cached. `configurable`: a configuration
     file or a flag may name it. `bounds_thinking`: it can close a completion's thinking after a number of tokens. `answers_later`:
-    it is asked by batch files alone, in a start with --batch-out or --batch-in.
+    it is asked by batch files alone, in a start with --batch-out or --batch-in. `packages`: the packages that it needs besides
+    those of every model in this process. `runs_engine`: it takes `ENGINE_FIELDS`.
     """
 
     is_local: bool
@@ -52,6 +53,8 @@ class BackendCapabilities(NamedTuple):
     configurable: bool = True
     bounds_thinking: bool = False
     answers_later: bool = False
+    packages: tuple[str, ...] = ()
+    runs_engine: bool = False
 
 
 BACKENDS: dict[str, BackendCapabilities] = {
@@ -62,11 +65,19 @@ BACKENDS: dict[str, BackendCapabilities] = {
     "batch": BackendCapabilities(
         is_local=False, is_priced=True, needs_base_url=False, content_addressed=False, answers_later=True
     ),
+    "vllm": BackendCapabilities(
+        is_local=True, is_priced=False, needs_base_url=False, content_addressed=True, packages=("vllm",), runs_engine=True
+    ),
     "python": BackendCapabilities(
         is_local=False, is_priced=False, needs_base_url=False, content_addressed=False, configurable=False
     ),
 }
 """Every backend, by the name that a configuration gives it; `LOADERS` in `permix.inference` opens its models."""
+
+
+ENGINE_FIELDS = ("tensor_parallel_size", "data_parallel_size", "gpu_memory_utilization", "max_model_len")
+"""Fields of a model, named as in vLLM, that say how an engine in this process uses the GPUs. They change no answer, but for the
+last bits of logits, and `max_model_len` for prompts that are too long."""
 
 
 ENDPOINT_BACKEND = "openai"
@@ -131,20 +142,30 @@ class ModelConfig(ConfigSection):
     name: str = "bundled"
     """"bundled" (SmolLM2-135M-Instruct), a model folder, a hub id, or the name an endpoint serves."""
     backend: str = "transformers"
-    """Where completions come from: in this process, an OpenAI-compatible HTTP endpoint, or batch files. With a base_url the
-    default is the endpoint; with --batch-out or --batch-in and without an address, batch files."""
+    """Where completions come from: transformers in this process, an OpenAI-compatible HTTP endpoint (openai), vLLM's engine in
+    this process (vllm), or batch files (batch). With a base_url the default is the endpoint; with --batch-out or --batch-in and
+    without an address, batch files."""
     base_url: str | tuple[str, ...] | None = None
     """The endpoint's URL up to /v1, such as http://127.0.0.1:8000/v1 (backend "openai"). Requests are spread over several that
     serve the same model, a persona's to one of them."""
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the endpoint's API key; the key itself must not be in a file."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the weights; auto takes bfloat16 on hardware that multiplies it natively, else float32."""
+    """Precision of the weights; auto takes bfloat16 on hardware that multiplies it natively, else float32 (backend "vllm":
+    what the weights are stored in, of float32 16 bits)."""
     batch_size: int = Field(default=64, gt=0)
     """Number of requests generated together (backend "transformers")."""
     concurrency: int | None = Field(default=None, gt=0)
     """Most requests sent to the endpoint at the same time, to each of several (backend "openai"). When not given, permix begins
     with 16, and sends more, up to 512, while that gets more answers a second. An overloaded server (429) gets fewer."""
+    tensor_parallel_size: int = Field(default=1, gt=0)
+    """Number of GPUs that the weights are divided among (backend "vllm")."""
+    data_parallel_size: int = Field(default=1, gt=0)
+    """Number of copies of the weights, each on tensor_parallel_size GPUs, which share the requests (backend "vllm")."""
+    gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
+    """Share of a GPU's memory that the engine may take; its own default, about 0.9, when not given (backend "vllm")."""
+    max_model_len: int | None = Field(default=None, gt=0)
+    """Most tokens of a prompt and its completion together; as the model's configuration says when not given (backend "vllm")."""
     timeout_s: float = Field(default=120, gt=0)
     """Maximum duration of one HTTP request, in seconds (backend "openai")."""
     thinking: ThinkingSwitch = "default"
@@ -216,6 +237,16 @@ class ModelConfig(ConfigSection):
                 f'a field of its own for it, which model.extra_body adds: {{"thinking_token_budget": {budget}}} (vLLM), '
                 f'{{"thinking_budget": {budget}}} (Qwen) or {{"reasoning_effort": "low"}}'
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_engine_fields(self) -> "ModelConfig":
+        for name in () if self.capabilities.runs_engine else ENGINE_FIELDS:
+            if (value := getattr(self, name)) != type(self).model_fields[name].default:
+                engines = " or ".join(f'"{one}"' for one, backend in BACKENDS.items() if backend.runs_engine)
+                raise ValueError(
+                    f'{name} = {value}: backend "{self.backend}" has no such setting; give backend = {engines}, or leave it out'
+                )
         return self
 
     @field_validator("headers")

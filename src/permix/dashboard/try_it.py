@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from permix.config import ModelConfig, build_config
+from permix.config import ENGINE_FIELDS, ModelConfig, build_config
 from permix.dashboard.folder import RunFolder, start_process
 from permix.dashboard.run_monitor import READ_ERRORS, RunMonitor, check_run_files, readable_error
 from permix.errors import ConfigError, DataError, PermixError
@@ -116,7 +116,7 @@ def _model_id(config: ModelConfig) -> str:
     """Equal for configurations whose answers are the same: how many requests are sent at once makes no difference."""
     folder = Path(config.name)
     name = str(folder.resolve()) if config.capabilities.is_local and folder.is_dir() else config.name
-    speed = {"batch_size", "concurrency", "timeout_s", "retries"}
+    speed = {"batch_size", "concurrency", "timeout_s", "retries", *ENGINE_FIELDS}
     return digest(config.model_copy(update={"name": name}).model_dump_json(exclude=speed))
 
 

@@ -439,7 +439,8 @@ def check_interview_length(config: FidelityConfig, plan: InterviewPlan) -> None:
     if not config.model.capabilities.is_local:
         return
     source = resolve_model_source(config.model.name)
-    tokenizer, window = load_tokenizer(source, config.model.thinking), context_window(source)
+    tokenizer = load_tokenizer(source, config.model.thinking)
+    window = min(filter(None, (context_window(source), config.model.max_model_len)))
     interviewer_tokens = INTERVIEWER_SAMPLING.max_new_tokens * turns if plan.question_orders is None else 0
     placeholders = [Question(id=f"{turn}", task="interview", text="?", gold="") for turn in range(turns)]
     for persona in plan.pool.personas:

@@ -5,20 +5,36 @@ from pathlib import Path
 from typing import Any
 
 from permix.config import ModelConfig, build_config
-from permix.errors import ConfigError
+from permix.errors import ConfigError, require_packages
 from permix.inference.base import CompletionResult, Model
 from permix.inference.cache import cached_model
 
-__all__ = ["LOADERS", "CompletionResult", "Model", "build_model_config", "cached_model", "check_model", "load_model"]
+__all__ = [
+    "LOADERS",
+    "CompletionResult",
+    "Model",
+    "build_model_config",
+    "cached_model",
+    "check_model",
+    "load_model",
+    "require_model_packages",
+]
 
 
 def _load_transformers(config: ModelConfig, threads: int | None) -> Model:
     from permix.inference.hardware import set_threads
-    from permix.inference.hf import HFModel, require_local_packages
+    from permix.inference.hf import HFModel
 
-    require_local_packages(config.name)
+    require_model_packages(config)
     set_threads(threads)
     return HFModel(config)
+
+
+def _load_vllm(config: ModelConfig, threads: int | None) -> Model:
+    require_model_packages(config)
+    from permix.inference.vllm import VLLMModel
+
+    return VLLMModel(config)
 
 
 def _load_openai(config: ModelConfig, threads: int | None) -> Model:
@@ -42,6 +58,7 @@ LOADERS: dict[str, Callable[[ModelConfig, int | None], Model]] = {
     "transformers": _load_transformers,
     "openai": _load_openai,
     "batch": _refuse_batch,
+    "vllm": _load_vllm,
     "python": _refuse_function,
 }
 """For each backend in `permix.config.BACKENDS`: (config, CPU threads) -> model. An engine is imported when it is first used."""
@@ -73,6 +90,15 @@ def build_model_config(source: str | Path, name: str | None = None, **fields: An
     return build_config(ModelConfig, section | fields, source="model")
 
 
+def require_model_packages(config: ModelConfig) -> None:
+    """Raise ConfigError, with the command that installs them, if packages that run the model in this process are missing."""
+    from permix.inference.hf import require_local_packages
+
+    require_local_packages(config.name)
+    instead = "leave backend out, and transformers runs the model"
+    require_packages(config.capabilities.packages, f'model.backend = "{config.backend}"', instead)
+
+
 def check_model(config: ModelConfig, *, contact: bool) -> None:
     """Raise ConfigError if the model cannot be used, without loading weights.
 
@@ -81,11 +107,11 @@ def check_model(config: ModelConfig, *, contact: bool) -> None:
     is malformed and, with `contact`, if it does not answer.
     """
     if config.capabilities.is_local:
-        from permix.inference.hf import check_model_folder, require_local_packages
+        from permix.inference.hf import check_model_folder
 
         check_model_folder(config.name)
         if contact:
-            require_local_packages(config.name)
+            require_model_packages(config)
         return
     if not contact and config.capabilities.answers_later:
         return  # nothing can be checked without the files

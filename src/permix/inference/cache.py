@@ -29,6 +29,7 @@ CACHE_DATABASE = "answers.sqlite"
 CACHE_STATS_FILE = "cache.json"
 
 DECODER_PACKAGES = ("permix", "torch", "transformers")
+"""Packages that decode; a model names further ones in `decoder_packages`."""
 
 LOCK_TIMEOUT_S = 60.0
 """Longest wait while another process has the file locked."""
@@ -45,7 +46,8 @@ class CachedModel:
         self._connection = connection
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[CompletionResult]:
-        key_texts = [cache_key_text(self.fingerprint, request, sampling) for request in requests]
+        packages = (*DECODER_PACKAGES, *getattr(self.model, "decoder_packages", ()))
+        key_texts = [cache_key_text(self.fingerprint, request, sampling, packages) for request in requests]
         missing = []
         for index, key_text in enumerate(key_texts):
             self.lookups += 1
@@ -78,19 +80,19 @@ class CachedModel:
             raise write_error(self.path, OSError(0, str(error))) from error
 
 
-def cache_key_text(fingerprint: str, request: Request, sampling: Sampling) -> str:
+def cache_key_text(fingerprint: str, request: Request, sampling: Sampling, packages: tuple[str, ...] = DECODER_PACKAGES) -> str:
     """Everything that a completion depends on, as JSON with sorted keys."""
     fields = {
         "model": fingerprint, "messages": list(request.messages), "sampling": sampling.model_dump(mode="json"),
-        "seed": request.seed if sampling.temperature > 0 else None, "decoder": decoder_versions(),
+        "seed": request.seed if sampling.temperature > 0 else None, "decoder": decoder_versions(packages),
     }  # fmt: skip
     return json.dumps(fields, sort_keys=True)
 
 
 @cache
-def decoder_versions() -> dict[str, str]:
+def decoder_versions(packages: tuple[str, ...] = DECODER_PACKAGES) -> dict[str, str]:
     """Versions of the packages that decode: with another version the same request may give another completion."""
-    return {name: version(name) for name in DECODER_PACKAGES}
+    return {name: version(name) for name in packages}
 
 
 def _key(text: str) -> str:

@@ -370,6 +370,28 @@ def _load_model_config(source: str) -> Any:
     return _from_pretrained(AutoConfig, source)
 
 
+class GenerationSettings(NamedTuple):
+    """What a model's files say about generation: transformers' generation config, and a hub id's commit.
+
+    `stop_token_ids` and `stop_at_end_of_turn` take it in place of the network.
+    """
+
+    generation_config: Any
+    commit: str | None
+
+
+def load_generation_settings(source: str) -> GenerationSettings:
+    """Reads no weights. Raises ConfigError if the folder or hub id has no model."""
+    from transformers import GenerationConfig
+
+    config = _load_model_config(source)
+    try:
+        generation = GenerationConfig.from_pretrained(source)
+    except OSError:  # not every model has a generation config
+        generation = GenerationConfig.from_model_config(config)
+    return GenerationSettings(generation, _commit_of(config))
+
+
 def load_empty_causal_lm(source: str, dtype: "torch.dtype") -> Any:
     """`load_causal_lm` without the weights, for a process that will receive its shard of them from another one.
 
@@ -535,17 +557,12 @@ class LocalModel:
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[CompletionResult]:
         prompts = [encode_chat(self.tokenizer, request.messages) for request in requests]
-        limit = self.context_window - sampling.max_new_tokens
         fitting = []
         for index, prompt in enumerate(prompts):
-            if len(prompt) > limit:
-                message = (
-                    f"the prompt has {len(prompt)} tokens; the model takes at most {limit} with max_new_tokens = "
-                    f"{sampling.max_new_tokens}"
-                )
-                yield CompletionResult(index, Failure(type="PromptTooLong", message=message))
-            else:
+            if (failure := find_too_long(prompt, self.context_window, sampling)) is None:
                 fitting.append(index)
+            else:
+                yield CompletionResult(index, failure)
         sort_key = self._sort_key()
         fitting.sort(key=lambda index: sort_key(prompts[index]))
         for batch in balanced_batches(fitting, self.batch_size):
@@ -581,6 +598,17 @@ class LocalModel:
         ]
 
 
+def find_too_long(prompt: Sequence[int], window: int, sampling: Sampling) -> Failure | None:
+    """The failure of a prompt that leaves no room for a completion in a window of `window` tokens; None if it fits."""
+    limit = window - sampling.max_new_tokens
+    if len(prompt) <= limit:
+        return None
+    message = (
+        f"the prompt has {len(prompt)} tokens; the model takes at most {limit} with max_new_tokens = {sampling.max_new_tokens}"
+    )
+    return Failure(type="PromptTooLong", message=message)
+
+
 def balanced_batches(indices: Sequence[int], max_size: int) -> list[Sequence[int]]:
     """The fewest batches of at most `max_size`, of nearly equal size: a small last batch costs nearly as much as a full one."""
     count = math.ceil(len(indices) / max_size)
@@ -609,23 +637,38 @@ class HFModel(LocalModel):
 
     @property
     def content_addressed(self) -> bool:  # type: ignore[override]
-        folder = Path(self.source)
-        # The fingerprint does not cover the base weights behind an adapter.
-        return not (folder / "adapter_config.json").exists() if folder.is_dir() else self.network.config._commit_hash is not None
+        return is_content_addressed(self.source, _commit_of(self.network.config))
 
     @cached_property
     def fingerprint(self) -> str:
-        folder = Path(self.source)
-        content = folder_fingerprint(folder) if folder.is_dir() else f"{self.source}@{self.network.config._commit_hash}"
-        return digest(content, str(self.dtype), *self._prompt_settings())
+        content = content_fingerprint(self.source, _commit_of(self.network.config))
+        return digest(content, str(self.dtype), *prompt_settings(self.config, self.tokenizer, self._added_stop))
 
-    def _prompt_settings(self) -> Iterator[str]:
-        """What changes the prompts or the answers, apart from the files; nothing for most models."""
-        if self.config.thinking != "default":
-            yield f"thinking {self.config.thinking}"
-        if self.thinking_budget is not None:
-            yield f"thinking budget {self.thinking_budget}"
-        if self._added_stop is not None:
-            yield f"stops at {self._added_stop}"
-        if DATE_MACRO in _default_template(self.tokenizer):
-            yield f"date {PINNED_DATE:%Y-%m-%d}"
+
+def _commit_of(config: Any) -> str | None:
+    """The commit of a hub id, as transformers notes it in the configuration that it loads; None for a folder."""
+    return getattr(config, "_commit_hash", None)
+
+
+def is_content_addressed(source: str, commit: str | None) -> bool:
+    """Whether `content_fingerprint` covers all weights of a folder, or of a hub id, whose commit is None if it is not known."""
+    folder = Path(source)
+    # The fingerprint does not cover the base weights behind an adapter.
+    return not (folder / "adapter_config.json").exists() if folder.is_dir() else commit is not None
+
+
+def content_fingerprint(source: str, commit: str | None) -> str:
+    """A text that differs where the files of two models differ: `folder_fingerprint`, or the hub id and its commit."""
+    return folder_fingerprint(Path(source)) if Path(source).is_dir() else f"{source}@{commit}"
+
+
+def prompt_settings(config: ModelConfig, tokenizer: Any, added_stop: int | None) -> Iterator[str]:
+    """What changes the prompts or the answers, apart from the files; nothing for most models."""
+    if config.thinking != "default":
+        yield f"thinking {config.thinking}"
+    if config.thinking_budget is not None:
+        yield f"thinking budget {config.thinking_budget}"
+    if added_stop is not None:
+        yield f"stops at {added_stop}"
+    if DATE_MACRO in _default_template(tokenizer):
+        yield f"date {PINNED_DATE:%Y-%m-%d}"

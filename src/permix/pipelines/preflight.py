@@ -13,8 +13,8 @@ from permix.evals.interview import load_interview_script
 from permix.evals.open_ended import load_open_questions, select_open_ended_personas
 from permix.evals.personagym import select_personagym_questions
 from permix.evals.stability import preflight_stability, trained_question_hashes
-from permix.inference import check_model
-from permix.inference.hf import check_model_folder, require_local_packages
+from permix.inference import check_model, require_model_packages
+from permix.inference.hf import check_model_folder
 from permix.interop.personagym import describe_personagym_import
 from permix.interop.stage import describe_import
 from permix.personas.pool import select_personas
@@ -65,7 +65,7 @@ def _missing_packages(settings: config.AnyConfig) -> dict[str, str]:
             require_training_packages("the quickstart")
         for model in used:
             if model.capabilities.is_local:
-                require_local_packages(model.name)
+                require_model_packages(model)
     except ConfigError as error:
         return {"on this machine": str(error)}
     return {}

@@ -5,11 +5,12 @@ displayed and never interpreted. The order and the text depend only on the runs.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from permix import sanitize
+from permix.config import BACKENDS
 from permix.inference.addresses import read_addresses
 from permix.metrics.dev_curve import selection_text
 from permix.prompts import persona_prompt
@@ -201,7 +202,19 @@ def _address_tables(runs: Sequence[tuple[str, str, Run]]) -> Iterable[Table]:
 
 
 def _packages_text(run: Run) -> str:
-    return ", ".join(f"{package} {version}" for package, version in run.provenance.get("packages", {}).items())
+    """The versions of packages; first, which models an engine ran: "model by vllm 0.33.0; permix 0.1.0, torch 2.14.0"."""
+    versions = run.provenance.get("packages", {})
+    packages = ", ".join(f"{package} {version}" for package, version in versions.items())
+    return "; ".join([*_engine_texts(run.config, versions), packages])
+
+
+def _engine_texts(config: Mapping[str, Any], versions: Mapping[str, str]) -> Iterator[str]:
+    for name in ("model", "judge", "interviewer", "teacher"):
+        section = config.get(name)
+        backend = BACKENDS.get(str(section.get("backend"))) if isinstance(section, Mapping) else None
+        if backend is not None and backend.runs_engine:
+            engine = ", ".join(f"{one} {versions.get(one, 'of unknown version')}" for one in backend.packages)
+            yield f"{name} by {engine}"
 
 
 def command_text(run: Run) -> str:

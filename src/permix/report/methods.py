@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from pydantic import Field, ValidationError
 
-from permix.config import BOOKKEEPING_FIELDS, RUNTIME_ONLY_FIELDS, SUPERVISED_METHODS, TrainConfig, resolve_mix
+from permix.config import BOOKKEEPING_FIELDS, ENGINE_FIELDS, RUNTIME_ONLY_FIELDS, SUPERVISED_METHODS, TrainConfig, resolve_mix
 from permix.errors import ConfigError, DataError
 from permix.metrics import statistics
 from permix.metrics.identifiability import Identifiability
@@ -55,8 +55,11 @@ WEIGHT_NEUTRAL_SETTINGS = {
 }
 """Settings of [train] that do not change the weights, except through the order of a sum."""
 
-TEACHER_ENDPOINT_FIELDS = {"base_url", "api_key_env", "batch_size", "concurrency", "timeout_s", "retries", "same_weights"}
-"""Settings of [teacher] that describe the endpoint and not the teacher."""
+TEACHER_ENDPOINT_FIELDS = {
+    "base_url", "api_key_env", "headers", "prices", "batch_size", "concurrency", "timeout_s", "retries", "same_weights",
+    *ENGINE_FIELDS,
+}  # fmt: skip
+"""Settings of [teacher] that describe the endpoint or the engine and not the teacher."""
 
 
 class TrainingRun(NamedTuple):

@@ -54,6 +54,7 @@ PROVENANCE_PACKAGES = (
     "accelerate",
     "peft",
     "datasets",
+    "vllm",
     "numpy",
     "scipy",
     "scikit-learn",

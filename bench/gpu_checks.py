@@ -1,0 +1,595 @@
+"""The checks of `bench.gpu`, in order of value, and what each of them does: `python -m bench.gpu_checks NAME ...`.
+
+A check is a command in a process of its own. It prints one JSON line a figure (`bench.figures`) and ends with 0, or with
+`NOT_POSSIBLE` where the machine lacks something, or otherwise; its last line on stderr is the reason. `bench.gpu` holds the
+figures against the bounds that are written here.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import math
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from bench.figures import show
+
+NOT_POSSIBLE = 77
+"""The exit status of a check that this machine cannot do; its reason is the last line on stderr."""
+
+NOTHING: Mapping[str, float] = MappingProxyType({})
+
+
+class Check(NamedTuple):
+    """One check. `number` is that of docs/gpu.md; `words` follow `python -m`, with {model}, {out}, {answers} and {data} in them.
+
+    `dry_words` are added by `--dry`, on a tiny model and CPUs. `seconds`: the estimate until it was measured. `figures`: those in
+    the table, of which a check prints more. `at_most` and `at_least` bound figures; each of them must be printed.
+    """
+
+    number: int
+    name: str
+    what: str
+    words: tuple[str, ...]
+    dry_words: tuple[str, ...]
+    seconds: float
+    figures: tuple[str, ...]
+    at_most: Mapping[str, float] = NOTHING
+    at_least: Mapping[str, float] = NOTHING
+
+
+STEP_FIGURES = (
+    *("step_ratio_to_the_better", "training_ratio", "generation_ratio_per_token", "floor_share_of_training"),
+    *("floor_share_of_generation", "peak_memory_gib_trl", "peak_memory_gib_ours", "logp_difference_float32"),
+)
+TRAIN_FIGURES = ("steps", "seconds_per_step", "reward_first", "reward_last", "peak_memory_gib")
+TRAINED = {"not_finite": 0.0}
+DRY_STEP = ("--groups", "2", "--group-size", "2", "--new-tokens", "4", "--pairs", "1", "--micro-batch", "4")
+DRY_TRAIN = (
+    "--steps",
+    "1",
+    "--flags=--train.precision=float32 --train.max-new-tokens=8 --plan.questions-per-step=2 --plan.group-size=2",
+)
+DRY_SUPERVISED = ("--steps", "1", "--flags=--train.precision=float32 --train.max-new-tokens=16 --plan.questions-per-step=2")
+DRY_TEACHER = ("--steps", "1", "--flags=--train.precision=float32 --train.max-new-tokens=16 --plan.questions-per-step=8")
+DRY_CELLS = ("--cells", "4")
+
+
+def _steps(number: int, name: str, seconds: float, *flags: str, dry: tuple[str, ...] = DRY_TRAIN) -> Check:
+    words = ("bench.gpu_checks", "train", "--config", name, "--steps", "5", *flags)
+    return Check(number, f"steps-{name}", f"5 steps of configs/{name}.toml", words, dry, seconds, TRAIN_FIGURES, TRAINED)
+
+
+def _train(number: int, name: str, what: str, seconds: float, flags: str, **bounds: Mapping[str, float]) -> Check:
+    words = ("bench.gpu_checks", "train", "--config", "arithmetic-permix", "--steps", "5", "--more-flags=" + flags)
+    return Check(
+        number, name, what, words, DRY_TRAIN, seconds, (*TRAIN_FIGURES, *bounds.get("at_most", {})),
+        TRAINED | dict(bounds.get("at_most", {})), bounds.get("at_least", NOTHING),
+    )  # fmt: skip
+
+
+def _answers(number: int, name: str, what: str, seconds: float, *flags: str, **bounds: Mapping[str, float]) -> Check:
+    words = ("bench.gpu_checks", "answers", *flags)
+    figures = ("equal_answers", "parted_gap", "accuracy", "accuracy_cpu", "cells_per_second")
+    return Check(number, name, what, words, DRY_CELLS, seconds, figures, **bounds)
+
+
+CHECKS: tuple[Check, ...] = (
+    *(
+        Check(
+            number, f"step-{tokens}", f"a training step against TRL's and its flops floor, prompts of {tokens} tokens",
+            ("bench.train_step", "--model", "{model}", "--prompt-tokens", f"{tokens}"), DRY_STEP, seconds, STEP_FIGURES,
+            at_most={"logp_difference_float32": 1e-4},
+        )
+        for number, tokens, seconds in ((1, 60, 110), (2, 300, 120))
+    ),
+    _steps(3, "arithmetic-permix", 45),
+    _steps(4, "gsm8k-permix-gpu", 70, "--data", "{data}/gsm8k"),
+    _steps(5, "math-permix-lora-gpu", 70, "--data", "{data}/math"),
+    _steps(6, "arithmetic-rlvr", 35),
+    _steps(7, "arithmetic-sft", 25, dry=DRY_SUPERVISED),
+    _steps(8, "arithmetic-sft-personas", 25, dry=DRY_SUPERVISED),
+    _steps(9, "arithmetic-seqkd", 40, dry=DRY_TEACHER),
+    _answers(
+        10, "stability-float32", "stability in float32 against the CPU's answers", 45, "--dtype", "float32",
+        at_most={"parted_gap": 1e-2}, at_least={"equal_answers": 0.95},
+    ),
+    _answers(
+        11, "stability-bfloat16", "stability in bfloat16 against the CPU's answers", 40, "--dtype", "bfloat16",
+        at_most={"accuracy_outside_cpu_interval": 0.0},
+    ),
+    Check(
+        12, "grid", "the grid against transformers' own generation", ("bench.gpu_checks", "grid"), DRY_CELLS, 60,
+        ("wall_ratio", "wall_ratio_per_token", "equal_answers", "cells_per_second_ours", "cells_per_second_transformers"),
+        at_least={"equal_answers": 0.9},
+    ),
+    _answers(
+        13, "vllm-greedy", "vLLM in process: stability in bfloat16 against the CPU's answers", 120, "--dtype", "bfloat16",
+        "--backend", "vllm", at_most={"accuracy_outside_cpu_interval": 0.0},
+    ),
+    _answers(
+        14, "vllm-float32", "vLLM in process: stability in float32 against the CPU's answers", 120, "--dtype", "float32",
+        "--backend", "vllm", at_most={"parted_gap": 1e-2}, at_least={"equal_answers": 0.95},
+    ),
+    Check(
+        15, "vllm-sampled", "vLLM in process: seeds, top-p, a closed iterator, JSON schemas", ("bench.gpu_checks", "vllm"),
+        DRY_CELLS, 120, ("equal_answers", "answers_of_asked", "schema_replies_valid"),
+        at_least={"answers_of_asked": 1.0, "schema_replies_valid": 1.0, "equal_answers": 0.9},
+    ),
+    _answers(
+        16, "stability-batch7", "as 10 in batches of 7", 60, "--dtype", "float32", "--flags=--model.batch-size=7",
+        at_most={"parted_gap": 1e-2}, at_least={"equal_answers": 0.95},
+    ),
+    Check(
+        17, "fidelity-top-p", "seeded sampling with top-p", ("bench.gpu_checks", "fidelity"), DRY_CELLS, 45,
+        ("answers_of_asked", "cells_per_second"), at_least={"answers_of_asked": 1.0},
+    ),
+    Check(
+        18, "resume", "5 steps, interrupted after step 2 and started again", ("bench.gpu_checks", "resume", "--steps", "5"),
+        ("--steps", "2", "--after", "1", *DRY_TRAIN[2:]), 80, ("steps", "interrupted_after"), at_most={"steps_missing": 0.0},
+    ),
+    _train(19, "beta", "a KL term", 50, "--train.beta=0.04", at_most={"kl_of_first_step": 1e-3}),
+    _train(20, "lora", "LoRA; the saved model answers without peft", 50, "--train.lora-rank=8"),
+    _train(21, "dev-eval", "dev evaluations, of which the best is kept", 60, "--dev-eval.every=2 --dev-eval.select=best"),
+    _train(
+        22, "vllm-train", "rollouts by TRL's vLLM", 120, "--train.use-vllm", at_most={"rollout_logprob_gap": 0.05},
+    ),
+)  # fmt: skip
+"""In order of value, which is the order of docs/gpu.md."""
+
+
+def main() -> None:
+    options = parser().parse_args()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a machine without network would wait for the hub's timeouts
+    BODIES[options.body](options)
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="One check of bench.gpu.")
+    parser.add_argument("body", choices=list(BODIES))
+    parser.add_argument("--model", default="bundled", help="bundled, or a model folder")
+    parser.add_argument("--out", type=Path, required=True, help="a folder of this check's own")
+    parser.add_argument("--config", default="arithmetic-permix", help="a file of configs/, without .toml")
+    parser.add_argument("--data", type=Path, help="the data set of that file; arithmetic in its place where there is none")
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--after", type=int, default=2, help="the step after which a training is interrupted")
+    parser.add_argument("--answers", type=Path, help="the CPU's answers")
+    parser.add_argument("--cells", type=int, help="ask so many cells only")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--backend", default="transformers")
+    parser.add_argument("--flags", default="", help="further options of permix, separated by blanks")
+    parser.add_argument("--more-flags", default="", help="the same")
+    return parser
+
+
+def not_possible(reason: str) -> SystemExit:
+    """End this check, because of what the machine lacks."""
+    print(reason, file=sys.stderr)
+    return SystemExit(NOT_POSSIBLE)
+
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run_permix(words: Sequence[str]) -> None:
+    """Run a command of permix in this process; its own output goes to stderr, since stdout is for figures."""
+    from permix import cli
+
+    with contextlib.redirect_stdout(sys.stderr):
+        status = cli.run_cli(list(words))
+    if status:
+        raise SystemExit(status)  # the last line on stderr is permix's own
+
+
+# Training
+
+
+def train_words(options: argparse.Namespace) -> list[str]:
+    """The command of `permix train`. The model and, where the data set is not at hand, the task are not the file's own."""
+    words = [
+        "train",
+        str(ROOT / "configs" / f"{options.config}.toml"),
+        "--out",
+        str(options.out / "run"),
+        "--model.name",
+        options.model,
+    ]
+    words += ["--plan.steps", str(options.steps)]
+    if options.data is not None and options.data.exists():
+        words += ["--task.path", str(options.data)]
+    elif not options.config.startswith("arithmetic"):
+        words += ["--task.name", "arithmetic", "--task.n", "1000", "--task.levels", "add-1", "sub-1", "mul-1", "add-1x3", "add-2"]
+    return [*words, *options.flags.split(), *options.more_flags.split()]
+
+
+def train(options: argparse.Namespace) -> None:
+    """Steps of one configuration: all of them are in the log, and every loss is finite."""
+    words = train_words(options)
+    if "--train.use-vllm" in words:
+        require_vllm()
+    run_permix(words)
+    show_training(options)
+    if "--train.lora-rank=8" in words:
+        show_answer(str(options.out / "run" / "model"))
+
+
+def show_training(options: argparse.Namespace) -> None:
+    log = read_log(options.out / "run" / "log.jsonl")
+    about = {"config": options.config, "task": "its own" if options.data and options.data.exists() else "arithmetic"}
+    show("steps", len(log), **about)
+    values = [line[name] for line in log for name in ("loss", "grad_norm", "kl") if line.get(name) is not None]
+    show("not_finite", sum(not math.isfinite(value) for value in values), of=len(values))
+    seconds = [sum(line["seconds"].values()) for line in log if line.get("seconds")]
+    if seconds:
+        show("seconds_per_step", statistics.median(seconds[1:] or seconds), first=round(seconds[0], 2), n=len(seconds))
+    rewards = [line["reward"] for line in log if line.get("reward") is not None]
+    if rewards:
+        show("reward_first", rewards[0])
+        show("reward_last", rewards[-1])
+    if log and log[0].get("kl") is not None:
+        show("kl_of_first_step", abs(log[0]["kl"]))
+    gaps = [line["rollout_logprob_gap"] for line in log if line.get("rollout_logprob_gap") is not None]
+    if gaps:
+        show("rollout_logprob_gap", max(gaps))
+    show("peak_memory_gib", peak_bytes() / 2**30)
+    if len(log) != options.steps:
+        raise SystemExit(f"log.jsonl has {len(log)} of {options.steps} steps")
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a training's log; none if there is no log yet. A line that is still being written is left out."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+
+
+def show_answer(folder: str) -> None:
+    """The number of tokens that the model in `folder` answers one question with."""
+    from permix.inference import load_model
+    from permix.types import Completion, Message, Request, Sampling
+
+    asked = Request((Message(role="user", content="What is 2 + 3?"),), 0)
+    results = list(load_model(folder).generate([asked], Sampling(max_new_tokens=16)))
+    if not isinstance(results[0].result, Completion):
+        raise SystemExit(f"{folder}: {results[0].result}")
+    show("answer_tokens", results[0].result.completion_tokens or 0)
+
+
+def resume(options: argparse.Namespace) -> None:
+    """Interrupt a training by Ctrl-C after some step, start it again, and count each step in its log."""
+    words, log = train_words(options), options.out / "run" / "log.jsonl"
+    process = subprocess.Popen([sys.executable, "-m", "permix", *words], stdout=sys.stderr, cwd=ROOT)
+    while process.poll() is None and len(read_log(log)) < options.after:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    status = process.wait()
+    done = len(read_log(log))
+    if status not in (0, 130):
+        raise SystemExit(f"the interrupted training ended with {status}")
+    show("interrupted_after", done, status=status)
+    run_permix(words)
+    steps = [line["step"] for line in read_log(log)]
+    show("steps", len(steps))
+    show("steps_missing", sum(steps.count(step) != 1 for step in range(min(steps), min(steps) + options.steps)))
+
+
+# Answers
+
+
+def stability_words(options: argparse.Namespace, dtype: str) -> list[str]:
+    words = ["stability", str(ROOT / "configs" / "stability-arithmetic.toml"), "--out", str(options.out / "run")]
+    words += ["--model.name", options.model, "--model.dtype", dtype, "--model.backend", options.backend]
+    if options.cells is not None:
+        words += f"--task.n {max(1, options.cells // 2)} --personas.n 1 --resamples 100 --sampling.max-new-tokens 16".split()
+    return [*words, *options.flags.split()]
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """Write the CPU's answers in float32 to `--answers`: texts, accuracy and its interval, and the fingerprint of the weights."""
+    from permix.evals.stability import measure_stability
+    from permix.inference.hf import folder_fingerprint, resolve_model_source
+    from permix.storage.files import write_json
+
+    run_permix(stability_words(options, "float32"))
+    run = options.out / "run"
+    mean = measure_stability(run).mean
+    texts = [[*key, text] for key, text in read_answers(run).items()]
+    weights = folder_fingerprint(Path(resolve_model_source(options.model)))
+    write_json(options.answers, {"weights": weights, "accuracy": [mean.value, mean.low, mean.high], "answers": texts})
+    show("answers", len(texts))
+
+
+def read_answers(run: Path) -> dict[tuple[Any, ...], str]:
+    """For each cell of a run: its completion's text."""
+    from permix.storage.run_dir import RunReader
+
+    cells = RunReader(run).cells
+    return {tuple(key): cell.completion.text for key, cell in cells.items() if cell.completion is not None}
+
+
+def answers(options: argparse.Namespace) -> None:
+    """Stability on this device against the CPU's answers: equal texts, and how near a tie the others part."""
+    from permix.evals.stability import measure_stability
+    from permix.inference.hf import folder_fingerprint, resolve_model_source
+
+    if options.backend == "vllm":
+        require_vllm()
+    if options.answers is None or not options.answers.exists():
+        raise not_possible("there are no answers of the CPU: make them with --prepare, and name the file with --answers")
+    known = json.loads(options.answers.read_text(encoding="utf-8"))
+    source = resolve_model_source(options.model)
+    if known["weights"] != folder_fingerprint(Path(source)):
+        raise not_possible(f"{options.answers} holds the answers of other weights; make them with --prepare")
+    started = time.perf_counter()
+    run_permix(stability_words(options, options.dtype))
+    seconds = time.perf_counter() - started
+    run = options.out / "run"
+    theirs = {tuple(key): text for *key, text in known["answers"]}
+    ours = read_answers(run)
+    if ours.keys() != theirs.keys():
+        raise SystemExit(f"{len(ours)} cells have an answer here, {len(theirs)} on the CPU")
+    different = [key for key, text in ours.items() if text != theirs[key]]
+    show("equal_answers", 1 - len(different) / len(ours), n=len(ours))
+    show("cells_per_second", len(ours) / seconds, loading="included")
+    value, (_, low, high) = measure_stability(run).mean.value, known["accuracy"]
+    assert value is not None, "every cell has an answer"
+    show("accuracy", value)
+    show("accuracy_cpu", known["accuracy"][0], low=low, high=high)
+    show("accuracy_outside_cpu_interval", max(low - value, value - high, 0.0))
+    show("parted_gap", parted_gap(source, run, different, theirs, ours), n=min(len(different), MAX_PARTED), of=len(different))
+
+
+MAX_PARTED = 50
+"""Pairs of answers at most whose logits are looked at."""
+
+
+def parted_gap(
+    source: str, run: Path, keys: Sequence[tuple[Any, ...]], theirs: Mapping[Any, str], ours: Mapping[Any, str]
+) -> float:
+    """Of pairs of answers: the greatest distance, in float32, of the logits of the tokens with which they part; 0 without one."""
+    from bench.grid import part
+    from bench.grid_arms import gaps
+    from permix.inference.hardware import pick_device
+    from permix.inference.hf import encode_chat, encode_completion, load_tokenizer
+    from permix.storage.run_dir import RunReader
+
+    tokenizer, cells = load_tokenizer(source), {tuple(key): cell for key, cell in RunReader(run).cells.items()}
+    found = []
+    for key in islice(keys, MAX_PARTED):
+        one, other = (encode_completion(texts[key], tokenizer) for texts in (theirs, ours))
+        if one != other:  # texts may differ where their tokens, written anew, do not
+            found.append(part(encode_chat(tokenizer, cells[key].messages), one, other, tokenizer.eos_token_id))
+    return max(gaps(source, found, pick_device()), default=0.0) if found else 0.0
+
+
+def fidelity(options: argparse.Namespace) -> None:
+    """Answers in character, sampled with top-p."""
+    from permix.storage.run_dir import RunReader
+
+    run = options.out / "run"
+    words = ["fidelity", str(ROOT / "configs" / "fidelity-builtin.toml"), "--out", str(run), "--model.name", options.model]
+    words += ["--sampling.top-p", "0.9"]
+    if options.cells is not None:
+        words += [
+            "--n-questions",
+            "10",
+            "--folds",
+            "2",
+            "--personas.n",
+            "2",
+            "--resamples",
+            "100",
+            "--sampling.max-new-tokens",
+            "8",
+        ]
+    started = time.perf_counter()
+    run_permix(words)
+    cells = RunReader(run).cells.values()
+    show("answers_of_asked", sum(cell.completion is not None for cell in cells) / len(cells), n=len(cells))
+    show("cells_per_second", len(cells) / (time.perf_counter() - started), loading="included")
+
+
+# Generation
+
+
+def arithmetic_requests(n: int) -> list[Any]:
+    """Held-out personas × held-out questions, in the words of configs/stability-arithmetic.toml."""
+    from permix.config import StabilityConfig, build_config, read_config_values
+    from permix.evals.grid import PromptFormat, build_grid
+    from permix.personas.pool import select_personas
+    from permix.tasks import load_questions
+    from permix.types import Request
+
+    values = read_config_values(ROOT / "configs" / "stability-arithmetic.toml")
+    config = build_config(StabilityConfig, values, source="configs/stability-arithmetic.toml")
+    task, questions = load_questions(config.task)
+    personas = select_personas(config.personas).personas
+    cells = build_grid(personas, questions, PromptFormat(task.prompt, "you_are", empty_system_prompt=False), samples=1, seed=0)
+    chosen = cells[:: max(1, len(cells) // n)][:n]
+    return [Request(cell.messages, cell.seed) for cell in chosen]
+
+
+GRID_CELLS, GRID_TOKENS, GRID_BATCH = 640, 64, 64
+"""What `grid` asks: cells, tokens of an answer, and rows of transformers' batches."""
+
+
+def grid(options: argparse.Namespace) -> None:
+    """The same requests by permix's generation and by transformers' `generate` in padded batches; the model is loaded once."""
+    import torch
+
+    from permix.config import ModelConfig
+    from permix.inference.hardware import set_threads
+    from permix.inference.hf import HFModel
+    from permix.types import Completion, Sampling
+
+    set_threads(None)
+    requests = arithmetic_requests(options.cells or GRID_CELLS)
+    sampling = Sampling(max_new_tokens=8 if options.cells else GRID_TOKENS)
+    dtype = "bfloat16" if torch.cuda.is_available() else "float32"
+    model = HFModel(ModelConfig.model_validate({"name": options.model, "dtype": dtype}))
+    arms: dict[str, Callable[[Sequence[Any]], tuple[list[str], int]]] = {}
+
+    def ours(asked: Sequence[Any]) -> tuple[list[str], int]:
+        done = dict(model.generate(asked, sampling))
+        found = [done[place] for place in range(len(asked))]
+        answered = [one for one in found if isinstance(one, Completion)]
+        if len(answered) < len(found):
+            raise SystemExit(f"{len(found) - len(answered)} of {len(found)} requests failed")
+        return [one.text for one in answered], sum(one.completion_tokens or 0 for one in answered)
+
+    arms["transformers"] = lambda asked: transformers_answers(model, asked, sampling.max_new_tokens)
+    arms["ours"] = ours
+    for arm in arms.values():
+        arm(requests[: min(len(requests), GRID_BATCH)])  # warm up
+    seconds: dict[str, float] = {}
+    texts: dict[str, list[str]] = {}
+    tokens: dict[str, int] = {}
+    for name, arm in arms.items():
+        synchronize()
+        started = time.perf_counter()
+        texts[name], tokens[name] = arm(requests)
+        synchronize()
+        seconds[name] = time.perf_counter() - started
+        show(f"cells_per_second_{name}", len(requests) / seconds[name], tokens=tokens[name], seconds=round(seconds[name], 3))
+    about = {"n": len(requests), "new_tokens": sampling.max_new_tokens, "dtype": dtype}
+    ratio = seconds["transformers"] / seconds["ours"]
+    show("wall_ratio", ratio, **about)
+    show("wall_ratio_per_token", ratio * tokens["ours"] / max(tokens["transformers"], 1), **about)
+    equal = sum(one == other for one, other in zip(texts["ours"], texts["transformers"], strict=True))
+    show("equal_answers", equal / len(requests), **about)
+
+
+def transformers_answers(model: Any, requests: Sequence[Any], new_tokens: int) -> tuple[list[str], int]:
+    """Texts in the order of the requests, by `generate` on batches sorted by length, and the number of their tokens."""
+    import torch
+
+    from permix.inference.generation import stop_token_ids
+    from permix.inference.hf import decode_completion, encode_chat
+
+    stops = stop_token_ids(model.network, model.tokenizer)
+    prompts = [encode_chat(model.tokenizer, request.messages) for request in requests]
+    order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place]))
+    texts, n_tokens = [""] * len(prompts), 0
+    for start in range(0, len(order), GRID_BATCH):
+        places = order[start : start + GRID_BATCH]
+        batch = model.tokenizer.pad({"input_ids": [prompts[place] for place in places]}, return_tensors="pt").to(model.device)
+        with torch.inference_mode():
+            rows_B_T = model.network.generate(
+                **batch, do_sample=False, max_new_tokens=new_tokens, eos_token_id=stops, temperature=None, top_p=None, top_k=None,
+                pad_token_id=model.tokenizer.pad_token_id,
+            )  # fmt: skip
+        for place, row in zip(places, rows_B_T[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
+            end = next((at + 1 for at, token in enumerate(row) if token in stops), len(row))
+            texts[place] = decode_completion(model.tokenizer, row[:end], stops)
+            n_tokens += end
+    return texts, n_tokens
+
+
+def require_vllm() -> None:
+    """End the check if vllm is not installed."""
+    if importlib.util.find_spec("vllm") is None:
+        raise not_possible("vllm is not installed")
+
+
+SCORE_SCHEMA = {"type": "object", "properties": {"score": {"type": "integer", "enum": [1, 2, 3, 4, 5]}}, "required": ["score"]}
+
+
+def vllm(options: argparse.Namespace) -> None:
+    """Sampling by seed is repeatable, closing an iterator leaves a usable engine, and a JSON schema is kept."""
+    require_vllm()
+    from permix.config import ModelConfig
+    from permix.inference import load_model
+    from permix.types import Completion, Sampling
+
+    requests = arithmetic_requests(options.cells or 256)
+    model = load_model(ModelConfig(name=options.model, backend="vllm"))
+    sampling = Sampling(temperature=0.7, top_p=0.9, max_new_tokens=32)
+    for _ in islice(model.generate(requests, sampling), 1):
+        pass  # the others are aborted
+    first, again = (dict(model.generate(requests, sampling)) for _ in range(2))
+    answered = sum(isinstance(one, Completion) for one in first.values())
+    show("answers_of_asked", answered / len(requests), n=len(requests))
+    show("equal_answers", sum(first[place] == again[place] for place in first) / len(requests), n=len(requests))
+    judged = [request._replace(schema=SCORE_SCHEMA) for request in requests[:32]]
+    replies = [one.result for one in model.generate(judged, sampling)]
+    show("schema_replies_valid", sum(map(keeps_schema, replies)) / len(replies), n=len(replies))
+
+
+def keeps_schema(reply: Any) -> bool:
+    """Whether a completion is an object of `SCORE_SCHEMA`, or was cut off before it could be one."""
+    text, finish = getattr(reply, "text", ""), getattr(reply, "finish", None)
+    with contextlib.suppress(ValueError):
+        found = json.loads(text)
+        return isinstance(found, dict) and found.get("score") in range(1, 6)
+    return finish == "length" and re.match(r"\s*\{", text) is not None
+
+
+def synchronize() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak_bytes() -> int:
+    """The most memory that this process held: on a GPU of its allocations there."""
+    import resource
+
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def device(_: argparse.Namespace) -> None:
+    """Print what the checks run on, as one JSON object."""
+    import platform
+
+    import torch
+
+    from permix.storage.run_dir import source_revision
+
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
+    memory = torch.cuda.get_device_properties(0).total_memory / 2**30 if torch.cuda.is_available() else None
+    found = {
+        "device": name, "gpus": torch.cuda.device_count(), "memory_gib": memory and round(memory, 1), "torch": torch.__version__,
+        "python": platform.python_version(), "revision": source_revision(),
+    }  # fmt: skip
+    print(json.dumps(found))
+
+
+def tiny(options: argparse.Namespace) -> None:
+    """Make the tiny model of the tests in `--out`."""
+    from tests.tiny import make_folder
+
+    make_folder(options.out)
+
+
+BODIES: dict[str, Callable[[argparse.Namespace], None]] = {
+    one.__name__: one for one in (train, resume, prepare, answers, fidelity, grid, vllm, device, tiny)
+}
+
+
+def figures_of(text: str) -> Iterator[dict[str, Any]]:
+    """The figures among the lines that a check printed."""
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError):
+            found = json.loads(line)
+            if isinstance(found, dict) and isinstance(found.get("figure"), str) and isinstance(found.get("value"), int | float):
+                yield found
+
+
+if __name__ == "__main__":
+    main()
