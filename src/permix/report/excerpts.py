@@ -114,7 +114,7 @@ def dev_eval_choices(models: Sequence[ModelRuns]) -> str:
     lines = []
     for model in models:
         if model.dev_curve is not None:
-            ended = (model.runs["train"].path / "model" / "config.json").exists()
+            ended = not model.dev_curve.chooses_weights or (model.runs["train"].path / "model" / "config.json").exists()
             so_far = "" if ended else " (training has not ended; this is the choice so far)"
             lines.append(f"- **{md_label(model.label)}**{so_far}: {selection_text(model.dev_curve)}")
     return "\n".join(lines)
