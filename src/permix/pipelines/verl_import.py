@@ -140,9 +140,7 @@ def read_verl_training(config: ImportConfig, folder: Path) -> VerlTraining:
     dev_files, unread_validations = _read_validations(config, plan)
     notes = [*_describe_gaps(folder, log, counts, unread), *_describe_missing_metrics(config, log, metrics)]
     if unread_validations:
-        notes.append(
-            f"{config.validation}: {_list_steps(unread_validations)} is still being written and is left for the next import"
-        )
+        notes.append(f"{config.validation}: {_list_steps(unread_validations)}: still being written, left for the next import")
     return VerlTraining(plan, tuple(whole), tuple(log), dev_files, counts, tuple(notes))
 
 
@@ -208,19 +206,19 @@ def _describe_gaps(
     folder: Path, log: Sequence[Mapping[str, Any]], counts: Mapping[str, int], unread: Sequence[int]
 ) -> Iterator[str]:
     if unread:
-        yield f"{folder}: {_list_steps(unread)} is still being written and is left for the next import"
+        yield f"{folder}: {_list_steps(unread)}: still being written, left for the next import"
     known = {line["step"] for line in log} | set(unread)
     if gaps := [step for step in range(1, max(known)) if step not in known]:
         yield f"{folder}: has no file of {_list_steps(gaps)}"
     if counts["unscored"]:
         yield (
-            f"{counts['unscored']} rollouts of the plan are not in the dump: their verifier failed, so verl left them out. "
-            "They count as missing, not as wrong"
+            f"missing rollouts: {counts['unscored']} of {counts['rollouts'] + counts['unscored']}. Their verifier failed, so "
+            "verl left them out; they count as missing, not as wrong"
         )
     if counts["moved"]:
         yield (
-            f"{counts['moved']} rollouts were trained in another step than the plan's: verl takes later questions where all "
-            "rollouts of a question have failed"
+            f"rollouts trained in another step than the plan's: {counts['moved']} of {counts['rollouts']}. verl takes later "
+            "questions where all rollouts of a question have failed"
         )
 
 

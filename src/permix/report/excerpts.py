@@ -66,6 +66,7 @@ def build_footnotes(models: Sequence[ModelRuns]) -> str:
         *_adaptive_allocation_footnotes(models),
         *_not_held_out(models),
         *_no_persona_footnotes(models),
+        *_imported_trainings(models),
     ]
     return "\n".join(f"- {line}" for line in lines)
 
@@ -272,6 +273,22 @@ def _no_persona_footnotes(models: Sequence[ModelRuns]) -> Iterable[str]:
             names_by_text.setdefault(_default_system_text(model.runs["stability"]), []).append(md_label(model.label))
     for text, names in names_by_text.items():
         yield f"Without persona, the prompt of {', '.join(names)} contains {text}."
+
+
+def _imported_trainings(models: Sequence[ModelRuns]) -> Iterable[str]:
+    """Yield what is known of each training that another engine ran, and what is not."""
+    for model in models:
+        run = model.runs.get("train")
+        if run is not None and run.is_imported:
+            identity, log = run.provenance.get("identity", {}), run.log
+            engine = f"{identity.get('engine')} (exported for {identity.get('engine_version', 'an unknown release')})"
+            missing = sum(int(step.get("unscored") or 0) for step in log)
+            plan, n_steps = md_label(str(identity.get("plan"))), run.config["plan"]["steps"]
+            yield (
+                f"{md_label(model.label)}, {run.description}: trained by {md_label(engine)} on plan {plan}, and imported: "
+                f"{len(log)} of {n_steps} steps; rollouts without a score: {missing}. Its CPU time and memory are not known; its "
+                "settings are those of the export."
+            )
 
 
 def _default_system_text(run: Run) -> str:
