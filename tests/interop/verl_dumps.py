@@ -72,42 +72,37 @@ def write_export(folder: Path, of: Plan | None = None, dev: Sequence[PlanRow] = 
     made = of or plan()
     out = folder / "export"
     out.mkdir(parents=True, exist_ok=True)
-    groups: dict[tuple[int, int], list[PlanRow]] = {}
-    for one in made.rows:
-        groups.setdefault((one.step, one.group), []).append(one)
-    write_rows(out / "train.parquet", list(groups.values()), made.hash)
+    write_plan(made, out / "plan.parquet")
     if dev:
-        write_rows(out / "val.parquet", [[one] for one in dev], made.hash)
+        write_dev_rows(out / "val.parquet", dev, made.hash)
     settings = {f"plan.{name}": value for name, value in made.metadata["plan"].items()}
     settings |= {f"train.{name}": value for name, value in OptimConfig(lr=2e-6, seed=7).model_dump(mode="json").items()}
     fields = {
-        "format": "verl", "plan": made.hash, "export": "0" * 16, "group_size": GROUP_SIZE, "settings": settings,
+        "format": "verl", "plan": made.hash, "export": "0" * 16, "settings": settings,
         "written_against": {"verl": "0.9.1"}, "model": "Qwen/Qwen3-0.6B", "method": "permix",
     }  # fmt: skip
     (out / "permix.json").write_text(json.dumps(fields | about))
     return out
 
 
-def write_rows(path: Path, groups: Sequence[Sequence[PlanRow]], plan_hash: str) -> None:
-    rows = [
+def write_dev_rows(path: Path, rows: Sequence[PlanRow], plan_hash: str) -> None:
+    fields = [
         {
             "data_source": "permix/arithmetic/none",
-            "prompt": [dict(message) for message in own[0].messages],
-            "reward_model": {"style": "rule", "ground_truth": own[0].gold},
+            "prompt": [dict(message) for message in one.messages],
+            "reward_model": {"style": "rule", "ground_truth": one.gold},
             "extra_info": {
-                "index": index, "split": "train", "plan": plan_hash, "step": own[0].step, "group": own[0].group,
-                "task": own[0].task, "question_id": own[0].question_id, "question_hash": own[0].question_hash,
-                "persona_id": own[0].persona_id, "persona_tags": list(own[0].persona_tags),
-                "rollouts": json.dumps([
-                    {"persona_id": one.persona_id, "persona_tags": list(one.persona_tags), "seed": one.seed,
-                     "messages": [dict(message) for message in one.messages]}
-                    for one in own
-                ]),
+                "index": index, "split": "dev", "plan": plan_hash, "step": one.step, "group": one.group, "task": one.task,
+                "question_id": one.question_id, "question_hash": one.question_hash, "persona_id": one.persona_id,
+                "persona_tags": list(one.persona_tags),
+                "rollouts": json.dumps([{
+                    "persona_id": one.persona_id, "seed": one.seed, "messages": [dict(message) for message in one.messages],
+                }]),
             },
         }
-        for index, own in enumerate(groups)
+        for index, one in enumerate(rows)
     ]  # fmt: skip
-    pq.write_table(pa.Table.from_pylist(rows), path)
+    pq.write_table(pa.Table.from_pylist(fields), path)
 
 
 def decoded(prompt: Iterable[Message]) -> str:

@@ -73,6 +73,7 @@ CURVE_METRICS = (
     "frac_nonzero_advantage_groups",
     "truncated",
     "entropy",
+    "kl",
     "replay_kl",
     "lr",
     "grad_norm",

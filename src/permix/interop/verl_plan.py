@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from permix.config import OptimConfig, RolloutPlanConfig
 from permix.errors import DataError
@@ -20,40 +20,22 @@ from permix.storage.files import PARSE_ERRORS, parse_error_text, read_json
 from permix.types import Message, PlanRow
 
 
-class _ExportFields(BaseModel):
-    """What is read of permix.json. `settings` are by their path: {"train.lr": 1e-5, ...}."""
-
-    format: Literal["verl"]
-    plan: str
-    group_size: int = Field(gt=0)
-    settings: dict[str, Any]
-    model: str | None = None
-    written_against: dict[str, str] = {}
-
-    def section(self, name: str) -> dict[str, Any]:
-        return {key.removeprefix(f"{name}."): value for key, value in self.settings.items() if key.startswith(f"{name}.")}
-
-
 class TrainedPlan(NamedTuple):
     """What is known of a training before its rollouts are read.
 
     rows: those of the plan without spare groups, which verl does not have.
+    config: the section [plan] behind the plan.
     dev_rows: one row for each prompt of a validation; empty without dev evaluations.
-    train: the section [train] as it was exported.
-    plan: the plan itself, where its file was given.
-    model, engine_version, train: None where only the plan file was given.
+    train, model, engine_version: as they were exported; None where only the plan file was given.
     """
 
-    hash: str
-    steps: int
-    group_size: int
+    plan: Plan
     rows: tuple[PlanRow, ...]
-    dev_rows: tuple[PlanRow, ...]
     config: RolloutPlanConfig
+    dev_rows: tuple[PlanRow, ...] = ()
     train: OptimConfig | None = None
     model: str | None = None
     engine_version: str | None = None
-    plan: Plan | None = None
 
     def count_rollouts(self) -> Counter[int]:
         """Number of rollouts that the plan asks for, by its steps, which count from 0."""
@@ -63,47 +45,50 @@ class TrainedPlan(NamedTuple):
         return counts
 
 
+class _ExportFields(BaseModel):
+    """What is read of permix.json. `settings` are by their path: {"train.lr": 1e-5, ...}."""
+
+    format: Literal["verl"]
+    plan: str
+    settings: dict[str, Any]
+    model: str | None = None
+    written_against: dict[str, str] = {}
+
+
 def read_trained_plan(path: Path) -> TrainedPlan:
     """The plan of a training. Raises DataError if the file or folder holds none, or if its parts do not belong together."""
-    if path.is_dir():
-        return _read_export(path)
-    plan = read_plan(path)
-    with guard_values(f"{path}: plan"):
-        config = RolloutPlanConfig.model_validate(plan.metadata.get("plan", {}))
-    rows = tuple(row for row in plan.rows if not row.spare)
-    return TrainedPlan(plan.hash, plan.steps, plan.group_size, rows, (), config, plan=plan)
-
-
-def _read_export(folder: Path) -> TrainedPlan:
-    about_path = folder / "permix.json"
+    if not path.is_dir():
+        return _from_plan(read_plan(path), path)
+    about_path = path / "permix.json"
     if not about_path.exists():
-        raise DataError(
-            f"{folder}: has no permix.json; give the folder that `permix export --format verl` wrote, or the plan file"
-        )
+        raise DataError(f"{path}: has no permix.json; give the folder that `permix export --format verl` wrote, or the plan file")
     with guard_values(str(about_path)):
         about = _ExportFields.model_validate(read_json(about_path))
-    rows = tuple(_read_rows(folder / "train.parquet", about.plan, about.group_size))
-    if not rows:
-        raise DataError(f"{folder / 'train.parquet'}: has no rows")
-    has_dev_rows = (folder / "val.parquet").exists()
-    with guard_values(f"{about_path}: settings"):
-        config = RolloutPlanConfig.model_validate(about.section("plan"))
-        train = OptimConfig.model_validate(about.section("train"))
-    return TrainedPlan(
-        hash=about.plan,
-        steps=max(row.step for row in rows) + 1,
-        group_size=about.group_size,
-        rows=rows,
-        dev_rows=tuple(_read_rows(folder / "val.parquet", about.plan, 1)) if has_dev_rows else (),
-        config=config,
-        train=train,
+    trained = _from_plan(read_plan(path / "plan.parquet"), path / "plan.parquet")
+    if trained.plan.hash != about.plan:
+        raise DataError(f"{about_path}: plan = {truncated_repr(about.plan)}, and plan.parquet has {trained.plan.hash}")
+    train = {name.removeprefix("train."): value for name, value in about.settings.items() if name.startswith("train.")}
+    with guard_values(f"{about_path}: settings: train"):
+        settings = OptimConfig.model_validate(train)
+    dev_path = path / "val.parquet"
+    return trained._replace(
+        dev_rows=tuple(_read_dev_rows(dev_path, about.plan)) if dev_path.exists() else (),
+        train=settings,
         model=about.model,
         engine_version=about.written_against.get("verl"),
     )
 
 
-def _read_rows(path: Path, plan_hash: str, group_size: int) -> Iterator[PlanRow]:
-    """The rows of a data set of the export. Raises DataError if it cannot be read or belongs to another plan."""
+def _from_plan(plan: Plan, path: Path) -> TrainedPlan:
+    with guard_values(f"{path}: plan"):
+        config = RolloutPlanConfig.model_validate(plan.metadata.get("plan", {}))
+    # A file of other rows than its configuration describes: what counts is what was trained on.
+    described = config.model_copy(update={"steps": plan.steps, "group_size": plan.group_size})
+    return TrainedPlan(plan, tuple(row for row in plan.rows if not row.spare), described)
+
+
+def _read_dev_rows(path: Path, plan_hash: str) -> Iterator[PlanRow]:
+    """The rows of val.parquet, one a prompt. Raises DataError if it cannot be read or belongs to another plan."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -116,38 +101,28 @@ def _read_rows(path: Path, plan_hash: str, group_size: int) -> Iterator[PlanRow]
                     raise DataError(f"{path}: has more than {MAX_PLAN_BYTES / 1e9:g} GB of rows")
                 for fields in batch.to_pylist():
                     number += 1
-                    yield from _rows_of_group(fields, plan_hash, group_size, f"{path}: row {number}")
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file; was the export moved without it?") from error
+                    yield _parse_dev_row(fields, plan_hash, f"{path}: row {number}")
     except (OSError, pa.ArrowException, *PARSE_ERRORS) as error:
         raise DataError(
             f"{path}: row {number}: not a row that `permix export` writes: {parse_error_text(error)[:300]}"
         ) from error
 
 
-def _rows_of_group(fields: Mapping[str, Any], plan_hash: str, group_size: int, where: str) -> Iterator[PlanRow]:
-    """The rows of one group: one, or with plan.scope = "rollout" one for each rollout."""
+def _parse_dev_row(fields: Mapping[str, Any], plan_hash: str, where: str) -> PlanRow:
     about = fields["extra_info"]
     if about["plan"] != plan_hash:
         raise DataError(f"{where}: is of the plan {truncated_repr(about['plan'])}, and permix.json of {plan_hash}")
-    rollouts = json.loads(about["rollouts"])
-    if len(rollouts) not in (1, group_size):
-        raise DataError(f"{where}: extra_info.rollouts has {len(rollouts)} entries; valid: 1 or {group_size}")
-    for one in rollouts:
-        if len(rollouts) > 1 and "persona_tags" not in one and one["persona_id"] != about["persona_id"]:
-            raise DataError(
-                f"{where}: extra_info.rollouts does not name the tags of each persona; export the plan again, or give its file"
-            )
-        yield PlanRow(
-            step=about["step"],
-            group=about["group"],
-            rollouts=group_size // len(rollouts),
-            task=about["task"],
-            question_id=about["question_id"],
-            question_hash=about["question_hash"],
-            persona_id=one["persona_id"],
-            persona_tags=tuple(one.get("persona_tags", about["persona_tags"])),
-            seed=one["seed"],
-            messages=tuple(Message(role=message["role"], content=message["content"]) for message in one["messages"]),
-            gold=fields["reward_model"]["ground_truth"],
-        )
+    (rollout,) = json.loads(about["rollouts"])
+    return PlanRow(
+        step=about["step"],
+        group=about["group"],
+        rollouts=1,
+        task=about["task"],
+        question_id=about["question_id"],
+        question_hash=about["question_hash"],
+        persona_id=rollout["persona_id"],
+        persona_tags=tuple(about["persona_tags"]),
+        seed=rollout["seed"],
+        messages=tuple(Message(role=message["role"], content=message["content"]) for message in rollout["messages"]),
+        gold=fields["reward_model"]["ground_truth"],
+    )

@@ -8,7 +8,7 @@ line for each rollout (`_dump_generations` in verl's trainers):
     score           the reward, 1 or 0
     step            the number in the file's name; 0 is the validation before training
     uid             PROMPT_SESSION_OUTPUT, where PROMPT is drawn at random; verl's legacy trainer writes none
-    acc             only in validations: the score without what a reward manager adds to it
+    acc             the verdict, where a reward manager adds to the score; permix's reward function gives none
 
 No field of a training's dump names the row of the data. So the row is found by its right answer and its prompt: its messages, in
 their order, are in the text of `input`, whatever chat template is around them. White space, case and Unicode forms are not

@@ -5,7 +5,7 @@
                      --verl-log also loss, KL, entropy, gradient norm, learning rate and the length of completions
     rollouts.jsonl   one line a rollout, in the order of the plan
     samples.md       some rollouts, for reading
-    plan.parquet     the plan, if the import was given the plan file
+    plan.parquet     the plan
     dev_eval/, dev_eval.jsonl   with --validation: the answers and measures of each validation
 
 Contract: everything is read and checked before anything is written. A field that verl does not give is not there. The same import
@@ -82,8 +82,7 @@ def import_verl_training(config: ImportConfig, folder: Path) -> None:
     with RunDir.open(config.out, run_config, _identity(training)) as run:
         # First, so that another dump is refused also if this import is killed on its way.
         write_json(run.path / IMPORTED_FILES, _imported_files(training, known))
-        if training.plan.plan is not None:
-            write_plan(training.plan.plan, run.path / "plan.parquet")
+        write_plan(training.plan.plan, run.path / "plan.parquet")
         _write_rollouts(run.path, training)
         write_jsonl(run.path / "log.jsonl", training.log)
         if training.dev_files:
@@ -98,8 +97,8 @@ def describe_verl_training(config: ImportConfig, folder: Path) -> dict[str, str]
     return {
         "engine": "verl",
         "model": training.plan.model or "unknown",
-        "plan": training.plan.hash,
-        "steps": f"{len(training.log)} of {training.plan.steps}",
+        "plan": training.plan.plan.hash,
+        "steps": f"{len(training.log)} of {training.plan.plan.steps}",
         "rollouts": str(training.counts["rollouts"]),
         **({"validations": str(len(training.dev_files))} if training.dev_files else {}),
         **({"notes": "; ".join(training.notes)} if training.notes else {}),
@@ -121,8 +120,8 @@ def read_verl_training(config: ImportConfig, folder: Path) -> VerlTraining:
         index, expected = PromptIndex(plan.rows, str(config.plan)), plan.count_rollouts()
         log, whole, unread, counts = list[dict[str, Any]](), list[DumpedStep](), list[int](), Counter[str]()
         for file in files:
-            if file.step == 0 or file.step > plan.steps:
-                raise DataError(f"{file.path}: the plan has steps 1 to {plan.steps}; was another plan trained?")
+            if not 0 < file.step <= plan.plan.steps:
+                raise DataError(f"{file.path}: the plan has steps 1 to {plan.plan.steps}; was another plan trained?")
             step = read_step(file)
             if step is None:
                 unread.append(file.step)
@@ -149,10 +148,10 @@ def _trace_step(step: DumpedStep, index: PromptIndex, plan: TrainedPlan) -> Iter
     traced = [TracedRollout(one, index.find_row(one, step.step - 1)) for one in step.rollouts]
     by_prompt = Counter(_group_of(one) for one in traced)
     for one in traced:
-        if (found := by_prompt[_group_of(one)]) > plan.group_size:
+        if (found := by_prompt[_group_of(one)]) > plan.config.group_size:
             raise DataError(
                 f"{one.rollout.where}: the question {one.row.question_id} has {found} rollouts in step {step.step}, and the plan "
-                f"{plan.group_size}; was the training started with another rollout.n?"
+                f"{plan.config.group_size}; was the training started with another rollout.n?"
             )
     yield from sorted(traced, key=lambda one: (one.row.step, one.row.group, one.rollout.prompt_uid or "", one.rollout.session))
 
@@ -246,7 +245,7 @@ def _identity(training: VerlTraining) -> dict[str, Any]:
     return {
         "imported": "verl",
         "engine": "verl",
-        "plan": plan.hash,
+        "plan": plan.plan.hash,
         "model": plan.model,
         **({"engine_version": plan.engine_version} if plan.engine_version else {}),
         **({} if plan.train is None else {"train": plan.train.model_dump(mode="json")}),
@@ -393,7 +392,7 @@ def _write_dev_evaluations(out: Path, config: ImportConfig, training: VerlTraini
             imported=config,
         )
         task = ", ".join(sorted({row.task for row in rows}))
-        identity = {"imported": "verl", "plan": training.plan.hash, "task": task, "judge": "permix", "step": recorded.step}
+        identity = {"imported": "verl", "plan": training.plan.plan.hash, "task": task, "judge": "permix", "step": recorded.step}
         with RunDir.open(dev_eval_dir(out, recorded.step) / "stability", stage, identity, cells) as run:
             write_json(run.path / "grid.json", describe_grid(list(personas.values()), list(questions.values()), samples))
             known = run.cells()

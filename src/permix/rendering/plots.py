@@ -100,6 +100,7 @@ TRAINING_PANELS = (
     ("reward", "mean reward"),
     ("completion_tokens", "completion tokens"),
     ("frac_nonzero_advantage_groups", "share of groups with\nnonzero advantage"),
+    ("kl", "KL from the\nreference model"),
 )
 
 

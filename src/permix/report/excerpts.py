@@ -284,10 +284,11 @@ def _imported_trainings(models: Sequence[ModelRuns]) -> Iterable[str]:
             engine = f"{identity.get('engine')} (exported for {identity.get('engine_version', 'an unknown release')})"
             missing = sum(int(step.get("unscored") or 0) for step in log)
             plan, n_steps = md_label(str(identity.get("plan"))), run.config["plan"]["steps"]
+            settings = "its settings are those of the export" if run.config.get("train") else "nor are its settings"
             yield (
                 f"{md_label(model.label)}, {run.description}: trained by {md_label(engine)} on plan {plan}, and imported: "
-                f"{len(log)} of {n_steps} steps; rollouts without a score: {missing}. Its CPU time and memory are not known; its "
-                "settings are those of the export."
+                f"{len(log)} of {n_steps} steps; rollouts without a score: {missing}. Its CPU time and memory are not known; "
+                f"{settings}. Packages, revision and command are those of the import."
             )
 
 
