@@ -151,6 +151,14 @@ def test_a_plan_without_personas_is_rlvr(tmp_path: Path) -> None:
     assert read_lines(run / "log.jsonl")[0]["reward_by_tag"] == {"none": 3 / 8}
 
 
+def test_a_persona_without_tags_is_not_no_persona(tmp_path: Path) -> None:
+    asked = [dumps.row(0, group, who, f"What is 1 + {group}?", str(1 + group)) for group, who in enumerate(("clerk", None))]
+    rows = [asked[0].model_copy(update={"persona_tags": ()}), asked[1]]
+    dumps.write_plan_file(tmp_path, dumps.plan(rows))
+    dumps.write_dump(tmp_path, dumps.training_lines(rows, ("1100", "0001")))
+    assert read_lines(run_import(tmp_path) / "log.jsonl")[0]["reward_by_tag"] == {"none": 0.25, "untagged": 0.5}
+
+
 def test_a_run_is_opened_from_python(exported: Path) -> None:
     run = permix.open_run(from_export(exported))
     assert isinstance(run, permix.TrainRun)
@@ -398,6 +406,18 @@ def test_another_plan_into_the_same_folder_is_refused(dumped: Path) -> None:
     assert content_of(run) == before
 
 
+def test_an_import_of_less_into_the_same_folder_is_refused(exported: Path) -> None:
+    """It would take the validations or the metrics out of the run."""
+    log = write_metrics(exported, [metrics_line(1, actor__loss=1.0)])
+    run = from_export(exported, verl_log=[log])
+    before = content_of(run)
+    with pytest.raises(ConfigError, match="holds an import with validation; give the folder again, or another out"):
+        run_import(exported, plan=str(exported / "export"), verl_log=[log])
+    with pytest.raises(ConfigError, match="holds an import with verl_log; give the files again, or another out"):
+        from_export(exported)
+    assert content_of(run) == before
+
+
 def test_an_import_that_was_killed_is_finished_by_the_next(dumped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And a run that was begun takes no other dump."""
 
@@ -535,13 +555,21 @@ def step_beyond_plan(folder: Path) -> str:
     return r"4\.jsonl: the plan has steps 1 to 3; was another plan trained[?]"
 
 
+def a_rollout_twice(folder: Path) -> str:
+    lines = dumps.training_lines()[2]
+    dumps.write_step(folder / "rollouts", 2, [*lines, lines[0]])
+    return r"2\.jsonl:9: uid = '.*': occurs in the file already"
+
+
 def too_many_rollouts(folder: Path) -> str:
     rows = dumps.plan().rows[:2]
     dumps.write_step(folder / "rollouts", 1, [dumps.line(1, one, number, 1) for one in rows for number in range(GROUP_SIZE + 1)])
     return "has 5 rollouts in step 1, and the plan 4; was the training started with another rollout.n[?]"
 
 
-@pytest.mark.parametrize("change", [no_folder, a_file, no_steps, a_folder_as_step, step_beyond_plan, too_many_rollouts])
+@pytest.mark.parametrize(
+    "change", [no_folder, a_file, no_steps, a_folder_as_step, step_beyond_plan, a_rollout_twice, too_many_rollouts]
+)
 def test_a_dump_that_cannot_be_used_is_refused(dumped: Path, change: Callable[[Path], str]) -> None:
     message = change(dumped)
     with pytest.raises(DataError, match=message):

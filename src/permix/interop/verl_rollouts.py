@@ -95,7 +95,11 @@ def list_step_files(folder: Path) -> list[StepFile]:
     """The dumps in a folder, by step. Raises DataError if there is none. Files of other names are left alone."""
     if not folder.is_dir():
         raise DataError(f"{folder}: {'is not a folder' if folder.exists() else 'no such folder'}")
-    found = [StepFile(int(match[1]), path) for path in folder.iterdir() if (match := _STEP_FILE.fullmatch(path.name))]
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read: {error.strerror}") from error
+    found = [StepFile(int(match[1]), folder / name) for name in names if (match := _STEP_FILE.fullmatch(name))]
     if not found:
         raise DataError(f"{folder}: has no file STEP.jsonl; give the folder that trainer.rollout_data_dir named")
     return sorted(found)
@@ -107,13 +111,17 @@ def read_step(file: StepFile, n_bytes: int | None = None) -> DumpedStep | None:
     `n_bytes`: read no more than these, the size of an earlier reading. Raises DataError, naming file and line, for a line that is
     no rollout.
     """
-    rollouts, n_padding, read, sha = list[DumpedRollout](), 0, 0, hashlib.sha256()
+    rollouts, uids, n_padding, read, sha = list[DumpedRollout](), set[str](), 0, 0, hashlib.sha256()
     for number, line in jsonl_lines(file.path):
         if n_bytes is not None and read >= n_bytes:
             break
         read += len(line)
         sha.update(line)
         rollout = _parse_line(line, file.step, f"{file.path}:{number}")
+        if rollout.uid is not None:
+            if rollout.uid in uids:
+                raise DataError(f"{rollout.where}: uid = {truncated_repr(rollout.uid)}: occurs in the file already")
+            uids.add(rollout.uid)
         if rollout.uid is not None and _PADDING_UID.fullmatch(rollout.uid):
             n_padding += 1
         else:

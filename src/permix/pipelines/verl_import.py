@@ -46,7 +46,7 @@ from permix.progress import print_status
 from permix.storage.files import encode_line, read_json, replace_when_done, write_json, write_jsonl, write_text
 from permix.storage.run_dir import RunDir
 from permix.training.dev_eval import DEV_EVAL_LOG, dev_eval_dir, dev_point_from_records
-from permix.training.rewards import mean_or_none, mean_reward_by_tag
+from permix.training.rewards import mean_or_none, mean_reward_by_tag, reward_tags
 from permix.training.run_log import describe_training, samples_text
 from permix.types import Cell, Completion, Persona, PlanRow, Question, Verdict
 
@@ -75,13 +75,13 @@ class VerlTraining(NamedTuple):
 def import_verl_training(config: ImportConfig, folder: Path) -> None:
     """Read, check and write the run. Raises ConfigError or DataError before anything is written."""
     training = read_verl_training(config, folder)
-    known = _read_imported_files(config, training)
+    _check_same_dump(config, training)
     for note in training.notes:
         print_status(f"note: {note}")
     run_config = _run_config(config, training)
     with RunDir.open(config.out, run_config, _identity(training)) as run:
         # First, so that another dump is refused also if this import is killed on its way.
-        write_json(run.path / IMPORTED_FILES, _imported_files(training, known))
+        write_json(run.path / IMPORTED_FILES, _imported_files(config, training))
         write_plan(training.plan.plan, run.path / "plan.parquet")
         _write_rollouts(run.path, training)
         write_jsonl(run.path / "log.jsonl", training.log)
@@ -93,7 +93,7 @@ def import_verl_training(config: ImportConfig, folder: Path) -> None:
 def describe_verl_training(config: ImportConfig, folder: Path) -> dict[str, str]:
     """Facts about the run that an import would write, for `permix check`. Raises ConfigError or DataError."""
     training = read_verl_training(config, folder)
-    _read_imported_files(config, training)
+    _check_same_dump(config, training)
     return {
         "engine": "verl",
         "model": training.plan.model or "unknown",
@@ -171,7 +171,9 @@ def _log_line(step: int, traced: Sequence[TracedRollout], n_expected: int, metri
     return {
         "step": step,
         "reward": mean_or_none(scores),
-        "reward_by_tag": dict(mean_reward_by_tag(scores, [one.row.persona_tags for one in traced])),
+        "reward_by_tag": dict(
+            mean_reward_by_tag(scores, [reward_tags(one.row.persona_id, one.row.persona_tags) for one in traced])
+        ),
         "frac_nonzero_advantage_groups": mean_or_none(varied),
         "unscored": max(n_expected - len(traced), 0),
         **metrics,
@@ -252,41 +254,45 @@ def _identity(training: VerlTraining) -> dict[str, Any]:
     }
 
 
-def _imported_files(training: VerlTraining, known: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of imported.json. Files of an earlier import that this one was not given stay in it."""
+def _imported_files(config: ImportConfig, training: VerlTraining) -> dict[str, Any]:
+    """The content of imported.json."""
     sections = {"rollouts": training.files, "validation": training.dev_files}
     return {
         "counts": {name: training.counts[name] for name in ("rollouts", "unscored", "moved")},
         **{
-            name: known.get(name, {}) | {one.path.name: {"bytes": one.n_bytes, "sha256": one.sha256} for one in files}
+            name: {one.path.name: {"bytes": one.n_bytes, "sha256": one.sha256} for one in files}
             for name, files in sections.items()
         },
+        "verl_log": [path.name for path in config.verl_log],
         "notes": list(training.notes),
     }
 
 
-def _read_imported_files(config: ImportConfig, training: VerlTraining) -> dict[str, Any]:
-    """imported.json of an earlier import into `config.out`; {} without one. Raises ConfigError if it was of another dump."""
+def _check_same_dump(config: ImportConfig, training: VerlTraining) -> None:
+    """Raise ConfigError if an earlier import into `config.out` was of another dump, or of more than this one."""
     path = config.out / IMPORTED_FILES
     if not path.exists():
-        return {}
+        return
     known = read_json(path)
     for section, folder, files in (
         ("rollouts", config.verl, training.files),
         ("validation", config.validation, training.dev_files),
     ):
         now = {one.path.name: one for one in files}
-        for name, recorded in _recorded_files(path, known, section).items():
-            if folder is None:
-                continue
+        recorded_files = _recorded_files(path, known, section)
+        if recorded_files and folder is None:
+            raise ConfigError(f"out = {config.out}: holds an import with {section}; give the folder again, or another out")
+        for name, recorded in recorded_files.items():
+            assert folder is not None
             same = now.get(name)
             if same is None or not _continues(same, recorded):
-                lacks = "is missing" if same is None else "has another content"
+                lacks = "has another content" if (folder / name).exists() else "is missing"
                 raise ConfigError(
                     f"out = {config.out}: holds an import of another dump: {folder / name} {lacks}. A training that went back to "
                     "a checkpoint dumps its steps anew; give another folder"
                 )
-    return {section: _recorded_files(path, known, section) for section in ("rollouts", "validation")}
+    if known.get("verl_log") and not config.verl_log:
+        raise ConfigError(f"out = {config.out}: holds an import with verl_log; give the files again, or another out")
 
 
 def _recorded_files(path: Path, known: Mapping[str, Any], section: str) -> dict[str, dict[str, Any]]:
@@ -343,14 +349,20 @@ def _write_rollouts(out: Path, training: VerlTraining) -> None:
     every = (plan.train or OptimConfig()).samples_every
     with replace_when_done(out / "rollouts.jsonl") as scratch, scratch.open("wb") as file:
         for recorded in training.files:
-            step = read_step(StepFile(recorded.step, recorded.path), recorded.n_bytes)
-            if step is None or step.sha256 != recorded.sha256:
-                raise DataError(f"{recorded.path}: has changed while it was imported; run the same command again")
+            step = _read_again(recorded)
             lines = [_rollout_line(step.step, one) for one in _trace_step(step, index, plan)]
             file.write(b"".join(map(encode_line, lines)))
             if (step.step - 1) % every == 0 and lines:
                 samples.append(samples_text(step.step, lines))
     write_text(out / "samples.md", "".join(samples))
+
+
+def _read_again(recorded: DumpedStep) -> DumpedStep:
+    """A dump as it was when it was checked. Raises DataError if it has changed since."""
+    step = read_step(StepFile(recorded.step, recorded.path), recorded.n_bytes)
+    if step is None or step.sha256 != recorded.sha256:
+        raise DataError(f"{recorded.path}: has changed while it was imported; run the same command again")
+    return step
 
 
 def _rollout_line(step: int, one: TracedRollout) -> dict[str, Any]:
@@ -379,8 +391,7 @@ def _write_dev_evaluations(out: Path, config: ImportConfig, training: VerlTraini
     }
     lines = []
     for recorded in training.dev_files:
-        step = read_step(StepFile(recorded.step, recorded.path), recorded.n_bytes)
-        cells = [] if step is None else list(_dev_cells(step, index))
+        cells = list(_dev_cells(_read_again(recorded), index))
         samples = max((cell.sample + 1 for cell in cells), default=1)
         stage = ImportedStabilityConfig(
             label=f"{label}, step {recorded.step}",
