@@ -72,6 +72,8 @@ TAGGED: list[dict[str, Any]] = [
 def test_tags_are_those_of_most_steps_and_no_persona_comes_last() -> None:
     assert plots.frequent_tags([TAGGED]) == (["expert", "$x_1$", "work", "none"], 4)
     assert [plots.reward_of_tag(line, "expert") for line in TAGGED] == [0.25, 0.75, None, None, None]
+    short = [{"step": 1, "reward_by_tag": {"work": 0.5, "none": 1.0}}]
+    assert plots.frequent_tags([TAGGED, short])[0] == ["work", "expert", "$x_1$", "none"]  # first what both have
     assert plots.frequent_tags([[{"step": 1, "reward_by_tag": {"none": 1.0}}], []]) == ([], 0)
 
 

@@ -244,12 +244,15 @@ MAX_TAG_PANELS = 6
 
 
 def frequent_tags(logs: Iterable[_TrainLog]) -> tuple[list[str], int]:
-    """(the tags in most steps of these logs, at most `MAX_TAG_PANELS`, and the number of all tags); none without personas.
+    """(the tags in most of these logs and their steps, at most `MAX_TAG_PANELS`; the number of all tags). None without personas.
 
     "none", the tag of rollouts without a persona, comes last: the others are compared with it.
     """
-    counts = Counter(tag for log in logs for line in log for tag in _rewards_by_tag(line) if reward_of_tag(line, tag) is not None)
-    tags = sorted(counts.keys() - {"none"}, key=lambda tag: (-counts[tag], tag))
+    by_log = [
+        Counter(tag for line in log for tag in _rewards_by_tag(line) if reward_of_tag(line, tag) is not None) for log in logs
+    ]
+    counts, n_logs = sum(by_log, Counter[str]()), Counter(tag for own in by_log for tag in own)
+    tags = sorted(counts.keys() - {"none"}, key=lambda tag: (-n_logs[tag], -counts[tag], tag))
     if not tags:
         return [], 0
     without_persona = ["none"] if counts["none"] else []
