@@ -25,6 +25,7 @@ from permix.report.builder import build_report
 from permix.report.methods import find_training_run
 from permix.report.runs import collect_models
 from permix.storage.run_dir import RunReader
+from permix.tasks.base import read_trained_on
 from permix.types import PlanRow
 from tests.interop import verl_dumps as dumps
 from tests.interop.verl_dumps import GROUP_SIZE, Line, importing, read_lines
@@ -140,6 +141,12 @@ def test_nothing_is_invented(dumped: Path) -> None:
     assert config["model"] == {"name": None}
     assert "train" not in config
     assert permix.open_run(run).config["method"] == "permix"
+
+
+def test_a_model_in_the_run_carries_what_it_was_trained_on(dumped: Path) -> None:
+    found = read_trained_on(run_import(dumped) / "model")
+    assert found.question_hashes == {one.question_hash for one in dumps.plan().rows}
+    assert found.persona_ids == {"clerk", "troll"}
 
 
 def test_a_plan_without_personas_is_rlvr(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@
                      --verl-log also loss, KL, entropy, gradient norm, learning rate and the length of completions
     rollouts.jsonl   one line a rollout, in the order of the plan
     samples.md       some rollouts, for reading
-    plan.parquet     the plan
+    plan.parquet     the plan; trained_on.json has its questions and personas, for evaluations of a model in the folder model/
     dev_eval/, dev_eval.jsonl   with --validation: the answers and measures of each validation
 
 Contract: everything is read and checked before anything is written. A field that verl does not give is not there. The same import
@@ -45,6 +45,7 @@ from permix.plan import write_plan
 from permix.progress import print_status
 from permix.storage.files import encode_line, read_json, replace_when_done, write_json, write_jsonl, write_text
 from permix.storage.run_dir import RunDir
+from permix.tasks.base import TrainedOn, write_trained_on
 from permix.training.dev_eval import DEV_EVAL_LOG, dev_eval_dir, dev_point_from_records
 from permix.training.rewards import mean_or_none, mean_reward_by_tag, reward_tags
 from permix.training.run_log import describe_training, samples_text
@@ -83,6 +84,7 @@ def import_verl_training(config: ImportConfig, folder: Path) -> None:
         # First, so that another dump is refused also if this import is killed on its way.
         write_json(run.path / IMPORTED_FILES, _imported_files(config, training))
         write_plan(training.plan.plan, run.path / "plan.parquet")
+        write_trained_on(run.path, _trained_on(training.plan))
         _write_rollouts(run.path, training)
         write_jsonl(run.path / "log.jsonl", training.log)
         if training.dev_files:
@@ -363,6 +365,12 @@ def _read_again(recorded: DumpedStep) -> DumpedStep:
     if step is None or step.sha256 != recorded.sha256:
         raise DataError(f"{recorded.path}: has changed while it was imported; run the same command again")
     return step
+
+
+def _trained_on(plan: TrainedPlan) -> TrainedOn:
+    """What a model in the run's folder model/ was trained on: evaluations of it refuse these questions."""
+    personas = frozenset(row.persona_id for row in plan.rows if row.persona_id is not None)
+    return TrainedOn(frozenset(row.question_hash for row in plan.rows), personas)
 
 
 def _rollout_line(step: int, one: TracedRollout) -> dict[str, Any]:
