@@ -5,7 +5,7 @@
                      --verl-log also loss, KL, entropy, gradient norm, learning rate and the length of completions
     rollouts.jsonl   one line a rollout, in the order of the plan
     samples.md       some rollouts, for reading
-    plan.parquet     the plan; trained_on.json has its questions and personas, for evaluations of a model in the folder model/
+    plan.parquet     the plan; permix_seen_questions.json has its questions and personas, for evaluations of model/
     dev_eval/, dev_eval.jsonl   with --validation: the answers and measures of each validation
 
 Contract: everything is read and checked before anything is written. A field that verl does not give is not there. The same import
