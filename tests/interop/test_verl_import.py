@@ -815,21 +815,36 @@ def test_damaged_metrics_are_named(dumped: Path, content: str | None, message: s
 # Readers
 
 
-def test_the_report_shows_curves_by_kind_of_persona_and_provenance(exported: Path) -> None:
+def test_the_report_shows_curves_by_kind_of_persona(tmp_path: Path) -> None:
+    """Five steps with a clerk and without a persona, and a troll in three of them, who is too rare for a curve."""
+    rows = [
+        dumps.row(step, group, who, f"What is {step} + {group}?", str(step + group))
+        for step in range(5)
+        for group, who in enumerate((None, "clerk") if step < 2 else (None, "clerk", "troll"))
+    ]
+    dumps.write_plan_file(tmp_path, dumps.plan(rows))
+    dumps.write_dump(tmp_path, dumps.training_lines(rows, ["1100"] * len(rows)))
+    run_import(tmp_path, label="PerMix on verl")
+    build_report([tmp_path / "run"], tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "![mean reward by kind of persona](training-tags.png)" in text
+    assert (tmp_path / "report" / "training-tags.png").stat().st_size > 10_000
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert [name in page for name in ("mean reward, expert", "mean reward, work", "mean reward, no persona")] == [True] * 3
+    assert "mean reward, harmful" not in page
+    assert "nor are its settings. Packages, revision and command are those of the import." in text
+
+
+def test_the_report_says_who_trained(exported: Path) -> None:
     from_export(exported, label="PerMix on verl")
     build_report([exported / "run"], exported / "report")
     text = (exported / "report" / "report.md").read_text()
-    assert "![mean reward by kind of persona](training-tags.png)" in text
-    assert (exported / "report" / "training-tags.png").stat().st_size > 10_000
     assert "train (permix, verl)" in text
     assert (
         "PerMix on verl, train (permix, verl): trained by verl (exported for 0.9.1) on plan "
         f"{dumps.plan().hash}, and imported: 3 of 3 steps; rollouts without a score: 1. Its CPU time and memory are not "
         "known; its settings are those of the export. Packages, revision and command are those of the import."
     ) in text
-    page = (exported / "report" / "index.html").read_text()
-    assert "mean reward, expert" in page
-    assert "mean reward, no persona" in page
 
 
 def test_the_report_stands_beside_own_trainings(exported: Path) -> None:

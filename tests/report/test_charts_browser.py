@@ -311,7 +311,7 @@ def test_panels_of_a_training_share_their_steps(page: "Page", tmp_path: Path) ->
     panels = page.locator("#training svg[aria-label^=Training]")
     assert panels.count() == 2
     for place in range(2):
-        assert "30" in panels.nth(place).locator("text").all_inner_texts()
+        assert "30" in panels.nth(place).locator("text").all_text_contents()
 
 
 def test_a_moving_mean_leaves_out_what_is_missing(page: "Page", tmp_path: Path) -> None:

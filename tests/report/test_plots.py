@@ -70,21 +70,31 @@ TAGGED: list[dict[str, Any]] = [
 
 
 def test_tags_are_those_of_most_steps_and_no_persona_comes_last() -> None:
-    assert plots.frequent_tags([TAGGED]) == (["expert", "$x_1$", "work", "none"], 4)
+    assert plots.frequent_tags([TAGGED], min_steps=1) == (["expert", "$x_1$", "work", "none"], 4)
     assert [plots.reward_of_tag(line, "expert") for line in TAGGED] == [0.25, 0.75, None, None, None]
     short = [{"step": 1, "reward_by_tag": {"work": 0.5, "none": 1.0}}]
-    assert plots.frequent_tags([TAGGED, short])[0] == ["work", "expert", "$x_1$", "none"]  # first what both have
-    assert plots.frequent_tags([[{"step": 1, "reward_by_tag": {"none": 1.0}}], []]) == ([], 0)
+    assert plots.frequent_tags([TAGGED, short], min_steps=1)[0] == ["work", "expert", "$x_1$", "none"]  # first what both have
+    assert plots.frequent_tags([[{"step": 1, "reward_by_tag": {"none": 1.0}}], []], min_steps=1) == ([], 0)
+
+
+def test_a_tag_of_few_steps_has_no_curve() -> None:
+    """Counted in each training alone: 4 steps here and 4 there are two short curves."""
+    log = [{"step": n, "reward_by_tag": {"expert": 0.5} | ({"work": 0.5} if n < 5 else {})} for n in range(1, 6)]
+    assert plots.frequent_tags([log, log]) == (["expert"], 2)
+    assert plots.frequent_tags([log[:4], log[:4]]) == ([], 0)
 
 
 def test_the_least_frequent_tags_are_left_out_and_counted(tmp_path: Path) -> None:
-    """Seven tags in 1 to 7 steps, and rollouts without a persona in the first: six panels, the last without a persona."""
+    """Seven tags in 5 to 11 steps, rollouts without a persona in 5: six panels, the last without a persona."""
     log = [
-        {"step": step, "reward_by_tag": {f"tag {n}": 0.1 * n for n in range(step, 8)} | ({"none": 1.0} if step == 1 else {})}
-        for step in range(1, 8)
+        {
+            "step": step,
+            "reward_by_tag": {f"tag {n}": 0.1 * n for n in range(7) if step <= 5 + n} | ({"none": 1.0} if step < 6 else {}),
+        }
+        for step in range(1, 12)
     ]
     tags, n_tags = plots.frequent_tags([log])
-    assert (tags, n_tags) == (["tag 7", "tag 6", "tag 5", "tag 4", "tag 3", "none"], 8)
+    assert (tags, n_tags) == (["tag 6", "tag 5", "tag 4", "tag 3", "tag 2", "none"], 8)
     assert plots.tag_count_note(len(tags), n_tags) == "; 6 of 8 tags, those in most steps"
     assert plots.tag_count_note(8, 8) == ""
     plots.plot_reward_by_tag({"PerMix": log}, tmp_path / "tags.png")
@@ -92,9 +102,11 @@ def test_the_least_frequent_tags_are_left_out_and_counted(tmp_path: Path) -> Non
 
 
 def test_rewards_by_tag_of_several_runs_with_hostile_names(tmp_path: Path) -> None:
-    plots.plot_reward_by_tag({"_base $1$": TAGGED, "RLVR": TAGGED[:2]}, tmp_path / "a.png")
-    plots.plot_reward_by_tag({"_base $1$": TAGGED, "RLVR": TAGGED[:2]}, tmp_path / "b.png")
+    log = [{"step": step, "reward_by_tag": {"$x_1$": 0.5, "expert": None if step == 3 else 0.25}} for step in range(1, 9)]
+    for name in ("a.png", "b.png"):
+        plots.plot_reward_by_tag({"_base $1$": log, "RLVR": log[:6], "short": TAGGED}, tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert png_size(tmp_path / "a.png")[0] == 1200
 
 
 def test_a_panel_that_no_run_has_is_left_out(tmp_path: Path) -> None:

@@ -242,21 +242,26 @@ def _plot_training_panels(
 
 MAX_TAG_PANELS = 6
 
+MIN_TAG_STEPS = 5
+"""A tag that a training has in fewer steps has no curve: a point is the mean of a few rollouts."""
 
-def frequent_tags(logs: Iterable[_TrainLog]) -> tuple[list[str], int]:
+
+def frequent_tags(logs: Iterable[_TrainLog], min_steps: int = MIN_TAG_STEPS) -> tuple[list[str], int]:
     """(the tags in most of these logs and their steps, at most `MAX_TAG_PANELS`; the number of all tags). None without personas.
 
-    "none", the tag of rollouts without a persona, comes last: the others are compared with it.
+    Only tags that some log has in `min_steps` steps. "none", the tag of rollouts without a persona, comes last: the others are
+    compared with it.
     """
     by_log = [
         Counter(tag for line in log for tag in _rewards_by_tag(line) if reward_of_tag(line, tag) is not None) for log in logs
     ]
     counts, n_logs = sum(by_log, Counter[str]()), Counter(tag for own in by_log for tag in own)
-    tags = sorted(counts.keys() - {"none"}, key=lambda tag: (-n_logs[tag], -counts[tag], tag))
+    lasting = {tag for own in by_log for tag, n_steps in own.items() if n_steps >= min_steps}
+    tags = sorted(lasting - {"none"}, key=lambda tag: (-n_logs[tag], -counts[tag], tag))
     if not tags:
         return [], 0
-    without_persona = ["none"] if counts["none"] else []
-    return tags[: MAX_TAG_PANELS - len(without_persona)] + without_persona, len(tags) + len(without_persona)
+    without_persona = ["none"] if "none" in lasting else []
+    return tags[: MAX_TAG_PANELS - len(without_persona)] + without_persona, len(counts)
 
 
 def reward_of_tag(line: Mapping[str, Any], tag: str) -> float | None:
