@@ -221,7 +221,7 @@ def test_an_interruption_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"task": SUMS, "answer": "number", "personas": PERSONAS[:1], "out": tmp_path / "run", **QUICK}
     with pytest.raises(KeyboardInterrupt):
         permix.evaluate_stability(interrupted, **settings)
-    assert len(permix.open_run(tmp_path / "run").rows()) == 3
+    assert len(permix.StabilityRun(tmp_path / "run").rows()) == 3
     assert permix.evaluate_stability(interrupted, **settings).summary.n_scored == 4
     assert asked == 4 + 5
 
@@ -486,7 +486,9 @@ def test_an_interview_by_a_function(tmp_path: Path) -> None:
     )
     assert run.kind == "interview"
     assert len(run.rows()) == 6
-    assert permix.open_run(tmp_path / "run").measures() == run.measures()
+    again = permix.open_run(tmp_path / "run")
+    assert isinstance(again, permix.FidelityRun)
+    assert again.measures() == run.measures()
 
 
 def test_two_runs_are_compared_and_reported(tmp_path: Path) -> None:
@@ -508,8 +510,8 @@ def test_two_runs_are_compared_and_reported(tmp_path: Path) -> None:
 def test_what_is_no_run_is_not_opened(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file; is this a run directory"):
         permix.open_run(tmp_path)
-    (tmp_path / "config.json").write_text('{"stage": "train"}')
-    with pytest.raises(DataError, match="has stage 'train'; open_run reads runs of stability and fidelity"):
+    (tmp_path / "config.json").write_text('{"stage": "judge"}')
+    with pytest.raises(DataError, match="has stage 'judge'; open_run reads runs of stability, fidelity and train"):
         permix.open_run(tmp_path)
 
 

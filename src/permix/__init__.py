@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from permix import metrics as metrics
     from permix.api import FidelityRun as FidelityRun
     from permix.api import StabilityRun as StabilityRun
+    from permix.api import TrainRun as TrainRun
     from permix.api import compare as compare
     from permix.api import evaluate_fidelity as evaluate_fidelity
     from permix.api import evaluate_stability as evaluate_stability
@@ -56,6 +57,7 @@ _MODULES = {
     "Sampling": "permix.types",
     "StabilityRun": "permix.api",
     "Task": "permix.tasks.base",
+    "TrainRun": "permix.api",
     "Verdict": "permix.types",
     "compare": "permix.api",
     "evaluate_fidelity": "permix.api",
@@ -88,6 +90,7 @@ __all__ = [
     "Sampling",
     "StabilityRun",
     "Task",
+    "TrainRun",
     "Verdict",
     "__version__",
     "compare",

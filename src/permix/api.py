@@ -5,6 +5,7 @@ is like any other: its input is checked before a model is asked, each cell is sa
 the same `out` resumes the run. `import permix` offers these names and imports this module when one is used (docs/api.md).
 """
 
+import json
 import shutil
 import tempfile
 import weakref
@@ -40,7 +41,7 @@ from permix.metrics.statistics import Array
 from permix.personas.loading import build_open_questions
 from permix.personas.pool import PersonaPool, PersonasLike, resolve_pool, select_personas
 from permix.progress import print_status
-from permix.storage.files import read_json
+from permix.storage.files import read_json, read_jsonl
 from permix.storage.rows import CSV_SUFFIXES
 from permix.storage.run_dir import RunReader, read_provenance
 from permix.tasks import AnswerKind, LoadedTask, Task, find_task, task_from_questions
@@ -69,7 +70,7 @@ TaskLike = str | Path | Mapping[str, Any] | Task | LoadedTask | Sequence[Questio
 SamplingLike = Sampling | Mapping[str, Any]
 
 
-class EvaluationRun:
+class OpenedRun:
     """A run directory; each file is read when it is first needed. With `path` None the run is in a temporary folder, which is
     deleted with this object."""
 
@@ -91,6 +92,32 @@ class EvaluationRun:
     def provenance(self) -> dict[str, Any]:
         """The content of provenance.json: versions, source revision, command, time and `identity`."""
         return read_provenance(self.path)
+
+
+class TrainRun(OpenedRun):
+    """A training of `train` or `permix train`, or one of another engine that `permix import` read."""
+
+    def steps(self) -> list[dict[str, Any]]:
+        """One dict for each step, in order, as log.jsonl has it: step, reward, reward_by_tag, unscored, loss, kl ...
+
+        `pandas.DataFrame(run.steps())` is a table. A step has the measures that its engine gives.
+        """
+        return RunReader(self.path).log
+
+    def rollouts(self) -> Iterator[dict[str, Any]]:
+        """One dict for each rollout, in order: step, group, persona_id, question_id, prompt, completion, gold, verdict ...
+
+        They are read from disk one by one. Raises DataError, naming file and line, for a damaged line.
+        """
+        return read_jsonl(self.path / "rollouts.jsonl", json.loads, "a rollout")
+
+    def dev_evaluations(self) -> list[dict[str, Any]]:
+        """One dict for each dev evaluation, by step: step, n_scored, and each measure as a dict with value, low, high and n."""
+        return list(read_jsonl(self.path / "dev_eval.jsonl", json.loads, "a dev evaluation"))
+
+
+class EvaluationRun(OpenedRun):
+    """The run directory of an evaluation."""
 
     @cached_property
     def _results(self) -> GridResults:
@@ -197,15 +224,17 @@ class FidelityRun(EvaluationRun):
         return estimate_rows(self.summary) + estimate_rows(measure_text_metrics(self.path), "text.")
 
 
-def open_run(path: str | Path) -> StabilityRun | FidelityRun:
-    """Open the run directory of a stability or fidelity run. Raises DataError for any other folder."""
+def open_run(path: str | Path) -> StabilityRun | FidelityRun | TrainRun:
+    """Open the run directory of a stability run, a fidelity run or a training. Raises DataError for any other folder."""
     folder = Path(path)
     stage = read_json(folder / "config.json").get("stage")
     if stage == "stability":
         return StabilityRun(folder)
     if stage == "fidelity":
         return FidelityRun(folder)
-    raise DataError(f"{folder}: config.json has stage {stage!r}; open_run reads runs of stability and fidelity")
+    if stage == "train":
+        return TrainRun(folder)
+    raise DataError(f"{folder}: config.json has stage {stage!r}; open_run reads runs of stability, fidelity and train")
 
 
 def load_personas(source: str | Path = "builtin", *, split: Split | None = None, column: str | None = None) -> PersonaPool:
@@ -381,7 +410,7 @@ def train(config: str | Path | Mapping[str, Any] | TrainConfig | None = None, **
 
 
 def write_report(
-    runs: EvaluationRun | str | Path | Sequence[EvaluationRun | str | Path],
+    runs: OpenedRun | str | Path | Sequence[OpenedRun | str | Path],
     out: str | Path = "runs/report",
     caption: str = "",
 ) -> Path:
@@ -392,7 +421,7 @@ def write_report(
     """
     from permix.report.builder import build_report
 
-    several = [runs] if isinstance(runs, EvaluationRun | str | Path) else runs
+    several = [runs] if isinstance(runs, OpenedRun | str | Path) else runs
     build_report([_run_path(one) for one in several], Path(out), caption)
     return Path(out) / "index.html"
 
@@ -409,8 +438,8 @@ def compare(
     return compare_runs(_run_path(first), _run_path(other), seed=seed, resamples=resamples).result
 
 
-def _run_path(run: EvaluationRun | str | Path) -> Path:
-    return run.path if isinstance(run, EvaluationRun) else Path(run)
+def _run_path(run: OpenedRun | str | Path) -> Path:
+    return run.path if isinstance(run, OpenedRun) else Path(run)
 
 
 @contextmanager

@@ -284,8 +284,15 @@ def view_command(args: Sequence[str]) -> None:
 
 
 def import_command(args: Sequence[str]) -> None:
-    """Make a run from logs of lm-evaluation-harness or inspect_ai, or from answers saved by PersonaGym's code."""
+    """Make a run from logs of lm-evaluation-harness or inspect_ai, from answers saved by PersonaGym's code, or from the rollouts
+    of a training with verl."""
     settings = parse_config("import", config.ImportConfig, args)
+    if settings.verl is not None:
+        from permix.pipelines.verl_import import import_verl_training
+
+        import_verl_training(settings, settings.verl)
+        add_result(paths={"run": settings.out})
+        return
     if settings.personagym is not None:
         from permix.interop.personagym import import_personagym_answers
 

@@ -301,6 +301,19 @@ def test_a_large_confusion_is_painted(page: "Page", tmp_path: Path) -> None:
     assert page.locator("#confusion g[data-mark=cell]").count() == 0
 
 
+def test_panels_of_a_training_share_their_steps(page: "Page", tmp_path: Path) -> None:
+    """Also a panel that only the shorter training has."""
+    models = {
+        "rlvr 1": [{"step": step, "reward": 0.1, "loss": 1.0} for step in (1, 2, 3)],
+        "base": [{"step": step, "reward": 0.1} for step in range(1, 31)],
+    }
+    opened(page, tmp_path, {"training": TRAINING | {"models": models}})
+    panels = page.locator("#training svg[aria-label^=Training]")
+    assert panels.count() == 2
+    for place in range(2):
+        assert "30" in panels.nth(place).locator("text").all_text_contents()
+
+
 def test_a_moving_mean_leaves_out_what_is_missing(page: "Page", tmp_path: Path) -> None:
     opened(page, tmp_path, {"training": TRAINING})
     found = page.evaluate("permix.drawing.movingMean([1, NaN, 5, 3], 3)")

@@ -59,6 +59,74 @@ def test_learning_curves_of_runs_of_different_length_with_gaps(tmp_path: Path) -
     assert png_size(tmp_path / "a.png")[0] == 1200
 
 
+TAGGED: list[dict[str, Any]] = [
+    {"step": 1, "reward": 0.5, "reward_by_tag": {"none": 0.5, "expert": 0.25, "work": 1.0}},
+    {"step": 2, "reward": 0.5, "reward_by_tag": {"none": 0.0, "expert": 0.75}},
+    {"step": 3, "reward": 0.5, "reward_by_tag": {"expert": None, "$x_1$": 0.5, "harmful": True, "mood": "high"}},
+    {"step": 4, "reward": 0.5, "reward_by_tag": ["none"]},
+    {"step": 5, "reward": 0.5},
+]
+"""Two steps of experts, one of work and of a hostile tag; what is no number is no reward."""
+
+
+def test_tags_are_those_of_most_steps_and_no_persona_comes_last() -> None:
+    assert plots.frequent_tags([TAGGED], min_steps=1) == (["expert", "$x_1$", "work", "none"], 4)
+    assert [plots.reward_of_tag(line, "expert") for line in TAGGED] == [0.25, 0.75, None, None, None]
+    short = [{"step": 1, "reward_by_tag": {"work": 0.5, "none": 1.0}}]
+    assert plots.frequent_tags([TAGGED, short], min_steps=1)[0] == ["work", "expert", "$x_1$", "none"]  # first what both have
+    assert plots.frequent_tags([[{"step": 1, "reward_by_tag": {"none": 1.0}}], []], min_steps=1) == ([], 0)
+
+
+def test_a_tag_of_few_steps_has_no_curve() -> None:
+    """Counted in each training alone: 4 steps here and 4 there are two short curves."""
+    log = [{"step": n, "reward_by_tag": {"expert": 0.5} | ({"work": 0.5} if n < 5 else {})} for n in range(1, 6)]
+    assert plots.frequent_tags([log, log]) == (["expert"], 2)
+    assert plots.frequent_tags([log[:4], log[:4]]) == ([], 0)
+
+
+def test_the_least_frequent_tags_are_left_out_and_counted(tmp_path: Path) -> None:
+    """Seven tags in 5 to 11 steps, rollouts without a persona in 5: six panels, the last without a persona."""
+    log = [
+        {
+            "step": step,
+            "reward_by_tag": {f"tag {n}": 0.1 * n for n in range(7) if step <= 5 + n} | ({"none": 1.0} if step < 6 else {}),
+        }
+        for step in range(1, 12)
+    ]
+    tags, n_tags = plots.frequent_tags([log])
+    assert (tags, n_tags) == (["tag 6", "tag 5", "tag 4", "tag 3", "tag 2", "none"], 8)
+    assert plots.tag_count_note(len(tags), n_tags) == "; 6 of 8 tags, those in most steps"
+    assert plots.tag_count_note(8, 8) == ""
+    plots.plot_reward_by_tag({"PerMix": log}, tmp_path / "tags.png")
+    assert png_size(tmp_path / "tags.png")[0] == 1200
+
+
+def test_rewards_by_tag_of_several_runs_with_hostile_names(tmp_path: Path) -> None:
+    log = [{"step": step, "reward_by_tag": {"$x_1$": 0.5, "expert": None if step == 3 else 0.25}} for step in range(1, 9)]
+    for name in ("a.png", "b.png"):
+        plots.plot_reward_by_tag({"_base $1$": log, "RLVR": log[:6], "short": TAGGED}, tmp_path / name)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert png_size(tmp_path / "a.png")[0] == 1200
+
+
+def test_a_panel_that_no_run_has_is_left_out(tmp_path: Path) -> None:
+    """A training of another engine may say nothing of lengths; one with a KL term has a panel more."""
+    log = [{"step": n, "reward": 0.5} for n in range(1, 4)]
+    heights = {}
+    for name, line in (("reward", {}), ("all", {"completion_tokens": 9.0, "frac_nonzero_advantage_groups": 1.0, "kl": 0.1})):
+        plots.plot_learning_curves({"PerMix": [one | line for one in log]}, tmp_path / f"{name}.png")
+        heights[name] = png_size(tmp_path / f"{name}.png")[1]
+    assert heights["reward"] < heights["all"]
+
+
+def test_the_ring_is_explained_only_where_the_selected_weights_are_known() -> None:
+    curve = DevCurve((probe_point(0, 0.5),), DevEvalConfig(every=1))
+    unknown = curve._replace(chooses_weights=False)
+    no_persona = "thin dashed lines without markers: no persona"
+    assert plots.dev_curve_marks([unknown], has_chance=False) == no_persona
+    assert plots.dev_curve_marks([unknown, curve], has_chance=True) == f"ring: the selected weights; {no_persona}; dotted: chance"
+
+
 def probe_point(step: int, worst: float | None, characters: bool = True) -> DevEvalPoint:
     one = Estimate(value=worst, low=None if worst is None else 0.0, high=None if worst is None else 0.9, n=12)
     return DevEvalPoint(

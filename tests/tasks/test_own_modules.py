@@ -329,7 +329,7 @@ def test_reading_a_run_imports_no_module(folder: Path, capsys: pytest.CaptureFix
     assert cli.run_cli(["report", "run", "--out", "report"]) == 0
     assert cli.run_cli(["compare", "run", "other", "--out", "compared"]) == 0
     assert cli.run_cli(["export", "run", "--format", "lm-eval", "--out", "exported"]) == 0
-    assert len(permix.open_run("run").rows()) == 12
+    assert len(permix.StabilityRun("run").rows()) == 12
     watched = RunFolder(folder)
     watched.rescan()
     watched.poll()

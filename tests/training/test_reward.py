@@ -2,7 +2,7 @@
 
 from permix.tasks import TASKS
 from permix.tasks.base import verify_completion
-from permix.training.rewards import mean_reward_by_tag, verify_completions
+from permix.training.rewards import mean_reward_by_tag, reward_tags, verify_completions
 from permix.types import Verdict
 from permix.verification.math_verifier import Verifier
 
@@ -36,6 +36,12 @@ def test_means_by_tag_worked_by_hand() -> None:
     rewards = [1.0, 0.0, None, 1.0, 0.0, None]
     tags = [["expert"], ["expert", "character"], ["character"], [], [], ["harmful"]]
     assert mean_reward_by_tag(rewards, tags) == {"character": 0.0, "expert": 0.5, "none": 0.5}
+
+
+def test_a_persona_without_tags_is_not_no_persona() -> None:
+    assert reward_tags("poet", ["expert"]) == ["expert"]
+    assert [reward_tags("poet", []), reward_tags(None, [])] == [("untagged",), ()]
+    assert mean_reward_by_tag([1.0, 0.0], [reward_tags("poet", ()), reward_tags(None, ())]) == {"none": 0.0, "untagged": 1.0}
 
 
 def test_means_of_nothing() -> None:

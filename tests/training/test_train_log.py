@@ -145,5 +145,5 @@ def test_a_training_is_described_in_one_line() -> None:
     with_kl = [line | {"kl": n / 100, "replay_kl": 0.25} for n, line in enumerate(log)]
     assert "; KL 0.0050, then 0.0850; KL of character replay 0.2500, then 0.2500; tokens" in (describe_training(with_kl) or "")
     supervised: list[dict[str, float | None]] = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.25, "reward": None}]
-    assert describe_training(supervised) == "2 steps in 0:00; loss 2.000 over the first fifth of the steps, 1.250 over the last"
+    assert describe_training(supervised) == "2 steps; loss 2.000 over the first fifth of the steps, 1.250 over the last"
     assert describe_training([]) is None

@@ -575,6 +575,15 @@ class ImportConfig(ConfigSection):
     personagym_questions: Path | None = None
     """The questions that the model was asked, in the form of --personagym.path of `permix fidelity`, so that missing answers are
     counted; when not given, the questions in the answers."""
+    verl: Path | None = None
+    """The rollouts of a training that verl made from a plan of permix: the folder that trainer.rollout_data_dir named."""
+    plan: Path | None = None
+    """The plan of that training: the folder that `permix export --format verl` wrote, or the plan file."""
+    validation: Path | None = None
+    """The answers of that training's validations: the folder that trainer.validation_data_dir named."""
+    verl_log: tuple[Path, ...] = ()
+    """The metrics of that training (loss, KL, length of completions): the files that verl's logger "file" wrote, in order. A
+    training that was resumed has written several."""
     task: str | None = None
     """The task to import, or a group of tasks, such as mmlu; needed if the logs contain several."""
     metric: str | None = None
@@ -595,10 +604,32 @@ class ImportConfig(ConfigSection):
         """PersonaGym's answers have no scores, so options that choose or make a score are refused."""
         if self.personagym is None and self.personagym_questions is not None:
             raise ValueError(f"personagym_questions = {self.personagym_questions}: give personagym, the folder of answers, too")
-        for name in ("lm_eval", "inspect", "task", "metric", "filter", "answer"):
-            if self.personagym is not None and getattr(self, name):
-                raise ValueError(f"{name} = {getattr(self, name)!r}: has no effect with personagym; leave it out")
+        if self.personagym is not None:
+            self._refuse(
+                ("lm_eval", "inspect", "task", "metric", "filter", "answer"), "has no effect with personagym; leave it out"
+            )
         return self
+
+    @model_validator(mode="after")
+    def _check_verl_options(self) -> "ImportConfig":
+        """A training is imported alone, and with its plan."""
+        if self.verl is None:
+            self._refuse(("plan", "validation", "verl_log"), "give verl, the folder of rollouts, too")
+            return self
+        if self.plan is None:
+            raise ValueError(
+                "plan is missing: with verl, give the folder that `permix export --format verl` wrote, or the plan file, so that "
+                "rollouts are traced to their questions and personas"
+            )
+        others = ("lm_eval", "inspect", "personagym", "personagym_questions", "task", "metric", "filter", "answer")
+        self._refuse(others, "has no effect with verl; leave it out")
+        return self
+
+    def _refuse(self, names: tuple[str, ...], reason: str) -> None:
+        for name in names:
+            if value := getattr(self, name):
+                shown = str(value) if isinstance(value, Path) else repr(value)
+                raise ValueError(f"{name} = {shown}: {reason}")
 
 
 class ExportConfig(ConfigSection):
@@ -676,6 +707,23 @@ class ImportedFidelityConfig(ConfigSection):
     personagym: PersonaGymConfig
     seed: int
     resamples: int
+    imported: ImportConfig
+
+
+class ImportedTrainConfig(ConfigSection):
+    """The config.json of a training run made by `permix import`: the fields that readers of runs need, and `imported`.
+
+    `train` is [train] as it was exported; it is left out where the import was given the plan file alone.
+    """
+
+    stage: Literal["train"] = "train"
+    label: str | None
+    method: Literal["permix", "rlvr"]
+    engine: Literal["verl"] = "verl"
+    model: ImportedModelConfig
+    plan: RolloutPlanConfig
+    train: OptimConfig | None = Field(default=None, exclude_if=lambda value: value is None)
+    dev_eval: DevEvalConfig = DevEvalConfig()
     imported: ImportConfig
 
 

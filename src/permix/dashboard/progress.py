@@ -23,6 +23,8 @@ from permix.storage.run_dir import parse_log_step
 
 def expected_steps(run: Path, config: Mapping[str, Any]) -> int | None:
     """Return the number of optimizer steps of a training, which is the last step of its log. None if it is not known yet."""
+    if "imported" in config:  # a step of another engine is a step of the plan
+        return int(config["plan"]["steps"])
     train = config["train"]
     if config["method"] in ("permix", "rlvr"):
         rounds, steps = (
@@ -71,6 +73,7 @@ CURVE_METRICS = (
     "frac_nonzero_advantage_groups",
     "truncated",
     "entropy",
+    "kl",
     "replay_kl",
     "lr",
     "grad_norm",

@@ -405,7 +405,8 @@ class RunMonitor:
 
     def _has_result(self) -> bool:
         if self.stage == "train":
-            return (self.path / "model" / "config.json").is_file()
+            is_whole = "imported" in self.config and self.pending == 0
+            return is_whole or (self.path / "model" / "config.json").is_file()
         return (self.path / "metrics.json").is_file() and not self.pending and not self._tally.n_failing
 
     def _state_text(self) -> str:

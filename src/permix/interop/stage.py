@@ -93,7 +93,8 @@ def read_import_logs(config: ImportConfig) -> MergedLogs:
     """Read all logs of the configuration and merge them into one grid. Raises ConfigError or DataError if that fails."""
     if bool(config.lm_eval) == bool(config.inspect):
         raise ConfigError(
-            "lm_eval, inspect: give logs of exactly one of the two, such as --lm-eval none=DIR pirate=DIR, or --personagym DIR"
+            "lm_eval, inspect: give logs of exactly one of the two, such as --lm-eval none=DIR pirate=DIR; or give --personagym "
+            "DIR, or --verl DIR with --plan"
         )
     if config.answer and (config.metric or config.filter):
         raise ConfigError(f"answer = {config.answer!r}: permix scores every answer again; leave metric and filter out")

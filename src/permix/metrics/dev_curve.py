@@ -46,10 +46,14 @@ class DevEvalPoint(MeasureRecord):
 
 
 class DevCurve(NamedTuple):
-    """The dev evaluations of a run so far: at least one, by ascending step."""
+    """The dev evaluations of a run so far: at least one, by ascending step.
+
+    `chooses_weights` is False for those of another engine: which weights were kept there is not known.
+    """
 
     points: tuple[DevEvalPoint, ...]
     config: DevEvalConfig
+    chooses_weights: bool = True
 
     @property
     def selection(self) -> "DevSelection":
@@ -116,21 +120,33 @@ def selected_step(curve: DevCurve) -> int:
     return choice.last_step if curve.config.select == "last" or choice.best_step is None else choice.best_step
 
 
+def marked_step(curve: DevCurve) -> int | None:
+    """The step that figures mark as the selected weights; None if it is not known."""
+    return selected_step(curve) if curve.chooses_weights else None
+
+
+def _score_text(choice: DevSelection) -> str:
+    if choice.best_step is None:
+        return "no dev evaluation has a score"
+    last_text = (
+        ""
+        if choice.best_step == choice.last_step
+        else f"; step {choice.last_step}, the last, has {_format_score(choice.last_score)}"
+    )
+    return (
+        f"of {choice.n_scored} dev evaluations the best by {choice.metric} is that of step {choice.best_step}, "
+        f"{_format_score(choice.best_score)}{last_text}"
+    )
+
+
 def selection_text(curve: DevCurve) -> str:
     """A text for model card, report and terminal: whose weights the model has, by which score, and why training ended."""
     choice, config, step = curve.selection, curve.config, selected_step(curve)
+    if not curve.chooses_weights:
+        text = _score_text(choice)
+        return f"{text[0].upper()}{text[1:]}. Another engine trained: which weights it kept is not known here."
     chosen_text = f"The weights are those of step {step}" + (", the last" if step == choice.last_step else "")
-    score_text = "no dev evaluation has a score"
-    if choice.best_step is not None:
-        last_text = (
-            ""
-            if choice.best_step == choice.last_step
-            else f"; step {choice.last_step}, the last, has {_format_score(choice.last_score)}"
-        )
-        score_text = (
-            f"of {choice.n_scored} dev evaluations the best by {choice.metric} is that of step {choice.best_step}, "
-            f"{_format_score(choice.best_score)}{last_text}"
-        )
+    score_text = _score_text(choice)
     untrained_text = (
         " No dev evaluation was better than that of the model before training."
         if 0 == choice.best_step == step < choice.last_step

@@ -22,6 +22,7 @@ from permix.pipelines.engine_export import describe_export
 from permix.pipelines.fidelity import load_judge_setup, preflight_fidelity, preflight_judging, required_rubrics
 from permix.pipelines.quickstart import preflight_quickstart
 from permix.pipelines.train import preflight_training, require_training_packages
+from permix.pipelines.verl_import import describe_verl_training
 from permix.plan import load_training_plan, preflight_plan
 from permix.prompts import template_text
 from permix.question_writer.generator import preflight_questions
@@ -157,6 +158,8 @@ def _preflight_view(settings: config.ViewConfig) -> dict[str, str]:
 
 
 def _preflight_import(settings: config.ImportConfig) -> dict[str, str]:
+    if settings.verl is not None:
+        return describe_verl_training(settings, settings.verl)
     folder = settings.personagym
     return describe_import(settings) if folder is None else describe_personagym_import(settings, folder)
 

@@ -8,7 +8,8 @@ Pass the same `styles` everywhere to give a model the same look in every figure.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from permix.evals.drift_report import Drift, TurnSeries
-from permix.metrics.dev_curve import DevCurve, selected_step
+from permix.metrics.dev_curve import DevCurve, marked_step
 from permix.metrics.identifiability import Identifiability
 from permix.metrics.measures import MEASURE_VIEWS, measures_in
 from permix.metrics.stability import StabilitySummary
@@ -99,6 +100,7 @@ TRAINING_PANELS = (
     ("reward", "mean reward"),
     ("completion_tokens", "completion tokens"),
     ("frac_nonzero_advantage_groups", "share of groups with\nnonzero advantage"),
+    ("kl", "KL from the\nreference model"),
 )
 
 
@@ -110,6 +112,12 @@ def dev_curve_panels(*, with_identifiability: bool) -> list[tuple[str, str]]:
     """(key, name) of each panel of a dev evaluation."""
     measures = [(measure.name, measure.sentence_label) for measure in measures_in("dev_eval_curves")]
     return [*measures, ("identifiability", "identifiability")] if with_identifiability else measures
+
+
+def dev_curve_marks(curves: Iterable[DevCurve], *, has_chance: bool) -> str:
+    """What the marks of a figure of dev evaluations mean. There is a ring only where it is known which weights were kept."""
+    ring = "ring: the selected weights; " if any(marked_step(curve) is not None for curve in curves) else ""
+    return f"{ring}thin dashed lines without markers: no persona{'; dotted: chance' if has_chance else ''}"
 
 
 def plot_persona_accuracy(summaries: Mapping[str, StabilitySummary], path: Path, styles: Styles | None = None) -> None:
@@ -180,17 +188,48 @@ def plot_lottery(summaries: Mapping[str, StabilitySummary], path: Path, styles: 
 
 
 def plot_learning_curves(logs: Mapping[str, _TrainLog], path: Path, styles: Styles | None = None) -> None:
-    """Training logs by step: reward, completion length, groups with nonzero advantage. A step without a value leaves a gap."""
+    """Training logs by step: one panel for each of `TRAINING_PANELS` that some log has. A step without a value leaves a gap."""
+    panels = {name: _values_by_log(logs, lambda line, key=key: line.get(key)) for key, name in TRAINING_PANELS}  # type: ignore[misc]
+    _plot_training_panels(logs, panels, path, styles, "Training", "")
+
+
+def plot_reward_by_tag(logs: Mapping[str, _TrainLog], path: Path, styles: Styles | None = None) -> None:
+    """Mean reward by step, one panel for each tag of `frequent_tags`. A step without rollouts of a tag leaves a gap."""
+    tags, n_tags = frequent_tags(logs.values())
+    panels = {
+        safe(tag_name(tag), 24): _values_by_log(logs, lambda line, tag=tag: reward_of_tag(line, tag))  # type: ignore[misc]
+        for tag in tags
+    }
+    _plot_training_panels(logs, panels, path, styles, "Mean reward by kind of persona", tag_count_note(len(tags), n_tags))
+
+
+def _values_by_log(logs: Mapping[str, _TrainLog], value_of: Callable[[Mapping[str, Any]], Any]) -> dict[str, PlotArray]:
+    """value_N of each log, NaN where a step has no value."""
+    values = {label: [value_of(line) for line in log] for label, log in logs.items()}
+    return {label: np.array([math.nan if one is None else float(one) for one in own]) for label, own in values.items()}
+
+
+def _plot_training_panels(
+    logs: Mapping[str, _TrainLog],
+    panels: Mapping[str, Mapping[str, PlotArray]],
+    path: Path,
+    styles: Styles | None,
+    title: str,
+    further_note: str,
+) -> None:
+    """Draw {name of the panel: value_N by log}: each step thin, a centred mean bold. A panel without a value is left out."""
     styles = styles or theme.styles_for(logs)
+    panels = {name: by_log for name, by_log in panels.items() if any(np.isfinite(one).any() for one in by_log.values())}
     window = max(1, max((len(log) for log in logs.values()), default=0) // 20 * 2 + 1)
     n_steps = theme.join_distinct_counts(len(log) for log in logs.values())
-    note = f"n = {n_steps} steps, one run each, so no interval; thin: each step; bold: centred mean of {window} steps"
-    fig = theme.new_figure(7.0, "Training", note)
-    axes = theme.stacked_axes(fig, len(TRAINING_PANELS))
-    for ax, (key, name) in zip(axes, TRAINING_PANELS, strict=True):
-        for label, log in logs.items():
-            step_N = [line["step"] for line in log]
-            value_N = np.array([math.nan if line.get(key) is None else float(line[key]) for line in log])
+    note = (
+        f"n = {n_steps} steps, one run each, so no interval; thin: each step; bold: centred mean of {window} steps{further_note}"
+    )
+    fig = theme.new_figure(max(2.6, round(7 / 3 * len(panels) if len(panels) < 4 else 1.5 * len(panels), 2)), title, note)
+    axes = theme.stacked_axes(fig, max(1, len(panels)))
+    for ax, (name, by_log) in zip(axes, panels.items(), strict=False):
+        for label, value_N in by_log.items():
+            step_N = [line["step"] for line in logs[label]]
             ax.plot(step_N, value_N, color=styles[label].colour, lw=0.7, alpha=0.45)
             ax.plot(step_N, moving_average(value_N, window), color=styles[label].colour, lw=2.2, ls=styles[label].line)
         ax.set_ylabel(name)
@@ -201,6 +240,50 @@ def plot_learning_curves(logs: Mapping[str, _TrainLog], path: Path, styles: Styl
     theme.save_figure(fig, path)
 
 
+MAX_TAG_PANELS = 6
+
+MIN_TAG_STEPS = 5
+"""A tag that a training has in fewer steps has no curve: a point is the mean of a few rollouts."""
+
+
+def frequent_tags(logs: Iterable[_TrainLog], min_steps: int = MIN_TAG_STEPS) -> tuple[list[str], int]:
+    """(the tags in most of these logs and their steps, at most `MAX_TAG_PANELS`; the number of all tags). None without personas.
+
+    Only tags that some log has in `min_steps` steps. "none", the tag of rollouts without a persona, comes last: the others are
+    compared with it.
+    """
+    by_log = [
+        Counter(tag for line in log for tag in _rewards_by_tag(line) if reward_of_tag(line, tag) is not None) for log in logs
+    ]
+    counts, n_logs = sum(by_log, Counter[str]()), Counter(tag for own in by_log for tag in own)
+    lasting = {tag for own in by_log for tag, n_steps in own.items() if n_steps >= min_steps}
+    tags = sorted(lasting - {"none"}, key=lambda tag: (-n_logs[tag], -counts[tag], tag))
+    if not tags:
+        return [], 0
+    without_persona = ["none"] if "none" in lasting else []
+    return tags[: MAX_TAG_PANELS - len(without_persona)] + without_persona, len(counts)
+
+
+def reward_of_tag(line: Mapping[str, Any], tag: str) -> float | None:
+    """Mean reward of a step's rollouts under personas of a tag; None if it has none."""
+    value = _rewards_by_tag(line).get(tag)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
+
+
+def _rewards_by_tag(line: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = line.get("reward_by_tag")
+    return found if isinstance(found, Mapping) else {}
+
+
+def tag_name(tag: str) -> str:
+    return "no persona" if tag == "none" else tag
+
+
+def tag_count_note(n_shown: int, n_tags: int) -> str:
+    """The end of a figure's note where not all tags are shown."""
+    return f"; {n_shown} of {n_tags} tags, those in most steps" if n_shown < n_tags else ""
+
+
 def plot_dev_curves(curves: Mapping[str, DevCurve], path: Path, styles: Styles | None = None) -> None:
     """Accuracy and identifiability of dev evaluations by training step, with bands; a ring marks the selected weights."""
     styles = styles or theme.styles_for(curves)
@@ -208,7 +291,7 @@ def plot_dev_curves(curves: Mapping[str, DevCurve], path: Path, styles: Styles |
     answers = [point.identifiability.n for point in points if point.identifiability is not None]
     counts = f"{theme.join_distinct_counts(point.n_questions for point in points)} questions"
     counts += f", {theme.join_distinct_counts(answers)} answers (identifiability)" if answers else ""
-    marks = "ring: the selected weights; thin dashed lines without markers: no persona" + ("; dotted: chance" if answers else "")
+    marks = dev_curve_marks(curves.values(), has_chance=bool(answers))
     panels = dev_curve_panels(with_identifiability=bool(answers))
     fig = theme.new_figure(
         round(1.0 + 2.2 * len(panels), 1),
@@ -218,7 +301,7 @@ def plot_dev_curves(curves: Mapping[str, DevCurve], path: Path, styles: Styles |
     axes = theme.stacked_axes(fig, len(panels))
     for ax, (key, name) in zip(axes, panels, strict=True):
         for label, curve in curves.items():
-            _plot_band(ax, _estimates_by_step(curve, key), styles[label], ring_step=selected_step(curve))
+            _plot_band(ax, _estimates_by_step(curve, key), styles[label], ring_step=marked_step(curve))
         ax.set_ylabel(fill(name, DEV_CURVE_NAME_WIDTH))
     for label, curve in curves.items():
         known = _estimates_by_step(curve, "baseline")
@@ -264,13 +347,13 @@ def _estimates_by_step(curve: DevCurve, key: str) -> dict[int, Estimate]:
     return {step: one for step, one in estimates.items() if one is not None and one.value is not None}
 
 
-def _plot_band(ax: Axes, estimate_at: Mapping[int, Estimate], style: Style, ring_step: int) -> None:
+def _plot_band(ax: Axes, estimate_at: Mapping[int, Estimate], style: Style, ring_step: int | None) -> None:
     """A measure by step with its intervals, and a ring at `ring_step`. Markers at 0 are not clipped by the axis."""
     value_N = [one.value or 0.0 for one in estimate_at.values()]
     band_N_2 = np.array([theme.interval_ends(one) for one in estimate_at.values()]).reshape(-1, 2)
     ax.plot(list(estimate_at), value_N, color=style.colour, marker=style.marker, ms=4.5, lw=1.6, ls=style.line, clip_on=False)
     ax.fill_between(list(estimate_at), *band_N_2.T, color=style.colour, alpha=0.13, lw=0)
-    if ring_step in estimate_at:
+    if ring_step is not None and ring_step in estimate_at:
         ax.plot(
             [ring_step], [estimate_at[ring_step].value or 0.0], "o", color=style.colour, ms=12, mfc="none", mew=1.8, clip_on=False
         )

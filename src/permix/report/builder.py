@@ -24,7 +24,7 @@ from permix.config import ReportConfig
 from permix.errors import DataError
 from permix.evals.stability import first_round_grid
 from permix.metrics import statistics
-from permix.metrics.dev_curve import selected_step
+from permix.metrics.dev_curve import marked_step
 from permix.progress import add_result, print_status_once
 from permix.rendering import plots, table, theme
 from permix.rendering.plots import plot_drift
@@ -95,7 +95,7 @@ def _with_report_block(card: Path, block: str) -> str:
 
 
 REPORT_FIGURE_FILES = re.compile(
-    r"(tradeoff|personas|lottery|learnt|training|probes|drift|(heatmap|confusion|judged|trial)-\w+)\.(png|svg)"
+    r"(tradeoff|personas|lottery|learnt|training|training-tags|probes|drift|(heatmap|confusion|judged|trial)-\w+)\.(png|svg)"
 )
 """Names of the figures that a report may have."""
 
@@ -288,6 +288,9 @@ def draw_report_figures(
     if reward_logs:
         plots.plot_learning_curves(reward_logs, out / "training.png", styles)
         figures["training.png"] = "learning curves"
+        if plots.frequent_tags(reward_logs.values())[0]:
+            plots.plot_reward_by_tag(reward_logs, out / "training-tags.png", styles)
+            figures["training-tags.png"] = "mean reward by kind of persona"
     if drift_by_model := {model.label: model.drift for model in models if model.drift is not None}:
         plot_drift(drift_by_model, out / "drift.png", styles)
         figures["drift.png"] = "measures by interview turn"
@@ -331,7 +334,7 @@ def _report_json(models: Sequence[ModelRuns], comparisons: Sequence[Comparison],
         },
         "dev_evals": {
             model.label: {
-                "weights_of_step": selected_step(model.dev_curve),
+                "weights_of_step": marked_step(model.dev_curve),
                 "choice": model.dev_curve.selection.model_dump(mode="json"),
                 "points": [point.model_dump(mode="json") for point in model.dev_curve.points],
             }

@@ -68,6 +68,7 @@ def build_footnotes(models: Sequence[ModelRuns]) -> str:
         *_adaptive_allocation_footnotes(models),
         *_not_held_out(models),
         *_no_persona_footnotes(models),
+        *_imported_trainings(models),
     ]
     return "\n".join(f"- {line}" for line in lines)
 
@@ -116,7 +117,7 @@ def dev_eval_choices(models: Sequence[ModelRuns]) -> str:
     lines = []
     for model in models:
         if model.dev_curve is not None:
-            ended = (model.runs["train"].path / "model" / "config.json").exists()
+            ended = not model.dev_curve.chooses_weights or (model.runs["train"].path / "model" / "config.json").exists()
             so_far = "" if ended else " (training has not ended; this is the choice so far)"
             lines.append(f"- **{md_label(model.label)}**{so_far}: {selection_text(model.dev_curve)}")
     return "\n".join(lines)
@@ -306,6 +307,23 @@ def _no_persona_footnotes(models: Sequence[ModelRuns]) -> Iterable[str]:
             names_by_text.setdefault(_default_system_text(model.runs["stability"]), []).append(md_label(model.label))
     for text, names in names_by_text.items():
         yield f"Without persona, the prompt of {', '.join(names)} contains {text}."
+
+
+def _imported_trainings(models: Sequence[ModelRuns]) -> Iterable[str]:
+    """Yield what is known of each training that another engine ran, and what is not."""
+    for model in models:
+        run = model.runs.get("train")
+        if run is not None and run.is_imported:
+            identity, log = run.provenance.get("identity", {}), run.log
+            engine = f"{identity.get('engine')} (exported for {identity.get('engine_version', 'an unknown release')})"
+            missing = sum(int(step.get("unscored") or 0) for step in log)
+            plan, n_steps = md_label(str(identity.get("plan"))), run.config["plan"]["steps"]
+            settings = "its settings are those of the export" if run.config.get("train") else "nor are its settings"
+            yield (
+                f"{md_label(model.label)}, {run.description}: trained by {md_label(engine)} on plan {plan}, and imported: "
+                f"{len(log)} of {n_steps} steps; rollouts without a score: {missing}. Its CPU time and memory are not known; "
+                f"{settings}. Packages, revision and command are those of the import."
+            )
 
 
 def _default_system_text(run: Run) -> str:

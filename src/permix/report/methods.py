@@ -22,7 +22,15 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from pydantic import Field, ValidationError
 
-from permix.config import BOOKKEEPING_FIELDS, ENGINE_FIELDS, RUNTIME_ONLY_FIELDS, SUPERVISED_METHODS, TrainConfig, resolve_mix
+from permix.config import (
+    BOOKKEEPING_FIELDS,
+    ENGINE_FIELDS,
+    RUNTIME_ONLY_FIELDS,
+    SUPERVISED_METHODS,
+    ImportedTrainConfig,
+    TrainConfig,
+    resolve_mix,
+)
 from permix.errors import ConfigError, DataError
 from permix.metrics import statistics
 from permix.metrics.identifiability import Identifiability
@@ -66,7 +74,7 @@ class TrainingRun(NamedTuple):
     """A training run: its directory and its configuration."""
 
     run_dir: Path
-    config: TrainConfig
+    config: TrainConfig | ImportedTrainConfig
 
     @property
     def model_dir(self) -> Path:
@@ -75,8 +83,13 @@ class TrainingRun(NamedTuple):
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """The configuration without seeds: trainings with equal recipes differ by chance alone."""
+        """The configuration without seeds: trainings with equal recipes differ by chance alone.
+
+        Not all settings of a training of another engine are known here, so its recipe is like no other.
+        """
         config = self.config
+        if isinstance(config, ImportedTrainConfig):
+            return {"run": str(self.run_dir)}
         recipe: dict[str, Any] = _drop_fields(config.model_dump(mode="json"), RECIPE_IGNORED_FIELDS)
         for section, fields in (("train", WEIGHT_NEUTRAL_SETTINGS), ("teacher", TEACHER_ENDPOINT_FIELDS)):
             recipe[section] = _drop_fields(recipe[section], fields)
@@ -92,6 +105,8 @@ class TrainingRun(NamedTuple):
         return "permix" if self._mixes_personas() else "rlvr"
 
     def _mixes_personas(self) -> bool:
+        if isinstance(self.config, ImportedTrainConfig):
+            return self.config.method == "permix"
         plan = self.run_dir / "plan.parquet"
         if self.config.plan_file is not None and plan.exists():
             return any(row.persona_id is not None for row in read_plan(plan).rows)
@@ -127,7 +142,9 @@ def resolve_model_name(model: str) -> str:
 
 def _read_training_run(folder: Path) -> TrainingRun | None:
     try:
-        return TrainingRun(folder, TrainConfig.model_validate(RunReader(folder).config))
+        values = RunReader(folder).config
+        config = ImportedTrainConfig.model_validate(values) if "imported" in values else TrainConfig.model_validate(values)
+        return TrainingRun(folder, config)
     except (DataError, ValidationError, OSError):
         return None
 
@@ -223,7 +240,8 @@ def _parse_method_specs(specs: Sequence[str], labels: Sequence[str]) -> dict[str
 
 def _group_role(group: Sequence[ModelRuns], trainings: Mapping[str, TrainingRun | None]) -> Role:
     """Return the role that all models of a group share; "other" when they differ."""
-    starts = {resolve_model_name(training.config.model.name) for training in trainings.values() if training is not None}
+    names = (training.config.model.name for training in trainings.values() if training is not None)
+    starts = {resolve_model_name(name) for name in names if name is not None}
     roles: set[Role] = set()
     for model in group:
         training = trainings[model.label]

@@ -90,7 +90,8 @@ class Run(RunReader):
     def dev_curve(self) -> DevCurve | None:
         """The dev evaluations of a training run, measured from their records."""
         config = build_config(DevEvalConfig, self.config.get("dev_eval", {}), source=f"{self.path / 'config.json'}: dev_eval")
-        return load_dev_curve(self.path, config) if self.stage == "train" and config.every else None
+        curve = load_dev_curve(self.path, config) if self.stage == "train" and config.every else None
+        return None if curve is None else curve._replace(chooses_weights=not self.is_imported)
 
     @cached_property
     def failure_reasons(self) -> list[FailureReason]:
@@ -100,14 +101,19 @@ class Run(RunReader):
         return count_failures(find_failures(self.cells, scored=self.stage == "stability"))
 
     @property
+    def is_imported(self) -> bool:
+        """Whether another program made what the run holds."""
+        return "imported" in self.config
+
+    @property
     def model_name(self) -> str:
         return str(self.config.get("model", {}).get("name") or self.path.name)
 
     @property
     def description(self) -> str:
-        """The kind of the run for readers; for a training its method too, as in "train (sft)"."""
-        method = self.config.get("method")
-        return f"{self.stage} ({method})" if method else self.kind
+        """The kind of the run for readers; for a training its method too, as in "train (sft)", and the engine if not permix."""
+        method, engine = self.config.get("method"), self.config.get("engine")
+        return f"{self.stage} ({method}{f', {engine}' if engine else ''})" if method else self.kind
 
     @property
     def tokens(self) -> int | None:

@@ -51,7 +51,7 @@ from permix.training.curriculum import Curriculum, resume_curriculum, rollout_ou
 from permix.training.gradient_step import GradientStep, ReplayBatch, unwrap_peft
 from permix.training.job import TrainJob, generate_reference_answers
 from permix.training.loss import CharacterReplay, build_character_replay
-from permix.training.rewards import ExpressivityReward, Rollout, mean_or_none, mean_reward_by_tag, verify_completions
+from permix.training.rewards import ExpressivityReward, Rollout, mean_or_none, mean_reward_by_tag, reward_tags, verify_completions
 from permix.training.rollouts import (
     Sample,
     ScoredRollout,
@@ -276,7 +276,9 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         rewards = [rollout.verdict.reward for rollout in rollouts]
         self._recorder.log_rollouts(self.state.global_step + 1, rollouts)
         self._step_metrics |= {
-            "reward_by_tag": mean_reward_by_tag(rewards, tags),
+            "reward_by_tag": mean_reward_by_tag(
+                rewards, [reward_tags(rollout.persona_id, own) for rollout, own in zip(rollouts, tags, strict=True)]
+            ),
             "unscored": rewards.count(None),
             "tokens": sum(rollout.tokens for rollout in rollouts),
             "reward": mean_or_none([reward for reward in rewards if reward is not None]),

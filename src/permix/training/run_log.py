@@ -146,7 +146,7 @@ def describe_truncation(log: Sequence[Mapping[str, Any]], max_new_tokens: int) -
 
 def describe_training(log: Sequence[Mapping[str, Any]]) -> str | None:
     """One line on what happened in a training: its reward, or its loss without rewards; the share of rollouts that were cut off;
-    the mean length of an answer in tokens; and the wall time of all steps. None for an empty log.
+    the mean length of an answer in tokens; and the wall time of all steps, if it is known. None for an empty log.
 
     A metric is shown over the first and the last fifth of the steps that have a value of it.
     """
@@ -155,7 +155,8 @@ def describe_training(log: Sequence[Mapping[str, Any]]) -> str | None:
         metrics["loss"] = []  # that of a policy gradient says nothing about progress
     parts = [_SUMMARY_FORMATS[name](first_and_last_fifth(values)) for name, values in metrics.items() if values]
     seconds = sum(sum(line["seconds"].values()) for line in log if line.get("seconds"))
-    return "; ".join([f"{len(log)} steps in {format_duration(seconds)}", *parts]) if log else None
+    duration = f" in {format_duration(seconds)}" if any(line.get("seconds") for line in log) else ""
+    return "; ".join([f"{len(log)} steps{duration}", *parts]) if log else None
 
 
 class FirstAndLastFifth(NamedTuple):

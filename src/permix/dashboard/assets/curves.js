@@ -5,7 +5,7 @@
   const WIDTH = 260, HEIGHT = 110, LEFT = 40, RIGHT = 8, TOP = 8, BOTTOM = 20;
   const NAMES = {
     reward: "mean reward", loss: "loss", completion_tokens: "tokens a completion", frac_nonzero_advantage_groups: "share of groups with a signal",
-    truncated: "share cut off", entropy: "entropy", replay_kl: "KL of character replay", lr: "learning rate",
+    truncated: "share cut off", entropy: "entropy", kl: "KL from the reference model", replay_kl: "KL of character replay", lr: "learning rate",
     grad_norm: "gradient norm",
   };
 

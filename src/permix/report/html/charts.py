@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from permix.errors import DataError
-from permix.metrics.dev_curve import DevCurve, selected_step
+from permix.metrics.dev_curve import DevCurve, marked_step
 from permix.personas.loading import read_personas
 from permix.prompts import persona_prompt
-from permix.rendering import theme
-from permix.rendering.plots import TRAINING_PANELS, dev_curve_panels
+from permix.rendering import plots, theme
+from permix.rendering.plots import TRAINING_PANELS, dev_curve_marks, dev_curve_panels
 from permix.rendering.theme import QUESTION_INTERVAL_NOTE
 from permix.report.comparisons import Comparison
 from permix.report.html import fidelity_charts as fidelity
@@ -83,6 +83,8 @@ def _read_pool(pool: str, column: str | None) -> Mapping[str, Persona]:
 
 _MAX_CURVE_POINTS = 400
 """Largest number of points of a training curve; a longer log is reduced to means of neighbouring steps."""
+
+_TAG_PREFIX, _MAX_TAG_CHARS = "reward_by_tag/", 60
 
 LOSS_PANEL = ("loss", "loss")
 """The panel of a training without rewards."""
@@ -179,11 +181,22 @@ def _training_chart(models: Sequence[ModelRuns], display_names: Mapping[str, str
     if not logs:
         return {}
     longest = max(map(len, logs.values()))
-    rows = {label: thin_log(log, training_panel_keys(log), -(-longest // _MAX_CURVE_POINTS)) for label, log in logs.items()}
-    panels = [(key, name) for key, name in (*TRAINING_PANELS, LOSS_PANEL) if any(_has_values(one, key) for one in rows.values())]
+    tags, n_tags = plots.frequent_tags(logs.values())
+    tag_panels = [(f"{_TAG_PREFIX}{tag}", printable_text(f"mean reward, {plots.tag_name(tag)}", _MAX_TAG_CHARS)) for tag in tags]
+    rows = {
+        label: thin_log(
+            [line | {f"{_TAG_PREFIX}{tag}": plots.reward_of_tag(line, tag) for tag in tags} for line in log],
+            [*training_panel_keys(log), *(key for key, _ in tag_panels)],
+            -(-longest // _MAX_CURVE_POINTS),
+        )
+        for label, log in logs.items()
+    }
+    known_panels = (*TRAINING_PANELS, LOSS_PANEL, *tag_panels)
+    panels = [(key, name) for key, name in known_panels if any(_has_values(one, key) for one in rows.values())]
     thin = "each step" if longest <= _MAX_CURVE_POINTS else f"means of {-(-longest // _MAX_CURVE_POINTS)} steps"
+    steps = f"n = {theme.join_distinct_counts(map(len, logs.values()))} steps, one run each, so no interval; thin: {thin}"
     return {
-        "note": f"n = {theme.join_distinct_counts(map(len, logs.values()))} steps, one run each, so no interval; thin: {thin}",
+        "note": f"{steps}{plots.tag_count_note(len(tags), n_tags)}",
         "panels": [{"key": key, "name": name.replace("\n", " ")} for key, name in panels],
         "models": rows,
     }
@@ -219,7 +232,7 @@ def _dev_curve_chart(curves: Mapping[str, DevCurve]) -> _ChartData:
     answers = [point.identifiability.n for point in all_points if point.identifiability is not None]
     counts = f"{theme.join_distinct_counts(point.n_questions for point in all_points)} questions"
     counts += f", {theme.join_distinct_counts(answers)} answers (identifiability)" if answers else ""
-    marks = "ring: the selected weights; thin dashed lines without markers: no persona" + ("; dotted: chance" if answers else "")
+    marks = dev_curve_marks(curves.values(), has_chance=bool(answers))
     panels = dev_curve_panels(with_identifiability=bool(answers))
     return (
         {}
@@ -229,7 +242,7 @@ def _dev_curve_chart(curves: Mapping[str, DevCurve]) -> _ChartData:
             "panels": [{"key": key, "name": name} for key, name in panels],
             "models": {
                 label: {
-                    "selected_step": selected_step(curve),
+                    "selected_step": marked_step(curve),
                     "points": [
                         {
                             "step": point.step,

@@ -15,12 +15,14 @@
   const span = (count) => Math.floor(count / 20) * 2 + 1;
 
   function draw(made, { key, name }, labels, models, window) {
-    const lines = labels.map((label) => line(label, models[label], key, window)).filter(({ points }) => points.some((one) => Number.isFinite(one.y)));
+    const everyLine = labels.map((label) => line(label, models[label], key, window));
+    const lines = everyLine.filter(({ points }) => points.some((one) => Number.isFinite(one.y)));
+    const [first, last] = d3.extent(everyLine.flatMap(({ points }) => points.map(({ x }) => x)));
     const ends = lines.map(({ label, points }) => `${label}: ${fixed(points.findLast((one) => Number.isFinite(one.mean)).mean)} at the end`);
     return plot(made, `Training: ${name} by step. ${ends.join("; ")}`, {
       height: 190,
       marginLeft: 48,
-      x: { label: "step", ticks: whole(lines, made), tickFormat: String },
+      x: { label: "step", domain: first < last ? [first, last] : undefined, ticks: whole(everyLine, made), tickFormat: String },
       y: { label: name, grid: true, zero: true },
       marks: [...lines.flatMap(strokes), tips(lines.flatMap(({ points }) => points.filter((one) => Number.isFinite(one.y))))],
     });

@@ -1,0 +1,292 @@
+"""Read the rollouts that a verl training dumped, and find the row of the plan behind each of them.
+
+verl writes one file `STEP.jsonl` into `trainer.rollout_data_dir`, and one a validation into `trainer.validation_data_dir`, with a
+line for each rollout (`_dump_generations` in verl's trainers):
+
+    input, output   the prompt and the completion, decoded without special tokens
+    gts             the right answer
+    score           the reward, 1 or 0
+    step            the number in the file's name; 0 is the validation before training
+    uid             PROMPT_SESSION_OUTPUT, where PROMPT is drawn at random; verl's legacy trainer writes none
+    acc             the verdict, where a reward manager adds to the score; permix's reward function gives none
+
+No field of a training's dump names the row of the data. So the row is found by its right answer and its prompt: its messages, in
+their order, are in the text of `input`, whatever chat template is around them. White space, case and Unicode forms are not
+compared, since a tokenizer may change them. Of several rows the one with the most text counts: the prompt with a persona contains
+the prompt without one.
+
+A rollout whose verifier failed is not in the dump. verl fills the batch up with lines of zero reward and without text, which are
+no rollouts; they are left out here.
+"""
+
+import hashlib
+import json
+import re
+import sys
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeGuard
+
+from permix.errors import DataError
+from permix.interop.merging import truncated_repr
+from permix.storage.files import PARSE_ERRORS, jsonl_lines, parse_error_text, read_file_state
+from permix.types import PlanRow
+
+_STEP_FILE = re.compile(r"(0|[1-9]\d{0,8})\.jsonl")
+
+_PADDING_UID = re.compile(r"pad[0-9a-f]{32}_\d+_0")
+"""verl's uid of a rollout that fills a batch up; the uid of a prompt begins with a hex digit."""
+
+METRIC_NAMES: Mapping[str, str] = {
+    "completion_tokens": "response_length/mean",
+    "truncated": "response_length/clip_ratio",
+    "loss": "actor/loss",
+    "kl": "actor/kl_loss",
+    "entropy": "actor/entropy",
+    "grad_norm": "actor/grad_norm",
+    "lr": "actor/lr",
+}
+"""Names of log.jsonl, each with verl's name in the file of its logger "file"."""
+
+
+class StepFile(NamedTuple):
+    """The dump of one step."""
+
+    step: int
+    path: Path
+
+
+class DumpedRollout(NamedTuple):
+    """One line of a dump. `correct` is the verdict behind `score`; `uid` is None if the dump has none. `where` is "file:line"."""
+
+    where: str
+    prompt: str
+    completion: str
+    gold: str | None
+    score: float
+    correct: bool
+    uid: str | None
+
+    @property
+    def prompt_uid(self) -> str | None:
+        """What all rollouts of one prompt have in common; None if the dump does not say."""
+        return None if self.uid is None else self.uid.rsplit("_", 2)[0]
+
+    @property
+    def session(self) -> int:
+        """The number of the rollout among those of its prompt; 0 if the dump does not say."""
+        parts = () if self.uid is None else self.uid.rsplit("_", 2)
+        return int(parts[1]) if len(parts) == 3 and parts[1].isdecimal() else 0
+
+
+class DumpedStep(NamedTuple):
+    """The rollouts of a step, in the order of the file. `n_padding` lines filled the batch up; `sha256` is that of `n_bytes`."""
+
+    step: int
+    path: Path
+    rollouts: tuple[DumpedRollout, ...]
+    n_padding: int
+    n_bytes: int
+    sha256: str
+
+
+def list_step_files(folder: Path) -> list[StepFile]:
+    """The dumps in a folder, by step. Raises DataError if there is none. Files of other names are left alone."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: {'is not a folder' if folder.exists() else 'no such folder'}")
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read: {error.strerror}") from error
+    found = [StepFile(int(match[1]), folder / name) for name in names if (match := _STEP_FILE.fullmatch(name))]
+    if not found:
+        raise DataError(f"{folder}: has no file STEP.jsonl; give the folder that trainer.rollout_data_dir named")
+    return sorted(found)
+
+
+def read_step(file: StepFile, n_bytes: int | None = None) -> DumpedStep | None:
+    """Read a dump; None while verl is writing it: it is empty, or its last line has no end.
+
+    `n_bytes`: read no more than these, the size of an earlier reading. Raises DataError, naming file and line, for a line that is
+    no rollout.
+    """
+    rollouts, uids, n_padding, read, sha = list[DumpedRollout](), set[str](), 0, 0, hashlib.sha256()
+    for number, line in jsonl_lines(file.path):
+        if n_bytes is not None and read >= n_bytes:
+            break
+        read += len(line)
+        sha.update(line)
+        rollout = _parse_line(line, file.step, f"{file.path}:{number}")
+        if rollout.uid is not None:
+            if rollout.uid in uids:
+                raise DataError(f"{rollout.where}: uid = {truncated_repr(rollout.uid)}: occurs in the file already")
+            uids.add(rollout.uid)
+        if rollout.uid is not None and _PADDING_UID.fullmatch(rollout.uid):
+            n_padding += 1
+        else:
+            rollouts.append(rollout)
+    if n_bytes is None:
+        state = read_file_state(file.path)
+        if read == 0 or state is None or state.size > read:
+            return None
+    return DumpedStep(file.step, file.path, tuple(rollouts), n_padding, read, sha.hexdigest())
+
+
+def hash_beginning(path: Path, n_bytes: int) -> str | None:
+    """SHA-256 of the first `n_bytes` bytes of a file; None if there are not as many, or no file."""
+    state = read_file_state(path)
+    if state is None or state.size < n_bytes:
+        return None
+    sha, left = hashlib.sha256(), n_bytes
+    with path.open("rb") as file:
+        while left and (chunk := file.read(min(left, 1_000_000))):
+            sha.update(chunk)
+            left -= len(chunk)
+    return None if left else sha.hexdigest()
+
+
+def _parse_line(line: bytes, step: int, where: str) -> DumpedRollout:
+    try:
+        fields = json.loads(line)
+    except PARSE_ERRORS as error:
+        raise DataError(f"{where}: not JSON: {parse_error_text(error)}") from error
+    if not isinstance(fields, dict):
+        raise DataError(f"{where}: contains {type(fields).__name__}, not an object; verl writes one object a rollout")
+    prompt, completion = (_require(fields, name, str, "a text", where) for name in ("input", "output"))
+    if (found := _require(fields, "step", int, "a number", where)) != step:
+        raise DataError(f"{where}: step = {truncated_repr(found)}: the file is that of step {step}")
+    gold, uid = (
+        _require(fields, name, str, "a text", where) if fields.get(name) is not None else None for name in ("gts", "uid")
+    )
+    score = _finite(fields, "score", where)
+    if uid is not None and not re.fullmatch(r".*_\d+_0", uid, re.DOTALL) and re.fullmatch(r".*_\d+_\d+", uid, re.DOTALL):
+        raise DataError(f"{where}: uid = {truncated_repr(uid)}: a rollout of several outputs; permix's agent loop has one each")
+    verdict, field = (score, "score") if fields.get("acc") is None else (_finite(fields, "acc", where), "acc")
+    if verdict not in (0, 1):
+        raise DataError(
+            f"{where}: {field} = {verdict:g}: must be 1, right, or 0, wrong, as permix's reward function gives it; "
+            "was the training started with another reward function or reward manager?"
+        )
+    return DumpedRollout(where, prompt, completion, gold, score, bool(verdict), uid)
+
+
+def _require(fields: Mapping[str, Any], name: str, kind: type, what: str, where: str) -> Any:
+    value = fields.get(name)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise DataError(f"{where}: {name} {f'= {truncated_repr(value)}' if name in fields else 'is missing'}: must be {what}")
+    return value
+
+
+def _finite(fields: Mapping[str, Any], name: str, where: str) -> float:
+    value = fields.get(name)
+    if is_finite_number(value):
+        return float(value)
+    raise DataError(f"{where}: {name} {f'= {truncated_repr(value)}' if name in fields else 'is missing'}: must be a number")
+
+
+def is_finite_number(value: object) -> TypeGuard[float]:
+    """Whether a value of JSON is a number that a float holds."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+class PromptIndex:
+    """Finds the row of a plan by the prompt and the right answer of a rollout."""
+
+    def __init__(self, rows: Sequence[PlanRow], source: str) -> None:
+        """`source` names the plan in messages."""
+        self._source = source
+        self._rows: dict[tuple[str, ...], list[PlanRow]] = {}
+        self._prompts: dict[str, dict[str, list[tuple[str, ...]]]] = {}
+        """By right answer and last message, so that few prompts are compared with a text."""
+        self._found: dict[tuple[str, str | None], tuple[str, ...]] = {}
+        for row in rows:
+            prompt = tuple(compact_text(message["content"]) for message in row.messages)
+            known = self._rows.setdefault(prompt, [])
+            if not known:
+                self._prompts.setdefault(row.gold, {}).setdefault(prompt[-1], []).append(prompt)
+            known.append(row)
+
+    def find_row(self, rollout: DumpedRollout, step: int) -> PlanRow:
+        """The row behind a rollout: of rows with the same messages, the one of this step of the plan, or the nearest to it.
+
+        Raises DataError, naming file and line, if no row has these messages.
+        """
+        key = (rollout.prompt, rollout.gold)
+        prompt = self._found.get(key)
+        if prompt is None:
+            if len(self._found) >= MAX_KNOWN_PROMPTS:
+                self._found.clear()
+            prompt = self._found[key] = self._find_prompt(rollout)
+        return min(self._rows[prompt], key=lambda row: abs(row.step - step))
+
+    def _find_prompt(self, rollout: DumpedRollout) -> tuple[str, ...]:
+        text = compact_text(rollout.prompt)
+        golds = self._prompts.values() if rollout.gold is None else [self._prompts.get(rollout.gold, {})]
+        inside = [
+            prompt
+            for by_question in golds
+            for question, prompts in by_question.items()
+            if question in text
+            for prompt in prompts
+            if _contains_in_order(text, prompt)
+        ]
+        longest = max((_length(prompt) for prompt in inside), default=0)
+        best = [prompt for prompt in inside if _length(prompt) == longest]
+        if len(best) == 1:
+            return best[0]
+        gold = "" if rollout.gold is None else f" with the right answer {truncated_repr(rollout.gold)}"
+        found = f"{len(best)} prompts of {self._source}{gold} fit" if best else f"{self._source} has no prompt{gold} like"
+        raise DataError(f"{rollout.where}: {found} input = {truncated_repr(rollout.prompt)}; was another plan trained?")
+
+
+MAX_KNOWN_PROMPTS = 100_000
+"""Most prompts that an index keeps with their rows; a training repeats those of its validations."""
+
+
+def compact_text(text: str) -> str:
+    """The text without white space, in one case and one Unicode form."""
+    return re.sub(r"\s+", "", unicodedata.normalize("NFKC", text)).casefold()
+
+
+def _contains_in_order(text: str, parts: Sequence[str]) -> bool:
+    place = 0
+    for part in parts:
+        found = text.find(part, place)
+        if found < 0:
+            return False
+        place = found + len(part)
+    return True
+
+
+def _length(prompt: Sequence[str]) -> int:
+    return sum(map(len, prompt))
+
+
+def read_verl_metrics(paths: Sequence[Path]) -> dict[int, dict[str, float]]:
+    """{step: metrics by our names} from the files of verl's logger "file"; of a step in several files the last one counts.
+
+    Raises DataError, naming file and line, for a line that verl does not write.
+    """
+    by_step: dict[int, dict[str, float]] = {}
+    for path in paths:
+        if read_file_state(path) is None:
+            raise DataError(f"{path}: {'is not a regular file' if path.exists() else 'no such file'}")
+        for step, metrics in _read_metric_lines(path):
+            # A validation before training logs step 0, and metrics of a step may be logged in several lines.
+            by_step.setdefault(step, {}).update(metrics)
+    return by_step
+
+
+def _read_metric_lines(path: Path) -> Iterator[tuple[int, dict[str, float]]]:
+    for number, line in jsonl_lines(path):
+        where = f"{path}:{number}"
+        try:
+            fields = json.loads(line)
+        except PARSE_ERRORS as error:
+            raise DataError(f"{where}: not JSON: {parse_error_text(error)}") from error
+        step, data = (fields.get("step"), fields.get("data")) if isinstance(fields, dict) else (None, None)
+        if not isinstance(step, int) or isinstance(step, bool) or not isinstance(data, dict):
+            raise DataError(f'{where}: must be {{"step": number, "data": object}}, as verl\'s logger "file" writes it')
+        # verl writes null for a metric that is not a number, such as the mean of no rollouts.
+        yield step, {ours: float(data[theirs]) for ours, theirs in METRIC_NAMES.items() if is_finite_number(data.get(theirs))}
