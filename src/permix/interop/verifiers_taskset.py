@@ -113,7 +113,7 @@ class PlanTaskset(vf.Taskset[PlanTask, PlanTasksetConfig]):  # type: ignore[misc
         if path is None:
             missing = "dev = true: this package has no dev evaluation" if self.config.dev else "plan: this package has no plan"
             raise ConfigError(f"{missing}; give --env.taskset.plan PLAN.parquet, a file of `permix plan`")
-        plan = load_training_plan(path, "permix", self.config.own_task)
+        plan = load_training_plan(path, "permix", self.config.own_task, "own_task")
         for name in dict.fromkeys(row.task for row in plan.rows):
             if (check := find_task(name).check_environment) is not None:
                 check()
