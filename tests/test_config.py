@@ -62,7 +62,7 @@ def changed(stage: type[config.AnyConfig]) -> dict[str, Any]:
         config.CompareConfig: {"runs": ["a", "b"], "out": "c", "resamples": 300},
         config.ViewConfig: {"runs": "a", "port": 0},
         config.ImportConfig: {"lm_eval": ["none=a", "pirate=b"], "filter": "strict-match", "label": "x", "out": "c", "seed": 3},
-        config.ExportConfig: {"run": "a", "format": "lm-eval", "out": "b"},
+        config.ExportConfig: {"plan": "a.toml", "format": "verl", "out": "b", "model": "m", "nnodes": 2, "n_gpus_per_node": 4},
         config.QuickstartConfig: {"fast": True, "seed": 3},
     }
     return values[stage]

@@ -201,11 +201,43 @@ def import_command(args: Sequence[str]) -> None:
 
 
 def export_command(args: Sequence[str]) -> None:
-    """Write a run as logs of lm-evaluation-harness or inspect_ai: permix export RUN --format lm-eval|inspect [--out DIR]."""
-    settings = parse_config("export", config.ExportConfig, _insert_run_option(args))
+    """Write a run as logs of another program, or a training plan as the files of another training engine: permix export RUN
+    --format lm-eval|inspect, permix export PLAN --format verl."""
+    settings = parse_config("export", config.ExportConfig, _insert_export_source(args))
+    if settings.plan is not None:
+        silence_libraries()
+        from permix.pipelines.engine_export import export_plan
+
+        facts = export_plan(settings)
+        add_result(paths={"export": settings.out})
+        print_table(f"exported {settings.plan} to {settings.out}", facts)
+        return
     from permix.interop.stage import export_run
 
     print_table(f"exported {settings.run}", export_run(settings))
+
+
+def _insert_export_source(args: Sequence[str]) -> Sequence[str]:
+    """Insert --plan or --run before the argument that is neither an option nor the value of one.
+
+    A plan file and a configuration of another verb are plans to export, a configuration of `permix export` comes first, and any
+    other argument is a run.
+    """
+    place = next(
+        (
+            at
+            for at, word in enumerate(args)
+            if not word.startswith("-") and (at == 0 or not args[at - 1].startswith("--") or "=" in args[at - 1])
+        ),
+        None,
+    )
+    if place is None:
+        return args
+    source, rest = args[place], [*args[:place], *args[place + 1 :]]
+    if source.endswith(config.CONFIG_SUFFIXES):
+        is_own = config.read_config_values(Path(source)).get("stage", "export") == "export"
+        return [source, *rest] if is_own else ["--plan", source, *rest]
+    return ["--plan" if source.endswith(".parquet") else "--run", source, *rest]
 
 
 def _insert_run_option(args: Sequence[str], option: str = "--run") -> Sequence[str]:
@@ -320,7 +352,7 @@ class Verb(NamedTuple):
     @property
     def arguments(self) -> str:
         """What the verb takes before its options."""
-        own = {"report": "[RUN ...]", "compare": "[FIRST OTHER]", "judge": "[RUN]", "export": "[RUN]", "view": "[DIR]"}
+        own = {"report": "[RUN ...]", "compare": "[FIRST OTHER]", "judge": "[RUN]", "export": "[RUN or PLAN]", "view": "[DIR]"}
         return "" if self.name in ("models", "personas") else own.get(self.name, "[CONFIG.toml]")
 
     @property

@@ -104,7 +104,7 @@ EXTRA_OF_PACKAGE: Mapping[str, str] = {
 
 def require_packages(names: Sequence[str], user: str, instead: str = "") -> None:
     """Raise ConfigError if one of the packages is not installed. Imports none of them. See `missing_package_error`."""
-    if missing := [name for name in names if not _is_installed(name)]:
+    if missing := [name for name in names if not is_installed(name)]:
         raise missing_package_error(missing, user, instead)
 
 
@@ -119,7 +119,8 @@ def missing_package_error(names: Sequence[str], user: str, instead: str = "") ->
     return ConfigError(f"{user} needs {', '.join(names)}, which {are} not installed: {install_command(extra)}{alternative}")
 
 
-def _is_installed(name: str) -> bool:
+def is_installed(name: str) -> bool:
+    """Whether the package is installed. Imports no part of it but the packages around it."""
     with suppress(ModuleNotFoundError, ValueError):
         return sys.modules.get(name) is not None or importlib.util.find_spec(name) is not None
     return False

@@ -1,7 +1,7 @@
 """The configuration of each verb: its sections and options, and the checks that involve several of them."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationInfo, field_validator, model_validator
 
@@ -494,6 +494,11 @@ class QuickstartConfig(ConfigSection):
 
 LogFormat = Literal["lm-eval", "inspect"]
 
+EngineFormat = Literal["verl"]
+"""The training engines that `permix export` writes a plan for: the keys of `permix.pipelines.engine_export.ENGINES`."""
+
+ENGINE_FORMATS: tuple[EngineFormat, ...] = get_args(EngineFormat)
+
 
 class ImportConfig(ConfigSection):
     """Configuration of `permix import`."""
@@ -548,11 +553,36 @@ class ExportConfig(ConfigSection):
     stage: Literal["export"] = "export"
     """Fixed: names the verb in a configuration file."""
     run: Path = Path("runs/stability")
-    """The stability run to export."""
-    format: LogFormat = "inspect"
-    """File format: one log of inspect_ai, or one folder per persona as lm-evaluation-harness writes it."""
+    """The stability run to export (formats inspect and lm-eval)."""
+    plan: Path | None = None
+    """The training to export (the other formats): a configuration of `permix train`, or a plan file of `permix plan`."""
+    format: LogFormat | EngineFormat = "inspect"
+    """What to write: of a run, one log of inspect_ai, or one folder per persona as lm-evaluation-harness writes it; of a training
+    plan, the files that verl trains from."""
     out: Path = Path("runs/exported")
     """The folder to write to."""
+    config: Path | None = None
+    """With a plan file: the configuration of `permix train` whose settings the training has; its defaults when not given."""
+    model: str | None = None
+    """With a training: the model's name on the machines that train, a hub id or a folder there; model.name when not given."""
+    nnodes: int = Field(default=1, gt=0)
+    """With a training: number of machines that train."""
+    n_gpus_per_node: int = Field(default=8, gt=0)
+    """With a training: number of GPUs of each of these machines."""
+
+    @model_validator(mode="after")
+    def _check_source(self) -> "ExportConfig":
+        """A run goes with the formats of logs, a training with those of engines."""
+        if self.format in ENGINE_FORMATS:
+            if self.plan is None:
+                raise ValueError(
+                    f'plan is missing: format "{self.format}" takes a configuration of `permix train` or a plan file of '
+                    "`permix plan`"
+                )
+            _require_defaults(self, ("run",), "", f'with format "{self.format}"')
+        else:
+            _require_defaults(self, ("plan", "config", "model", "nnodes", "n_gpus_per_node"), "", f'with format "{self.format}"')
+        return self
 
 
 class ImportedModelConfig(ConfigSection):

@@ -18,6 +18,7 @@ from permix.inference.hf import check_model_folder, require_local_packages
 from permix.interop.personagym import describe_personagym_import
 from permix.interop.stage import describe_import
 from permix.personas.pool import select_personas
+from permix.pipelines.engine_export import describe_export
 from permix.pipelines.fidelity import load_judge_setup, preflight_fidelity, preflight_judging, required_rubrics
 from permix.pipelines.quickstart import preflight_quickstart
 from permix.pipelines.train import preflight_training, require_training_packages
@@ -161,6 +162,8 @@ def _preflight_import(settings: config.ImportConfig) -> dict[str, str]:
 
 
 def _preflight_export(settings: config.ExportConfig) -> dict[str, str]:
+    if settings.plan is not None:
+        return describe_export(settings)
     with option_context("run", settings.run):
         require_run(settings.run)
     return {}

@@ -1,0 +1,39 @@
+"""The agent loop of an exported training in verl: one turn, with what a row of a data set cannot say.
+
+Each rollout of a group has its own prompt (scope "rollout": its own persona) and its own seed, the one that `permix train` gives
+it. A prompt over the limit is an error: verl would cut it on its left, and the persona stands there.
+"""
+
+import json
+from typing import Any
+
+from verl.experimental.agent_loop.agent_loop import AgentLoopOutput
+from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+
+from permix.interop.verl_reward import ROLLOUT_FIELD
+from permix.types import seed_from
+
+SEED_MASK = 2**63 - 1
+"""vLLM takes seeds of 63 bits."""
+
+
+class PermixAgentLoop(SingleTurnAgentLoop):  # type: ignore[misc]
+    """verl's single turn, for rows that `permix export --format verl` wrote."""
+
+    async def run(self, sampling_params: dict[str, Any], priority: int = 0, **kwargs: Any) -> AgentLoopOutput:
+        """Generate one rollout. `session_id` in `kwargs` is its number in the group, from 0."""
+        number = int(kwargs["session_id"])
+        rollouts = json.loads(kwargs["extra_info"]["rollouts"])
+        rollout = rollouts[number % len(rollouts)]
+        seed = seed_from(rollout["seed"], number // len(rollouts)) & SEED_MASK
+        own = {**kwargs, "raw_prompt": rollout["messages"]}
+        output: AgentLoopOutput = await super().run({**sampling_params, "seed": seed}, priority, **own)
+        output.extra_fields[ROLLOUT_FIELD] = number
+        return output
+
+    def _cap_text_prompt_length(self, prompt_ids: list[int]) -> list[int]:
+        """The prompt as it is. Raises ValueError for one over the limit, which verl would cut."""
+        limit = self.rollout_config.prompt_length
+        if len(prompt_ids) > limit:
+            raise ValueError(f"data.max_prompt_length = {limit}: a prompt has {len(prompt_ids)} tokens; raise the limit")
+        return prompt_ids
