@@ -2,15 +2,21 @@
 
 import asyncio
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import permix
+from permix.config import ExportConfig
 from permix.errors import ConfigError, DataError
-from permix.plan import Plan, write_plan
+from permix.pipelines.engine_export import export_plan
+from permix.plan import Plan, read_plan, write_plan
 from permix.types import Message, PlanRow
 from tests.servers import OpenAIServer, Raw, error, openai_server
 
@@ -224,3 +230,67 @@ def test_a_package_without_a_plan_says_how_to_name_one(environment: Callable[...
     bare = PACKAGE.replace('plan_file = Path(__file__).with_name("plan.parquet")', "pass")
     with pytest.raises(ConfigError, match=r"this package has no plan; give --env\.taskset\.plan"):
         load_tasks(environment(init=bare))
+
+
+# The exported package
+
+TRAINING = """
+stage = "train"
+[task]
+name = "arithmetic"
+levels = ["add-1"]
+n = 40
+[plan]
+steps = 2
+questions_per_step = 2
+group_size = 2
+mix = 0.5
+[train]
+scale_rewards = "none"
+max_new_tokens = 64
+[dev_eval]
+every = 2
+personas = 2
+questions = 2
+metric = "worst"
+characters = 0
+"""
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Path:
+    (tmp_path / "train.toml").write_text(TRAINING)
+    export_plan(ExportConfig(plan=tmp_path / "train.toml", format="verifiers", out=tmp_path / "package"))
+    return tmp_path / "package"
+
+
+def add(body: dict[str, Any], n: int, headers: object) -> Raw:
+    """The right sum on every other call."""
+    numbers = re.findall(r"\d+", body["messages"][-1]["content"])
+    return reply(f"\\boxed{{{sum(map(int, numbers)) + n % 2}}}")
+
+
+@pytest.mark.parametrize("dev", [False, True])
+def test_the_exported_package_runs_in_verifiers_own_command(exported: Path, dev: bool) -> None:
+    """It is imported by its id, its harness is found, and half of the answers are right."""
+    (module,) = (one.name for one in exported.iterdir() if one.is_dir())
+    command = [str(Path(sys.executable).with_name("vf-eval")), "@", "eval.toml", "--no-rich", "--max-concurrent", "1"]
+    env = os.environ | {"PYTHONPATH": f"{exported}{os.pathsep}{Path(permix.__file__).parents[1]}", "OPENAI_API_KEY": "x"}
+    with openai_server(add) as server:
+        options = ["--client.base-url", server.base_url, *(["--env.taskset.dev", "true"] if dev else [])]
+        done = subprocess.run([*command, *options], cwd=exported, env=env, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        rows = read_plan(exported / module / ("dev.parquet" if dev else "plan.parquet")).rows
+        assert [asked.body["messages"] for asked in server.asked] == [list(row.messages) for row in rows for _ in range(2)]
+    (written,) = exported.glob("outputs/*/traces.jsonl")
+    episodes = [json.loads(line) for line in written.read_text().splitlines()]
+    rewards = [trace["rewards"]["right"]["score"] for episode in episodes for trace in episode["traces"]]
+    assert sorted(rewards) == [0.0] * len(rows) + [1.0] * len(rows)
+
+
+def test_the_harness_of_the_package_is_the_default(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from verifiers.v1.utils.loaders import default_harness_id
+
+    monkeypatch.syspath_prepend(exported)
+    (module,) = (one.name for one in exported.iterdir() if one.is_dir())
+    assert default_harness_id(module.replace("_", "-")) == module.replace("_", "-")
