@@ -35,9 +35,6 @@ from permix.tasks.base import verify_completion
 from permix.types import Message, PlanRow
 from permix.verification.math_verifier import Verifier
 
-NO_PERSONA_TAG = "none"
-"""The tag, in the metrics, of rollouts without a persona."""
-
 
 class PlanData(vf.TaskData):  # type: ignore[misc]
     """What a trace keeps of a row: the messages (in verifiers' own fields) and where the row comes from."""
@@ -63,7 +60,8 @@ class PlanTask(vf.Task[PlanData]):  # type: ignore[misc]
 
     @vf.reward(weight=1.0)  # type: ignore[untyped-decorator]
     async def right(self, trace: Any) -> float:
-        """1 for a right answer, 0 for a wrong or missing one; also recorded as the metric `right/TAG` of each tag of the persona.
+        """1 for a right answer, 0 for a wrong or missing one; also recorded as the metric `right/TAG` of each tag of the persona,
+        `right/none` without one.
 
         Raises vf.TaskError if the verifier failed: verifiers records an error, and prime-rl leaves the rollout out of its group.
         """
@@ -75,7 +73,7 @@ class PlanTask(vf.Task[PlanData]):  # type: ignore[misc]
         if verdict.reward is None:
             raise vf.TaskError(f"the answer could not be verified: {verdict.error or 'the verifier gave no reason'}")
         # Recorded here and not by a metric of its own: an unscored metric would count as 0 in prime-rl's means.
-        for tag in data.persona_tags or (NO_PERSONA_TAG,):
+        for tag in data.persona_tags or ("none",):
             trace.record_metric(f"right/{tag}", verdict.reward)
         return verdict.reward
 
@@ -182,7 +180,7 @@ class InProcessHarness(vf.Harness[InProcessHarnessConfig]):  # type: ignore[misc
 
         Returns the result of a program: exit code 0, or another one if the request failed.
         """
-        messages = list(self._messages(data))
+        messages: Any = list(self._messages(data))
         # The rollout's time limit is verifiers' own; a limit here would cut long completions off.
         timeout = openai.Timeout(None, connect=5.0)
         async with openai.DefaultAsyncHttpxClient(verify=_tls_context(), timeout=timeout) as http:
