@@ -13,9 +13,6 @@ from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentL
 from permix.interop.verl_reward import ROLLOUT_FIELD
 from permix.types import seed_from
 
-SEED_MASK = 2**63 - 1
-"""vLLM takes seeds of 63 bits."""
-
 
 class PermixAgentLoop(SingleTurnAgentLoop):  # type: ignore[misc]
     """verl's single turn, for rows that `permix export --format verl` wrote."""
@@ -25,7 +22,7 @@ class PermixAgentLoop(SingleTurnAgentLoop):  # type: ignore[misc]
         number = int(kwargs["session_id"])
         rollouts = json.loads(kwargs["extra_info"]["rollouts"])
         rollout = rollouts[number % len(rollouts)]
-        seed = seed_from(rollout["seed"], number // len(rollouts)) & SEED_MASK
+        seed = seed_from(rollout["seed"], number // len(rollouts))
         own = {**kwargs, "raw_prompt": rollout["messages"]}
         output: AgentLoopOutput = await super().run({**sampling_params, "seed": seed}, priority, **own)
         output.extra_fields[ROLLOUT_FIELD] = number
