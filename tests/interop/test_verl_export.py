@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -74,7 +75,14 @@ def test_a_row_is_a_group_of_the_plan_in_its_order(tmp_path: Path, tiny_model: P
                 "index": index, "split": "train", "plan": plan.hash, "step": index // 4, "group": index % 4,
                 "task": "arithmetic", "question_id": group.question_id, "question_hash": group.question_hash,
                 "persona_id": group.persona_id, "persona_tags": list(group.persona_tags),
-                "rollouts": json.dumps([{"persona_id": group.persona_id, "seed": group.seed, "messages": messages}]),
+                "rollouts": json.dumps(
+                    [
+                        {
+                            "persona_id": group.persona_id, "persona_tags": list(group.persona_tags), "seed": group.seed,
+                            "messages": messages,
+                        }
+                    ]
+                ),
             },
         }  # fmt: skip
 
@@ -86,7 +94,12 @@ def test_with_scope_rollout_a_row_holds_the_persona_of_every_rollout(tmp_path: P
     for index, row in enumerate(rows):
         own = plan.rows[4 * index : 4 * index + 4]
         assert json.loads(row["extra_info"]["rollouts"]) == [
-            {"persona_id": one.persona_id, "seed": one.seed, "messages": [dict(message) for message in one.messages]}
+            {
+                "persona_id": one.persona_id,
+                "persona_tags": list(one.persona_tags),
+                "seed": one.seed,
+                "messages": [dict(message) for message in one.messages],
+            }
             for one in own
         ]
         personas = {one.persona_id for one in own}
@@ -363,18 +376,15 @@ def test_the_chat_template_is_permixs_own(tmp_path: Path, tiny_model: Path) -> N
 # Text
 
 
-@pytest.mark.parametrize(
-    ("text", "escaped"),
-    [
-        ("plain $HOME {x}", "plain $HOME {x}"),
-        ("${x}", r"\${x}"),
-        ("a\\${x}${y}", r"a\\\${x}\${y}"),
-    ],
-)
-def test_interpolations_of_omegaconf_are_escaped(text: str, escaped: str) -> None:
-    config = TrainConfig()
-    found = verl_settings(PlanExport(Plan((row(rollouts=2),), {}), config, text))
-    assert found["actor_rollout_ref.model.path"] == escaped
+def test_a_text_that_hydra_would_take_for_a_setting_is_refused(tmp_path: Path, tiny_model: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^model: holds \$\{, which verl's configuration would replace"):
+        export_training(tmp_path, "org/model", options={"model": "a/${x}"})
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text() + "{# ${x} #}")
+    with pytest.raises(ConfigError, match=r"^the model's chat template: holds \$\{"):
+        export_training(tmp_path, folder)
 
 
 def test_hostile_texts_are_the_same_text_in_yaml() -> None:
@@ -544,8 +554,6 @@ def test_without_the_tokenizer_the_user_is_told_that_lengths_were_not_checked(tm
 
 
 def test_a_local_model_without_a_chat_template_is_refused(tmp_path: Path, tiny_model: Path) -> None:
-    import shutil
-
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder)
     (folder / "chat_template.jinja").unlink()

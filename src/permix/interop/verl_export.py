@@ -177,6 +177,9 @@ def _check_for_verl(export: PlanExport) -> None:
     """Raise ConfigError for a plan or a model name that verl, or the shell that starts it, cannot be given."""
     if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", export.model) or not export.model.strip():
         raise ConfigError(f"model = {export.model!r}: holds a control character, or nothing; give a hub id or a folder")
+    for what, text in (("model", export.model), ("the model's chat template", _chat_template(export) or "")):
+        if "${" in text:  # verl resolves its configuration more than once, so an escaped one does not survive
+            raise ConfigError(f"{what}: holds ${{, which verl's configuration would replace by a setting; give another model")
     gpus = export.nnodes * export.gpus_per_node
     n_rollouts = export.plan.groups_per_step * export.plan.group_size
     if n_rollouts % gpus:
@@ -222,7 +225,12 @@ def verl_row(index: int, rows: Sequence[PlanRow], export: PlanExport, split: str
             "persona_tags": list(first.persona_tags) if shared else [],
             "rollouts": json.dumps(
                 [
-                    {"persona_id": row.persona_id, "seed": row.seed, "messages": [dict(one) for one in row.messages]}
+                    {
+                        "persona_id": row.persona_id,
+                        "persona_tags": row.persona_tags,
+                        "seed": row.seed,
+                        "messages": [dict(one) for one in row.messages],
+                    }
                     for row in rows
                 ],
                 ensure_ascii=False,
@@ -304,7 +312,7 @@ def verl_settings(export: PlanExport, *, has_tests: bool = False) -> dict[str, A
         "data.max_response_length": config.max_new_tokens,
         "data.filter_overlong_prompts": False,
         "data.truncation": "error",
-        f"{model}.path": _escape_interpolation(export.model),
+        f"{model}.path": export.model,
         f"{model}.enable_gradient_checkpointing": config.gradient_checkpointing,
         f"{model}.lora_rank": config.lora_rank,
         f"{model}.lora_alpha": config.lora_alpha,
@@ -391,19 +399,20 @@ def _template_settings(export: PlanExport) -> dict[str, Any]:
     permix's tokenizer has its changes (a fixed date, the switch of thinking) in the template itself. Where the tokenizer cannot
     be loaded here, the switch alone is passed on.
     """
-    if export.tokenizer is not None:
-        template = export.tokenizer.chat_template
-        text = template["default"] if isinstance(template, dict) else template
-        return {"actor_rollout_ref.model.custom_chat_template": _escape_interpolation(text)}
+    if (template := _chat_template(export)) is not None:
+        return {"actor_rollout_ref.model.custom_chat_template": template}
     thinking = export.config.model.thinking
     if thinking == "default":
         return {}
     return {f"data.apply_chat_template_kwargs.{name}": thinking == "on" for name in ("enable_thinking", "thinking")}
 
 
-def _escape_interpolation(text: str) -> str:
-    """The text with every ${ escaped, which OmegaConf would otherwise replace by a setting."""
-    return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", text)
+def _chat_template(export: PlanExport) -> str | None:
+    """The template that chats use; None if the tokenizer cannot be loaded here."""
+    if export.tokenizer is None:
+        return None
+    template = export.tokenizer.chat_template
+    return str(template["default"] if isinstance(template, dict) else template)
 
 
 def _config_text(export: PlanExport, *, has_tests: bool) -> str:
@@ -448,7 +457,8 @@ def _launch_text(export: PlanExport) -> str:
 # Trains {shlex.quote(export.model)} on the plan {plan.hash} with verl {VERL_VERSION}:
 # {plan.steps} steps, {plan.groups_per_step} questions x {plan.group_size} rollouts, {machines}.
 #
-# Install on every machine: verl {VERL_VERSION} with vLLM, and permix. This folder must be at the same place on all of them.
+# Install on every machine: verl {VERL_VERSION} with vLLM 0.18 or newer, and permix. All of them must have this folder, and the
+# model, at the same place.
 # On several machines, first start Ray: on the first one
 #     ray start --head --port=6379
 # and on each of the others
