@@ -185,7 +185,14 @@ def test_dev_evaluations_become_an_evaluation_of_prime_rl(tmp_path: Path) -> Non
     assert len(rows) == 3 * (2 + 1)  # each question under two personas and without one
     assert len({(one.step, one.group) for one in rows}) == 9
     assert 'dev_file = Path(__file__).with_name("dev.parquet")' in (module_folder(tmp_path / "out") / "__init__.py").read_text()
-    assert NO_IDENTIFIABILITY in read_json(tmp_path / "out" / "permix.json")["no_counterpart"]
+    assert read_json(tmp_path / "out" / "permix.json")["no_counterpart"] == list(NO_COUNTERPART)
+
+
+@pytest.mark.parametrize("characters", [0, 6])
+def test_what_a_dev_evaluation_does_not_measure_there_is_said(characters: int) -> None:
+    sections = {"dev_eval": {"every": 2, "characters": characters, "metric": "worst"}}
+    made = VERIFIERS.build_files(plan_export(sections=sections, dev_rows=(row(0, 0, rollouts=1),)))
+    assert (NO_IDENTIFIABILITY in made.no_counterpart) == (characters > 0)
 
 
 def test_the_tests_of_programs_are_read_from_the_dev_split() -> None:

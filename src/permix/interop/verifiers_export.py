@@ -179,7 +179,7 @@ def build_verifiers_files(export: PlanExport) -> EngineFiles:
 
 def no_counterpart(export: PlanExport) -> tuple[str, ...]:
     """What prime-rl does in another way, one sentence each."""
-    return (*NO_COUNTERPART, *((NO_IDENTIFIABILITY,) if export.dev_rows else ()))
+    return (*NO_COUNTERPART, *((NO_IDENTIFIABILITY,) if export.dev_rows and export.config.dev_eval.characters else ()))
 
 
 def environment_id(export: PlanExport) -> str:
