@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart test browser lint bench calibration study docs-figures clean
+.PHONY: quickstart test test-engines browser lint bench calibration study docs-figures clean
 
 quickstart: .venv/.ready
 	$(BIN)/permix quickstart $(ARGS)
@@ -16,6 +16,14 @@ quickstart: .venv/.ready
 # One worker a core, each test with one thread unless it says otherwise. ARGS=-n0 runs them in one process.
 test: .venv/.ready .venv/.inspect
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto $(ARGS)
+
+# Tests with the code of training engines, each in an environment of its own, which its list in tests/engines names.
+# An engine whose packages cannot be had is left out; a test that fails stops here. 5 minutes, most of it downloads.
+ENGINES := $(patsubst tests/engines/%.txt,%,$(wildcard tests/engines/*.txt))
+test-engines: $(ENGINES:%=.venv-%/.ready)
+	@for engine in $(ENGINES); do \
+	if [ -e .venv-$$engine/.ready ]; then echo "tests with $$engine"; \
+	OMP_NUM_THREADS=1 .venv-$$engine/bin/python -m pytest tests/engines $(ARGS) || exit 1; fi; done
 
 # A browser for the tests of pages: Debian's Chromium, where root may install it. It never fails; without one those tests are left out.
 browser:
@@ -60,5 +68,12 @@ docs-figures: .venv/.ready
 	$(BIN)/pip install --quiet --editable '.[inspect]' || echo "inspect-ai cannot be had: its tests are left out"
 	touch $@
 
+# The lists name every package with its version, so nothing is resolved. They hold what these tests need, and nothing for a GPU.
+.venv-%/.ready: tests/engines/%.txt pyproject.toml
+	$(PYTHON) -m venv .venv-$*
+	unset PIP_CONSTRAINT; if .venv-$*/bin/pip install --quiet --no-deps --requirement $< \
+	&& .venv-$*/bin/pip install --quiet --no-deps --editable .; then touch $@; \
+	else echo "$* cannot be had: its tests are left out"; fi
+
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache

@@ -132,8 +132,10 @@ def refuse_bad_flags(verb: str, words: list[str]) -> None:
         return
     if verb in ("report", "compare", "view") and words and not words[0].endswith(".toml"):
         words = ["--runs", *words]
-    if verb in ("export", "judge") and words:
+    if verb == "judge" and words:
         words = ["--run", *words]
+    if verb == "export":
+        words = list(cli.insert_export_source(words))
     cli.parse_config(verb, SETTINGS[verb], words)
 
 

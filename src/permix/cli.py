@@ -203,7 +203,7 @@ def import_command(args: Sequence[str]) -> None:
 def export_command(args: Sequence[str]) -> None:
     """Write a run as logs of another program, or a training plan as the files of another training engine: permix export RUN
     --format lm-eval|inspect, permix export PLAN --format verl."""
-    settings = parse_config("export", config.ExportConfig, _insert_export_source(args))
+    settings = parse_config("export", config.ExportConfig, insert_export_source(args))
     if settings.plan is not None:
         silence_libraries()
         from permix.pipelines.engine_export import export_plan
@@ -217,7 +217,7 @@ def export_command(args: Sequence[str]) -> None:
     print_table(f"exported {settings.run}", export_run(settings))
 
 
-def _insert_export_source(args: Sequence[str]) -> Sequence[str]:
+def insert_export_source(args: Sequence[str]) -> Sequence[str]:
     """Insert --plan or --run before the argument that is neither an option nor the value of one.
 
     A plan file and a configuration of another verb are plans to export, a configuration of `permix export` comes first, and any

@@ -205,7 +205,7 @@ def score(config: Any, row: dict[str, Any], text: str, number: int = 0) -> dict[
     columns["tool_extra_fields"] = np.array([{"permix_rollout": number}], dtype=object)
 
     async def run() -> dict[str, Any]:
-        return await load_reward_manager(config, tokenizer).run_single(DataProto(batch=batch, non_tensor_batch=columns))
+        return dict(await load_reward_manager(config, tokenizer).run_single(DataProto(batch=batch, non_tensor_batch=columns)))
 
     return asyncio.run(run())
 

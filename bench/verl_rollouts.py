@@ -1,0 +1,343 @@
+"""An export runs through verl's own rollout code, with a scripted server where vLLM would be. One JSON line a figure.
+
+    python -m bench.verl_rollouts run FOLDER [--scope rollout] [--steps 2]      with verl installed
+    python -m bench.verl_rollouts compare FOLDER                                with permix[train]
+
+`run` exports a small training, then does what `verl.trainer.main_ppo` does, without a network: Ray in local mode, the reward
+workers, the agent loop workers, TransferQueue, the replay buffer and the advantages. The server answers right, wrong, or with a
+text on which the scorer fails, by the seed of the request. It checks that every rollout had the prompt and the seed of the plan,
+that a rollout without a score was left out, and that the others have the reward of the verifier.
+
+`compare` gives the same rewards to the trainer of `permix train` and compares the advantages. verl divides by the standard
+deviation + 1e-6, TRL by it + 1e-4: the comparison is made with verl's advantage times (sd + 1e-6) / (sd + 1e-4), and as it is.
+
+Ray needs minutes on a busy machine: RAY_raylet_start_wait_time_s=180.
+"""
+
+import argparse
+import json
+import math
+import os
+import statistics
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.figures import show
+from permix.config import ExportConfig
+from permix.pipelines.engine_export import export_plan
+from permix.plan import Plan, read_plan
+from permix.types import PlanRow, Verdict, seed_from
+from permix.verification.math_verifier import Verifier
+
+UNREADABLE = "no score can be had"
+"""The completion on which the scorer fails."""
+
+GROUP_SIZE = 4
+
+
+def is_right(completion: str, gold: str) -> bool:
+    """The scorer of the exported task: fails on `UNREADABLE`, as a verifier that runs out of memory does."""
+    if completion == UNREADABLE:
+        raise MemoryError("no room to score this")
+    return completion == f"I say {gold}."
+
+
+def scripted_reply(seed: int, gold: str) -> str:
+    """Two in five are right, two wrong, one has no score."""
+    return (f"I say {gold}.", "No idea.", f"I say {gold}.", "Not today.", UNREADABLE)[seed % 5]
+
+
+def main() -> None:
+    options = parser().parse_args()
+    (run if options.action == "run" else compare)(options)
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="An export through verl's own rollout code.")
+    parser.add_argument("action", choices=["run", "compare"])
+    parser.add_argument("folder", type=Path, help="where the export and its rollouts are written")
+    parser.add_argument("--scope", choices=["group", "rollout"], default="group")
+    parser.add_argument("--steps", type=int, default=2)
+    return parser
+
+
+def write_export(folder: Path, scope: str, steps: int) -> Path:
+    """A training of `steps` steps of 3 questions × `GROUP_SIZE` rollouts, exported to `folder`/export."""
+    from tests.tiny import make_folder
+
+    folder.mkdir(parents=True, exist_ok=True)
+    model = folder / "model"
+    if not (model / "config.json").exists():
+        make_folder(model)
+    questions = [{"question": f"What is {n} + {n}?", "answer": str(2 * n), "split": "train"} for n in range(1, 10)]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(one) + "\n" for one in questions))
+    personas = [{"id": name, "text": f"a {name}", "split": "train", "tags": ["role"]} for name in ("sailor", "tutor", "poet")]
+    (folder / "personas.jsonl").write_text("".join(json.dumps(one) + "\n" for one in personas))
+    training = {
+        "stage": "train",
+        "model": {"name": str(model)},
+        "task": {"path": str(folder / "questions.jsonl"), "answer": "bench.verl_rollouts:is_right", "n": 9},
+        "personas": {"pool": str(folder / "personas.jsonl"), "split": "train"},
+        "plan": {"steps": steps, "questions_per_step": 3, "group_size": GROUP_SIZE, "mix": 0.6, "scope": scope},
+        "train": {"max_new_tokens": 32, "max_prompt_tokens": 200},
+    }
+    (folder / "training.json").write_text(json.dumps(training))
+    out = folder / "export"
+    export_plan(ExportConfig(plan=folder / "training.json", format="verl", out=out, n_gpus_per_node=1))
+    return out
+
+
+def compose(out: Path) -> Any:
+    """verl's configuration of the export, without what needs a network: the sampled log-probabilities serve as the old ones."""
+    from hydra import compose, initialize_config_module
+    from omegaconf import OmegaConf
+
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        config = compose("ppo_trainer")
+    OmegaConf.set_struct(config, False)
+    own = OmegaConf.load(out / "config.yaml")
+    del own["defaults"]
+    own.permix.folder = str(out)
+    config = OmegaConf.merge(config, own)
+    config.actor_rollout_ref.rollout.agent.num_workers = config.reward.num_workers = 1
+    config.data.dataloader_num_workers = 0
+    config.algorithm.rollout_correction.bypass_mode = True
+    config.transfer_queue.enable = True
+    config.transfer_queue.backend.SimpleStorage.num_data_storage_units = 1
+    OmegaConf.resolve(config)
+    return config
+
+
+def run(options: argparse.Namespace) -> None:
+    started, cpu = time.monotonic(), time.process_time()
+    out = write_export(options.folder, options.scope, options.steps)
+    plan = read_plan(out / "plan.parquet")
+    with open(options.folder / "rollouts.jsonl", "w", encoding="utf-8") as file:
+        for one in verl_rollouts(out, plan):
+            file.write(json.dumps(one) + "\n")
+    rollouts = read_rollouts(options.folder)
+    about = {"scope": options.scope, "steps": options.steps}
+    show("rollouts of the plan", len(rollouts), **about)
+    show("rollouts with the plan's prompt and seed", sum(one["as_planned"] for one in rollouts), **about)
+    show("rollouts without a score, left out by verl", sum(one["reward"] is None for one in rollouts), **about)
+    show("rollouts whose reward is not the verifier's", sum(one["reward"] != one["expected"] for one in rollouts), **about)
+    show("wall seconds", time.monotonic() - started, **about, cpu_seconds_of_the_driver=round(time.process_time() - cpu, 1))
+
+
+def read_rollouts(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "rollouts.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def expected_reward(row: PlanRow, number: int) -> float | None:
+    """What the scorer must say of the scripted reply to rollout `number` of the row."""
+    try:
+        return float(is_right(scripted_reply(seed_from(row.seed, number), row.gold), row.gold))
+    except MemoryError:
+        return None
+
+
+def planned(plan: Plan, step: int) -> Iterator[tuple[PlanRow, int, int]]:
+    """The rollouts of a step: the row, the number in the row, the number in the group."""
+    places = Counter[int]()
+    for row in plan.rows_at(step):
+        for number in range(row.rollouts):
+            yield row, number, places[row.group]
+            places[row.group] += 1
+
+
+def verl_rollouts(out: Path, plan: Plan) -> Iterator[dict[str, Any]]:
+    """One line for each rollout of the plan, with what verl made of it."""
+    import ray
+    import transfer_queue as tq
+    from torchdata.stateful_dataloader import StatefulDataLoader
+    from transformers import AutoTokenizer
+    from verl.experimental.reward_loop import RewardLoopManager
+    from verl.trainer.ppo.utils import create_rl_dataset, create_rl_sampler
+    from verl.trainer.ppo.v1 import AgentLoopManagerTQ
+    from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+    from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+    from verl.utils.dataset.rl_dataset import collate_fn
+
+    config = compose(out)
+    tokenizer = AutoTokenizer.from_pretrained(config.actor_rollout_ref.model.path)
+    tokenizer.chat_template = config.actor_rollout_ref.model.custom_chat_template
+    data = create_rl_dataset(config.data.train_files, config.data, tokenizer, None)
+    loader = StatefulDataLoader(
+        dataset=data, batch_size=config.data.train_batch_size, num_workers=0, drop_last=True, collate_fn=collate_fn,
+        sampler=create_rl_sampler(config.data, data),
+    )  # fmt: skip
+    quiet = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+    environment = {"PYTHONPATH": os.pathsep.join(str(Path(one).resolve()) for one in ("src", "."))} | quiet
+    ray.init(num_cpus=6, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": environment})
+    tq.init(config.transfer_queue)
+    try:
+        rewards = RewardLoopManager(config)
+        golds = {row.messages[-1]["content"]: row.gold for row in plan.rows}
+        agents = AgentLoopManagerTQ.create(
+            config=config, llm_client=scripted_client(config, golds), teacher_client=None,
+            reward_loop_worker_handles=rewards.reward_loop_worker_handles,
+        )  # fmt: skip
+        buffer = ReplayBuffer(
+            trainer_mode="sync", trainer_config={}, max_off_policy_threshold=8, max_off_policy_strategy="drop", sampler_kwargs={},
+            refill_fn=None, train_batch_size=config.data.train_batch_size,
+        )  # fmt: skip
+
+        class WithoutNetwork(PPOTrainer):  # type: ignore[misc]
+            """verl's trainer: its methods that fetch, submit and score; nothing is trained."""
+
+            def __init__(self) -> None:
+                self.config, self.trainer_mode, self.global_steps = config, "sync", 1
+                self.train_dataloader, self.train_dataloader_it, self.agent_loop_manager = loader, None, agents
+
+            def on_sample_end(self, *_: Any, **__: Any) -> None: ...
+
+            def on_step_end(self, *_: Any, **__: Any) -> None: ...
+
+        trainer = WithoutNetwork()
+        for step in range(plan.steps):
+            trainer._add_batch_to_generate()
+            batch, _ = buffer.sample(
+                global_steps=trainer.global_steps, partition_id="train", batch_size=config.data.train_batch_size
+            )
+            trainer._compute_old_log_prob(batch, {})
+            trainer._compute_advantage(batch, {})
+            fields = ["prompts", "rm_scores", "advantages", "extra_info", "extra_fields"]
+            found = tq.kv_batch_get(keys=batch.keys, partition_id="train", select_fields=fields)
+            yield from _lines(plan, step, batch.keys, found, tokenizer)
+            tq.kv_clear(keys=batch.keys, partition_id="train")
+            trainer.global_steps += 1
+    finally:
+        tq.close()
+        ray.shutdown()
+
+
+def _lines(plan: Plan, step: int, keys: Sequence[str], found: Any, tokenizer: Any) -> Iterator[dict[str, Any]]:
+    """The lines of a step, in the plan's order."""
+    by_place: dict[tuple[int, int], int] = {}
+    for at, key in enumerate(keys):
+        info = getattr(found["extra_info"][at], "data", found["extra_info"][at])
+        by_place[info["group"], int(key.split("_")[1])] = at
+    for row, number, place in planned(plan, step):
+        expected = expected_reward(row, number)
+        line = {"step": step, "group": row.group, "rollout": place, "expected": expected, "reward": None, "advantage": None}
+        if (row.group, place) not in by_place:
+            yield line | {"as_planned": expected is None}
+            continue
+        at = by_place[row.group, place]
+        prompt = tokenizer.apply_chat_template([dict(one) for one in row.messages], add_generation_prompt=True, return_dict=False)
+        fields = getattr(found["extra_fields"][at], "data", found["extra_fields"][at])
+        yield line | {
+            "reward": float(found["rm_scores"][at].sum()),
+            "advantage": float(found["advantages"][at][0]),
+            "as_planned": found["prompts"][at].tolist() == prompt and fields["seed"] == seed_from(row.seed, number),
+        }
+
+
+def scripted_client(config: Any, golds: Mapping[str, str]) -> Any:
+    """Where vLLM's client would be: sees token ids and sampling parameters alone."""
+    from verl.workers.rollout.llm_server import LLMServerClient
+    from verl.workers.rollout.replica import TokenOutput
+
+    class Scripted(LLMServerClient):  # type: ignore[misc]
+        async def generate(
+            self, request_id: str, *, prompt_ids: list[int], sampling_params: dict[str, Any], **_: Any
+        ) -> TokenOutput:
+            from transformers import AutoTokenizer
+
+            tokenizer = AutoTokenizer.from_pretrained(config.actor_rollout_ref.model.path)
+            question = tokenizer.decode(prompt_ids).split("<|im_start|>user\n")[-1].split("<|im_end|>")[0]
+            reply = scripted_reply(sampling_params["seed"], golds[question])
+            ids = tokenizer(f"{reply}<|im_end|>", add_special_tokens=False).input_ids
+            about = {"min_global_steps": 1, "max_global_steps": 1, "seed": sampling_params["seed"]}
+            return TokenOutput(token_ids=ids, log_probs=[-0.1] * len(ids), stop_reason="completed", extra_fields=about)
+
+    return Scripted(config)
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Print the largest difference of verl's advantages from those of permix's trainer, on the rewards that verl gave."""
+    plan, rollouts = read_plan(options.folder / "export" / "plan.parquet"), read_rollouts(options.folder)
+    own = permix_advantages(options.folder / "model", plan, rollouts, options.folder / "permix-train")
+    pairs = [
+        (one["advantage"] * epsilon_factor(deviation), one["advantage"], mine, n_scored)
+        for one, mine, (deviation, n_scored) in zip(rollouts, own, group_deviations(rollouts), strict=True)
+        if one["reward"] is not None
+    ]
+    several = [pair for pair in pairs if pair[3] > 1]
+    show("rollouts compared", len(several))
+    show("largest difference", max(abs(scaled - mine) for scaled, _, mine, _ in several))
+    show("largest difference, epsilons not made equal", max(abs(plain - mine) for _, plain, mine, _ in several))
+    show("rollouts that are the only ones of their group with a score", len(pairs) - len(several))
+    unscored = [mine for one, mine in zip(rollouts, own, strict=True) if one["reward"] is None]
+    show("largest advantage without a score in permix", max(map(abs, unscored), default=0.0), n=len(unscored))
+
+
+def epsilon_factor(deviation: float) -> float:
+    """What makes an advantage of verl one of TRL: they add 1e-6 and 1e-4 to the standard deviation of the group."""
+    return (deviation + 1e-6) / (deviation + 1e-4)
+
+
+def group_deviations(rollouts: Sequence[Mapping[str, Any]]) -> list[tuple[float, int]]:
+    """For each rollout the standard deviation of its group's rewards, and how many of them there are."""
+    groups: dict[tuple[int, int], list[float]] = {}
+    for one in rollouts:
+        rewards = groups.setdefault((one["step"], one["group"]), [])
+        if one["reward"] is not None:
+            rewards.append(one["reward"])
+    found = {key: (statistics.stdev(rewards) if len(rewards) > 1 else math.nan, len(rewards)) for key, rewards in groups.items()}
+    return [found[one["step"], one["group"]] for one in rollouts]
+
+
+class RecordedVerifier(Verifier):
+    """Gives the recorded rewards, in order."""
+
+    def __init__(self, rewards: Sequence[float | None]) -> None:
+        super().__init__()
+        self.rewards = iter(rewards)
+
+    def check(self, answer: str | None, gold: str, question: str = "") -> Verdict:
+        reward = next(self.rewards)
+        return Verdict(correct=None, error="no score") if reward is None else Verdict(correct=reward == 1.0)
+
+
+def permix_advantages(model: Path, plan: Plan, rollouts: Sequence[Mapping[str, Any]], out: Path) -> list[float]:
+    """The advantages that the trainer of `permix train` computes from these rewards, in the order of the rollouts."""
+    import torch
+
+    from permix.config import OptimConfig
+    from permix.inference.hf import load_causal_lm, load_tokenizer
+    from permix.training.grpo_trainer import PlanGRPOTrainer
+    from permix.training.trl_setup import grpo_arguments
+
+    class Recorder:
+        def log_rollouts(self, step: int, rollouts: Sequence[Any]) -> None: ...
+
+        def log_metrics(self, step: int, metrics: dict[str, Any]) -> None: ...
+
+        def log_plan(self, plan: Plan, blocks: Sequence[dict[str, Any]]) -> None: ...
+
+    class Watched(PlanGRPOTrainer):
+        advantages: list[float]
+
+        def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+            scored = super()._generate_and_score_completions(inputs)
+            self.advantages = [*getattr(self, "advantages", []), *scored["advantages"].tolist()]
+            return dict(scored)
+
+    # The trainer's own task asks the verifier of every completion, which the scorer of the exported task would not.
+    asked = Plan(tuple(row.model_copy(update={"task": "arithmetic"}) for row in plan.rows), plan.metadata)
+    config = OptimConfig(lr=1e-4, max_new_tokens=4, microbatch_tokens=64, precision="float32", save_every=1000)
+    trainer = Watched(
+        plan=asked, verifier=RecordedVerifier([one["reward"] for one in rollouts]), recorder=Recorder(), config=config,
+        args=grpo_arguments(config, asked, out), model=load_causal_lm(str(model), torch.float32, "cpu").train(),
+        processing_class=load_tokenizer(str(model)),
+    )  # fmt: skip
+    trainer.train()
+    return trainer.advantages
+
+
+if __name__ == "__main__":
+    main()
