@@ -20,8 +20,8 @@ test: .venv/.ready .venv/.inspect
 # Tests with the code of training engines, each in an environment of its own, which its list in tests/engines names.
 # An engine whose packages cannot be had is left out; a test that fails stops here. 5 minutes, most of it downloads.
 ENGINES := $(patsubst tests/engines/%.txt,%,$(wildcard tests/engines/*.txt))
-test-engines: $(ENGINES:%=.venv-%/.ready)
-	@for engine in $(ENGINES); do \
+test-engines:
+	@for engine in $(ENGINES); do $(MAKE) --no-print-directory .venv-$$engine/.ready; \
 	if [ -e .venv-$$engine/.ready ]; then echo "tests with $$engine"; \
 	OMP_NUM_THREADS=1 .venv-$$engine/bin/python -m pytest tests/engines $(ARGS) || exit 1; fi; done
 

@@ -50,8 +50,9 @@ def rollout(group: int, reward: float | None, advantage: float | None) -> dict[s
 def test_deviations_are_those_of_the_scored_rollouts_of_a_group() -> None:
     rollouts = [rollout(0, 1.0, 0), rollout(0, 0.0, 0), rollout(0, None, None), rollout(1, 1.0, 1), rollout(1, None, None)]
     found = group_deviations(rollouts)
-    assert found[:3] == [(pytest.approx(0.5**0.5), 2)] * 3
-    assert all(math.isnan(deviation) and count == 1 for deviation, count in found[3:])
+    assert [deviation for deviation, _ in found[:3]] == pytest.approx([0.5**0.5] * 3)
+    assert [count for _, count in found] == [2, 2, 2, 1, 1]
+    assert all(math.isnan(deviation) for deviation, _ in found[3:])
     assert epsilon_factor(0.0) == pytest.approx(0.01)
     assert epsilon_factor(0.5) == pytest.approx((0.500001) / 0.5001)
 

@@ -226,6 +226,13 @@ def test_every_setting_of_a_training_has_a_rule_in_every_engine() -> None:
             assert (rule.refuses is None) == (rule.reason == ""), f"{engine.name}: {name}"
 
 
+def test_the_document_names_every_setting_that_is_mapped_dropped_or_refused() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "engines.md").read_text(encoding="utf-8")
+    for name, rule in VERL.settings.items():
+        if rule.target or rule.reason or rule.is_reported:
+            assert f"`{name}`" in text, name
+
+
 def test_every_section_of_a_training_is_exported_or_says_what_to_ask_and_where_to_write() -> None:
     elsewhere = {"stage", "out", "label", "threads", "method", "backend", "teacher", "plan_file", "task", "personas"}
     assert set(TrainConfig.model_fields) == set(EXPORTED_SECTIONS) | elsewhere
