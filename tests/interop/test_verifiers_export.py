@@ -244,6 +244,14 @@ def test_every_setting_has_a_rule() -> None:
     assert set(VERIFIERS.settings) == set(exported_settings(TrainConfig()))
 
 
+def test_the_document_names_every_setting_that_is_mapped_dropped_or_refused() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "engines.md").read_text(encoding="utf-8")
+    section = text[text.index("\n## verifiers and prime-rl\n") : text.index("\n## tinker-cookbook\n")]
+    for name, rule in VERIFIERS.settings.items():
+        if rule.target or rule.reason or rule.is_reported:
+            assert f"`{name}`" in section, name
+
+
 def test_a_training_without_refused_settings_passes() -> None:
     check_engine_settings(VERIFIERS, plan_export(sections={"train": {"scale_rewards": "none", "loss": "bnpo"}}).settings)
 
