@@ -230,7 +230,7 @@ def test_verls_reward_manager_gives_one_zero_and_no_score(config: Any, monkeypat
 
 
 class ScriptedServer:
-    """Stands where vLLM's client stands: keeps what it is asked and answers with the same tokens."""
+    """In place of vLLM's client: keeps what it is asked and answers with the same tokens."""
 
     def __init__(self, answer: list[int]) -> None:
         self.answer = answer

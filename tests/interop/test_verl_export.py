@@ -1,4 +1,4 @@
-"""`permix export PLAN --format verl`: files of a plan that can be checked by hand, what is refused, and the reward function."""
+"""`permix export PLAN --format verl`: files of a plan that can be checked by hand, refusals, and the reward function."""
 
 import json
 import os
@@ -326,6 +326,7 @@ def exported(tmp_path: Path, **sections: Any) -> PlanExport:
         ({"precision": "float32"}, "actor_rollout_ref.rollout.dtype", "float32"),
         ({"gradient_checkpointing": True}, "actor_rollout_ref.model.enable_gradient_checkpointing", True),
         ({"save_every": 4}, "trainer.save_freq", 4),
+        ({"save_every": 5, "updates_per_rollout": 2}, "trainer.save_freq", 3),
         ({"seed": 5}, "data.seed", 5),
         ({"seed": 5}, "actor_rollout_ref.actor.fsdp_config.seed", 5),
         ({"report_to": ["tensorboard", "wandb"]}, "trainer.logger", ["console", "tensorboard", "wandb"]),
@@ -552,7 +553,7 @@ def test_a_dev_prompt_over_the_limit_is_refused_too(tmp_path: Path, tiny_model: 
         export_plan(config)
 
 
-def test_without_the_tokenizer_the_user_is_told_that_lengths_were_not_checked(tmp_path: Path) -> None:
+def test_without_the_tokenizer_a_note_says_that_lengths_were_not_checked(tmp_path: Path) -> None:
     export = exported(tmp_path)
     [note] = export.notes
     assert note.startswith("the tokenizer of org/model cannot be loaded here, so the lengths of the prompts were not checked")

@@ -22,7 +22,7 @@ from permix.storage.files import guard_writes, read_json, replace_when_done, wri
 from permix.types import PlanRow, digest
 
 EXPORT_FILE = "permix.json"
-"""The file of an export that says what it is: format, plan, settings, versions, and what has no counterpart in the engine."""
+"""The file that describes an export: format, plan, settings, versions, and what has no counterpart in the engine."""
 
 PLAN_FILE = "plan.parquet"
 """The plan itself, in every export: with it the rollouts of a training can be read back."""
@@ -41,7 +41,7 @@ class SettingRule(NamedTuple):
     """What becomes of one setting in an engine.
 
     target: the engine's own name for it; empty if it has none.
-    note: why a setting without a target may be left out, or what is different with one.
+    note: why a setting without a target may be left out, or how the engine's setting differs.
     is_reported: whether the note is reported to the user when the setting does not have its default value.
     refuses: values that the engine cannot honour.
     reason: why it cannot, and what to give instead; completes "train.beta = 0.1: ".
@@ -55,7 +55,7 @@ class SettingRule(NamedTuple):
 
 
 def mapped(target: str, *, refuses: Callable[[Any], bool] | None = None, reason: str = "", note: str = "") -> SettingRule:
-    """The rule of a setting that the engine has under the name `target`. `note`: what is different there, to be reported."""
+    """The rule of a setting that the engine has under the name `target`. `note`: how it differs there, to be reported."""
     return SettingRule(target, note, bool(note), refuses, reason)
 
 

@@ -1,7 +1,7 @@
 """The agent loop of an exported training in verl: one turn, with what a row of a data set cannot say.
 
 Each rollout of a group has its own prompt (scope "rollout": its own persona) and its own seed, the one that `permix train` gives
-it. A prompt over the limit is an error: verl would cut it on its left, and the persona stands there.
+it. A prompt over the limit is an error: verl would cut it on its left, which removes the persona.
 """
 
 import json

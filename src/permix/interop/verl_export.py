@@ -77,9 +77,7 @@ VERL_SETTINGS = {
         refuses=lambda value: value == "linear",
         reason='verl has the schedules "constant" and "cosine"; give one of them',
     ),
-    "train.warmup_steps": mapped(
-        "actor_rollout_ref.actor.optim.lr_warmup_steps, divided by train.updates_per_rollout: verl counts steps of the plan"
-    ),
+    "train.warmup_steps": mapped("actor_rollout_ref.actor.optim.lr_warmup_steps, in steps of the plan"),
     "train.weight_decay": mapped("actor_rollout_ref.actor.optim.weight_decay"),
     "train.max_grad_norm": mapped("actor_rollout_ref.actor.optim.clip_grad"),
     "train.beta": mapped("actor_rollout_ref.actor.use_kl_loss, kl_loss_coef, kl_loss_type = k3+"),
@@ -107,7 +105,7 @@ VERL_SETTINGS = {
     "train.lora_alpha": mapped("actor_rollout_ref.model.lora_alpha"),
     "train.precision": mapped("actor_rollout_ref.actor.fsdp_config.mixed_precision, actor_rollout_ref.rollout.dtype"),
     "train.gradient_checkpointing": mapped("actor_rollout_ref.model.enable_gradient_checkpointing"),
-    "train.save_every": mapped("trainer.save_freq"),
+    "train.save_every": mapped("trainer.save_freq, in steps of the plan"),
     "train.keep_checkpoints": dropped("verl keeps its newest checkpoint, which holds the trained model"),
     "train.save_dtype": dropped("verl.model_merger decides the number format of the weights"),
     "train.samples_every": dropped("verl writes every rollout (trainer.rollout_data_dir)"),
@@ -134,7 +132,7 @@ VERL_SETTINGS = {
     "character.questions": harmless("it matters with character.replay and character.expressivity only"),
     "character.temperature": harmless("it matters with character.replay and character.expressivity only"),
     "character.max_new_tokens": harmless("it matters with character.replay and character.expressivity only"),
-    "dev_eval.every": mapped("trainer.test_freq, val_before_train"),
+    "dev_eval.every": mapped("trainer.test_freq, in steps of the plan; val_before_train"),
     "dev_eval.personas": mapped("the rows of val.parquet"),
     "dev_eval.questions": mapped("the rows of val.parquet"),
     "dev_eval.characters": harmless(_NO_IDENTIFIABILITY),
@@ -318,7 +316,7 @@ def verl_settings(export: PlanExport, *, has_tests: bool = False) -> dict[str, A
         f"{model}.lora_alpha": config.lora_alpha,
         f"{model}.target_modules": "all-linear",
         f"{actor}.optim.lr": config.lr,
-        f"{actor}.optim.lr_warmup_steps": -(-config.warmup_steps // config.updates_per_rollout),
+        f"{actor}.optim.lr_warmup_steps": _plan_steps(config.warmup_steps, export),
         f"{actor}.optim.lr_warmup_steps_ratio": 0.0,
         f"{actor}.optim.lr_scheduler_type": config.lr_schedule,
         f"{actor}.optim.weight_decay": config.weight_decay,
@@ -366,13 +364,13 @@ def verl_settings(export: PlanExport, *, has_tests: bool = False) -> dict[str, A
         "trainer.v1.trainer_mode": "sync",
         "trainer.total_epochs": 1,
         "trainer.total_training_steps": plan.steps,
-        "trainer.save_freq": config.save_every,
+        "trainer.save_freq": _plan_steps(config.save_every, export),
         "trainer.max_actor_ckpt_to_keep": 1,
         "trainer.default_local_dir": "${permix.folder}/checkpoints",
         "trainer.rollout_data_dir": "${permix.folder}/rollouts",
         "trainer.validation_data_dir": "${permix.folder}/validation" if export.dev_rows else None,
         "trainer.resume_mode": "auto",
-        "trainer.test_freq": export.config.dev_eval.every if export.dev_rows else -1,
+        "trainer.test_freq": _plan_steps(export.config.dev_eval.every, export) if export.dev_rows else -1,
         "trainer.val_before_train": bool(export.dev_rows),
         "trainer.project_name": "permix",
         "trainer.experiment_name": plan.hash,
@@ -391,6 +389,11 @@ def verl_settings(export: PlanExport, *, has_tests: bool = False) -> dict[str, A
             )
         settings[f"{rollout}.dtype"] = "float32"
     return settings | _template_settings(export)
+
+
+def _plan_steps(optimizer_steps: int, export: PlanExport) -> int:
+    """The number of steps of the plan, which verl counts, that hold this number of optimizer steps; rounded up."""
+    return -(-optimizer_steps // export.config.train.updates_per_rollout)
 
 
 def _template_settings(export: PlanExport) -> dict[str, Any]:
