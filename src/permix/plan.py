@@ -150,8 +150,9 @@ class PlanBuilder(NamedTuple):
             )
 
 
-def load_training_plan(path: Path, method: TrainMethod, task_name: str = "") -> Plan:
-    """The plan in a file, to train from. `task_name`: the task that the configuration names.
+def load_training_plan(path: Path, method: TrainMethod, task_name: str = "", task_option: str = "") -> Plan:
+    """The plan in a file, to train from. `task_name`: the task that the configuration names. `task_option`: the option that names
+    it, for messages; those of `permix train` when not given.
 
     Raises ConfigError if the file's rows have personas and the method uses none, or if they name a task of the user's own that
     the configuration does not name, and DataError if the file cannot be used.
@@ -162,9 +163,11 @@ def load_training_plan(path: Path, method: TrainMethod, task_name: str = "") -> 
     if other := next((row.task for row in plan.rows if is_own_task(row.task) and row.task != task_name), None):
         answer = other.removeprefix("own-")
         option = f'task.name = "{other}"' if answer == other else f'task.answer = "{answer}" and task.path'
+        if task_option:
+            option = f'{task_option} = "{other}"'
         raise ConfigError(
-            f"task.name = {task_name!r}: plan_file = {path} has questions of {quote_value(other)}, whose module training would "
-            f"run; give {option} too, if you trust that module"
+            f"{task_option or 'task.name'} = {task_name!r}: plan_file = {path} has questions of {quote_value(other)}, whose "
+            f"module training would run; give {option} too, if you trust that module"
         )
     _reload_reference_tests(plan)
     with_persona = next((row for row in plan.rows if row.persona_id is not None), None)

@@ -548,7 +548,7 @@ class QuickstartConfig(ConfigSection):
 
 LogFormat = Literal["lm-eval", "inspect"]
 
-EngineFormat = Literal["verl"]
+EngineFormat = Literal["verl", "verifiers"]
 """The training engines that `permix export` writes a plan for: the keys of `permix.pipelines.engine_export.ENGINES`."""
 
 ENGINE_FORMATS: tuple[EngineFormat, ...] = get_args(EngineFormat)
@@ -643,7 +643,7 @@ class ExportConfig(ConfigSection):
     """The training to export (the other formats): a configuration of `permix train`, or a plan file of `permix plan`."""
     format: LogFormat | EngineFormat = "inspect"
     """What to write: of a run, one log of inspect_ai, or one folder per persona as lm-evaluation-harness writes it; of a training
-    plan, the files that verl trains from."""
+    plan, the files that verl trains from, or a package for verifiers with the configuration of prime-rl."""
     out: Path = Path("runs/exported")
     """The folder to write to."""
     config: Path | None = None

@@ -23,6 +23,7 @@ from permix.errors import ConfigError, error_context, is_installed, option_conte
 from permix.evals.strategies import STRATEGIES
 from permix.inference.hf import BUNDLED_HUB_ID, load_tokenizer, resolve_model_source
 from permix.interop.engine_export import PlanExport, TrainingEngine, check_engine_settings, exported_settings, write_export
+from permix.interop.verifiers_export import VERIFIERS
 from permix.interop.verl_export import VERL
 from permix.plan import Plan, compile_plan_from_config, describe_plan, load_training_plan, read_plan
 from permix.tasks import check_task_name
@@ -31,7 +32,7 @@ from permix.training.dev_eval import DevEval
 from permix.training.job import TrainJob, prepare_training
 from permix.types import PlanRow
 
-ENGINES: Mapping[EngineFormat, TrainingEngine] = {"verl": VERL}
+ENGINES: Mapping[EngineFormat, TrainingEngine] = {"verl": VERL, "verifiers": VERIFIERS}
 """The engine of each format of `permix export` that takes a plan."""
 
 
