@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,14 +26,14 @@ from permix.config import (
     build_config,
     read_config_values,
 )
-from permix.errors import ConfigError, DataError, IncompleteRunError
+from permix.errors import ConfigError, DataError, IncompleteRunError, OtherShardsPendingError
 from permix.evals.fidelity_records import cut_off_warning, fidelity_kind
 from permix.evals.grid import GridResults, cell_row, count_cut_off, persona_rows, read_grid_results
 from permix.evals.stability import StabilityGrid, measure_stability, read_stability_grid, run_stability
 from permix.evals.strategies import STRATEGIES
 from permix.inference import build_model_config
 from permix.inference.base import CompletionResult, Model
-from permix.inference.batch_model import BatchFlags, BatchModel, open_batch_model, use_batch_backend
+from permix.inference.batch_model import BatchFlags, BatchModel, check_no_shard, open_batch_model, use_batch_backend
 from permix.inference.scripted import MessageFunction, wrap_model
 from permix.metrics.model_comparison import PairedComparison
 from permix.metrics.stability import StabilitySummary
@@ -300,10 +300,9 @@ def evaluate_stability(
             f'strategy = "{stage.strategy}": chooses a persona by questions of the dev split; give the task by its name, or as '
             "permix.load_task returns it"
         )
-    with _asked_model(stage, batch, given_model, run.path) as asked, _attach_run(run):
-        summary = run_stability(stage, asked, given_task, given_pool)
-        if summary is not None:  # else `run.summary` measures what is there
-            run.summary = summary
+    # Without measures, while parts of other workers are pending, `run.summary` measures what is there.
+    with _asked_model(stage, batch, given_model, run.path) as asked, _attach_run(run), suppress(OtherShardsPendingError):
+        run.summary = run_stability(stage, asked, given_task, given_pool)
     return run
 
 
@@ -341,10 +340,8 @@ def evaluate_fidelity(
         "questions": str(questions) if given_questions is None else GIVEN_IN_PYTHON,
     } | ({} if sampling is None else {"sampling": sampling})  # fmt: skip
     stage = build_config(FidelityConfig, values | config, source="evaluate_fidelity")
-    with _asked_model(stage, batch, given_model, run.path) as asked, _attach_run(run):
-        summary = run_fidelity(stage, asked, given_pool, given_questions)
-        if summary is not None:
-            run.summary = summary
+    with _asked_model(stage, batch, given_model, run.path) as asked, _attach_run(run), suppress(OtherShardsPendingError):
+        run.summary = run_fidelity(stage, asked, given_pool, given_questions)
     return run
 
 
@@ -464,6 +461,8 @@ def _asked_model(
     repeats_failed: bool = True,
 ) -> Iterator[Model | None]:
     """The model to ask: the one that reads and writes batch files, or the given one, if any."""
+    if batch.is_used:
+        check_no_shard(stage)
     config = stage.judge if isinstance(stage, JudgeConfig) else stage.model
     read_back = f"the same call of Python with batch_in={str(batch.batch_out)!r} in place of batch_out"
     with open_batch_model(batch, config, stage=stage.stage, run=run, read_back=read_back, repeats_failed=repeats_failed) as model:

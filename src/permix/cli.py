@@ -35,6 +35,7 @@ from permix.errors import (
     ConfigError,
     IncompleteRunError,
     MissingScoresError,
+    OtherShardsPendingError,
     PermixError,
     closest_match,
     missing_package_error,
@@ -101,7 +102,7 @@ def stability_command(args: Sequence[str]) -> None:
         return
     with start.model(settings, settings.out) as model:
         if settings.shard is not None:
-            return _report_finished_run(settings.out, run(settings, model))
+            return _report_finished_run(settings.out, lambda: run(settings, model))
         with _reporting_afterwards(settings.out, IncompleteRunError):
             run(settings, model)
 
@@ -117,7 +118,7 @@ def fidelity_command(args: Sequence[str]) -> None:
 
     with start.model(settings, settings.out) as model:
         if settings.shard is not None:
-            return _report_finished_run(settings.out, run(settings, model))
+            return _report_finished_run(settings.out, lambda: run(settings, model))
         with _reporting_afterwards(settings.out, MissingScoresError):
             run(settings, model)
 
@@ -172,7 +173,7 @@ class BatchStart:
 
     def parse(self, cls: type[_ConfigT]) -> tuple[_ConfigT, bool]:
         """`parse_asking_config`, for a model that needs no address if batch files ask it."""
-        from permix.inference.batch_model import check_answered_elsewhere, use_batch_backend
+        from permix.inference.batch_model import check_answered_elsewhere, check_no_shard, use_batch_backend
 
         prefix, given = f"--{self.section}.", dict[str, Any]()
         if self.args and self.args[0].endswith(config.CONFIG_SUFFIXES):
@@ -184,6 +185,7 @@ class BatchStart:
         added = [f"{prefix}backend", config.BATCH_BACKEND] if in_files else []
         settings, dry_run = parse_asking_config(self.verb, cls, [*self.args, *added])
         if self.flags.is_used:
+            check_no_shard(settings)
             check_answered_elsewhere(getattr(settings, self.section), self.section)
         return settings, dry_run
 
@@ -234,15 +236,16 @@ def _reporting_afterwards(run: Path, incomplete_error: type[IncompleteRunError])
     _write_run_report(run)
 
 
-def _report_finished_run(run: Path, measures: object) -> None:
-    """Write the report of a run of several workers if this one found all parts finished, so that it has measures.
+def _report_finished_run(run: Path, evaluate: Callable[[], object]) -> None:
+    """Evaluate one part of a run; write the report if all others are finished too.
 
     Two workers that end at the same time write it one after the other.
     """
     from permix.storage.workers import hold_shared_files
 
     add_result(paths={"run": run})
-    if measures is not None:
+    with suppress(OtherShardsPendingError):
+        evaluate()
         with hold_shared_files(run):
             _write_run_report(run)
 

@@ -57,6 +57,12 @@ class EndpointStoppedError(IncompleteRunError):
         self.stop_reason = stop_reason
 
 
+class OtherShardsPendingError(PermixError):
+    """A worker has finished its part of a run, and other parts are pending, so there are no measures yet. This is no failure."""
+
+    exit_code = 0
+
+
 class MissingScoresError(IncompleteRunError):
     """The run has all answers, but some have no score from the judge; run the same command again to ask for these scores."""
 

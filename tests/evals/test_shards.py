@@ -306,7 +306,9 @@ def test_python_asks_a_part(tmp_path: Path) -> None:
     assert 0 < part.summary.n_scored < 16  # the other worker's cells are missing
     whole = permix.evaluate_stability(adder, shard="2/2", **options)
     assert (len(asked), len(whole.rows()), whole.summary.n_scored) == (24, 24, 16)
-    assert len(permix.open_run(tmp_path / "run").rows()) == 24
+    opened = permix.open_run(tmp_path / "run")
+    assert isinstance(opened, permix.StabilityRun)
+    assert len(opened.rows()) == 24
 
 
 # Fidelity

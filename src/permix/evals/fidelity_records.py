@@ -80,7 +80,7 @@ def run_fidelity_cells(
     measure: Callable[[Path], FidelityResult],
     measure_text: Callable[[Path], Record],
     **identity: object,
-) -> FidelityResult | None:
+) -> FidelityResult:
     """Answer the pending cells, write grid.json and metrics.json, and return the result of `measure`.
 
     With `config.shard` only the cells of that part; None if that part is finished and others are not.
@@ -113,8 +113,6 @@ def run_fidelity_cells(
             unanswered = [cell.key for cell in cells if cell.key not in summaries or not summaries[cell.key].has_completion]
             counts = Counter(divided.number_of[key] for key in unanswered)
             report_finished_shard(run.path, divided.shard, len(own), counts, "answers")
-            if unanswered:
-                return None
         elif pending and is_only_writing(model):
             raise IncompleteRunError(missing, pending)
         with hold_shared_files(run.path) if divided else nullcontext():

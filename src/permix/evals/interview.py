@@ -202,7 +202,7 @@ class InterviewPlan(NamedTuple):
     question_orders: QuestionOrders | None
 
 
-def run_interview(config: FidelityConfig, model: Model | None = None, given_pool: PersonaPool | None = None) -> Drift | None:
+def run_interview(config: FidelityConfig, model: Model | None = None, given_pool: PersonaPool | None = None) -> Drift:
     """Start or resume a run of interviews; writes metrics.json and returns the drift measures.
 
     With `config.shard` only the interviews of that part; None if they are finished and others are not.
@@ -293,7 +293,7 @@ def prepare_interview(config: FidelityConfig, given_pool: PersonaPool | None = N
 
 def evaluate_interview(
     model: Model, config: FidelityConfig, plan: InterviewPlan, interviewer_model: Model | None = None
-) -> Drift | None:
+) -> Drift:
     """Like `run_interview`, for loaded models; `interviewer_model` asks if the plan has no question orders."""
     shard, personas = config.worker_shard, [persona.id for persona in plan.pool.personas]
     number_of = None if shard is None else assign_personas(personas, shard.total)
@@ -317,8 +317,6 @@ def evaluate_interview(
             run.close_records()
             pending = _count_pending_turns(run.cells(), number_of, config.interview.turns)
             report_finished_shard(run.path, shard, n_turns, pending, "turns")
-            if pending:
-                return None
         elif n_pending and is_only_writing(model):
             raise incomplete()
         with nullcontext() if shard is None else hold_shared_files(run.path):

@@ -35,7 +35,7 @@ def run_open_ended(
     model: Model | None = None,
     given_pool: PersonaPool | None = None,
     given_questions: Sequence[Question] | None = None,
-) -> Identifiability | None:
+) -> Identifiability:
     """Start or resume an open-ended run; writes metrics.json and returns identifiability, or None (see `run_fidelity_cells`).
 
     `model`, `given_pool` and `given_questions` are Python objects that replace what the configuration names. Raises ConfigError
@@ -71,7 +71,7 @@ def build_open_ended_cells(config: FidelityConfig, pool: PersonaPool, questions:
 
 def evaluate_open_ended(
     model: Model, config: FidelityConfig, pool: PersonaPool, questions: Sequence[Question]
-) -> Identifiability | None:
+) -> Identifiability:
     """Like `run_open_ended`, for a loaded model and chosen personas and questions."""
     cells = build_open_ended_cells(config, pool, questions)
     asked_questions = [AskedQuestion(id=question.id, text=question.text) for question in questions]

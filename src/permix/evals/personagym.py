@@ -45,7 +45,7 @@ class PersonaGymCounts(Record):
     without_persona: AnswerCounts
 
 
-def run_personagym(config: FidelityConfig, model: Model | None = None) -> PersonaGymCounts | None:
+def run_personagym(config: FidelityConfig, model: Model | None = None) -> PersonaGymCounts:
     """Start or resume a PersonaGym run; writes metrics.json and returns the counts, or None (see `run_fidelity_cells`).
 
     `model` replaces the configured model. Raises ConfigError or DataError if the configuration or the files are invalid, and
@@ -72,7 +72,7 @@ def preflight_personagym(config: FidelityConfig) -> dict[str, str]:
 
 def evaluate_personagym(
     model: Model, config: FidelityConfig, pool: PersonaPool, questions: Sequence[PersonaGymQuestion]
-) -> PersonaGymCounts | None:
+) -> PersonaGymCounts:
     """Like `run_personagym`, for a loaded model and chosen personas and questions."""
     without = sample_balanced_questions(questions, config.personagym.without_persona, config.seed)
     grid_json = describe_personagym(pool.personas, questions, without)

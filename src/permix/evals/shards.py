@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from permix.config import FidelityConfig
+from permix.errors import OtherShardsPendingError
 from permix.evals.grid import estimate_cells
 from permix.progress import add_result, print_status
 from permix.types import Cell, CellKey, Shard, digest
@@ -66,7 +67,10 @@ def estimate_shard(stage: str, config: FidelityConfig, cells: Sequence[Cell]) ->
 
 
 def report_finished_shard(run: Path, shard: Shard, n_own: int, pending: Counter[int], unit: str) -> None:
-    """Say that this worker's part has no pending `unit` ("cells"), and which parts have some. `pending`: their number by part."""
+    """Say that this worker's part has no pending `unit` ("cells"), and which parts have some. `pending`: their number by part.
+
+    Raises OtherShardsPendingError if any is pending.
+    """
     add_result(shard=str(shard), pending=pending.total(), pending_by_shard={str(one): n for one, n in sorted(pending.items())})
     line = f"{run}: shard {shard} is finished ({n_own} {unit})"
     if not pending:
@@ -78,6 +82,7 @@ def report_finished_shard(run: Path, shard: Shard, n_own: int, pending: Counter[
         f"{line}; {pending.total()} {unit} of others are pending: {parts}{more}. The last worker computes the measures; without "
         "--shard the same command asks the rest"
     )
+    raise OtherShardsPendingError(f"{run}: {pending.total()} {unit} of other shards are pending")
 
 
 MAX_LISTED_SHARDS = 16

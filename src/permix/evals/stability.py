@@ -197,11 +197,11 @@ __all__ = [
 
 def run_stability(
     config: StabilityConfig, model: Model | None = None, task: LoadedTask | None = None, pool: PersonaPool | None = None
-) -> StabilitySummary | None:
+) -> StabilitySummary:
     """Start or resume a stability run; writes metrics.json and returns the stability measures.
 
-    With `config.shard` only the cells of that part are asked; None is returned, and no metrics.json written, if that part is
-    finished and others are not.
+    With `config.shard` only the cells of that part are asked; OtherShardsPendingError is raised, and no metrics.json written, if
+    that part is finished and others are not.
 
     `model`, `task` and `pool` are Python objects that replace what the configuration names. Raises ConfigError or DataError if
     the configuration is invalid, and IncompleteRunError at the end if cells have no score; the same call tries them again.
@@ -230,7 +230,7 @@ def _limit_to_window(config: StabilityConfig, model: Model) -> StabilityConfig:
     return config.model_copy(update={"sampling": config.sampling.model_copy(update={"max_new_tokens": window // 2})})
 
 
-def evaluate_setup(model: Model, config: StabilityConfig, task: Task, setup: EvalSetup) -> StabilitySummary | None:
+def evaluate_setup(model: Model, config: StabilityConfig, task: Task, setup: EvalSetup) -> StabilitySummary:
     """Like `run_stability`, for a model that is already loaded and a prepared setup."""
     strategy, stopping_rule = STRATEGIES[config.strategy], build_stopping_rule(config)
     if stopping_rule:
@@ -285,8 +285,11 @@ def _write_metrics(run: Path, config: StabilityConfig, model: Model) -> Stabilit
 
 def _finish_shard(
     run: RunDir, config: StabilityConfig, model: Model, divided: ShardCells, grid: Sequence[Cell]
-) -> StabilitySummary | None:
-    """Say which parts are pending now that this worker's part is finished; if none is, write metrics.json and return it."""
+) -> StabilitySummary:
+    """Say which parts are pending now that this worker's part is finished; if none is, write metrics.json and return it.
+
+    Raises OtherShardsPendingError if one is.
+    """
     run.close_records()
     summaries = run.cells().summaries
     pending = Counter(
@@ -297,8 +300,6 @@ def _finish_shard(
         or (cell.gold is not None and known.reward is None)
     )
     report_finished_shard(run.path, divided.shard, len(divided.own), pending, "cells")
-    if pending:
-        return None
     with hold_shared_files(run.path):  # two workers that end at the same time write the same file, one after the other
         return _write_metrics(run.path, config, model)
 

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import BaseModel
+
 from permix.config import BATCH_BACKEND, ModelConfig
 from permix.errors import ConfigError, IncompleteRunError
 from permix.inference.addresses import RecordedForm, ServerStatement
@@ -90,6 +92,13 @@ def check_answered_elsewhere(model: ModelConfig, section: str = "model") -> None
             f'{section}.name = "bundled": batch files are answered elsewhere; give the name under which the engine or the '
             "provider serves the model, or a hub id"
         )
+
+
+def check_no_shard(stage: BaseModel) -> None:
+    """Raise ConfigError if a start with batch files is one of several workers: files are divided by --shards instead."""
+    shard = getattr(stage, "shard", None)
+    if shard is not None:
+        raise ConfigError(f"shard = {shard}: batch files hold all pending requests; give --shards to divide them among files")
 
 
 class BatchCounts:

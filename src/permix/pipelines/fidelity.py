@@ -313,9 +313,10 @@ def run_fidelity(
     model: Model | None = None,
     pool: PersonaPool | None = None,
     questions: Sequence[Question] | None = None,
-) -> Record | None:
-    """Run or resume a fidelity evaluation, write metrics.json and return its content; None if `config.shard` is finished and
-    other parts of the run are not.
+) -> Record:
+    """Run or resume a fidelity evaluation, write metrics.json and return its content.
+
+    With `config.shard` only that part is asked; OtherShardsPendingError is raised if it is finished and others are not.
 
     `model`, `pool`, `questions`: objects made in Python, used instead of those that the configuration names. A judge, if the
     configuration names one, scores the answers when all of them are there.
@@ -336,7 +337,7 @@ def run_fidelity(
 
 def _run_kind(
     config: FidelityConfig, model: Model | None, pool: PersonaPool | None, questions: Sequence[Question] | None
-) -> Record | None:
+) -> Record:
     """Run the evaluation of the configuration's kind and return the content of its metrics.json."""
     if questions is not None and config.kind != "open":
         raise ConfigError(f"questions: {config.kind} has its own questions; leave questions out")
