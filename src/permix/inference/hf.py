@@ -557,12 +557,8 @@ class LocalModel:
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[CompletionResult]:
         prompts = [encode_chat(self.tokenizer, request.messages) for request in requests]
-        fitting = []
-        for index, prompt in enumerate(prompts):
-            if (failure := find_too_long(prompt, self.context_window, sampling)) is None:
-                fitting.append(index)
-            else:
-                yield CompletionResult(index, failure)
+        fitting, too_long = split_by_length(prompts, self.context_window, sampling)
+        yield from too_long
         sort_key = self._sort_key()
         fitting.sort(key=lambda index: sort_key(prompts[index]))
         for batch in balanced_batches(fitting, self.batch_size):
@@ -598,15 +594,19 @@ class LocalModel:
         ]
 
 
-def find_too_long(prompt: Sequence[int], window: int, sampling: Sampling) -> Failure | None:
-    """The failure of a prompt that leaves no room for a completion in a window of `window` tokens; None if it fits."""
+def split_by_length(
+    prompts: Sequence[Sequence[int]], window: int, sampling: Sampling
+) -> tuple[list[int], list[CompletionResult]]:
+    """The indices of the prompts that leave room for a completion in `window` tokens, and a failure for each other prompt."""
     limit = window - sampling.max_new_tokens
-    if len(prompt) <= limit:
-        return None
-    message = (
-        f"the prompt has {len(prompt)} tokens; the model takes at most {limit} with max_new_tokens = {sampling.max_new_tokens}"
-    )
-    return Failure(type="PromptTooLong", message=message)
+    fitting, failures = list[int](), list[CompletionResult]()
+    for index, prompt in enumerate(prompts):
+        if len(prompt) <= limit:
+            fitting.append(index)
+            continue
+        message = f"the prompt has {len(prompt)} tokens; the model takes at most {limit} with max_new_tokens = {sampling.max_new_tokens}"
+        failures.append(CompletionResult(index, Failure(type="PromptTooLong", message=message)))
+    return fitting, failures
 
 
 def balanced_batches(indices: Sequence[int], max_size: int) -> list[Sequence[int]]:

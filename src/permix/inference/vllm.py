@@ -31,12 +31,12 @@ from permix.inference.hf import (
     decode_completion,
     default_system_text,
     encode_chat,
-    find_too_long,
     is_content_addressed,
     load_generation_settings,
     load_tokenizer,
     prompt_settings,
     resolve_model_source,
+    split_by_length,
 )
 from permix.types import Completion, Failure, Request, Sampling, digest
 
@@ -118,12 +118,8 @@ class VLLMModel:
         """
         self._check_sampling(sampling)
         prompts = [encode_chat(self.tokenizer, request.messages) for request in requests]
-        fitting = []
-        for index, prompt in enumerate(prompts):
-            if (failure := find_too_long(prompt, self.context_window, sampling)) is None:
-                fitting.append(index)
-            else:
-                yield CompletionResult(index, failure)
+        fitting, too_long = split_by_length(prompts, self.context_window, sampling)
+        yield from too_long
         fitting.sort(key=prompts.__getitem__)
         jobs = []
         for index in fitting:
