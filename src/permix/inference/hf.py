@@ -604,7 +604,8 @@ def split_by_length(
         if len(prompt) <= limit:
             fitting.append(index)
             continue
-        message = f"the prompt has {len(prompt)} tokens; the model takes at most {limit} with max_new_tokens = {sampling.max_new_tokens}"
+        limits = f"the model takes at most {limit} with max_new_tokens = {sampling.max_new_tokens}"
+        message = f"the prompt has {len(prompt)} tokens; {limits}"
         failures.append(CompletionResult(index, Failure(type="PromptTooLong", message=message)))
     return fitting, failures
 
