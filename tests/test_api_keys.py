@@ -13,6 +13,7 @@ import pytest
 from permix import cli
 from permix.config import InterviewerConfig, JudgeModelConfig, ModelConfig
 from permix.errors import ConfigError
+from permix.inference.openai import OpenAIModel
 from permix.sanitize import redact_arguments, redact_secrets
 from tests.inference.test_openai import model_at, questions
 from tests.sample_runs import endpoint, fidelity_values, stability_values, toml
@@ -141,6 +142,7 @@ def test_no_file_and_no_output_holds_the_value_of_a_header(
 ) -> None:
     monkeypatch.setenv("GATE_VALUE", KEY)
     monkeypatch.setenv("PERMIX_TEST_KEY", "another-key-0123456789")
+    monkeypatch.setitem(vars(OpenAIModel)["__init__"].__kwdefaults__, "backoff_s", 0.001)  # an endpoint that fails is asked often
     with openai_server(echoing) as server:
         model = endpoint(server.base_url, api_key_env="PERMIX_TEST_KEY", headers=["X-Gate=GATE_VALUE"])
         values = stability_values if verb == "stability" else fidelity_values

@@ -238,9 +238,13 @@ def test_every_section_of_a_training_is_exported_or_says_what_to_ask_and_where_t
     assert set(TrainConfig.model_fields) == set(EXPORTED_SECTIONS) | elsewhere
 
 
-def test_the_default_settings_are_exported() -> None:
+def test_the_default_settings_are_exported_but_for_the_scale_that_an_engine_lacks() -> None:
+    settings = exported_settings(TrainConfig())
+    check_engine_settings(ENGINES["verl"], settings)
+    with pytest.raises(ConfigError, match=r"^train\.scale_rewards = 'group': [^;]*; give \"none\"$"):
+        check_engine_settings(ENGINES["verifiers"], settings)
     for engine in ENGINES.values():
-        check_engine_settings(engine, exported_settings(TrainConfig()))
+        check_engine_settings(engine, settings | {"train.scale_rewards": "none"})
 
 
 @pytest.mark.parametrize(

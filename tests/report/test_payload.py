@@ -155,6 +155,7 @@ def test_a_training_without_rewards_is_followed_by_its_loss() -> None:
         "reward",
         "completion_tokens",
         "frac_nonzero_advantage_groups",
+        "kl",
     ]
     assert training_panel_keys([{"step": 1, "loss": 0.5}]) == ["loss", "completion_tokens"]
 

@@ -44,7 +44,7 @@ MANIFEST_FILE = "batch.json"
 MAX_FILE_REQUESTS, MAX_FILE_BYTES = 50_000, 100_000_000
 """Limits of one file of requests that hosted batch APIs have in common (OpenAI takes 200 MB, Together 100 MB)."""
 
-MAX_SHARDS = 9999
+MAX_REQUEST_FILES = 9999
 
 MAX_ERROR_WORDS = 500
 

@@ -24,7 +24,7 @@ from permix.inference.batch_files import (
     MANIFEST_FILE,
     MAX_FILE_BYTES,
     MAX_FILE_REQUESTS,
-    MAX_SHARDS,
+    MAX_REQUEST_FILES,
     BatchManifest,
     RequestFiles,
     ResultIndex,
@@ -68,8 +68,8 @@ class BatchFlags(NamedTuple):
         """Raise ConfigError for a number of files that is none, or that no folder takes."""
         if self.shards is not None and self.batch_out is None:
             raise ConfigError(f"--shards {self.shards}: is the number of files of --batch-out, which is missing")
-        if self.shards is not None and not 1 <= self.shards <= MAX_SHARDS:
-            raise ConfigError(f"--shards {self.shards}: must be 1 to {MAX_SHARDS}")
+        if self.shards is not None and not 1 <= self.shards <= MAX_REQUEST_FILES:
+            raise ConfigError(f"--shards {self.shards}: must be 1 to {MAX_REQUEST_FILES}")
         if self.is_used and self.batch_in == self.batch_out:
             raise ConfigError(f"--batch-out {self.batch_out}: is the folder of --batch-in too; give a new folder")
 
