@@ -360,8 +360,9 @@ def parted_gap(
     """Of pairs of answers: the greatest distance, in float32, of the logits of the tokens with which they part; 0 without one."""
     from bench.grid import part
     from bench.grid_arms import gaps
+    from permix.inference.chat_template import encode_chat, encode_completion
     from permix.inference.hardware import pick_device
-    from permix.inference.hf import encode_chat, encode_completion, load_tokenizer
+    from permix.inference.hf import load_tokenizer
     from permix.storage.run_dir import RunReader
 
     tokenizer, cells = load_tokenizer(source), {tuple(key): cell for key, cell in RunReader(run).cells.items()}
@@ -474,8 +475,8 @@ def transformers_answers(model: Any, requests: Sequence[Any], new_tokens: int) -
     """Texts in the order of the requests, by `generate` on batches sorted by length, and the number of their tokens."""
     import torch
 
+    from permix.inference.chat_template import decode_completion, encode_chat
     from permix.inference.generation import stop_token_ids
-    from permix.inference.hf import decode_completion, encode_chat
 
     stops = stop_token_ids(model.network, model.tokenizer)
     prompts = [encode_chat(model.tokenizer, request.messages) for request in requests]

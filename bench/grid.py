@@ -24,8 +24,9 @@ from bench.grid_arms import Ask, Parting, Setup, Told, Weigh, run_arm
 from bench.process import Arm
 from permix.config import PersonasConfig, TaskConfig
 from permix.evals.grid import PromptFormat, build_grid
+from permix.inference.chat_template import encode_completion
 from permix.inference.hardware import set_passive_threads
-from permix.inference.hf import encode_completion, load_tokenizer, resolve_model_source
+from permix.inference.hf import load_tokenizer, resolve_model_source
 from permix.personas.pool import select_personas
 from permix.tasks import load_questions
 from permix.tasks.base import verify_completion

@@ -118,7 +118,7 @@ class Ours:
             return [_text(answered[cell.key]) for cell in cells]
 
     def prompt(self, cell: Cell) -> list[int]:
-        from permix.inference.hf import encode_chat
+        from permix.inference.chat_template import encode_chat
 
         return encode_chat(self.model.tokenizer, cell.messages)
 

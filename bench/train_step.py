@@ -28,8 +28,9 @@ from typing import Any, NamedTuple
 from bench.figures import show, show_spread
 from bench.process import Arm
 from permix.config import OptimConfig, PersonasConfig, RolloutPlanConfig, TaskConfig, TrainableModelConfig, TrainConfig
+from permix.inference.chat_template import encode_chat
 from permix.inference.hardware import pick_device, set_passive_threads
-from permix.inference.hf import encode_chat, load_tokenizer, resolve_model_source
+from permix.inference.hf import load_tokenizer, resolve_model_source
 from permix.personas.pool import select_personas
 from permix.pipelines.quickstart import QUICKSTART_LEVELS
 from permix.plan import Plan, compile_plan_from_config

@@ -285,7 +285,7 @@ def test_the_rollouts_of_a_group_share_the_prompt_and_have_permixs_seeds(out: Pa
 
 def test_prompts_are_those_that_permix_writes(folder: Path, config: Any) -> None:
     from permix.config import ExportConfig
-    from permix.inference.hf import encode_chat
+    from permix.inference.chat_template import encode_chat
 
     _, export = prepare_export(ExportConfig(plan=folder / "training.json", format="verl"))
     data, _ = load(config, "train_files")

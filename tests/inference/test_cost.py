@@ -9,8 +9,9 @@ import pytest
 
 from permix.config import ModelConfig
 from permix.errors import ConfigError
+from permix.inference.chat_template import encode_chat
 from permix.inference.cost import RequestGroup, duration_text, estimate_cost, find_measured, runs_beside
-from permix.inference.hf import encode_chat, load_tokenizer
+from permix.inference.hf import load_tokenizer
 from permix.types import Message
 
 ENDPOINT = ModelConfig(name="m", backend="openai", base_url="http://127.0.0.1:1/v1")

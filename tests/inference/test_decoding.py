@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from permix.inference.chat_template import encode_chat
 from permix.inference.generation import CompletionTokens, ThinkingBudget, generate_tokens
-from permix.inference.hf import encode_chat
 from permix.inference.shared_prefix import supports_shared_prefix
 from permix.types import Message, Sampling
 from tests.networks import NETWORKS

@@ -11,20 +11,22 @@ import torch
 from permix.config import ModelConfig, ThinkingSwitch
 from permix.errors import ConfigError
 from permix.inference import load_model
-from permix.inference.generation import generate_tokens
-from permix.inference.hf import (
-    HFModel,
-    balanced_batches,
+from permix.inference.chat_template import (
     decode_completion,
     default_system_text,
     encode_chat,
     encode_completion,
+    opened_thinking,
+    takes_system_message,
+)
+from permix.inference.generation import generate_tokens
+from permix.inference.hf import (
+    HFModel,
+    balanced_batches,
     folder_fingerprint,
     load_causal_lm,
     load_empty_causal_lm,
     load_tokenizer,
-    opened_thinking,
-    takes_system_message,
 )
 from permix.progress import print_status_once
 from permix.types import Completion, Failure, Message, Request, Sampling, digest

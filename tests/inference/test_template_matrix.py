@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 
 from permix.errors import ConfigError
-from permix.inference.generation import end_of_turn_id, stop_token_ids
-from permix.inference.hf import (
+from permix.inference.chat_template import (
     default_system_text,
     encode_chat,
     end_of_turn_ids,
-    load_tokenizer,
     opened_thinking,
     takes_system_message,
 )
+from permix.inference.generation import end_of_turn_id, stop_token_ids
+from permix.inference.hf import load_tokenizer
 from permix.prompts import build_messages
 from permix.thinking import split_thinking
 from permix.training.sft_data import SFTExample

@@ -23,7 +23,8 @@ from permix import cli
 from permix.config import ENGINE_FIELDS, ModelConfig
 from permix.errors import ConfigError, EndpointStoppedError
 from permix.inference import cache, check_model, load_model
-from permix.inference.hf import HFModel, encode_chat, load_causal_lm, load_tokenizer
+from permix.inference.chat_template import encode_chat
+from permix.inference.hf import HFModel, load_causal_lm, load_tokenizer
 from permix.inference.vllm import ENVIRONMENT, VLLMModel, engine_arguments
 from permix.storage.files import read_json
 from permix.types import Completion, Failure, Message, Request, Sampling

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from permix.errors import ConfigError, DataError
-from permix.inference.hf import encode_chat
+from permix.inference.chat_template import encode_chat
 from permix.judges.prompts import (
     RUBRIC_SLOTS,
     Rubric,

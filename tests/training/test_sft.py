@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from permix.config import OptimConfig
+from permix.inference.chat_template import encode_chat
 from permix.inference.generation import end_of_turn_id
-from permix.inference.hf import encode_chat, load_causal_lm, load_tokenizer
+from permix.inference.hf import load_causal_lm, load_tokenizer
 from permix.training.sft_data import SFTExample
 from permix.training.sft_trainer import (
     PlanSFTTrainer,

@@ -41,8 +41,9 @@ from permix.inference.addresses import check_addresses
 from permix.inference.base import Model
 from permix.inference.batch_model import BatchModel, again_text, is_only_writing
 from permix.inference.cache import cached_model
+from permix.inference.chat_template import encode_chat
 from permix.inference.cost import RequestGroup, estimate_cost, find_measured, runs_beside
-from permix.inference.hf import context_window, encode_chat, load_tokenizer, resolve_model_source
+from permix.inference.hf import context_window, load_tokenizer, resolve_model_source
 from permix.personas.loading import load_roleplay
 from permix.personas.pool import PersonaPool, warn_of_misfits
 from permix.prompts import build_messages, template_hash

@@ -270,7 +270,7 @@ def _count_prompt_tokens(groups: Sequence[RequestGroup], model: ModelConfig) -> 
 def _prompt_tokens(messages: Sequence[Message], tokenizer: Any) -> float:
     if tokenizer is None:
         return sum(len(message["content"]) for message in messages) / CHARACTERS_PER_TOKEN
-    from permix.inference.hf import encode_chat
+    from permix.inference.chat_template import encode_chat
 
     return len(encode_chat(tokenizer, messages))
 

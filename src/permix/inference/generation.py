@@ -21,7 +21,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList
 
 from permix.errors import PermixError
-from permix.inference.hf import end_of_turn_ids, opened_thinking
+from permix.inference.chat_template import end_of_turn_ids, opened_thinking
 from permix.inference.shared_prefix import decode_step, prefill, supports_shared_prefix
 from permix.progress import print_status_once
 from permix.thinking import closing_text, open_tag

@@ -25,12 +25,10 @@ from typing import Any, TypeAlias
 from permix.config import ModelConfig
 from permix.errors import ConfigError, EndpointStoppedError
 from permix.inference.base import CompletionResult
+from permix.inference.chat_template import decode_completion, default_system_text, encode_chat
 from permix.inference.hardware import set_passive_threads
 from permix.inference.hf import (
     content_fingerprint,
-    decode_completion,
-    default_system_text,
-    encode_chat,
     is_content_addressed,
     load_generation_settings,
     load_tokenizer,

@@ -16,7 +16,8 @@ from typing import Any, Literal, NamedTuple
 
 from permix.config import SUPERVISED_METHODS, OptimConfig, TrainConfig
 from permix.errors import ConfigError
-from permix.inference.hf import context_window, encode_chat
+from permix.inference.chat_template import encode_chat
+from permix.inference.hf import context_window
 from permix.plan import Plan
 from permix.training import distributed
 from permix.types import PlanRow

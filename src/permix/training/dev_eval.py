@@ -22,7 +22,7 @@ from permix.evals import open_ended, stability
 from permix.evals.grid import PromptFormat, count_cut_off, read_grid_results
 from permix.evals.strategies import STRATEGIES
 from permix.evals.strategies.base import EvalSetup
-from permix.inference.hf import encode_chat
+from permix.inference.chat_template import encode_chat
 from permix.metrics.dev_curve import DevCurve, DevEvalPoint
 from permix.metrics.identifiability import Identifiability
 from permix.metrics.measures import select_measures

@@ -29,8 +29,8 @@ from trl.trainer.utils import RepeatSampler, use_adapter
 
 from permix.config import OptimConfig
 from permix.errors import PermixError
+from permix.inference.chat_template import decode_completion, encode_chat
 from permix.inference.generation import generate_tokens, stop_at_end_of_turn, stop_token_ids
-from permix.inference.hf import decode_completion, encode_chat
 from permix.inference.shared_prefix import DEFAULT_ATTENTION, SHARED_PREFIX_ATTENTION, eval_mode, supports_shared_prefix
 from permix.plan import Plan
 from permix.progress import print_status

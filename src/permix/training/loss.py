@@ -220,7 +220,7 @@ def answer_logits(network: Any, prompt_groups: Sequence[PromptGroup], pad_token_
 
 def samples_from_cells(cells: Sequence[Cell], tokenizer: Any, end_id: int) -> list[Sample]:
     """Recorded answers as token ids, with the token `end_id` if the answer was complete. Empty answers are left out."""
-    from permix.inference.hf import encode_chat, encode_completion
+    from permix.inference.chat_template import encode_chat, encode_completion
 
     samples = []
     for cell in cells:

@@ -25,7 +25,7 @@ from permix.evals.grid import run_cells
 from permix.inference import check_model, load_model
 from permix.inference.addresses import check_addresses
 from permix.inference.base import Model
-from permix.inference.hf import encode_chat, encode_completion
+from permix.inference.chat_template import encode_chat, encode_completion
 from permix.plan import Plan
 from permix.progress import print_status
 from permix.storage.cells import OptionNames, explain_missing, find_failures

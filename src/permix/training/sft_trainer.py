@@ -22,9 +22,10 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from permix.config import OptimConfig
+from permix.inference.chat_template import encode_chat, encode_completion
 from permix.inference.generation import end_of_turn_id, stop_at_end_of_turn
 from permix.inference.hardware import release_memory
-from permix.inference.hf import context_window, encode_chat, encode_completion
+from permix.inference.hf import context_window
 from permix.inference.shared_prefix import eval_mode, supports_shared_prefix
 from permix.progress import progress_bar
 from permix.storage.run_dir import RunDir
