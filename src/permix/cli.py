@@ -342,7 +342,10 @@ def insert_export_source(args: Sequence[str]) -> Sequence[str]:
         return args
     source, rest = args[place], [*args[:place], *args[place + 1 :]]
     if source.endswith(config.CONFIG_SUFFIXES):
-        is_own = config.read_config_values(Path(source)).get("stage", "export") == "export"
+        values = config.read_config_values(Path(source))
+        # A configuration of `permix train` need not name its stage; its [plan] is a section, and here plan is a path.
+        has_own_keys = values.keys() <= config.ExportConfig.model_fields.keys() and not isinstance(values.get("plan"), dict)
+        is_own = values["stage"] == "export" if "stage" in values else has_own_keys
         return [source, *rest] if is_own else ["--plan", source, *rest]
     return ["--plan" if source.endswith(".parquet") else "--run", source, *rest]
 

@@ -513,6 +513,21 @@ def test_an_export_may_have_a_configuration_of_its_own(
     assert (tmp_path / "out" / "permix.json").exists()
 
 
+def test_neither_configuration_need_name_its_stage(tmp_path: Path, tiny_model: Path) -> None:
+    training = write_training(tmp_path, tiny_model)
+    values = json.loads(training.read_text())
+    assert values.pop("stage") == "train"
+    training.write_text(json.dumps(values))
+    assert (
+        cli.run_cli(["export", str(training), "--format", "verl", "--out", str(tmp_path / "one"), "--n-gpus-per-node", "1"]) == 0
+    )
+    own = tmp_path / "export.toml"
+    own.write_text(f'format = "verl"\nplan = "{training}"\nout = "{tmp_path / "two"}"\nn_gpus_per_node = 1\n')
+    assert cli.run_cli(["export", str(own)]) == 0
+    one, two = (read_json(tmp_path / name / "permix.json") for name in ("one", "two"))
+    assert one == two
+
+
 def test_a_folder_with_other_content_is_left_alone(tmp_path: Path, tiny_model: Path) -> None:
     out = tmp_path / "export"
     out.mkdir()
