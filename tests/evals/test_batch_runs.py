@@ -140,7 +140,7 @@ def test_what_is_missing_or_failed_is_pending_and_written_again(tmp_path: Path, 
     said = capsys.readouterr().err
     n_answered = sum(cell.completion is not None for cell in records(run))
     failed = [cell for cell in records(run) if cell.failure is not None]
-    assert f"read 12 results in 1 files: {n_answered} recorded, {len(failed)} failed, 0 recorded before, 0 unknown" in said
+    assert f"read 12 results in 1 file: {n_answered} recorded, {len(failed)} failed, 0 recorded before, 0 unknown" in said
     assert f"{24 - n_answered} of 24 cells have no score" in said
     assert "give --batch-out with a new folder to write the next batch, or --batch-in with further results" in said
     assert {cell.failure.type for cell in failed if cell.failure} == {"BadRequestError", "BatchError"}

@@ -346,7 +346,7 @@ def test_the_first_good_result_counts_and_differing_ones_are_said(tmp_path: Path
     model.finish("")
     said = capsys.readouterr().err
     assert "1 requests have several answers that differ; the first of each counts" in said
-    assert "read 5 results in 1 files: 1 recorded, 1 failed, 0 recorded before, 0 unknown" in said
+    assert "read 5 results in 1 file: 1 recorded, 1 failed, 0 recorded before, 0 unknown" in said
 
 
 def test_a_failure_is_given_once_in_a_start(tmp_path: Path) -> None:
@@ -367,7 +367,7 @@ def test_results_of_other_messages_seeds_and_runs_are_not_taken(tmp_path: Path, 
     model.finish("")
     assert [index for index, _ in results] == [0]
     said = capsys.readouterr().err
-    assert "read 4 results in 1 files: 1 recorded, 0 failed, 1 recorded before, 2 unknown" in said
+    assert "read 4 results in 1 file: 1 recorded, 0 failed, 1 recorded before, 2 unknown" in said
     assert "note: 2 results answer no request of this run as it is now" in said
 
 

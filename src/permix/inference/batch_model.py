@@ -256,8 +256,9 @@ class BatchModel:
 
     def _show_counts(self, results: ResultIndex) -> None:
         counts, unknown = self.counts, results.n_left + results.n_foreign
+        files = "1 file" if len(results.paths) == 1 else f"{len(results.paths)} files"
         print_status(
-            f"read {results.n_results} results in {len(results.paths)} files: {counts.answered} recorded, "
+            f"read {results.n_results} results in {files}: {counts.answered} recorded, "
             f"{counts.failed} failed, {counts.recorded_before} recorded before, {unknown} unknown"
         )
         if unknown:

@@ -225,7 +225,7 @@ def _cookie_jar_class() -> "type[aiohttp.DummyCookieJar]":
 
 def _connection_error(error: Exception, words: str) -> ConnectionFailedError:
     # Without the bytes that it quotes: they are cut somewhere, and half a key would not be recognised.
-    words = " ".join(re.sub(r""":?\s*b(['"]).*""", "", words, flags=re.DOTALL).split())
+    words = " ".join(re.sub(r""":?\s*b(['"]).*""", "", words, flags=re.DOTALL).split()).replace(" ssl:default", "")
     return ConnectionFailedError(f"Connection error. ({type(error).__name__}: {words})")
 
 
