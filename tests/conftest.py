@@ -11,7 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,12 @@ import pytest
 
 from permix.metrics import priors
 from tests.tiny import make_folder
+
+with suppress(ImportError):  # the environments of tests/engines do without it
+    from hypothesis import settings
+
+    settings.register_profile("busy machine", deadline=None)  # no test depends on how long an example takes
+    settings.load_profile("busy machine")
 
 if TYPE_CHECKING:  # a worker without a browser test does not import Playwright
     from playwright.sync_api import Browser, Page

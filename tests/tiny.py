@@ -115,3 +115,10 @@ def make_base_folder(tiny_model: Path, folder: Path) -> Path:
     tokenizer.save_pretrained(folder)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 0, "pad_token_id": 0}))
     return folder
+
+
+def generation_settings(model: Path) -> dict[str, Any]:
+    """generation_config.json; transformers before 5.22 writes a single stop token as a number or as a list of one."""
+    settings: dict[str, Any] = json.loads((model / "generation_config.json").read_text())
+    stop = settings.pop("eos_token_id")
+    return settings | {"eos_token_id": stop if isinstance(stop, list) else [stop]}

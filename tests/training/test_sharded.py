@@ -1,9 +1,7 @@
 """FSDP2 over two processes on CPUs: it trains, generates, saves and goes on as one process does."""
 
-import json
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,6 +11,7 @@ from permix.training.compatibility import SHARDED_REFERENCE_TRANSFORMERS
 from tests.killable import Moment
 from tests.launches import environment, shard_on_cpu
 from tests.multi_process import Ended, command, each, team
+from tests.tiny import generation_settings
 from tests.training.test_processes import close, config, relative_distance, untimed
 
 __all__ = ["config"]
@@ -57,13 +56,6 @@ def test_shared_out_weights_train_like_whole_ones(
         assert ours.keys() == theirs.keys()
         for name in ours:
             assert close(ours[name], theirs[name], 1e-2 if noisy else 2e-4), (name, ours[name], theirs[name])
-
-
-def generation_settings(model: Path) -> dict[str, Any]:
-    """generation_config.json; transformers before 5.22 writes a single stop token as a number or as a list of one."""
-    settings: dict[str, Any] = json.loads((model / "generation_config.json").read_text())
-    stop = settings.pop("eos_token_id")
-    return settings | {"eos_token_id": stop if isinstance(stop, list) else [stop]}
 
 
 @pytest.mark.slow
