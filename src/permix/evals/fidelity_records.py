@@ -109,9 +109,8 @@ def run_fidelity_cells(
             if pending:
                 raise IncompleteRunError(missing, pending)
             run.close_records()
-            summaries = run.cells().summaries
-            unanswered = [cell.key for cell in cells if cell.key not in summaries or not summaries[cell.key].has_completion]
-            counts = Counter(divided.number_of[key] for key in unanswered)
+            recorded = run.cells()
+            counts = Counter(divided.number_of[cell.key] for cell in cells if not recorded.has_completion(cell.key))
             report_finished_shard(run.path, divided.shard, len(own), counts, "answers")
         elif pending and is_only_writing(model):
             raise IncompleteRunError(missing, pending)

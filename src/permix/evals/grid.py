@@ -419,18 +419,17 @@ def estimate_cells(
     """
     recorded = read_run_cells(config.out)
     check_cells_unchanged(recorded, cells)
-    summaries, limit = recorded.summaries, config.sampling.max_new_tokens
-    pending = [cell.messages for cell in cells if cell.key not in summaries or not summaries[cell.key].has_completion]
+    limit = config.sampling.max_new_tokens
+    pending = [cell.messages for cell in cells if not recorded.has_completion(cell.key)]
     is_part = config.shard is not None
-    n_recorded = len(cells) - len(pending) if is_part else sum(one.has_completion for one in summaries.values())
+    n_recorded = len(cells) - len(pending) if is_part else recorded.n_completions
     groups = [RequestGroup(pending, limit, max(0, n_later - (n_recorded - (len(cells) - len(pending)))))]
     measured = find_measured(runs_beside(config.out), stage, config.model, limit)
     return estimate_cost(groups, config.model, measured, n_recorded=n_recorded)
 
 
 def _answered_requests(cells: Sequence[Cell], known: CellIndex) -> Iterator[Request]:
-    summaries = known.summaries
-    return (CellRequest.for_cell(one).request for one in cells if one.key in summaries and summaries[one.key].has_completion)
+    return (CellRequest.for_cell(one).request for one in cells if known.has_completion(one.key))
 
 
 def _has_completion(cell: Cell | None) -> bool:

@@ -93,8 +93,7 @@ class PlanDataset(RLDataset):  # type: ignore[misc]
     def __init__(self, plan: Plan, renderer: Any) -> None:
         """Raises ConfigError if the answers of a task cannot be verified on this machine."""
         for name in dict.fromkeys(row.task for row in plan.rows):
-            if (check := find_task(name).check_environment) is not None:
-                check()
+            find_task(name).require_environment()
         self.plan, self.renderer = plan, renderer
 
     def get_batch(self, index: int) -> Sequence[PlanGroupBuilder]:

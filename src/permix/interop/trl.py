@@ -275,6 +275,5 @@ def verifiable_reward(task: str | Task | LoadedTask, answer_column: str = "answe
         task = find_task(task)
     elif isinstance(task, LoadedTask):
         task = task.task
-    if task.check_environment is not None:
-        task.check_environment()
+    task.require_environment()
     return VerifiableReward(task, answer_column)

@@ -113,8 +113,7 @@ class PlanTaskset(vf.Taskset[PlanTask, PlanTasksetConfig]):  # type: ignore[misc
             raise ConfigError(f"{missing}; give --env.taskset.plan PLAN.parquet, a file of `permix plan`")
         plan = load_training_plan(path, "permix", self.config.own_task, "own_task")
         for name in dict.fromkeys(row.task for row in plan.rows):
-            if (check := find_task(name).check_environment) is not None:
-                check()
+            find_task(name).require_environment()
         if len({(row.step, row.group) for row in plan.rows}) < len(plan.rows):
             raise DataError(
                 f"plan {path}: its rollouts have prompts of their own (scope rollout), but a task of verifiers is one prompt for "

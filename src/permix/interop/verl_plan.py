@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from permix.config import OptimConfig, RolloutPlanConfig
 from permix.errors import DataError
+from permix.interop.engine_export import EXPORT_FILE, PLAN_FILE
 from permix.interop.merging import guard_values, truncated_repr
 from permix.plan import MAX_PLAN_BYTES, ROWS_PER_READ, Plan, read_plan
 from permix.storage.files import PARSE_ERRORS, parse_error_text, read_json
@@ -59,12 +60,12 @@ def read_trained_plan(path: Path) -> TrainedPlan:
     """The plan of a training. Raises DataError if the file or folder holds none, or if its parts do not belong together."""
     if not path.is_dir():
         return _from_plan(read_plan(path), path)
-    about_path = path / "permix.json"
+    about_path = path / EXPORT_FILE
     if not about_path.exists():
         raise DataError(f"{path}: has no permix.json; give the folder that `permix export --format verl` wrote, or the plan file")
     with guard_values(str(about_path)):
         about = _ExportFields.model_validate(read_json(about_path))
-    trained = _from_plan(read_plan(path / "plan.parquet"), path / "plan.parquet")
+    trained = _from_plan(read_plan(path / PLAN_FILE), path / PLAN_FILE)
     if trained.plan.hash != about.plan:
         raise DataError(f"{about_path}: plan = {truncated_repr(about.plan)}, and plan.parquet has {trained.plan.hash}")
     train = {name.removeprefix("train."): value for name, value in about.settings.items() if name.startswith("train.")}

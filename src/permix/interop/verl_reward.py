@@ -5,7 +5,6 @@ score: the function raises, and verl leaves that rollout out. Any number would b
 """
 
 import json
-import threading
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -26,9 +25,6 @@ class MissingRewardError(PermixError):
     """The verifier failed on a completion, so it has no reward."""
 
 
-_thread = threading.local()
-
-
 def compute_score(
     data_source: str,
     solution_str: str,
@@ -46,10 +42,8 @@ def compute_score(
     if tests is not None:
         _register_tests(tests)
     prompt = _question_prompt(extra_info or {})
-    if not hasattr(_thread, "verifier"):
-        _thread.verifier = Verifier()
     task = find_task(str((extra_info or {}).get("task")))
-    verdict = verify_completion(task, solution_str, ground_truth, _thread.verifier, prompt)
+    verdict = verify_completion(task, solution_str, ground_truth, Verifier(), prompt)
     if verdict.reward is None:
         raise MissingRewardError(f"{data_source}: the verifier failed, so this rollout has no reward: {verdict.error}")
     # No key "acc": verl's validation counts a rollout without it as wrong.

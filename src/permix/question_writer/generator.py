@@ -341,7 +341,7 @@ def preflight_questions(config: QuestionsConfig) -> dict[str, str]:
 def _estimate_writing(config: QuestionsConfig, job: WritingJob, n_calls: int) -> dict[str, str]:
     """The cost of the calls that are not made yet, if no reply is rejected: `n_calls` in all, the recorded ones included."""
     cells = read_run_cells(config.out)
-    replies, n_recorded = replies_by_key(cells), sum(one.has_completion for one in cells.summaries.values())
+    replies, n_recorded = replies_by_key(cells), cells.n_completions
     pending = [one for find in PENDING_REQUEST_FINDERS.values() for one in find(job, replies)]
     n_later = max(0, n_calls - n_recorded - len(pending))
     limit = config.sampling.max_new_tokens

@@ -178,7 +178,7 @@ def generate_until_complete(
             record,
             lambda n: progress_bar(label, n, "replies"),
             run.path,
-            has_answers=any(one.has_completion for one in run.cells().summaries.values()),
+            has_answers=run.cells().n_completions > 0,
         )
     except EndpointStoppedError as error:
         run.stop_reason = error.stop_reason

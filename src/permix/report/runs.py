@@ -140,7 +140,7 @@ class Run(RunReader):
     @property
     def n_answered(self) -> int:
         """Number of recorded cells with a completion."""
-        return sum(one.has_completion for one in self.cells.summaries.values())
+        return self.cells.n_completions
 
     @property
     def peak_mb(self) -> int | None:

@@ -129,6 +129,16 @@ class CellIndex(Mapping[CellKey, Cell]):
             weakref.finalize(self, file.close)
         return os.pread(self._open_files[summary.file].fileno(), summary.length, summary.offset)
 
+    def has_completion(self, key: CellKey) -> bool:
+        """Whether the cell is recorded with a completion; reads nothing."""
+        summary = self.summaries.get(key)
+        return summary is not None and summary.has_completion
+
+    @property
+    def n_completions(self) -> int:
+        """Number of recorded cells with a completion."""
+        return sum(one.has_completion for one in self.summaries.values())
+
     def __contains__(self, key: object) -> bool:
         return key in self.summaries  # Mapping.__contains__ would parse the cell
 

@@ -158,8 +158,7 @@ def load_selection(config: TaskConfig) -> "LoadedTask":
     Raises ConfigError if the questions cannot be loaded or scored, and DataError for a bad file.
     """
     task = find_task(config.name)
-    if task.check_environment is not None:
-        task.check_environment()
+    task.require_environment()
     if config.reads_own_file:
         with option_context("task.path", config.path):
             config, questions = select_custom_questions(task.name, config)

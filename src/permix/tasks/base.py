@@ -61,6 +61,11 @@ class Task:
         """Hash of the prompt template; only runs with the same template are compared."""
         return digest(self.prompt_template)
 
+    def require_environment(self) -> None:
+        """Raise ConfigError if answers cannot be scored on this machine."""
+        if self.check_environment is not None:
+            self.check_environment()
+
     def prompt(self, question: Question) -> str:
         """The question in the prompt template."""
         # str.format fails on the braces of LaTeX.
