@@ -143,6 +143,16 @@ def test_own_texts_and_an_answer_that_is_cut_off(open_tab: OpenTab) -> None:
     assert tab.witness.complaints == []
 
 
+def test_a_run_that_is_read_after_the_tab_was_opened_joins_the_lists(open_tab: OpenTab, tiny_model: Path) -> None:
+    tab = open_tab()
+    tab.waits_for("#try-models", "taught, trained")
+    tab.choose_models("taught, trained")
+    trained_run(tab.root / "later", tiny_model, label="later")
+    tab.waits_for("#try-models", "later, trained")
+    chosen = [one for one in tab.page.locator("#try-models .choice").all() if one.locator("input").is_checked()]
+    assert [one.locator("strong").inner_text() for one in chosen] == ["taught, trained"]
+
+
 def test_the_persona_that_a_classifier_names(open_tab: OpenTab) -> None:
     tab = open_tab()
     tab.waits_for("#try-models", "taught, trained")

@@ -51,7 +51,7 @@ The token is in the address that `permix view` printed, behind the "#", which no
     const left = notes.length ? [el("details", {}, el("summary", {}, `Not listed: ${notes.length}`), el("ul", {}, ...notes.map((note) => el("li", {}, note))))] : [];
     at("try-models").replaceChildren(...none, ...boxes, ...left);
     at("try-models-legend").textContent = boxes.length > 1 ? `Models, up to ${most} side by side` : "Models";
-    if (boxes.length && !was.size) boxes[0].querySelector("input").checked = true;
+    if (boxes.length && !loaded) boxes[0].querySelector("input").checked = true;
   };
 
   const options = (select, entries) => {
@@ -84,19 +84,36 @@ The token is in the address that `permix view` printed, behind the "#", which no
     showChosen();
   };
 
+  /** Shows the models and runs that there are now, and keeps what was chosen. Returns false if the chosen run is another one now. */
+  const loadChoices = async () => {
+    const choices = await call("/try/choices.json");
+    savedFile = choices.saved_file;
+    showModels(choices.models, choices.notes, choices.max_models);
+    loaded ||= choices.models.length > 0;
+    const was = at("try-run").value;
+    options(at("try-run"), choices.runs.map((run) => [run.id, `${run.label}: ${run.stage}, ${run.name}`]));
+    at("try-run").closest("fieldset").hidden = !choices.runs.length;
+    return at("try-run").value === was;
+  };
+
   const load = async () => {
     try {
-      const choices = await call("/try/choices.json");
-      savedFile = choices.saved_file;
-      showModels(choices.models, choices.notes, choices.max_models);
-      options(at("try-run"), choices.runs.map((run) => [run.id, `${run.label}: ${run.stage}, ${run.name}`]));
-      at("try-run").closest("fieldset").hidden = !choices.runs.length;
+      await loadChoices();
       say("");
-      loaded = true;
       await loadPrompts();
       await follow();
     } catch (error) {
       say(error.message);
+    }
+  };
+
+  /** The viewer reads one run after the other: runs that it read after the tab was opened join the lists. */
+  const onRunsChanged = async () => {
+    if (at("page-try").hidden || at("try-form").hidden) return;
+    try {
+      if (!(await loadChoices())) await loadPrompts();
+    } catch {
+      // The next change, or opening the tab again, asks once more.
     }
   };
 
@@ -253,6 +270,7 @@ The token is in the address that `permix view` printed, behind the "#", which no
   };
 
   addEventListener("hashchange", showPage);
+  addEventListener("permix-runs", onRunsChanged);
   showChosen();
   showPage();
 })();

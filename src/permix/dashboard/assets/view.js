@@ -7,7 +7,7 @@
   const at = (id) => document.getElementById(id);
   const tags = new Map(); // of each address, the ETag of what is shown
   const rows = new Map(); // of each run, its line in the list
-  let state = null, chosen = "", seen = null;
+  let state = null, chosen = "", seen = null, knownRuns = "";
 
   const clock = (date) => date.toTimeString().slice(0, 8);
   const span = (seconds) => {
@@ -215,6 +215,9 @@
       state = news;
       permix.tryItIsOn = news.try_it;
       tell(before);
+      const runs = JSON.stringify(state.runs.map((run) => [run.id, run.state]).sort());
+      if (runs !== knownRuns) dispatchEvent(new Event("permix-runs"));
+      knownRuns = runs;
       showHead();
     }
     choose();
