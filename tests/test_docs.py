@@ -1,4 +1,8 @@
-"""The documents do not drift: their Python runs and prints what it says, their commands parse, their links and names exist."""
+"""The documents do not drift: their Python runs and prints what it says, their commands parse, their links and names exist.
+
+Dated results (`docs/history`) keep their text for ever. So of them only links are checked, that each section has a command, and
+that the index lists it: their commands need not parse with today's options, and the files that they name need not exist.
+"""
 
 import re
 import shlex
@@ -21,6 +25,11 @@ DOCUMENTS = [
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "docs/recorded/README.md",
 ]
+"""What must agree with today's code."""
+
+HISTORY = sorted((ROOT / "docs/history").glob("*.md"))
+"""Dated results and their index, which agree with the code of their date."""
+
 SETTINGS: dict[str, type[BaseModel]] = {**config.CONFIGS_BY_STAGE, "models": cli.ModelsOptions, "personas": cli.PersonasOptions}
 
 OTHERS = (
@@ -143,11 +152,23 @@ def refuse_bad_flags(verb: str, words: list[str]) -> None:
     cli.parse_config(verb, SETTINGS[verb], words)
 
 
-@by_document
+def anchors(path: Path) -> set[str]:
+    """The names by which GitHub links to the headings of a document."""
+    found: list[str] = []
+    for heading in re.findall(r"^#+ (.+)$", prose(path), re.MULTILINE):
+        name = re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+        found.append(f"{name}-{found.count(name)}" if name in found else name)
+    return set(found)
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, *HISTORY], ids=lambda path: str(path.relative_to(ROOT)))
 def test_relative_links_resolve(path: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(path)):
         if not re.match(r"[a-z]+:", target):
-            assert (path.parent / target.partition("#")[0]).exists(), target
+            file, _, anchor = target.partition("#")
+            linked = path.parent / file if file else path
+            assert linked.exists(), target
+            assert not anchor or linked.suffix != ".md" or anchor in anchors(linked), target
 
 
 @by_document
@@ -182,14 +203,46 @@ def test_the_tree_names_what_exists_and_every_folder_of_the_package() -> None:
 
 
 def test_the_project_speaks_of_itself_alone() -> None:
-    for path in [*DOCUMENTS, *(ROOT / "configs").glob("*.toml")]:
+    for path in [*DOCUMENTS, *HISTORY, *(ROOT / "configs").glob("*.toml")]:
         assert not re.search(r"(?<![\w.])/(?:work|tmp|root|home)/", path.read_text(encoding="utf-8")), path.name
 
 
-def test_results_hold_no_number_without_its_command() -> None:
-    sections = re.split(r"^## ", (ROOT / "docs" / "results.md").read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
-    assert sections
-    assert all("```sh\n" in section for section in sections)
+def split_sections(path: Path, marks: str) -> dict[str, str]:
+    """The text under each heading with these marks, up to the next such heading."""
+    _, *parts = re.split(rf"^{marks} (.+)\n", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def test_current_results_have_an_answer_a_command_limits_and_their_dated_section() -> None:
+    page = ROOT / "docs" / "results.md"
+    questions = split_sections(page, "##")
+    assert questions
+    for question, text in questions.items():
+        answer = text.lstrip("\n").partition("\n\n")[0]
+        assert re.match(r"[A-Z][^#]*\.$", answer), question
+        assert f"- [{question}](#" in page.read_text(encoding="utf-8"), question
+    results = {
+        heading: text for heading, text in split_sections(page, "##+").items() if "\n### " not in questions.get(heading, "")
+    }
+    for heading, text in results.items():
+        assert "```sh\n" in text, heading
+        assert "**What it does not show.**" in text, heading
+        assert "](history/" in text, heading
+
+
+def test_every_dated_result_has_a_command_and_one_line_of_the_index() -> None:
+    index = (ROOT / "docs/history/README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d{4}-\d\d-\d\d) \| \[[^|]+\]\(([\w#.-]+)\) \| (?:current|replaced)", index, re.MULTILINE)
+    assert [date for date, _ in rows] == sorted((date for date, _ in rows), reverse=True)
+    dated = []
+    for path in HISTORY:
+        sections = split_sections(path, "##")
+        dates = [heading[:10] for heading in sections]
+        assert dates == sorted(dates, reverse=True), path.name
+        assert all("```sh\n" in text for text in sections.values()), path.name
+        dated += [f"{path.name}#{name}" for name in anchors(path) if re.match(r"\d{4}-\d\d-\d\d-", name)]
+    assert dated
+    assert sorted(dated) == sorted(link for _, link in rows)
 
 
 @pytest.mark.parametrize("page", ["security.md", "inputs.md"])
