@@ -1,0 +1,58 @@
+"""Power of a comparison of two trained methods, with the training seed as a random effect, and the table of it by seeds and questions.
+
+The test is the interval over questions and training seeds of `permix.metrics.training_seeds`: it shows a difference where it excludes 0.
+The difference of S paired seeds on Q questions is normal with mean δ and variance c + (σ² + e) / S (the letters are explained
+there); c and e are inversely proportional to Q, σ² does not depend on Q. Its power is the expectation, over the chi-squared
+distribution of the observed variance of the seeds, of the probability that the interval excludes 0 (numerical integration, no simulation).
+With one seed the only test is that over questions, which ignores σ²: then its power is that of the interval over questions, and
+`false_positive_rate` says how often it shows a difference between methods that are alike over all seeds.
+
+Contract: pure functions of numbers.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import chdtri, ndtr, ndtri, stdtrit
+
+from permix.metrics.statistics import SIGNIFICANCE_LEVEL
+from permix.metrics.training_seeds import VarianceComponents
+
+N_QUANTILES = 2000
+"""Quantiles of the chi-squared distribution that the integral is a mean over."""
+
+
+def power_over_seeds(effect: float, components: VarianceComponents, n_seeds: int, *, level: float = SIGNIFICANCE_LEVEL) -> float:
+    """Probability that the interval over questions and seeds excludes 0, where the true difference is `effect`.
+
+    `components` are those of one paired seed with the planned number of questions (`scale_questions`); its seed variance must be
+    known. With `n_seeds` 1 the interval is that over questions alone. Raises ValueError for fewer seeds, or an unknown seed variance.
+    """
+    if n_seeds < 1:
+        raise ValueError(f"n_seeds is {n_seeds}; it must be at least 1")
+    if components.seed is None:
+        raise ValueError("components.seed is None: one training seed does not show how much seeds differ; assume a variance")
+    shared = max(0.0, components.shared)
+    of_questions = shared + components.own / n_seeds
+    standard_error = float(np.sqrt(of_questions + components.seed / n_seeds))
+    half_N = np.array([-float(ndtri(level / 2)) * np.sqrt(of_questions)])
+    if n_seeds > 1:
+        share_N = (np.arange(N_QUANTILES) + 0.5) / N_QUANTILES
+        observed_N = (components.seed + components.own) * chdtri(n_seeds - 1, share_N) / (n_seeds - 1)
+        t = float(stdtrit(n_seeds - 1, 1 - level / 2))
+        half_N = np.maximum(half_N, np.sqrt(t**2 * observed_N / n_seeds + float(ndtri(level / 2)) ** 2 * shared))
+    if standard_error == 0:
+        return float((abs(effect) > half_N).mean())
+    return float((ndtr((effect - half_N) / standard_error) + ndtr((-effect - half_N) / standard_error)).mean())
+
+
+def false_positive_rate(components: VarianceComponents, n_seeds: int, *, level: float = SIGNIFICANCE_LEVEL) -> float:
+    """How often the interval excludes 0 although the methods are alike on average over seeds; arguments as in `power_over_seeds`."""
+    return power_over_seeds(0.0, components, n_seeds, level=level)
+
+
+def scale_questions(components: VarianceComponents, n_questions: int, planned: int) -> VarianceComponents:
+    """The variances, measured on `n_questions`, for a `planned` number of questions."""
+    factor = n_questions / planned
+    return components.model_copy(update={"own": components.own * factor, "shared": components.shared * factor})
