@@ -1,17 +1,19 @@
 """Coverage of the intervals over questions and training seeds, and the power of a comparison by them, by simulation.
 
 Two methods are trained with the same S seeds. All models answer the same questions, under the same personas and without one, and
-are compared by `permix.metrics.stability.seed_differences`. An answer is right if a normal number exceeds a threshold: the sum of
-the persona's effect, the seed's effects on all answers and on single personas, and parts of the question, of question and method,
-of question, method and seed, and of the cell. The shares of these parts (`SHARES`) give the intervals of the quickstart and of the
-study of three seeds in docs/results.md. The truth of a difference is its mean over very many seeds. One JSON line a setting: for each
-measure how often the interval over questions alone and that over questions and seeds contain the truth and exclude 0, the mean
-width of each, and the power that `permix.metrics.power` expects from the variance components of the same data sets.
+are compared by `permix.metrics.stability.seed_differences`. An answer is right if a normal number exceeds a threshold. The number
+is the sum of the persona's effect, the seed's effects on all answers and on single personas, and parts of the question, of
+question and method, of question, method and seed, and of the cell. The shares of these parts (`SHARES`) give about the intervals
+of the quickstart and of the study with three seeds in docs/results.md. The truth of a difference is its mean over many seeds.
+
+One JSON line a study: for each measure how often the interval over questions alone, and that over questions and seeds, contain
+the truth and exclude 0, the mean width of each, and the power that `permix.metrics.power` expects from the mean of the estimated
+variance components.
 
     python -m bench.training_seeds > training_seeds.jsonl
     python -m bench.training_seeds --page training_seeds.jsonl
 
-With --normal the values of seeds are drawn from the normal model itself: for all numbers of seeds, 100,000 data sets a line.
+With --normal the values of seeds are drawn from the normal model itself: 100,000 data sets a line.
 """
 
 import argparse

@@ -1,17 +1,15 @@
-"""Power of a comparison of two trained methods, with the training seed as a random effect, and the table of it by seeds and questions.
+"""Power of a comparison of two trained methods, with the training seed as a random effect.
 
-The test is the interval over questions and training seeds of `permix.metrics.training_seeds`: it shows a difference where it excludes 0.
-The difference of S paired seeds on Q questions is normal with mean δ and variance c + (σ² + e) / S (the letters are explained
-there); c and e are inversely proportional to Q, σ² does not depend on Q. Its power is the expectation, over the chi-squared
-distribution of the observed variance of the seeds, of the probability that the interval excludes 0 (numerical integration, no simulation).
-With one seed the only test is that over questions, which ignores σ²: then its power is that of the interval over questions, and
-`false_positive_rate` says how often it shows a difference between methods that are alike over all seeds.
+A difference is shown where the interval over questions and training seeds of `permix.metrics.training_seeds` excludes 0. The
+difference of S paired seeds is taken as normal with mean δ and variance c + (σ² + e) / S (the letters are explained there); c and
+e are inversely proportional to the number of questions, σ² does not depend on it. The power is the mean, over the chi-squared
+distribution of the observed variance of the seeds, of the probability that the interval excludes 0: an integral, no simulation.
+
+With one seed the only interval is that over questions, which ignores σ². Its power is then partly the rate at which it shows
+differences that are those of the two seeds alone (`power_over_seeds` of the effect 0).
 
 Contract: pure functions of numbers.
 """
-
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from scipy.special import chdtri, ndtr, ndtri, stdtrit
@@ -26,8 +24,8 @@ N_QUANTILES = 2000
 def power_over_seeds(effect: float, components: VarianceComponents, n_seeds: int, *, level: float = SIGNIFICANCE_LEVEL) -> float:
     """Probability that the interval over questions and seeds excludes 0, where the true difference is `effect`.
 
-    `components` are those of one paired seed with the planned number of questions (`scale_questions`); its seed variance must be
-    known. With `n_seeds` 1 the interval is that over questions alone. Raises ValueError for fewer seeds, or an unknown seed variance.
+    `components` are those of one paired seed with the planned number of questions (`scale_questions`). With `n_seeds` 1 the
+    interval is that over questions alone. Raises ValueError for fewer seeds or without the variance of seeds.
     """
     if n_seeds < 1:
         raise ValueError(f"n_seeds is {n_seeds}; it must be at least 1")
@@ -45,11 +43,6 @@ def power_over_seeds(effect: float, components: VarianceComponents, n_seeds: int
     if standard_error == 0:
         return float((abs(effect) > half_N).mean())
     return float((ndtr((effect - half_N) / standard_error) + ndtr((-effect - half_N) / standard_error)).mean())
-
-
-def false_positive_rate(components: VarianceComponents, n_seeds: int, *, level: float = SIGNIFICANCE_LEVEL) -> float:
-    """How often the interval excludes 0 although the methods are alike on average over seeds; arguments as in `power_over_seeds`."""
-    return power_over_seeds(0.0, components, n_seeds, level=level)
 
 
 def scale_questions(components: VarianceComponents, n_questions: int, planned: int) -> VarianceComponents:

@@ -30,6 +30,7 @@ from permix.metrics.training_seeds import (
     SeedValues,
     cover_seed_differences,
     cover_training_seeds,
+    limit_ends,
 )
 from permix.types import Estimate, Record, require_unique
 
@@ -309,7 +310,10 @@ def seed_differences(
             continue
         one, two = values.seeds(slice(None, n_first)), values.seeds(slice(n_first, None))
         alone = over_questions.get(measure.name) or _difference_over_questions(measure, one, two, n)
-        differences[measure.name] = cover_seed_differences(alone, one, two, pairing)
+        difference = cover_seed_differences(alone, one, two, pairing)
+        if measure.estimator != "hull":  # shares differ by at most 1
+            difference = difference.model_copy(update={"over_seeds": limit_ends(difference.over_seeds, -1.0, 1.0)})
+        differences[measure.name] = difference
     return differences
 
 
@@ -343,16 +347,9 @@ def pool_over_seeds(
         # `posterior.pooled_estimates` gives the interval for errors that are the same in all seeds: that of one seed.
         variance = float(np.nanvar(values.replicate_S_R, axis=1, ddof=1).mean()) if measure.estimator == "posterior" else None
         interval = cover_training_seeds(alone, [values], question_variance=variance).over_seeds
-        intervals[measure.name] = interval if measure.is_difference else _within_range(measure, interval)
+        is_sd = measure.estimator == "hull"
+        intervals[measure.name] = limit_ends(interval, -1.0 if measure.is_difference else 0.0, np.inf if is_sd else 1.0)
     return intervals
-
-
-def _within_range(measure: StabilityMeasure, estimate: Estimate) -> Estimate:
-    """The estimate with ends not below 0 and, except for standard deviations, not above 1."""
-    if estimate.low is None or estimate.high is None:
-        return estimate
-    high = estimate.high if measure.estimator == "hull" else min(estimate.high, 1.0)
-    return estimate.model_copy(update={"low": max(estimate.low, 0.0), "high": high})
 
 
 def _values_by_grid(

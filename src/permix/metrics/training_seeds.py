@@ -1,16 +1,16 @@
-"""Intervals of means over training seeds, and of their differences, that cover further training seeds as well as further questions.
+"""Intervals of means over training seeds, and of their differences, that cover further training seeds and further questions.
 
-A method is trained with S seeds, and all models answer the same questions. The value of seed s is d_s: a measure of that model, or
-the difference of two methods trained with that seed. Its error has three parts: the seed's own effect (variance σ²), a part of the
-drawn questions that all seeds share (variance c), and the rest of the question noise, which each seed has of its own (variance e).
-So the mean of S seeds has the variance c + (σ² + e) / S.
+A method is trained with S seeds, and all models answer the same questions. The value of seed s is d_s: a measure of that model,
+or the difference of two methods trained with that seed. Its error has three parts: the seed's own effect (variance σ²), the part
+of the question noise that all seeds share (variance c), and the part that each seed has of its own (variance e). So the mean of S
+seeds has the variance c + (σ² + e) / S.
 
 The observed variance s² of the d_s estimates σ² + e. Resampled questions, or joint posterior draws, give replicates of the d_s: c
 is the mean covariance of two seeds' replicates. Nothing is counted twice: s² / S holds the seeds' own question noise, c the rest.
 The interval has the half-width √((t s)² / S + (h √(c / v))²), with t of S − 1 degrees of freedom, h the half-width over questions
-alone, and v the variance that h stands for, c + e / S. It is never narrower than h. The ends may have different half-widths.
+alone, and v the variance that h stands for, c + e / S. It is never narrower than h. The two ends may have different half-widths.
 
-Contract: pure functions. With one seed, σ² is not known, and there is no interval. `bench/power.py` measures the coverage.
+Contract: pure functions. With one seed σ² is not known, and there is no interval. `bench/training_seeds.py` has the coverage.
 
 Axes: S seeds, R replicates. Sources: Graybill, Wang (1980), Confidence intervals on nonnegative linear combinations of variances,
 JASA 75; Zou, Donner (2008), Construction of confidence limits about effect measures, Statistics in Medicine 27.
@@ -139,6 +139,13 @@ def cover_seed_differences(
         return cover_training_seeds(over_questions, [other, SeedValues(-first.value_S, -first.replicate_S_R)])
     difference = SeedValues(other.value_S - first.value_S, other.replicate_S_R - first.replicate_S_R)
     return cover_training_seeds(over_questions, [difference])
+
+
+def limit_ends(estimate: Estimate, lowest: float, highest: float) -> Estimate:
+    """The estimate with an interval that stays between the smallest and the largest possible value."""
+    if estimate.low is None or estimate.high is None:
+        return estimate
+    return estimate.model_copy(update={"low": max(estimate.low, lowest), "high": min(estimate.high, highest)})
 
 
 def _variance_of_mean(arms: Sequence[SeedValues]) -> float:
