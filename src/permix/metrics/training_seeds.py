@@ -121,11 +121,12 @@ def cover_training_seeds(
         over_seeds = Estimate(value=value, n=over_questions.n)
         return SeedDifference(over_questions=over_questions, over_seeds=over_seeds, components=components)
     whole = _variance_of_mean(arms) if question_variance is None else question_variance
+    # Replicates that do not vary say nothing: then the half-width over questions counts in full.
     scale = float(np.sqrt(components.shared / whole)) if whole > 0 else 1.0
     below, above = (_half_width(half, SIGNIFICANCE_LEVEL, arms, scale) for half in (value - low, high - value))
     return SeedDifference(
         over_questions=over_questions,
-        over_seeds=Estimate(value=value, low=value - below, high=value + above, n=over_questions.n),
+        over_seeds=Estimate(value=value, low=min(low, value - below), high=max(high, value + above), n=over_questions.n),
         p=_p_of_zero(abs(value), value - low if value > 0 else high - value, arms, scale),
         components=components,
     )
