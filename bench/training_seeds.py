@@ -29,10 +29,10 @@ from scipy.special import ndtr, ndtri, stdtrit
 
 from bench.calibration import markdown
 from permix.metrics import priors
-from permix.metrics.measures import MEASURE_VIEWS
+from permix.metrics.measures import MEASURE_VIEWS, STABILITY_MEASURES
 from permix.metrics.posterior import AccuracyGrid
 from permix.metrics.power import power_over_seeds
-from permix.metrics.stability import seed_differences
+from permix.metrics.stability import question_noise, seed_differences
 from permix.metrics.statistics import Array
 from permix.metrics.training_seeds import SeedDifference, VarianceComponents
 
@@ -133,14 +133,17 @@ def simulate(study: Study, data_sets: int, resamples: int, seed: int) -> dict[st
     for place in range(data_sets):
         for name, difference in seed_differences(*draw_study(study, rng), "paired", {}, place, resamples).items():
             found.setdefault(name, []).append(difference)
-    measures = {name: summarize(found[name], two[name] - one[name], study.seeds) for name in MEASURE_VIEWS["seed_differences"]}
+    measures = {
+        name: summarize(name, found[name], two[name] - one[name], study.seeds) for name in MEASURE_VIEWS["seed_differences"]
+    }
     return {**study._asdict(), "data_sets": data_sets, "resamples": resamples, "seed": seed, "measures": measures}
 
 
-def summarize(found: Sequence[SeedDifference], truth: float, seeds: int) -> dict[str, Any]:
+def summarize(name: str, found: Sequence[SeedDifference], truth: float, seeds: int) -> dict[str, Any]:
     """How often each interval contains the truth and excludes 0, its mean width, and the expected power."""
     values = [one.over_questions.value for one in found if one.over_questions.value is not None]
-    expected = power_over_seeds(float(np.mean(values)), mean_components([one.components for one in found]), seeds)
+    components = mean_components([one.components for one in found])
+    expected = power_over_seeds(float(np.mean(values)), components, seeds, question_noise(STABILITY_MEASURES[name]))
     summary: dict[str, Any] = {"true": round(truth, 4), "mean": round(float(np.mean(values)), 4), "expected": round(expected, 3)}
     for kind, estimates in (
         ("questions", [one.over_questions for one in found]),

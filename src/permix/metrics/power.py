@@ -15,17 +15,25 @@ import numpy as np
 from scipy.special import chdtri, ndtr, ndtri, stdtrit
 
 from permix.metrics.statistics import SIGNIFICANCE_LEVEL
-from permix.metrics.training_seeds import VarianceComponents
+from permix.metrics.training_seeds import QuestionNoise, VarianceComponents
 
 N_QUANTILES = 2000
 """Quantiles of the chi-squared distribution that the integral is a mean over."""
 
 
-def power_over_seeds(effect: float, components: VarianceComponents, n_seeds: int, *, level: float = SIGNIFICANCE_LEVEL) -> float:
+def power_over_seeds(
+    effect: float,
+    components: VarianceComponents,
+    n_seeds: int,
+    noise: QuestionNoise = "shared",
+    *,
+    level: float = SIGNIFICANCE_LEVEL,
+) -> float:
     """Probability that the interval over questions and seeds excludes 0, where the true difference is `effect`.
 
-    `components` are those of one paired seed with the planned number of questions (`scale_questions`). With `n_seeds` 1 the
-    interval is that over questions alone. Raises ValueError for fewer seeds or without the variance of seeds.
+    `components` are those of one paired seed with the planned number of questions (`scale_questions`), `noise` the kind of the
+    measure's interval. With `n_seeds` 1 the interval is that over questions alone. Raises ValueError for fewer seeds or without
+    the variance of seeds.
     """
     if n_seeds < 1:
         raise ValueError(f"n_seeds is {n_seeds}; it must be at least 1")
@@ -39,7 +47,8 @@ def power_over_seeds(effect: float, components: VarianceComponents, n_seeds: int
         share_N = (np.arange(N_QUANTILES) + 0.5) / N_QUANTILES
         observed_N = (components.seed + components.own) * chdtri(n_seeds - 1, share_N) / (n_seeds - 1)
         t = float(stdtrit(n_seeds - 1, 1 - level / 2))
-        half_N = np.maximum(half_N, np.sqrt(t**2 * observed_N / n_seeds + float(ndtri(level / 2)) ** 2 * shared))
+        added = of_questions if noise == "whole" else shared
+        half_N = np.maximum(half_N, np.sqrt(t**2 * observed_N / n_seeds + float(ndtri(level / 2)) ** 2 * added))
     if standard_error == 0:
         return float((abs(effect) > half_N).mean())
     return float((ndtr((effect - half_N) / standard_error) + ndtr((-effect - half_N) / standard_error)).mean())

@@ -25,6 +25,7 @@ from permix.metrics.measures import (
 from permix.metrics.posterior import AccuracyGrid
 from permix.metrics.statistics import Array, BootstrapResult
 from permix.metrics.training_seeds import (
+    QuestionNoise,
     SeedDifference,
     SeedPairing,
     SeedValues,
@@ -310,11 +311,16 @@ def seed_differences(
             continue
         one, two = values.seeds(slice(None, n_first)), values.seeds(slice(n_first, None))
         alone = over_questions.get(measure.name) or _difference_over_questions(measure, one, two, n)
-        difference = cover_seed_differences(alone, one, two, pairing)
+        difference = cover_seed_differences(alone, one, two, pairing, question_noise(measure))
         if measure.estimator != "hull":  # shares differ by at most 1
             difference = difference.model_copy(update={"over_seeds": limit_ends(difference.over_seeds, -1.0, 1.0)})
         differences[measure.name] = difference
     return differences
+
+
+def question_noise(measure: StabilityMeasure) -> QuestionNoise:
+    """How much question noise an interval over training seeds of this measure adds to that of the seeds."""
+    return "whole" if measure.estimator == "posterior" else "shared"
 
 
 def _difference_over_questions(measure: StabilityMeasure, first: SeedValues, other: SeedValues, n: int) -> Estimate:
@@ -344,9 +350,7 @@ def pool_over_seeds(
         if (values := by_grid.get(measure.name)) is None:
             intervals[measure.name] = Estimate(value=alone.value, n=alone.n)
             continue
-        # `posterior.pooled_estimates` gives the interval for errors that are the same in all seeds: that of one seed.
-        variance = float(np.nanvar(values.replicate_S_R, axis=1, ddof=1).mean()) if measure.estimator == "posterior" else None
-        interval = cover_training_seeds(alone, [values], question_variance=variance).over_seeds
+        interval = cover_training_seeds(alone, [values], question_noise(measure)).over_seeds
         is_sd = measure.estimator == "hull"
         intervals[measure.name] = limit_ends(interval, -1.0 if measure.is_difference else 0.0, np.inf if is_sd else 1.0)
     return intervals

@@ -8,7 +8,10 @@ seeds has the variance c + (σ² + e) / S.
 The observed variance s² of the d_s estimates σ² + e. Resampled questions, or joint posterior draws, give replicates of the d_s: c
 is the mean covariance of two seeds' replicates. Nothing is counted twice: s² / S holds the seeds' own question noise, c the rest.
 The interval has the half-width √((t s)² / S + (h √(c / v))²), with t of S − 1 degrees of freedom, h the half-width over questions
-alone, and v the variance that h stands for, c + e / S. It is never narrower than h. The two ends may have different half-widths.
+alone, and v the variance that h stands for, c + e / S. It is never narrower than h. Both ends may have half-widths of their own.
+
+Values of posterior draws have a small bias from shrinkage too, alike in all seeds, which covariances of replicates do not show.
+For them h counts in full (`QuestionNoise`).
 
 Contract: pure functions. With one seed σ² is not known, and there is no interval. `bench/training_seeds.py` has the coverage.
 
@@ -48,6 +51,10 @@ paired: both methods were trained with the same seeds, which stand in the same o
 unpaired: the seeds of one have nothing to do with those of the other
 untrained: one of the two is a single model that has no training seed, such as the base model
 """
+
+
+QuestionNoise = Literal["shared", "whole"]
+"""How much of the half-width over questions is added to that of the seeds: the part that seeds share, or all of it."""
 
 
 class VarianceComponents(Record):
@@ -103,14 +110,11 @@ def _seed_variances(arm: SeedValues) -> _SeedVariances:
     return _SeedVariances(S, float(arm.value_S.var(ddof=1)) - own, own)
 
 
-def cover_training_seeds(
-    over_questions: Estimate, arms: Sequence[SeedValues], *, question_variance: float | None = None
-) -> SeedDifference:
+def cover_training_seeds(over_questions: Estimate, arms: Sequence[SeedValues], noise: QuestionNoise = "shared") -> SeedDifference:
     """The number of `over_questions` with an interval over questions and training seeds too.
 
     The number is the sum of the arms' means over their seeds: of a method's values, of the differences of two methods paired by
-    seed, or of one method's values and the other's negative ones. `question_variance` is the variance that the interval over
-    questions stands for; by default that of the replicates.
+    seed, or of one method's values and the other's negative ones.
     """
     value, low, high = over_questions.value, over_questions.low, over_questions.high
     values = np.concatenate([arm.value_S for arm in arms])
@@ -120,9 +124,9 @@ def cover_training_seeds(
     if min(len(arm.value_S) for arm in arms) < 2:
         over_seeds = Estimate(value=value, n=over_questions.n)
         return SeedDifference(over_questions=over_questions, over_seeds=over_seeds, components=components)
-    whole = _variance_of_mean(arms) if question_variance is None else question_variance
+    whole = _variance_of_mean(arms)
     # Replicates that do not vary say nothing: then the half-width over questions counts in full.
-    scale = float(np.sqrt(components.shared / whole)) if whole > 0 else 1.0
+    scale = float(np.sqrt(components.shared / whole)) if whole > 0 and noise == "shared" else 1.0
     below, above = (_half_width(half, SIGNIFICANCE_LEVEL, arms, scale) for half in (value - low, high - value))
     return SeedDifference(
         over_questions=over_questions,
@@ -133,13 +137,17 @@ def cover_training_seeds(
 
 
 def cover_seed_differences(
-    over_questions: Estimate, first: SeedValues, other: SeedValues, pairing: SeedPairing
+    over_questions: Estimate,
+    first: SeedValues,
+    other: SeedValues,
+    pairing: SeedPairing,
+    noise: QuestionNoise = "shared",
 ) -> SeedDifference:
     """`cover_training_seeds` of other − first. With the pairing "paired" both have equally many seeds."""
     if pairing == "unpaired":
-        return cover_training_seeds(over_questions, [other, SeedValues(-first.value_S, -first.replicate_S_R)])
+        return cover_training_seeds(over_questions, [other, SeedValues(-first.value_S, -first.replicate_S_R)], noise)
     difference = SeedValues(other.value_S - first.value_S, other.replicate_S_R - first.replicate_S_R)
-    return cover_training_seeds(over_questions, [difference])
+    return cover_training_seeds(over_questions, [difference], noise)
 
 
 def limit_ends(estimate: Estimate, lowest: float, highest: float) -> Estimate:

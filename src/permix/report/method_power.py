@@ -19,6 +19,7 @@ from permix.config import PowerConfig
 from permix.errors import ConfigError, DataError
 from permix.metrics.measures import MEASURE_VIEWS, STABILITY_MEASURES
 from permix.metrics.power import power_over_seeds, scale_questions
+from permix.metrics.stability import question_noise
 from permix.metrics.statistics import TARGET_POWER
 from permix.metrics.training_seeds import SeedDifference, VarianceComponents
 from permix.progress import add_result
@@ -121,8 +122,8 @@ def _two_methods(methods: Sequence[ReportMethod]) -> tuple[ReportMethod, ReportM
     if len(able) != 2:
         found = ", ".join(repr(one_line(method.name)) for method in able) or "none"
         raise ConfigError(
-            f"runs: power takes stability or fidelity runs of two methods; found {len(able)}: {found}; name other runs, or say with "
-            'methods which models are one method ("NAME=LABEL,LABEL")'
+            f"runs: power takes stability or fidelity runs of two methods; found {len(able)}: {found}; name other runs, or say "
+            'with methods which models are one method ("NAME=LABEL,LABEL")'
         )
     return able[0], able[1]
 
@@ -133,12 +134,15 @@ def plan_power(change: MethodDifference, effects: dict[str, tuple[float, ...]], 
         found = change.over_seeds.get(name)
         if found is None or found.components is None or found.over_questions.low is None:
             continue
+        noise = question_noise(STABILITY_MEASURES[name]) if name in STABILITY_MEASURES else "shared"
         for effect in sizes:
             for assumption in seed_assumptions(found, _pilot_seeds(change, name), config.seed_sds):
                 for seeds in config.seeds:
                     components = _planned_components(found.components, assumption)
                     power = {
-                        questions: power_over_seeds(effect, scale_questions(components, found.over_questions.n, questions), seeds)
+                        questions: power_over_seeds(
+                            effect, scale_questions(components, found.over_questions.n, questions), seeds, noise
+                        )
                         for questions in config.questions
                     }
                     yield PlannedPower(
@@ -192,8 +196,8 @@ def describe_pilot(change: MethodDifference) -> list[str]:
     ]
     if min(max(change.n_seeds, change.n_fidelity_seeds)) < 2:
         lines.append(
-            "A method has one training seed here. So it is not known how much seeds differ, nor how much of the question noise they "
-            f"share: the former is assumed as stated, the latter to be {ASSUMED_SHARED_NOISE:.0%}."
+            "A method has one training seed here. So it is not known how much seeds differ, nor how much of the question noise "
+            f"they share: the former is assumed as stated, the latter to be {ASSUMED_SHARED_NOISE:.0%}."
         )
     return lines
 
