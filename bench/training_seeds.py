@@ -173,7 +173,8 @@ NORMAL_RATIOS = (0.0, 0.25, 1.0, 4.0, 20.0)
 def simulate_normal(seeds: int, shared: float, questions: int, data_sets: int, seed: int) -> dict[str, Any]:
     """Coverage in the normal model with own question noise 1, for each of `NORMAL_RATIOS`.
 
-    The interval is the formula of `permix.metrics.training_seeds`, written for arrays.
+    The interval "seeds" is the formula of `permix.metrics.training_seeds`, written for arrays; "satterthwaite" is Student's t with
+    Satterthwaite's degrees of freedom, which that module does not use.
     """
     rng, held = np.random.default_rng([seed, seeds, int(10 * shared)]), {}
     t_seeds, t_questions = stdtrit(seeds - 1, 0.975), stdtrit(questions - 1, 0.975)
@@ -184,8 +185,14 @@ def simulate_normal(seeds: int, shared: float, questions: int, data_sets: int, s
         shared_N = np.maximum(0.0, whole_N - own_N / seeds)
         half_N = np.maximum(t_questions * np.sqrt(whole_N), np.sqrt(t_seeds**2 * observed_N / seeds + t_questions**2 * shared_N))
         error_N = rng.normal(0, np.sqrt(shared + (1 + ratio) / seeds), data_sets)
-        alone = (np.abs(error_N) <= t_questions * np.sqrt(whole_N)).mean()
-        held[ratio] = {"questions": round(float(alone), 4), "seeds": round(float((np.abs(error_N) <= half_N).mean()), 4)}
+        variance_N = observed_N / seeds + shared_N
+        freedom_N = variance_N**2 / ((observed_N / seeds) ** 2 / (seeds - 1) + shared_N**2 / (questions - 1))
+        halves = {
+            "questions": t_questions * np.sqrt(whole_N),
+            "seeds": half_N,
+            "satterthwaite": stdtrit(freedom_N, 0.975) * np.sqrt(variance_N),
+        }
+        held[ratio] = {name: round(float((np.abs(error_N) <= one_N).mean()), 4) for name, one_N in halves.items()}
     return {"seeds": seeds, "shared": shared, "questions": questions, "data_sets": data_sets, "seed": seed, "normal": held}
 
 
@@ -212,7 +219,7 @@ def page(lines: Sequence[dict[str, Any]]) -> str:
     if normal:
         rows = [["seeds", "shared / own", *(f"seed / own {ratio:g}" for ratio in NORMAL_RATIOS)]]
         for one in normal:
-            cells = [f"{_per_cent(each['questions'])} / {_per_cent(each['seeds'])}" for each in one["normal"].values()]
+            cells = [" / ".join(_per_cent(share) for share in each.values()) for each in one["normal"].values()]
             rows.append([str(one["seeds"]), f"{one['shared']:g}", *cells])
         tables.append(markdown(rows))
     return "\n\n".join(tables)
