@@ -173,7 +173,7 @@ NORMAL_RATIOS = (0.0, 0.25, 1.0, 4.0, 20.0)
 def simulate_normal(seeds: int, shared: float, questions: int, data_sets: int, seed: int) -> dict[str, Any]:
     """Coverage in the normal model with own question noise 1, for each of `NORMAL_RATIOS`.
 
-    The interval "seeds" is the formula of `permix.metrics.training_seeds`, written for arrays; "satterthwaite" is Student's t with
+    The interval "seeds" is the formula of `permix.metrics.training_seeds` for arrays; "satterthwaite" is Student's t with
     Satterthwaite's degrees of freedom, which that module does not use.
     """
     rng, held = np.random.default_rng([seed, seeds, int(10 * shared)]), {}
