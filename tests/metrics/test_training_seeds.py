@@ -47,7 +47,8 @@ def test_noise_that_each_seed_has_of_its_own_is_counted_once() -> None:
     assert found.components is not None
     assert found.components.shared == 0
     half = 4.302653 * 0.02 / np.sqrt(3)
-    assert [found.over_seeds.low, found.over_seeds.high] == [pytest.approx(0.12 - half), pytest.approx(0.12 + half)]
+    assert found.over_seeds.low == pytest.approx(0.12 - half)
+    assert found.over_seeds.high == pytest.approx(0.12 + half)
     assert found.p == pytest.approx(2 * t.sf(0.12 / (0.02 / np.sqrt(3)), 2))
 
 
@@ -55,7 +56,8 @@ def test_seeds_that_agree_never_make_the_interval_narrower() -> None:
     over_questions = Estimate(value=0.2, low=0.15, high=0.22, n=50)
     values = SeedValues(np.array([0.2, 0.2]), np.stack([0.2 + WAVE_R, 0.2 - WAVE_R]))
     found = cover_training_seeds(over_questions, [values])
-    assert [found.over_seeds.low, found.over_seeds.high] == [pytest.approx(0.15), pytest.approx(0.22)]
+    assert found.over_seeds.low == pytest.approx(0.15)
+    assert found.over_seeds.high == pytest.approx(0.22)
 
 
 def test_one_seed_is_not_covered_and_its_variance_not_known() -> None:
@@ -88,7 +90,8 @@ def test_pairs_differ_less_than_methods_whose_seeds_move_together() -> None:
     first, other = (SeedValues(np.array([0.1, 0.2, 0.6]) + more, noise_S_R) for more in (0.0, 0.05))
     over_questions = Estimate(value=0.05, low=0.03, high=0.07, n=50)
     paired, unpaired = (cover_seed_differences(over_questions, first, other, how) for how in ("paired", "unpaired"))
-    assert [paired.over_seeds.low, paired.over_seeds.high] == [pytest.approx(0.03), pytest.approx(0.07)]
+    assert paired.over_seeds.low == pytest.approx(0.03)
+    assert paired.over_seeds.high == pytest.approx(0.07)
     # The replicates of the difference do not vary, so they say nothing, and the half-width over questions counts in full.
     half = np.hypot(4.302653 * np.sqrt(2 * first.value_S.var(ddof=1) / 3), 0.02)
     assert unpaired.over_seeds.high == pytest.approx(0.05 + half, rel=1e-6)
