@@ -435,9 +435,10 @@ def method_difference(one: ReportMethod, other: ReportMethod) -> MethodDifferenc
         )
     if fidelity and other_fidelity and not fidelity_reasons:
         settings = _bootstrap_settings(other_fidelity[0].runs["fidelity"])
-        fidelity_pairing, *pairs = _pair_seeds(other_fidelity, fidelity)
-        identifiability = identifiability_difference(*map(_identifiability_results, (other_fidelity, fidelity)), *settings)
-        over_seeds["identifiability"] = _identifiability_over_seeds(identifiability, *pairs, fidelity_pairing, settings)
+        fidelity_pairing, first, second = _pair_seeds(other_fidelity, fidelity)
+        results = _identifiability_results(other_fidelity), _identifiability_results(fidelity)
+        identifiability = identifiability_difference(*results, *settings)
+        over_seeds["identifiability"] = _identifiability_over_seeds(identifiability, first, second, fidelity_pairing, settings)
     personas = {len(model.grid.persona_ids) for model in (*stable, *other_stable) if model.grid is not None}
     return MethodDifference(
         name=one.name, against=other.name, measures=differences, identifiability=identifiability,
