@@ -34,7 +34,7 @@ from permix.metrics.posterior import AccuracyGrid
 from permix.metrics.power import power_over_seeds
 from permix.metrics.stability import question_noise, seed_differences
 from permix.metrics.statistics import Array
-from permix.metrics.training_seeds import SeedDifference, VarianceComponents
+from permix.metrics.training_seeds import SeedDifference, SeedVarianceComponents
 
 SHARES = {"question": 0.902, "question and method": 0.048, "question, method and seed": 0.029, "cell": 0.021}
 """Variances of the parts of an answer; they add up to 1."""
@@ -159,11 +159,11 @@ def summarize(name: str, found: Sequence[SeedDifference], truth: float, seeds: i
     return summary
 
 
-def mean_components(components: Iterable[VarianceComponents | None]) -> VarianceComponents:
+def mean_components(components: Iterable[SeedVarianceComponents | None]) -> SeedVarianceComponents:
     """The mean of each variance; truncation at 0 makes that of the seeds slightly too large."""
     known = [one for one in components if one is not None]
     seed, own, shared = (float(np.mean([getattr(one, name) for one in known])) for name in ("seed", "own", "shared"))
-    return VarianceComponents(seed=seed, own=own, shared=shared)
+    return SeedVarianceComponents(seed=seed, own=own, shared=shared)
 
 
 NORMAL_RATIOS = (0.0, 0.25, 1.0, 4.0, 20.0)

@@ -10,16 +10,16 @@ from permix.metrics.power import power_over_seeds, scale_questions
 from permix.metrics.stability import pool_over_seeds, pool_stability, seed_differences, stability_differences
 from permix.metrics.training_seeds import (
     SeedValues,
-    VarianceComponents,
+    SeedVarianceComponents,
     cover_seed_differences,
     cover_training_seeds,
     limit_ends,
-    variance_components,
+    seed_variance_components,
 )
 from permix.types import Estimate
 
 
-def are_near(found: VarianceComponents | None, seed: float | None, own: float, shared: float) -> bool:
+def are_near(found: SeedVarianceComponents | None, seed: float | None, own: float, shared: float) -> bool:
     assert found is not None
     expected = {"seed": seed, "own": own, "shared": shared}
     return found.model_dump() == {name: one if one is None else pytest.approx(one) for name, one in expected.items()}
@@ -130,7 +130,7 @@ def test_variances_are_found_again() -> None:
     for _ in range(3000):
         noise_S_R = rng.normal(0, np.sqrt(0.0003), (4, 100)) + rng.normal(0, np.sqrt(0.0002), 100)
         value_S = rng.normal(0, np.sqrt(0.0004 + 0.0003), 4) + rng.normal(0, np.sqrt(0.0002))
-        found.append(variance_components([SeedValues(value_S, noise_S_R)]))
+        found.append(seed_variance_components([SeedValues(value_S, noise_S_R)]))
     assert np.mean([one.own for one in found]) == pytest.approx(0.0003, rel=0.02)
     assert np.mean([one.shared for one in found]) == pytest.approx(0.0002, rel=0.03)
     assert 0.00038 < np.mean([one.seed for one in found if one.seed is not None]) < 0.00046
@@ -142,14 +142,14 @@ def test_variances_are_found_again() -> None:
 @pytest.mark.parametrize(("seeds", "effect"), [(3, 0.05), (5, 0.05), (8, 0.03), (8, 0.0)])
 def test_without_shared_noise_the_power_is_that_of_a_t_test(seeds: int, effect: float) -> None:
     """Where the seeds differ much more than the questions. The non-centrality is δ / √((σ² + e) / S)."""
-    components = VarianceComponents(seed=0.0012, own=0.00003, shared=0.0)
+    components = SeedVarianceComponents(seed=0.0012, own=0.00003, shared=0.0)
     quantile, shift = t.ppf(0.975, seeds - 1), effect / np.sqrt(0.00123 / seeds)
     expected = nct.sf(quantile, seeds - 1, shift) + nct.cdf(-quantile, seeds - 1, shift)
     assert power_over_seeds(effect, components, seeds) == pytest.approx(expected, abs=0.003)
 
 
 def test_with_shared_noise_alone_the_power_is_that_of_a_normal_test() -> None:
-    components = VarianceComponents(seed=0.0, own=0.0, shared=0.0004)
+    components = SeedVarianceComponents(seed=0.0, own=0.0, shared=0.0004)
     by_hand = norm.sf(1.96 - 0.05 / 0.02) + norm.cdf(-1.96 - 0.05 / 0.02)  # .705
     assert power_over_seeds(0.05, components, 3) == pytest.approx(by_hand, abs=1e-4) == pytest.approx(0.7054, abs=1e-3)
     assert power_over_seeds(0.05, components, 1) == pytest.approx(by_hand, abs=1e-4)
@@ -157,13 +157,13 @@ def test_with_shared_noise_alone_the_power_is_that_of_a_normal_test() -> None:
 
 def test_one_seed_shows_differences_that_are_of_the_seeds() -> None:
     """σ² as large as the question noise: the interval excludes 0 in P(|z| > 1.96 / √2) = 16.6 % of equal methods."""
-    components = VarianceComponents(seed=0.0004, own=0.0004, shared=0.0)
+    components = SeedVarianceComponents(seed=0.0004, own=0.0004, shared=0.0)
     assert power_over_seeds(0.0, components, 1) == pytest.approx(2 * norm.sf(1.959964 / np.sqrt(2)), abs=1e-6)
     assert power_over_seeds(0.0, components, 3) < 0.05
 
 
 def test_questions_divide_their_own_noise_only() -> None:
-    components = scale_questions(VarianceComponents(seed=0.0004, own=0.0003, shared=0.0002), 100, 400)
+    components = scale_questions(SeedVarianceComponents(seed=0.0004, own=0.0003, shared=0.0002), 100, 400)
     assert are_near(components, 0.0004, 0.000075, 0.00005)
 
 
@@ -173,12 +173,12 @@ def test_questions_divide_their_own_noise_only() -> None:
 )
 def test_what_cannot_be_planned_is_refused(seed: float | None, n_seeds: int, text: str) -> None:
     with pytest.raises(ValueError, match=text):
-        power_over_seeds(0.05, VarianceComponents(seed=seed, own=0.1, shared=0.0), n_seeds)
+        power_over_seeds(0.05, SeedVarianceComponents(seed=seed, own=0.1, shared=0.0), n_seeds)
 
 
 def test_the_power_is_how_often_the_interval_excludes_zero() -> None:
     """2,000 data sets of 4 seeds; the replicates are a third of the noise of all. ± .03."""
-    rng, components = np.random.default_rng(2), VarianceComponents(seed=0.0003, own=0.0002, shared=0.0002)
+    rng, components = np.random.default_rng(2), SeedVarianceComponents(seed=0.0003, own=0.0002, shared=0.0002)
     shown = 0
     for _ in range(2000):
         noise_S_R = rng.normal(0, np.sqrt(0.0002), (4, 200)) + rng.normal(0, np.sqrt(0.0002), 200)

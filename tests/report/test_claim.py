@@ -75,10 +75,11 @@ def test_lower_is_said_as_plainly(study: dict[str, ReportMethod]) -> None:
 def test_the_last_method_against_the_base_without_a_pair(study: dict[str, ReportMethod]) -> None:
     _, basis, _ = build_claim([study["RLVR"], study["base"]])
     assert basis.startswith("RLVR (trained by reward, without personas) against base (before training): ")
+    over = method_difference(study["RLVR"], study["base"]).over_seeds
     assert (
         "Brackets are 95 % intervals over the questions, of means over 2 training seeds; each seed is shown below. Over "
-        "questions and training seeds: PSS +0.33 [−1.00, +1.00], no difference shown; identifiability −0.70 [−0.86, −0.54], "
-        "lower; mean"
+        f"questions and training seeds: PSS {over['pss'].over_seeds.format_difference()}, no difference shown; identifiability "
+        f"{over['identifiability'].over_seeds.format_difference()}, lower; mean"
     ) in basis
 
 

@@ -10,14 +10,14 @@ from scipy.stats import chi2
 from permix import cli
 from permix.config import PowerConfig
 from permix.metrics.power import power_over_seeds, scale_questions
-from permix.metrics.training_seeds import SeedDifference, VarianceComponents
+from permix.metrics.training_seeds import SeedDifference, SeedVarianceComponents
 from permix.report.method_power import parse_effects, plan_power, seed_assumptions, upper_seed_variance
 from permix.report.methods import MethodDifference, group_methods, method_difference, reference_differences
 from permix.report.runs import collect_models
 from permix.types import Estimate
 from tests.seeded import stability_run, torn, write_study
 
-MEASURED = VarianceComponents(seed=0.0004, own=0.0002, shared=0.0001)
+MEASURED = SeedVarianceComponents(seed=0.0004, own=0.0002, shared=0.0001)
 
 
 @pytest.fixture(scope="module")
@@ -25,20 +25,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_study(tmp_path_factory.mktemp("study"))
 
 
-def difference(components: VarianceComponents, seeds: int) -> MethodDifference:
+def difference(components: SeedVarianceComponents, seeds: int) -> MethodDifference:
     known = SeedDifference(
         over_questions=Estimate(value=0.1, low=0.0, high=0.2, n=100),
         over_seeds=Estimate(value=0.1, n=100),
         components=components,
     )
-    return MethodDifference(name="b", against="a", n_seeds=(seeds, seeds), over_seeds={"pss": known})
+    return MethodDifference(name="b", against="a", n_seeds=(seeds, seeds), over_seeds={"mean": known})
 
 
 def test_each_line_is_the_power_at_the_planned_number_of_questions() -> None:
     config = PowerConfig(seeds=(3, 5), questions=(100, 400))
-    lines = list(plan_power(difference(MEASURED, 3), {"pss": (0.05,), "worst": (0.05,)}, config))
+    lines = list(plan_power(difference(MEASURED, 3), {"mean": (0.05,), "worst": (0.05,)}, config))
     assert [(one.measure, one.seeds, one.source) for one in lines] == [
-        ("pss", 3, "measured"), ("pss", 5, "measured"), ("pss", 3, "80% bound"), ("pss", 5, "80% bound"),
+        ("mean", 3, "measured"), ("mean", 5, "measured"), ("mean", 3, "80% bound"), ("mean", 5, "80% bound"),
     ]  # fmt: skip
     assert lines[1].seed_sd == pytest.approx(0.02)
     assert lines[1].power[100] == pytest.approx(power_over_seeds(0.05, MEASURED, 5))
@@ -54,13 +54,13 @@ def test_the_bound_of_the_seeds_by_hand() -> None:
 
 
 def test_with_one_seed_the_sds_are_assumed_and_so_is_half_of_the_noise() -> None:
-    alone = VarianceComponents(seed=None, own=0.0004, shared=0.0)
+    alone = SeedVarianceComponents(seed=None, own=0.0004, shared=0.0)
     change = difference(alone, 1)
-    found = seed_assumptions(change.over_seeds["pss"], 1, (0.0, 0.02))
+    found = seed_assumptions(change.over_seeds["mean"], 1, (0.0, 0.02))
     assert [(round(one.sd, 4), one.source) for one in found] == [(0.0, "assumed: 0 of each"), (0.0283, "assumed: 0.02 of each")]
     config = PowerConfig(seeds=(3,), questions=(100,), seed_sds=(0.02,))
-    (line,) = plan_power(change, {"pss": (0.05,)}, config)
-    assumed = VarianceComponents(seed=2 * 0.02**2, own=0.0002, shared=0.0002)
+    (line,) = plan_power(change, {"mean": (0.05,)}, config)
+    assumed = SeedVarianceComponents(seed=2 * 0.02**2, own=0.0002, shared=0.0002)
     assert line.power[100] == pytest.approx(power_over_seeds(0.05, assumed, 3))
 
 
@@ -142,3 +142,11 @@ def test_seeds_of_both_trainings_are_paired_and_a_base_model_has_none(folder: Pa
     assert method_difference(alone, plain).seed_pairing == "unpaired"
     assert not method_difference(alone, plain).covers_seeds("pss")
     assert reference_differences([base, alone]) == []
+
+
+def test_measures_of_draws_are_planned_with_all_their_question_noise() -> None:
+    config = PowerConfig(seeds=(5,), questions=(100,))
+    change = difference(MEASURED, 3).model_copy(update={"over_seeds": {"pss": difference(MEASURED, 3).over_seeds["mean"]}})
+    line, _ = plan_power(change, {"pss": (0.05,)}, config)
+    assert line.power[100] == pytest.approx(power_over_seeds(0.05, MEASURED, 5, "whole"))
+    assert line.power[100] < power_over_seeds(0.05, MEASURED, 5)

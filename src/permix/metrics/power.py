@@ -15,7 +15,7 @@ import numpy as np
 from scipy.special import chdtri, ndtr, ndtri, stdtrit
 
 from permix.metrics.statistics import SIGNIFICANCE_LEVEL
-from permix.metrics.training_seeds import QuestionNoise, VarianceComponents
+from permix.metrics.training_seeds import QuestionNoise, SeedVarianceComponents
 
 N_QUANTILES = 2000
 """Quantiles of the chi-squared distribution that the integral is a mean over."""
@@ -23,7 +23,7 @@ N_QUANTILES = 2000
 
 def power_over_seeds(
     effect: float,
-    components: VarianceComponents,
+    components: SeedVarianceComponents,
     n_seeds: int,
     noise: QuestionNoise = "shared",
     *,
@@ -54,7 +54,7 @@ def power_over_seeds(
     return float((ndtr((effect - half_N) / standard_error) + ndtr((-effect - half_N) / standard_error)).mean())
 
 
-def scale_questions(components: VarianceComponents, n_questions: int, planned: int) -> VarianceComponents:
+def scale_questions(components: SeedVarianceComponents, n_questions: int, planned: int) -> SeedVarianceComponents:
     """The variances, measured on `n_questions`, for a `planned` number of questions."""
     factor = n_questions / planned
     return components.model_copy(update={"own": components.own * factor, "shared": components.shared * factor})

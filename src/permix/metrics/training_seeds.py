@@ -57,7 +57,7 @@ QuestionNoise = Literal["shared", "whole"]
 """How much of the half-width over questions is added to that of the seeds: the part that seeds share, or all of it."""
 
 
-class VarianceComponents(Record):
+class SeedVarianceComponents(Record):
     """Variances of the value of one seed (of the difference of two methods: one seed of each); the letters as in the module.
 
     `seed`: σ², of training seeds, at least 0; None with one seed. `own`: e, of the questions, different in each seed. `shared`:
@@ -79,16 +79,18 @@ class SeedDifference(Record):
     over_questions: Estimate
     over_seeds: Estimate
     p: float | None = None
-    components: VarianceComponents | None = None
+    components: SeedVarianceComponents | None = None
 
 
-def variance_components(arms: Sequence[SeedValues]) -> VarianceComponents:
+def seed_variance_components(arms: Sequence[SeedValues]) -> SeedVarianceComponents:
     """Estimate the variances of the sum of one seed's values of each arm (`cover_training_seeds` says what the arms are)."""
     by_seed = [_seed_variances(arm) for arm in arms]
     own = sum(one.own for one in by_seed)
     shared = _variance_of_mean(arms) - sum(one.own / one.seeds for one in by_seed)
     seeds = [one.seed for one in by_seed if one.seed is not None]
-    return VarianceComponents(seed=max(0.0, sum(seeds)) if len(seeds) == len(arms) else None, own=own, shared=max(0.0, shared))
+    return SeedVarianceComponents(
+        seed=max(0.0, sum(seeds)) if len(seeds) == len(arms) else None, own=own, shared=max(0.0, shared)
+    )
 
 
 class _SeedVariances(NamedTuple):
@@ -120,7 +122,7 @@ def cover_training_seeds(over_questions: Estimate, arms: Sequence[SeedValues], n
     values = np.concatenate([arm.value_S for arm in arms])
     if value is None or low is None or high is None or np.isnan(values).any():
         return SeedDifference(over_questions=over_questions, over_seeds=Estimate(value=value, n=over_questions.n))
-    components = variance_components(arms)
+    components = seed_variance_components(arms)
     if min(len(arm.value_S) for arm in arms) < 2:
         over_seeds = Estimate(value=value, n=over_questions.n)
         return SeedDifference(over_questions=over_questions, over_seeds=over_seeds, components=components)

@@ -21,7 +21,7 @@ from permix.metrics.measures import MEASURE_VIEWS, STABILITY_MEASURES
 from permix.metrics.power import power_over_seeds, scale_questions
 from permix.metrics.stability import question_noise
 from permix.metrics.statistics import TARGET_POWER
-from permix.metrics.training_seeds import SeedDifference, VarianceComponents
+from permix.metrics.training_seeds import SeedDifference, SeedVarianceComponents
 from permix.progress import add_result
 from permix.rendering.table import one_line
 from permix.report.methods import MethodDifference, ReportMethod, group_methods, measured_models, method_difference
@@ -150,12 +150,14 @@ def plan_power(change: MethodDifference, effects: dict[str, tuple[float, ...]], 
                     )
 
 
-def _planned_components(measured: VarianceComponents, assumption: SeedAssumption) -> VarianceComponents:
+def _planned_components(measured: SeedVarianceComponents, assumption: SeedAssumption) -> SeedVarianceComponents:
     """The measured variances with that of seeds as assumed, and, with one seed, `ASSUMED_SHARED_NOISE`."""
     if measured.seed is not None:
         return measured.model_copy(update={"seed": assumption.sd**2})
     noise = measured.own + measured.shared
-    return VarianceComponents(seed=assumption.sd**2, own=noise * (1 - ASSUMED_SHARED_NOISE), shared=noise * ASSUMED_SHARED_NOISE)
+    return SeedVarianceComponents(
+        seed=assumption.sd**2, own=noise * (1 - ASSUMED_SHARED_NOISE), shared=noise * ASSUMED_SHARED_NOISE
+    )
 
 
 def _pilot_seeds(change: MethodDifference, name: str) -> int:
@@ -177,7 +179,7 @@ def seed_assumptions(found: SeedDifference, pilot_seeds: int, assumed_sds: Seque
     ]
 
 
-def upper_seed_variance(components: VarianceComponents, pilot_seeds: int) -> float:
+def upper_seed_variance(components: SeedVarianceComponents, pilot_seeds: int) -> float:
     """The variance of seeds that is exceeded with probability 1 − `UPPER_SHARE`, from that of `pilot_seeds` pairs of seeds.
 
     (S − 1) s² / χ² with the chi-squared quantile of S − 1 degrees of freedom, less the question noise that s² holds too.
