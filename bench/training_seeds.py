@@ -176,7 +176,8 @@ def simulate_normal(seeds: int, shared: float, questions: int, data_sets: int, s
     The interval "seeds" is the formula of `permix.metrics.training_seeds` for arrays; "satterthwaite" is Student's t with
     Satterthwaite's degrees of freedom, which that module does not use.
     """
-    rng, held = np.random.default_rng([seed, seeds, int(10 * shared)]), {}
+    rng = np.random.default_rng([seed, seeds, int(10 * shared)])
+    held: dict[float, dict[str, float]] = {}
     t_seeds, t_questions = stdtrit(seeds - 1, 0.975), stdtrit(questions - 1, 0.975)
     for ratio in NORMAL_RATIOS:
         observed_N = (ratio + 1) * rng.chisquare(seeds - 1, data_sets) / (seeds - 1)

@@ -89,7 +89,8 @@ def test_pairs_differ_less_than_methods_whose_seeds_move_together() -> None:
     noise_S_R = np.zeros((3, 5)) + WAVE_R
     first, other = (SeedValues(np.array([0.1, 0.2, 0.6]) + more, noise_S_R) for more in (0.0, 0.05))
     over_questions = Estimate(value=0.05, low=0.03, high=0.07, n=50)
-    paired, unpaired = (cover_seed_differences(over_questions, first, other, how) for how in ("paired", "unpaired"))
+    paired = cover_seed_differences(over_questions, first, other, "paired")
+    unpaired = cover_seed_differences(over_questions, first, other, "unpaired")
     assert paired.over_seeds.low == pytest.approx(0.03)
     assert paired.over_seeds.high == pytest.approx(0.07)
     # The replicates of the difference do not vary, so they say nothing, and the half-width over questions counts in full.
