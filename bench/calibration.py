@@ -321,7 +321,7 @@ def page(lines: list[dict[str, Any]]) -> str:
     for one in pooled:
         about = [_size(one), f"{one['accuracy']:g}", _effect(one), str(one["training_seeds"])]
         seeds.append([*about, *(_held(one["measures"][name]) for name in POOLED)])
-    return "\n\n".join(_markdown(table) for table in (covered, near, together, seeds) if len(table) > 1)
+    return "\n\n".join(markdown(table) for table in (covered, near, together, seeds) if len(table) > 1)
 
 
 COVERED = {
@@ -355,7 +355,7 @@ def _held(one: dict[str, float]) -> str:
     return "–" if math.isnan(one["held"]) else f"{100 * one['held']:.0f}"
 
 
-def _markdown(rows: list[list[str]]) -> str:
+def markdown(rows: list[list[str]]) -> str:
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([lines[0], "|" + "---:|" * len(rows[0]), *lines[1:]])
 

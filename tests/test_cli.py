@@ -127,7 +127,7 @@ assert [name for name in {HEAVY} if name in sys.modules] == [], sorted(sys.modul
     [
         (["stabilty"], "permix stabilty: unknown verb 'stabilty'; did you mean stability?"),
         (["personnas", "--show"], "did you mean personas?"),
-        (["zzz"], "report, compare, view, import, export, models, personas, check"),
+        (["zzz"], "report, compare, power, view, import, export, models, personas, check"),
         (["stability", "none.toml"], "none.toml: no such configuration file"),
         (["plan", "--task.n", "3"], "plan.questions_per_step = 8: the task has only 3 questions"),
         (["plan", "--personas.template", "yuo_are"], "personas.template = 'yuo_are': give one of you_are"),

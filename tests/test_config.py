@@ -60,6 +60,7 @@ def changed(stage: type[config.AnyConfig]) -> dict[str, Any]:
         },
         config.ReportConfig: {"runs": ["a", "b"]},
         config.CompareConfig: {"runs": ["a", "b"], "out": "c", "resamples": 300},
+        config.PowerConfig: {"runs": ["a"], "effects": ["pss=0.1"], "seeds": [3, 5], "questions": [50], "seed_sds": [0.03]},
         config.ViewConfig: {"runs": "a", "port": 0},
         config.ImportConfig: {"lm_eval": ["none=a", "pirate=b"], "filter": "strict-match", "label": "x", "out": "c", "seed": 3},
         config.ExportConfig: {"plan": "a.toml", "format": "verl", "out": "b", "model": "m", "nnodes": 2, "n_gpus_per_node": 4},

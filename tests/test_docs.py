@@ -143,7 +143,7 @@ def refuse_bad_flags(verb: str, words: list[str]) -> None:
     if verb == "check":
         assert all((ROOT / word).is_file() for word in words)
         return
-    if verb in ("report", "compare", "view") and words and not words[0].endswith(".toml"):
+    if verb in ("report", "compare", "power", "view") and words and not words[0].endswith(".toml"):
         words = ["--runs", *words]
     if verb == "judge" and words:
         words = ["--run", *words]

@@ -275,6 +275,14 @@ def compare_command(args: Sequence[str]) -> None:
     run_compare(settings)
 
 
+def power_command(args: Sequence[str]) -> None:
+    """Plan a comparison of two trained methods from pilot runs: permix power RUN... shows the power by questions and seeds."""
+    settings = parse_config("power", config.PowerConfig, _insert_runs_option(args))
+    from permix.report.method_power import run_power
+
+    run_power(settings)
+
+
 def view_command(args: Sequence[str]) -> None:
     """Show a folder of runs in a browser on this machine, live: permix view DIR [--port N] [--try-it]."""
     settings = parse_config("view", config.ViewConfig, _insert_run_option(args, "--runs"))
@@ -462,7 +470,14 @@ class Verb(NamedTuple):
     @property
     def arguments(self) -> str:
         """What the verb takes before its options."""
-        own = {"report": "[RUN ...]", "compare": "[FIRST OTHER]", "judge": "[RUN]", "export": "[RUN or PLAN]", "view": "[DIR]"}
+        own = {
+            "report": "[RUN ...]",
+            "compare": "[FIRST OTHER]",
+            "power": "[RUN ...]",
+            "judge": "[RUN]",
+            "export": "[RUN or PLAN]",
+            "view": "[DIR]",
+        }
         return "" if self.name in ("models", "personas") else own.get(self.name, "[CONFIG.toml]")
 
     @property
@@ -481,6 +496,7 @@ EXAMPLES = {
     "questions": "permix questions --personas.pool my.csv --personas.split all --model.name NAME --out runs/questions",
     "report": "permix report runs/mine runs/other --out runs/report",
     "compare": "permix compare runs/mine runs/other",
+    "power": "permix power runs/pilot --seeds 3 5 8 --questions 100 200 400",
     "view": "permix view runs",
     "import": "permix import --lm-eval none=logs/plain pirate=logs/pirate --out runs/imported",
     "export": "permix export runs/mine --format lm-eval --out exported",
@@ -505,6 +521,7 @@ VERBS = {
             questions_command,
             report_command,
             compare_command,
+            power_command,
             view_command,
             import_command,
             export_command,

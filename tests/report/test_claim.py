@@ -48,6 +48,7 @@ def test_personas_mixed_in_against_rlvr_over_seeds(study: dict[str, ReportMethod
     mixed, plain = study["PerMix-RLVR"], study["RLVR"]
     pss, told = values(mixed, plain, "pss"), values(mixed, plain, "identifiability")
     since = [values(mixed, study["base"], name).difference for name in ("pss", "identifiability")]
+    over = method_difference(mixed, plain).over_seeds
     assert build_claim(list(study.values()))[:2] == (
         "PerMix-RLVR is better than RLVR in stability, character and accuracy.",
         "PerMix-RLVR (trained by reward, with personas mixed in) against RLVR (trained by reward, without personas): more "
@@ -56,7 +57,9 @@ def test_personas_mixed_in_against_rlvr_over_seeds(study: dict[str, ReportMethod
         f"Persona stability score (PSS) {pss.both}, {grid(320)}; identifiability {told.both} (chance 0.250 among 4 "
         f"personas), 20 open-ended questions. PerMix-RLVR against base, before training: PSS {since[0]}, "
         f"identifiability {since[1]}. Brackets are 95 % intervals over the questions, of means over 2 training seeds each; "
-        "other seeds are not covered; each seed is shown below.",
+        f"each seed is shown below. Over questions and training seeds: PSS {over['pss'].over_seeds.format_difference()}, no "
+        f"difference shown; identifiability {over['identifiability'].over_seeds.format_difference()}, higher; mean accuracy over "
+        f"personas {over['mean'].over_seeds.format_difference()}, no difference shown.",
     )
 
 
@@ -72,10 +75,12 @@ def test_lower_is_said_as_plainly(study: dict[str, ReportMethod]) -> None:
 def test_the_last_method_against_the_base_without_a_pair(study: dict[str, ReportMethod]) -> None:
     _, basis, _ = build_claim([study["RLVR"], study["base"]])
     assert basis.startswith("RLVR (trained by reward, without personas) against base (before training): ")
-    assert basis.endswith(
-        "Brackets are 95 % intervals over the questions, of means over 2 training seeds; other seeds are not covered; "
-        "each seed is shown below."
-    )
+    over = method_difference(study["RLVR"], study["base"]).over_seeds
+    assert (
+        "Brackets are 95 % intervals over the questions, of means over 2 training seeds; each seed is shown below. Over "
+        f"questions and training seeds: PSS {over['pss'].over_seeds.format_difference()}, no difference shown; identifiability "
+        f"{over['identifiability'].over_seeds.format_difference()}, lower; mean"
+    ) in basis
 
 
 def test_one_seed_each_and_no_difference(tmp_path: Path) -> None:
@@ -102,7 +107,7 @@ def test_variants_that_were_passed_over_are_named(study: dict[str, ReportMethod]
     others = "Other variants with personas mixed in, with fewer seeds or listed later, are in the table: re&#124;play."
     assert basis.endswith(others)
     _, basis, _ = build_claim([study["RLVR"], lone])
-    assert "of means over 1 training seed of re&#124;play and 2 training seeds of RLVR; " in basis
+    assert "of means over 1 training seed of re&#124;play and 2 training seeds of RLVR; other seeds are not covered; " in basis
 
 
 def test_models_that_were_not_asked_the_same_are_not_compared(tmp_path: Path) -> None:

@@ -1,12 +1,16 @@
 """Seeds pooled: means that a person can make from the seeds' own numbers, and intervals that draw the questions once."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from permix.report.methods import ReportMethod, group_methods, method_difference, pool_seeds
+from permix.rendering.table import format_p_value
+from permix.report.builder import build_report
+from permix.report.methods import ReportMethod, group_methods, method_difference, pool_seeds, reference_differences
 from permix.report.runs import collect_models
+from permix.report.tables import method_table, seed_difference_table
 from permix.types import Estimate
 from tests.seeded import estimate_of, share, stability_run, torn, write_study
 
@@ -115,3 +119,65 @@ def test_a_seed_that_was_not_measured_is_not_counted(tmp_path: Path, study: dict
     assert (found.n_stability, found.n_fidelity) == (1, 2)
     assert measured.stability is not None
     assert found.pss == measured.stability.pss
+
+
+# Over questions and seeds
+
+
+def test_a_method_has_both_intervals_and_the_table_names_them(study: dict[str, ReportMethod]) -> None:
+    """Accuracies of .5 and .6 as a mean over personas: .55 ± 12.7 × .0707 / √2 = .64, so within [0, 1] everything."""
+    methods = list(study.values())
+    pooled = [pool_seeds(one) for one in methods]
+    over = pooled[2].over_seeds["mean"]
+    assert (value(over), over.low, over.high) == (pytest.approx(0.55), 0.0, 1.0)
+    assert pooled[0].over_seeds == {}  # one model
+    table = method_table(methods, pooled)
+    (column,) = (place for place, heading in enumerate(table.headings) if heading == "mean over personas")
+    assert table.rows[2][column].note == "n = 20; over questions and seeds [0.00, 1.00]"
+    assert table.rows[0][column].note == "n = 20"
+    alone = [study["RLVR"], study["PerMix-RLVR"]._replace(name="one", models=study["PerMix-RLVR"].models[:1])]
+    rows = method_table(alone, [pool_seeds(one) for one in alone]).rows
+    assert [row[0].note for row in rows] == ["mean of 2 training seeds", "one model; other training seeds are not covered"]
+
+
+def test_differences_of_methods_are_shown_over_questions_and_over_seeds(study: dict[str, ReportMethod]) -> None:
+    differences = reference_differences(list(study.values()))
+    table = seed_difference_table(differences)
+    assert table is not None
+    assert len(table.rows) == 2 * 7
+    cells = {(row[0].text, row[2].text): [cell.text for cell in row[3:]] for row in table.rows}
+    found = differences[1].over_seeds["identifiability"]
+    assert cells["PerMix-RLVR", "identifiability"] == [
+        found.over_questions.format_difference(), found.over_seeds.format_difference(), format_p_value(found.p), "higher",
+        "2 of each, paired",
+    ]  # fmt: skip
+    mean = differences[1].over_seeds["mean"]
+    assert mean.over_questions == differences[1].measures["mean"]
+    # .3 and .2 in the two seeds: .25 ± √((12.7 × .0707)² / 2 + ...), while every question interval excludes 0.
+    assert mean.over_questions.low is not None
+    assert mean.over_seeds.low is not None
+    assert mean.over_seeds.low < 0 < mean.over_questions.low
+    assert cells["PerMix-RLVR", "mean over personas"][3] == "no difference shown"
+    assert cells["base", "mean over personas"][4] == "1 and 2, one of them not trained"
+
+
+def test_one_seed_of_a_trained_method_is_not_covered(study: dict[str, ReportMethod]) -> None:
+    alone = study["PerMix-RLVR"]._replace(models=study["PerMix-RLVR"].models[:1])
+    table = seed_difference_table(reference_differences([study["RLVR"], alone]))
+    assert table is not None
+    assert {row[6].text for row in table.rows} == {"seeds not covered: one seed of a trained method"}
+    assert {row[4].text for row in table.rows} == {"–"}
+    assert seed_difference_table([]) is None
+
+
+def test_both_intervals_are_in_the_report(tmp_path: Path) -> None:
+    build_report([write_study(tmp_path / "study")], tmp_path / "out")
+    data = json.loads((tmp_path / "out" / "table.json").read_text())
+    (mixed,) = (one for one in data["method_differences"] if one["name"] == "PerMix-RLVR")
+    assert mixed["over_seeds"]["pss"]["over_questions"] == mixed["pss"]
+    assert set(data["methods"][1]["over_seeds"]) == {
+        "baseline", "mean", "worst", "pss", "persona_sd", "relative_persona_sd", "identifiability",
+    }  # fmt: skip
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "## Differences of methods over training seeds" in report
+    assert (tmp_path / "out" / "tables" / "method-differences.csv").exists()

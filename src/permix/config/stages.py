@@ -510,6 +510,27 @@ class CompareConfig(ConfigSection):
     """Number of bootstrap resamples, and of permutations in each test."""
 
 
+class PowerConfig(ConfigSection):
+    """Configuration of `permix power`."""
+
+    stage: Literal["power"] = "power"
+    """Fixed: names the verb in a configuration file."""
+    runs: tuple[Path, ...] = ()
+    """Pilot runs of two methods, or folders that contain them: stability runs, fidelity runs, and the training runs."""
+    methods: tuple[str, ...] = ()
+    """Models that differ only in the training seed: NAME=LABEL,LABEL; when not given, the training runs decide."""
+    effects: tuple[str, ...] = ()
+    """Differences to plan for: MEASURE=SIZE, as in pss=0.1; when not given, usual ones of five measures."""
+    questions: tuple[Annotated[int, Field(ge=10)], ...] = (100, 200, 400, 800)
+    """Numbers of questions to plan with."""
+    seeds: tuple[Annotated[int, Field(ge=2)], ...] = (2, 3, 5, 8)
+    """Numbers of training seeds of each method to plan with; one seed does not cover other seeds."""
+    seed_sds: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.0, 0.02, 0.04)
+    """Assumed standard deviations of a measure between training seeds of one method; used where a method has a single seed."""
+    out: Path | None = None
+    """The folder for power.json; when not given, the table is only printed."""
+
+
 class ViewConfig(ConfigSection):
     """Configuration of `permix view`."""
 
@@ -736,6 +757,7 @@ AnyConfig = (
     | QuestionsConfig
     | ReportConfig
     | CompareConfig
+    | PowerConfig
     | ViewConfig
     | ImportConfig
     | ExportConfig
@@ -751,6 +773,7 @@ CONFIGS_BY_STAGE: dict[str, type[AnyConfig]] = {
     "questions": QuestionsConfig,
     "report": ReportConfig,
     "compare": CompareConfig,
+    "power": PowerConfig,
     "view": ViewConfig,
     "import": ImportConfig,
     "export": ExportConfig,

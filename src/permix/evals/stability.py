@@ -370,6 +370,7 @@ def power_analysis(config: StabilityConfig) -> dict[str, str]:
         f"two models, PSS 20 % apart, test of {measure}": f"{needed_text} (simulated)"
         for measure, needed_text in QUESTIONS_TO_COMPARE_MODELS.items()
     }
+    facts["two methods of several training seeds"] = "permix power RUN ... plans questions and seeds, from pilot runs of both"
     return facts
 
 

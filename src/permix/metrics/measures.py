@@ -37,7 +37,7 @@ ScoredQuestions = Literal["personas", "baseline", "both"]
 """The questions that n counts: with a score of some persona ("personas"), with a baseline score ("baseline"), or with both."""
 
 MeasureView = Literal[
-    "main_table", "table_row", "templates", "comparison", "differences", "methods", "method_table",
+    "main_table", "table_row", "templates", "comparison", "differences", "seed_differences", "methods", "method_table",
     "dev_eval", "dev_eval_log", "dev_eval_card", "dev_eval_curves", "live_page",
 ]  # fmt: skip
 
@@ -185,6 +185,8 @@ MEASURE_VIEWS: dict[MeasureView, tuple[str, ...]] = {
     ),
     # differences of two models or methods in a report's sentences
     "differences": ("pss", "relative_persona_sd", "worst", "mean"),
+    # differences of two methods with an interval over questions and training seeds
+    "seed_differences": ("pss", "relative_persona_sd", "worst", "mean", "mean_minus_baseline", "worst_minus_baseline"),
     # means over a method's training seeds: in table.json, and the columns of their table
     "methods": ("baseline", "mean", "worst", "pss", "persona_sd", "relative_persona_sd"),
     "method_table": ("pss", "persona_sd", "relative_persona_sd", "worst", "mean", "baseline"),

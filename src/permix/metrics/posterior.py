@@ -373,8 +373,26 @@ def posterior_differences(first: Sequence[AccuracyGrid], other: Sequence[Accurac
         a, b = one[name], two[name]
         value = None if a is None or b is None else b - a
         means = [_mean_over_grids(part, name) for part in (drawn[: len(first)], drawn[len(first) :])] if drawn else []
-        estimates[name] = _interval_around(value, means[1] - means[0] if means else None, n)
+        estimates[name] = interval_around(value, means[1] - means[0] if means else None, n)
     return estimates
+
+
+def posterior_by_grid(grids: Sequence[AccuracyGrid], *, seed: int) -> dict[str, tuple[Array, Array]]:
+    """For each measure the values of the grids [G], as of `posterior_estimates`, and their joint draws [G, R].
+
+    Empty where some grid cannot be drawn. A value that cannot be computed is NaN.
+    """
+    drawn = _joint_measure_draws(grids, seed)
+    if not drawn:
+        return {}
+    estimates = [posterior_estimates(*grid, seed=seed) for grid in grids]
+    return {
+        one.name: (
+            np.array([np.nan if each[one.name].value is None else each[one.name].value for each in estimates], dtype=float),
+            np.stack([each[one.name] for each in drawn]),
+        )
+        for one in drawn_measures()
+    }
 
 
 def pooled_estimates(grids: Sequence[AccuracyGrid], *, seed: int, no_effect: bool) -> dict[str, Estimate]:
@@ -418,7 +436,7 @@ def _mean_values(estimates_by_grid: Sequence[Mapping[str, Estimate]]) -> dict[st
     }
 
 
-def _interval_around(value: float | None, drawn_R: Array | None, n: int) -> Estimate:
+def interval_around(value: float | None, drawn_R: Array | None, n: int) -> Estimate:
     """The value with the central 95 % of the draws, stretched to include the value."""
     if value is None or drawn_R is None:
         return Estimate(value=value, n=n)

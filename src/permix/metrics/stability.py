@@ -24,6 +24,15 @@ from permix.metrics.measures import (
 )
 from permix.metrics.posterior import AccuracyGrid
 from permix.metrics.statistics import Array, BootstrapResult
+from permix.metrics.training_seeds import (
+    QuestionNoise,
+    SeedDifference,
+    SeedPairing,
+    SeedValues,
+    cover_seed_differences,
+    cover_training_seeds,
+    limit_ends,
+)
 from permix.types import Estimate, Record, require_unique
 
 CROSSFIT_SPLITS = 100  # random half splits of pss_crossfit, the same ones in every resample
@@ -271,6 +280,102 @@ def pool_stability(grids: Sequence[AccuracyGrid], seed: int, resamples: int) -> 
             estimate = _estimate(bootstrapped[measure.name], n_by_questions[measure.questions], interval)
             pooled[measure.name] = _interval_hull(estimate, from_draws[measure.name]) if measure.estimator == "hull" else estimate
     return pooled
+
+
+def seed_differences(
+    first: Sequence[AccuracyGrid],
+    other: Sequence[AccuracyGrid],
+    pairing: SeedPairing,
+    over_questions: Mapping[str, Estimate],
+    seed: int,
+    resamples: int,
+) -> dict[str, SeedDifference]:
+    """Other − first in the measures of the view "seed_differences": over questions, and over questions and training seeds.
+
+    `over_questions` has the result of `stability_differences` on the same grids; measures that it lacks are computed here. With
+    the pairing "paired" the grids of both have the same seeds in the same order. Empty if no persona has a score in all grids.
+    """
+    shared_P = _scored_in_all([*first, *other])
+    if not shared_P.any():
+        return {}
+    grids = [(mean_P_Q[shared_P], baseline_Q) for mean_P_Q, baseline_Q in (*first, *other)]
+    n_by_questions = _count_scored_in_all(grids) | {"personas": grids[0][0].shape[1]}
+    measures, n_first = measures_in("seed_differences"), len(first)
+    by_grid = _values_by_grid(measures, grids, seed, resamples)
+    differences = {}
+    for measure in measures:
+        n = n_by_questions[measure.questions]
+        if (values := by_grid.get(measure.name)) is None:
+            without = over_questions.get(measure.name, Estimate(value=None, n=n))
+            differences[measure.name] = SeedDifference(over_questions=without, over_seeds=Estimate(value=without.value, n=n))
+            continue
+        one, two = values.seeds(slice(None, n_first)), values.seeds(slice(n_first, None))
+        alone = over_questions.get(measure.name) or _difference_over_questions(measure, one, two, n)
+        difference = cover_seed_differences(alone, one, two, pairing, question_noise(measure))
+        if measure.estimator != "hull":  # shares differ by at most 1
+            difference = difference.model_copy(update={"over_seeds": limit_ends(difference.over_seeds, -1.0, 1.0)})
+        differences[measure.name] = difference
+    return differences
+
+
+def question_noise(measure: StabilityMeasure) -> QuestionNoise:
+    """How much question noise an interval over training seeds of this measure adds to that of the seeds."""
+    return "whole" if measure.estimator == "posterior" else "shared"
+
+
+def _difference_over_questions(measure: StabilityMeasure, first: SeedValues, other: SeedValues, n: int) -> Estimate:
+    """Other − first of the means over the seeds, with the interval of the replicates."""
+    value = float(other.value_S.mean() - first.value_S.mean())
+    replicate_R = other.replicate_S_R.mean(axis=0) - first.replicate_S_R.mean(axis=0)
+    if measure.estimator != "posterior":
+        return statistics.bootstrap_estimate(value, replicate_R, n)
+    return posterior.interval_around(none_if_nan(value), replicate_R, n)
+
+
+def pool_over_seeds(
+    grids: Sequence[AccuracyGrid], pooled: Mapping[str, Estimate], seed: int, resamples: int
+) -> dict[str, Estimate]:
+    """The numbers of `pool_stability` on the same grids with intervals over questions and training seeds.
+
+    A measure whose interval cannot be computed has no ends.
+    """
+    scored_P = _scored_in_all(grids)
+    if not scored_P.any():
+        return {}
+    measures = [one for one in measures_in("methods") if one.name in pooled]
+    by_grid = _values_by_grid(measures, [(mean_P_Q[scored_P], baseline_Q) for mean_P_Q, baseline_Q in grids], seed, resamples)
+    intervals = {}
+    for measure in measures:
+        alone = pooled[measure.name]
+        if (values := by_grid.get(measure.name)) is None:
+            intervals[measure.name] = Estimate(value=alone.value, n=alone.n)
+            continue
+        interval = cover_training_seeds(alone, [values], question_noise(measure)).over_seeds
+        is_sd = measure.estimator == "hull"
+        intervals[measure.name] = limit_ends(interval, -1.0 if measure.is_difference else 0.0, np.inf if is_sd else 1.0)
+    return intervals
+
+
+def _values_by_grid(
+    measures: Sequence[StabilityMeasure], grids: Sequence[AccuracyGrid], seed: int, resamples: int
+) -> dict[str, SeedValues]:
+    """The value of each grid and its replicates from draws of questions, or from the posterior, that all grids share."""
+    P, Q = grids[0][0].shape
+    resampled = [measure for measure in measures if measure.estimator != "posterior"]
+    floats = P * max(P, Q) if any(measure.scores_formula for measure in resampled) else Q
+
+    def values(counts_R_Q: Array) -> dict[str, Array]:
+        each = [resample_scores(*grid, counts_R_Q) for grid in grids]
+        return {one.name: np.stack([one.of_resamples(scores) for scores in each], axis=1) for one in resampled}
+
+    bootstrapped = statistics.bootstrap(
+        values, Q, np.random.default_rng(seed), resamples, block_size=max(1, BOOTSTRAP_BLOCK_FLOATS // floats)
+    )
+    found = {name: SeedValues(one.value, one.replicates.T) for name, one in bootstrapped.items()}
+    if any(one.estimator == "posterior" for one in measures):
+        drawn = posterior.posterior_by_grid(grids, seed=seed)
+        found |= {one.name: SeedValues(*drawn[one.name]) for one in measures if one.estimator == "posterior" and drawn}
+    return found
 
 
 def _scored_in_all(grids: Sequence[AccuracyGrid]) -> NDArray[np.bool_]:

@@ -116,7 +116,11 @@ def _part_checks(settings: config.ConfigSection) -> Iterator[Callable[[], object
             yield partial(_check_model_part, model, "" if name == "model" else name)
         elif isinstance(model, config.TrainableModelConfig):
             yield partial(check_model_folder, model.name)
-    for run in getattr(settings, "runs", ()) if isinstance(settings, config.ReportConfig | config.CompareConfig) else ():
+    for run in (
+        getattr(settings, "runs", ())
+        if isinstance(settings, config.ReportConfig | config.CompareConfig | config.PowerConfig)
+        else ()
+    ):
         yield partial(_require_run_of, run)
 
 
@@ -146,7 +150,7 @@ def read_stage_config(path: Path) -> config.AnyConfig:
     return stage_config
 
 
-def _preflight_runs(settings: config.ReportConfig | config.CompareConfig) -> dict[str, str]:
+def _preflight_runs(settings: config.ReportConfig | config.CompareConfig | config.PowerConfig) -> dict[str, str]:
     for run in settings.runs:
         _require_run_of(run)
     return {}
@@ -181,6 +185,7 @@ PREFLIGHTS: dict[type[config.ConfigSection], Callable[[Any], dict[str, str]]] = 
     config.QuestionsConfig: preflight_questions,
     config.ReportConfig: _preflight_runs,
     config.CompareConfig: _preflight_runs,
+    config.PowerConfig: _preflight_runs,
     config.ViewConfig: _preflight_view,
     config.ImportConfig: _preflight_import,
     config.ExportConfig: _preflight_export,

@@ -39,7 +39,15 @@ from permix.report.html.values import model_looks, printable_text, unique_displa
 from permix.report.judge_tables import PublishedComparison, collect_published, published_json
 from permix.report.judges import PERSONAGYM_KIND, JudgedRun
 from permix.report.layout import build_document
-from permix.report.methods import PooledMethod, ReportMethod, group_methods, method_names, pool_seeds, training_arrows
+from permix.report.methods import (
+    PooledMethod,
+    ReportMethod,
+    group_methods,
+    method_names,
+    pool_seeds,
+    reference_differences,
+    training_arrows,
+)
 from permix.report.runs import ModelRow, ModelRuns, collect_models
 from permix.report.score_plots import common_chance, plot_tradeoff, tradeoff_points
 from permix.report.tables import StrategyResult
@@ -100,7 +108,7 @@ REPORT_FIGURE_FILES = re.compile(
 """Names of the figures that a report may have."""
 
 REPORT_TABLE_NAMES = re.compile(
-    r"methods|models|cells|personas_tidy|personas|wordings|strategies|identifiability|as-published|unjudged|drift|step-times|runs"
+    r"methods|method-differences|models|cells|personas_tidy|personas|wordings|strategies|identifiability|as-published|unjudged|drift|step-times|runs"
     r"|(scores|differences|trial|agreement|interview|said)(-.+)?"
 )
 """Names of the tables that a report may have."""
@@ -168,7 +176,8 @@ def _write_report(
     comparisons = [compare_models(one, other) for one, other in comparison_pairs(models)]
     pooled = [pool_seeds(method) for method in methods]
     figures = draw_report_figures(models, methods, pooled, comparisons, out)
-    document = build_document(models, comparisons, methods, pooled, figures, caption, published)
+    differences = reference_differences(methods)
+    document = build_document(models, comparisons, methods, pooled, figures, caption, published, differences)
     add_result(
         claim=plain_text(document.claim.sentence),
         claim_support=plain_text(document.claim.support),
@@ -186,7 +195,10 @@ def _write_report(
     for one in document.tables:
         write_text(out / "tables" / f"{one.name}.csv", one.csv)
     _write_tidy_tables(models, out / "tables")
-    seeds = {"methods": [one.model_dump(mode="json") for one in pooled]}
+    seeds = {
+        "methods": [one.model_dump(mode="json") for one in pooled],
+        "method_differences": [one.model_dump(mode="json") for one in differences],
+    }
     write_json(out / "table.json", _report_json(models, comparisons, caption) | seeds | published_json(published))
     if cards:
         update_model_cards(models, render_card_results(document), out / "tradeoff.png" if "tradeoff.png" in figures else None)

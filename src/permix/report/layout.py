@@ -14,11 +14,18 @@ from permix.report.document import Document, DocumentPart, DocumentSection, Figu
 from permix.report.judge_tables import AS_PUBLISHED_NOTE as PUBLISHED_NOTE
 from permix.report.judge_tables import PublishedComparison, judge_section_parts, published_parts
 from permix.report.judges import KIND_TITLES
-from permix.report.methods import PooledMethod, ReportMethod
+from permix.report.methods import MethodDifference, PooledMethod, ReportMethod
 from permix.report.runs import ModelRuns
 from permix.report.summary_text import build_claim
 
 REPORT_TITLE = "Stability and fidelity under personas"
+
+SEEDS_NOTE = (
+    "Differences of methods, as means over their training seeds. *Over questions*: other questions, the same trained models. "
+    "*Over questions and seeds*: other training seeds as well. That interval, and its two-sided p for each measure alone, decide "
+    "whether a difference of the methods is shown; two or three seeds show large differences only. With one seed of a trained "
+    "method its seeds are not covered: the difference is that of these models."
+)
 
 PERSONA_NOTE = (
     "Accuracy. Below it: the difference to no persona on questions with both scores, and the p-value of an exact McNemar test "
@@ -67,9 +74,10 @@ def build_document(
     figure_captions: Mapping[str, str],
     caption: str = "",
     published: PublishedComparison | None = None,
+    differences: Sequence[MethodDifference] = (),
 ) -> Document:
     """Return the document. `figure_captions` says what each figure shows, by file name; `caption` is a paragraph in Markdown from
-    the caller.
+    the caller; `differences` are those of `reference_differences`.
     """
     figures = {file: Figure(file, description, chart_name(file)) for file, description in figure_captions.items()}
     headline, *details = summary_text.result_sentences(models, comparisons)
@@ -78,13 +86,13 @@ def build_document(
     return Document(
         title=REPORT_TITLE,
         caption=caption,
-        claim=build_claim(methods),
+        claim=build_claim(methods, differences),
         warnings="\n>\n".join([*summary_text.incomplete_run_warnings(models), *summary_text.comparison_warnings(comparisons)]),
         details="\n\n".join([headline, "\n".join(details)]).rstrip(),
         main_table=main_table,
         footnotes=excerpts.build_footnotes(models),
         front_figures=_figures_of_chart(figures, "tradeoff"),
-        sections=tuple(_sections(models, comparisons, figures, published)),
+        sections=tuple(_sections(models, comparisons, figures, published, differences)),
         subject=excerpts.subject_text(models),
         short_warnings=tuple(summary_text.short_warnings(models, comparisons)),
         seed_table=None if main_table.name == all_models.name else all_models,
@@ -102,6 +110,7 @@ def _sections(
     comparisons: Sequence[Comparison],
     figures: Mapping[str, Figure],
     published: PublishedComparison | None,
+    differences: Sequence[MethodDifference],
 ) -> Iterable[DocumentSection]:
     summaries = {model.label: model.stability for model in models if model.stability is not None}
     controls = {model.label: model.identifiability for model in models if model.identifiability is not None}
@@ -112,6 +121,10 @@ def _sections(
     if summaries:
         cut_off = {model.label: model.cut_off for model in models if model.cut_off is not None}
         by_persona.append(tables.persona_table(summaries, cut_off))
+    by_method = tables.seed_difference_table(differences)
+    yield from optional_section(
+        "training-seeds", "Differences of methods over training seeds", [] if by_method is None else [by_method], SEEDS_NOTE
+    )
     yield from optional_section("personas", "Accuracy by persona", by_persona, PERSONA_NOTE)
     yield from optional_section("heat-map", "Heat map", _figures_of_chart(figures, "grid"), GRID_NOTE)
     yield from optional_section("best-of-k", "Best of k personas", _figures_of_chart(figures, "lottery"), LOTTERY_NOTE)

@@ -6,9 +6,10 @@ method, and methods keep the order of their first model. Names are unique; a met
 `find_training_run` finds the training behind a model from the configurations of its runs. A training that cannot be found or read
 is None; the model is then known only by its answers.
 
-A pooled number is the mean over the seeds. Its interval resamples the questions, with the same draws for all seeds, so it covers
-other questions but not other training seeds; two or three seeds are too few for that. Therefore every seed is shown wherever a
-pooled number is shown. Seeds with different setups (questions, personas, sampling ...) are not pooled, and the reason is given.
+A pooled number is the mean over the seeds. Its interval over questions resamples the questions, with the same draws for all
+seeds, so it covers other questions but not other training seeds. From two seeds on there is also an interval over questions and
+training seeds (`permix.metrics.training_seeds`); it is wide with two or three seeds. Every seed is shown wherever a pooled number
+is shown. Seeds with different setups (questions, personas, sampling ...) are not pooled, and the reason is given.
 """
 
 import json
@@ -36,7 +37,21 @@ from permix.metrics import statistics
 from permix.metrics.identifiability import Identifiability
 from permix.metrics.measures import MeasureRecord, select_measures
 from permix.metrics.posterior import AccuracyGrid
-from permix.metrics.stability import pool_stability, stability_differences
+from permix.metrics.stability import (
+    pool_over_seeds,
+    pool_stability,
+    seed_differences,
+    stability_differences,
+)
+from permix.metrics.statistics import Array
+from permix.metrics.training_seeds import (
+    SeedDifference,
+    SeedPairing,
+    SeedValues,
+    cover_seed_differences,
+    cover_training_seeds,
+    limit_ends,
+)
 from permix.plan import read_plan
 from permix.report.comparisons import (
     aligned_sample_means,
@@ -96,6 +111,11 @@ class TrainingRun(NamedTuple):
         if config.dev_eval.select == "last" and config.dev_eval.patience is None:
             del recipe["dev_eval"]  # dev evaluations that neither choose the weights nor stop the training do not change it
         return recipe
+
+    @property
+    def seed(self) -> int | None:
+        """The plan's seed, which chooses questions, personas and rollouts; None for a training of another engine."""
+        return None if isinstance(self.config, ImportedTrainConfig) else self.config.plan.seed
 
     @property
     def role(self) -> Role:
@@ -298,6 +318,7 @@ __all__ = [
     "measured_models",
     "method_difference",
     "pool_seeds",
+    "reference_differences",
 ]
 
 
@@ -306,7 +327,8 @@ class PooledMethod(MeasureRecord):
 
     The n of an estimate counts what it counts for one model: questions for accuracy and PSS; for identifiability, the answers of
     all seeds together. Where seeds cannot be pooled, the numbers are missing and `reasons` (accuracy and PSS) or
-    `fidelity_reasons` say why.
+    `fidelity_reasons` say why. `over_seeds` has the same numbers by name, and "identifiability", with intervals over questions
+    and training seeds; it is empty with one model.
     """
 
     VIEW = "methods"
@@ -320,6 +342,7 @@ class PooledMethod(MeasureRecord):
     n_fidelity: int = 0
     reasons: tuple[str, ...] = ()
     fidelity_reasons: tuple[str, ...] = ()
+    over_seeds: dict[str, Estimate] = Field(default_factory=dict)
 
     @property
     def pss(self) -> Estimate | None:
@@ -339,6 +362,8 @@ class MethodDifference(MeasureRecord):
     why.
 
     `n_personas` counts the personas behind accuracy and PSS. `n_seeds` and `n_fidelity_seeds` count the models of (one, other).
+    `over_seeds` has the measures of the view "seed_differences", and "identifiability", over questions and over questions and
+    training seeds. Their seeds are paired as `seed_pairing` and `fidelity_seed_pairing` say.
     """
 
     VIEW = "differences"
@@ -352,10 +377,17 @@ class MethodDifference(MeasureRecord):
     n_fidelity_seeds: tuple[int, int] = (0, 0)
     reasons: tuple[str, ...] = ()
     fidelity_reasons: tuple[str, ...] = ()
+    over_seeds: dict[str, SeedDifference] = Field(default_factory=dict)
+    seed_pairing: SeedPairing | None = None
+    fidelity_seed_pairing: SeedPairing | None = None
 
     @property
     def pss(self) -> Estimate | None:
         return self.measures.get("pss")
+
+    def covers_seeds(self, name: str) -> bool:
+        """Whether this measure has an interval over questions and training seeds."""
+        return name in self.over_seeds and self.over_seeds[name].over_seeds.low is not None
 
 
 class BootstrapSettings(NamedTuple):
@@ -369,12 +401,19 @@ def pool_seeds(method: ReportMethod) -> PooledMethod:
     reasons = _seed_incompatibilities(stable, fidelity=False)
     fidelity_reasons = _seed_incompatibilities(fidelity, fidelity=True)
     chances = {model.identifiability.chance for model in fidelity if model.identifiability is not None}
+    measures = _pooled_stability(stable) if stable and not reasons else {}
+    identifiability = _pooled_identifiability(fidelity) if fidelity and not fidelity_reasons else None
+    over_seeds: dict[str, Estimate] = {}
+    if measures and len(stable) > 1:
+        over_seeds |= pool_over_seeds(_aligned_grids(stable), measures, *_bootstrap_settings(stable[0].runs["stability"]))
+    if identifiability is not None and len(fidelity) > 1:
+        values = _identifiability_by_seed(_identifiability_results(fidelity), _bootstrap_settings(fidelity[0].runs["fidelity"]))
+        over_seeds["identifiability"] = limit_ends(cover_training_seeds(identifiability, [values]).over_seeds, 0.0, 1.0)
     return PooledMethod(
-        name=method.name, labels=tuple(model.label for model in method.models),
-        measures=_pooled_stability(stable) if stable and not reasons else {},
-        identifiability=_pooled_identifiability(fidelity) if fidelity and not fidelity_reasons else None,
-        chance=chances.pop() if len(chances) == 1 else None,
+        name=method.name, labels=tuple(model.label for model in method.models), measures=measures,
+        identifiability=identifiability, chance=chances.pop() if len(chances) == 1 else None,
         n_stability=len(stable), n_fidelity=len(fidelity), reasons=reasons, fidelity_reasons=fidelity_reasons,
+        over_seeds=over_seeds,
     )  # fmt: skip
 
 
@@ -384,21 +423,82 @@ def method_difference(one: ReportMethod, other: ReportMethod) -> MethodDifferenc
     reasons = _seed_incompatibilities([*other_stable, *stable], fidelity=False)
     fidelity_reasons = _seed_incompatibilities([*other_fidelity, *fidelity], fidelity=True)
     differences: dict[str, Estimate] = {}
-    identifiability = None
+    over_seeds: dict[str, SeedDifference] = {}
+    identifiability, pairing, fidelity_pairing = None, None, None
     if stable and other_stable and not reasons:
-        grids = _aligned_grids([*other_stable, *stable])
-        differences = stability_differences(
-            grids[: len(other_stable)], grids[len(other_stable) :], *_bootstrap_settings(other_stable[0].runs["stability"])
+        grids, settings = _aligned_grids([*other_stable, *stable]), _bootstrap_settings(other_stable[0].runs["stability"])
+        differences = stability_differences(grids[: len(other_stable)], grids[len(other_stable) :], *settings)
+        pairing, first, second = _pair_seeds(other_stable, stable)
+        grid_of = dict(zip(map(id, [*other_stable, *stable]), grids, strict=True))
+        over_seeds |= seed_differences(
+            [grid_of[id(model)] for model in first], [grid_of[id(model)] for model in second], pairing, differences, *settings
         )
     if fidelity and other_fidelity and not fidelity_reasons:
+        settings = _bootstrap_settings(other_fidelity[0].runs["fidelity"])
+        fidelity_pairing, first, second = _pair_seeds(other_fidelity, fidelity)
         results = _identifiability_results(other_fidelity), _identifiability_results(fidelity)
-        identifiability = identifiability_difference(*results, *_bootstrap_settings(other_fidelity[0].runs["fidelity"]))
+        identifiability = identifiability_difference(*results, *settings)
+        over_seeds["identifiability"] = _identifiability_over_seeds(identifiability, first, second, fidelity_pairing, settings)
     personas = {len(model.grid.persona_ids) for model in (*stable, *other_stable) if model.grid is not None}
     return MethodDifference(
         name=one.name, against=other.name, measures=differences, identifiability=identifiability,
         n_personas=max(personas, default=0), n_seeds=(len(stable), len(other_stable)),
         n_fidelity_seeds=(len(fidelity), len(other_fidelity)), reasons=reasons, fidelity_reasons=fidelity_reasons,
+        over_seeds=over_seeds, seed_pairing=pairing, fidelity_seed_pairing=fidelity_pairing,
     )  # fmt: skip
+
+
+def reference_differences(methods: Sequence[ReportMethod]) -> list[MethodDifference]:
+    """Return every method minus the reference: the RLVR method with most training seeds, or else the first method.
+
+    Empty where no method has several seeds.
+    """
+    if len(methods) < 2 or all(len(method.models) == 1 for method in methods):
+        return []
+    reference = max((one for one in methods if one.role == "rlvr"), key=lambda one: len(one.models), default=methods[0])
+    return [method_difference(one, reference) for one in methods if one is not reference]
+
+
+def _pair_seeds(
+    first: Sequence[ModelRuns], other: Sequence[ModelRuns]
+) -> tuple[SeedPairing, Sequence[ModelRuns], Sequence[ModelRuns]]:
+    """Return how the training seeds of two methods belong together, and their models, in the order of the seeds where paired.
+
+    A single model whose training is not known, such as the base model, counts as untrained.
+    """
+    trainings = [[find_training_run(model) for model in models] for models in (first, other)]
+    if any(len(one) == 1 and one[0] is None for one in trainings):
+        return "untrained", first, other
+    seeds = [[None if training is None else training.seed for training in one] for one in trainings]
+    if None in seeds[0] or len(set(seeds[0])) < len(seeds[0]) or Counter(seeds[0]) != Counter(seeds[1]):
+        return "unpaired", first, other
+    of_seed = dict(zip(seeds[1], other, strict=True))
+    return "paired", first, [of_seed[seed] for seed in seeds[0]]
+
+
+def _identifiability_over_seeds(
+    over_questions: Estimate,
+    first: Sequence[ModelRuns],
+    other: Sequence[ModelRuns],
+    pairing: SeedPairing,
+    settings: BootstrapSettings,
+) -> SeedDifference:
+    values = _identifiability_by_seed(_identifiability_results([*first, *other]), settings)
+    one, two = values.seeds(slice(None, len(first))), values.seeds(slice(len(first), None))
+    difference = cover_seed_differences(over_questions, one, two, pairing)
+    return difference.model_copy(update={"over_seeds": limit_ends(difference.over_seeds, -1.0, 1.0)})
+
+
+def _identifiability_by_seed(results: Sequence[Identifiability], settings: BootstrapSettings) -> SeedValues:
+    """Return the identifiability of each model, on the questions that all of them answered, with the draws of questions."""
+    questions = sorted(set.intersection(*(set(one.right_by_question) for one in results)))
+
+    def values(counts_R_Q: Array) -> dict[str, Array]:
+        return {"each": np.stack([mean_identifiability([one], questions, counts_R_Q) for one in results], axis=1)}
+
+    rng = np.random.default_rng(settings.seed)
+    drawn = statistics.bootstrap(values, len(questions), rng, settings.resamples, block_size=settings.resamples)["each"]
+    return SeedValues(drawn.value, drawn.replicates.T)
 
 
 def measured_models(method: ReportMethod) -> tuple[list[ModelRuns], list[ModelRuns]]:

@@ -11,14 +11,14 @@ The output is Markdown with escaped names and labels.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from permix.evals.fidelity_records import cut_off_warning
 from permix.evals.strategies.base import StrategySummary
 from permix.evals.text_metrics import TextMetrics
 from permix.judges.summary import JudgeSummary
-from permix.metrics.measures import measures_in
+from permix.metrics.measures import STABILITY_MEASURES, measures_in
 from permix.metrics.stability import StabilitySummary
 from permix.rendering.table import (
     MISSING_TEXT,
@@ -429,12 +429,13 @@ class ComparisonPair(NamedTuple):
     other_variants: tuple[ReportMethod, ...] = ()
 
 
-def build_claim(methods: Sequence[ReportMethod]) -> ReportClaim:
-    """Return the claim above the report."""
+def build_claim(methods: Sequence[ReportMethod], differences: Sequence[MethodDifference] = ()) -> ReportClaim:
+    """Return the claim above the report. A difference of two methods that is in `differences` is not computed again."""
     able = [method for method in methods if any(measured_models(method)) or any(model.judged_runs for model in method.models)]
     chosen = choose_comparison(able)
     if chosen is not None:
-        return _comparison_claim(chosen, next((method for method in able if method.role == "base"), None))
+        base = next((method for method in able if method.role == "base"), None)
+        return _comparison_claim(chosen, base, {(one.name, one.against): one for one in differences})
     if able:
         return _single_method_claim(able[0])
     models = [model for method in methods for model in method.models]
@@ -473,9 +474,12 @@ def _by_seed_count(methods: Sequence[ReportMethod]) -> list[ReportMethod]:
     return sorted(methods, key=lambda one: -len(one.models))
 
 
-def _comparison_claim(pair: ComparisonPair, base: ReportMethod | None) -> ReportClaim:
+def _comparison_claim(
+    pair: ComparisonPair, base: ReportMethod | None, known: Mapping[tuple[str, str], MethodDifference]
+) -> ReportClaim:
     one, other, others = pair
-    change, pooled, reference_pooled = method_difference(one, other), pool_seeds(one), pool_seeds(other)
+    change = known.get((one.name, other.name)) or method_difference(one, other)
+    pooled, reference_pooled = pool_seeds(one), pool_seeds(other)
     findings = [
         *_stability_findings(change, pooled, reference_pooled, [*one.models, *other.models]),
         *_no_pss_findings(change, [one, other]),
@@ -801,7 +805,7 @@ def _training_effect_sentences(base: ReportMethod | None, one: ReportMethod, oth
 
 
 def _seed_sentences(change: MethodDifference, one: ReportMethod, other: ReportMethod) -> list[str]:
-    """Return how many training seeds a comparison has, and that intervals do not cover other seeds."""
+    """Return how many training seeds a comparison has, and what is shown over questions and seeds."""
     if change.pss is None and change.identifiability is None:
         return []
     pairs = zip((one, other), _seed_counts(change), strict=True)
@@ -813,7 +817,20 @@ def _seed_sentences(change: MethodDifference, one: ReportMethod, other: ReportMe
         trained = "One training seed each" if len(counts) > 1 else "One training seed"
         return [f"{_INTERVAL_NOTE}. {trained}; other seeds are not covered."]
     trained = _seed_counts_text(counts, shared=len(distinct_counts) == 1)
-    return [f"{_INTERVAL_NOTE}, of means over {trained}; other seeds are not covered; each seed is shown below."]
+    covered = _differences_over_seeds(change)
+    if not covered:
+        return [f"{_INTERVAL_NOTE}, of means over {trained}; other seeds are not covered; each seed is shown below."]
+    return [f"{_INTERVAL_NOTE}, of means over {trained}; each seed is shown below.", covered]
+
+
+def _differences_over_seeds(change: MethodDifference) -> str:
+    """Return the differences in the topics of the cards over questions and training seeds; "" where seeds are not covered."""
+    names = {"pss": "PSS", "identifiability": "identifiability", "mean": STABILITY_MEASURES["mean"].sentence_label}
+    found = {label: change.over_seeds[name] for name, label in names.items() if change.covers_seeds(name)}
+    parts = [
+        f"{label} {one.over_seeds.format_difference()}, {difference_direction(one.over_seeds)}" for label, one in found.items()
+    ]
+    return f"Over questions and training seeds: {'; '.join(parts)}." if parts else ""
 
 
 def _seed_counts_text(counts: Sequence[tuple[ReportMethod, int]], *, shared: bool) -> str:

@@ -21,6 +21,7 @@ from permix.metrics.identifiability import Identifiability
 from permix.metrics.linear_models import TemplateEffects
 from permix.metrics.measures import measures_in
 from permix.metrics.stability import PersonaSummary, StabilitySummary
+from permix.metrics.training_seeds import SeedDifference
 from permix.rendering.table import (
     LABEL_WIDTH,
     MISSING_CELL,
@@ -31,6 +32,7 @@ from permix.rendering.table import (
     TableCell,
     count_cell,
     difference_cell,
+    difference_direction,
     estimate_cell,
     format_count,
     format_decimal,
@@ -42,7 +44,7 @@ from permix.rendering.table import (
     trusted_cell,
 )
 from permix.report.judges import OPEN_ENDED_KIND, UNTESTED_MARK, UNTRUSTED_MARK, trust_mark
-from permix.report.methods import PooledMethod, ReportMethod
+from permix.report.methods import MethodDifference, PooledMethod, ReportMethod
 from permix.report.runs import ModelRow, ModelRuns
 from permix.report.summary_text import TRUST_MARK_MEANINGS
 from permix.sanitize import escape_control, truncate
@@ -408,7 +410,8 @@ def method_table(methods: Sequence[ReportMethod], pooled: Sequence[PooledMethod]
     """Return a table with a row for each method; `pooled` holds the numbers of each method. A measure that no method has is left
     out.
 
-    A judge's column holds only scores of methods with one model, because judges' scores are not pooled over seeds.
+    A judge's column holds only scores of methods with one model, because judges' scores are not pooled over seeds. Below a
+    number is its interval over questions and training seeds, where there are several.
     """
     rows = [_single_model_row(method) for method in methods]
     judges = {one.name: f"{one.kind}, judge {one.judge}" for row in rows if row for one in row.judged}
@@ -437,7 +440,10 @@ def front_table(methods: Sequence[ReportMethod], pooled: Sequence[PooledMethod],
 def _method_row(method: ReportMethod, pooled: PooledMethod, row: ModelRow | None, judges: Mapping[str, str]) -> list[TableCell]:
     sourced = partial(_with_method_sources, method)
     scores = [MISSING_CELL if row is None else sourced(judge_score_cell(row, name), kind) for name, kind in judges.items()]
-    cells = {one.name: _pooled_cell(pooled.measures.get(one.name), pooled.reasons) for one in measures_in("method_table")}
+    cells = {
+        one.name: _with_seed_interval(_pooled_cell(pooled.measures.get(one.name), pooled.reasons), pooled, one.name)
+        for one in measures_in("method_table")
+    }
     first, *others = (sourced(_explained(cell, name, method.pss_reason), "stability") for name, cell in cells.items())
     return [_method_name_cell(method), first, sourced(_pooled_identifiability_cell(pooled), OPEN_ENDED_KIND), *scores, *others]
 
@@ -448,7 +454,8 @@ def _with_method_sources(method: ReportMethod, cell: TableCell, kind: str) -> Ta
 
 def _method_name_cell(method: ReportMethod) -> TableCell:
     seeds = len(method.models)
-    return label_cell(method.name)._replace(note=f"mean of {seeds} training seeds" if seeds > 1 else "")
+    alone = "" if method.role == "base" else "one model; other training seeds are not covered"
+    return label_cell(method.name)._replace(note=f"mean of {seeds} training seeds" if seeds > 1 else alone)
 
 
 def _pooled_cell(estimate: Estimate | None, reasons: Sequence[str]) -> TableCell:
@@ -458,7 +465,57 @@ def _pooled_cell(estimate: Estimate | None, reasons: Sequence[str]) -> TableCell
 
 def _pooled_identifiability_cell(pooled: PooledMethod) -> TableCell:
     cell = _pooled_cell(pooled.identifiability, pooled.fidelity_reasons)
-    return cell._replace(note=f"{cell.note}, chance {format_decimal(pooled.chance)}") if cell.number is not None else cell
+    if cell.number is None:
+        return cell
+    return _with_seed_interval(
+        cell._replace(note=f"{cell.note}, chance {format_decimal(pooled.chance)}"), pooled, "identifiability"
+    )
+
+
+def _with_seed_interval(cell: TableCell, pooled: PooledMethod, name: str) -> TableCell:
+    """Add the interval over questions and training seeds to the note, where there is one."""
+    interval = pooled.over_seeds.get(name)
+    if cell.number is None or cell.text == TOO_FEW_TEXT or interval is None or interval.low is None or interval.high is None:
+        return cell
+    ends = f"[{interval.low:.2f}, {interval.high:.2f}]".replace("-", "−")
+    return cell._replace(note=f"{cell.note}; over questions and seeds {ends}")
+
+
+SEED_DIFFERENCE_HEADINGS = (
+    "method", "against", "measure", "difference, over questions", "difference, over questions and seeds", "p", "result", "seeds",
+)  # fmt: skip
+
+_PAIRING_TEXTS = {
+    "paired": "{0} of each, paired",
+    "unpaired": "{0} and {1}, not paired",
+    "untrained": "{0} and {1}, one of them not trained",
+}
+
+
+def seed_difference_table(differences: Sequence[MethodDifference]) -> Table | None:
+    """Return a table with a line for each difference of two methods and each measure; None without a difference."""
+    labels = {one.name: one.label for one in measures_in("seed_differences")} | {"identifiability": "identifiability"}
+    lines = [
+        [label_cell(one.name), label_cell(one.against), trusted_cell(labels[name]), *_seed_difference_cells(one, name, found)]
+        for one in differences
+        for name, found in one.over_seeds.items()
+        if found.over_questions.value is not None
+    ]
+    return tabulate("method-differences", SEED_DIFFERENCE_HEADINGS, lines, n_label_columns=3) if lines else None
+
+
+def _seed_difference_cells(change: MethodDifference, name: str, found: SeedDifference) -> list[TableCell]:
+    counts, pairing = change.n_seeds, change.seed_pairing
+    if name == "identifiability":
+        counts, pairing = change.n_fidelity_seeds, change.fidelity_seed_pairing
+    seeds = trusted_cell(_PAIRING_TEXTS[pairing or "unpaired"].format(*counts))
+    over_questions = difference_cell(found.over_questions)
+    if not change.covers_seeds(name):
+        not_covered = trusted_cell("seeds not covered: one seed of a trained method")
+        return [over_questions, MISSING_CELL, MISSING_CELL, not_covered, seeds]
+    over_seeds = difference_cell(found.over_seeds)
+    result = trusted_cell(difference_direction(found.over_seeds))
+    return [over_questions, over_seeds, trusted_cell(format_p_value(found.p), number=found.p), result, seeds]
 
 
 def _single_model_row(method: ReportMethod) -> ModelRow | None:
