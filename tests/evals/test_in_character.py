@@ -51,7 +51,7 @@ def evaluate(model: Any, out: Path, **fields: Any) -> StabilityRun:
     return permix.evaluate_stability(model, out=out, **{**settings, **fields})
 
 
-def values(found: RightInCharacter | Mapping[str, Any]) -> tuple[float | None, ...]:
+def values(found: RightInCharacter | Mapping[str, Any]) -> Any:
     """(share, right, recognised)."""
     if isinstance(found, RightInCharacter):
         return found.share.value, found.right.value, found.recognised.value

@@ -94,7 +94,7 @@ def test_extracted_answers_in_words_are_masked_in_all_answers_of_a_question() ->
     texts, scores = grid(lambda p, q: "maybe" if p == 2 else "yes", lambda p, q: float(p != 2))
     assert measure(texts, scores).recognised.value == 0.5
     found = measure(texts, scores, values_Q=[("yes", "maybe")] * Q)
-    assert (found.recognised.value, found.share.value) == (0.25, pytest.approx(0.25, abs=0.26))
+    assert found.recognised.value == 0.25
 
 
 def test_words_of_the_personas_are_masked() -> None:
@@ -139,7 +139,7 @@ def test_an_empty_answer_is_an_answer() -> None:
 
 def test_a_persona_with_too_few_answers_is_left_out_and_named() -> None:
     texts, scores = grid(in_style)
-    texts[1] = [[None] for _ in range(11)] + texts[1][11:]
+    texts[1][:11] = [[None] for _ in range(11)]
     found = measure(texts, scores)
     assert found.left_out == ("nurse",)
     assert [one.id for one in found.personas] == ["sailor", "monk", "clerk"]
@@ -239,7 +239,7 @@ def test_the_difference_of_two_models_is_paired_by_cell() -> None:
 
 def test_a_comparison_uses_the_cells_that_both_have() -> None:
     texts, scores = grid(in_style, lambda p, q: 1.0)
-    few = [[[None] if q == 4 or (p == 1 and q > 8) else texts[p][q] for q in range(Q)] for p in range(P)]
+    few: Texts = [[[None] if q == 4 or (p == 1 and q > 8) else texts[p][q] for q in range(Q)] for p in range(P)]
     first, other = measure(texts, scores), measure(few, scores)
     assert other.left_out == ("nurse",)
     assert aligned_shares([first, other]).shape == (2, 3, Q)

@@ -24,6 +24,7 @@ from permix.metrics import statistics
 from permix.metrics.identifiability import Identifiability
 from permix.metrics.measures import STABILITY_MEASURES, MeasureRecord
 from permix.metrics.model_comparison import MeasureDifference, PairedComparison, PersonaDifference, compare_models_paired
+from permix.metrics.right_in_character import right_in_character_difference
 from permix.metrics.stability import stability_differences
 from permix.metrics.statistics import Array
 from permix.progress import add_result
@@ -64,14 +65,18 @@ class Comparison(MeasureRecord):
     against: str
     measures: dict[str, Estimate] = Field(default_factory=dict)
     identifiability: Estimate | None = None
+    right_in_character: Estimate | None = None
     judged: tuple[JudgeScoreDifference, ...] = ()
     reasons: tuple[str, ...] = ()
     fidelity_reasons: tuple[str, ...] = ()
+    right_in_character_reasons: tuple[str, ...] = ()
     judged_reasons: tuple[str, ...] = ()
 
 
 def compare_models(first: ModelRuns, other: ModelRuns) -> Comparison:
-    """Return other − first in stability, identifiability and judges' scores, each with the reasons where it is not compared."""
+    """Return other − first in stability, identifiability, right and in character and judges' scores, each with the reasons where
+    it is not compared.
+    """
     reasons, fidelity_reasons = stability_incompatibilities(first, other), identifiability_incompatibilities(first, other)
     differences: dict[str, Estimate] = {}
     identifiability = None
@@ -84,10 +89,18 @@ def compare_models(first: ModelRuns, other: ModelRuns) -> Comparison:
         config = first.runs["fidelity"].config
         seed, resamples = int(config.get("seed", 0)), int(config.get("resamples", 2000))
         identifiability = identifiability_difference([first.identifiability], [other.identifiability], seed, resamples)
+    in_character_reasons = right_in_character_incompatibilities(first, other)
+    in_character = None
+    if first.right_in_character is not None and other.right_in_character is not None and not in_character_reasons:
+        config = first.runs["stability"].config
+        in_character = right_in_character_difference(
+            [first.right_in_character], [other.right_in_character], int(config.get("seed", 0)), int(config.get("resamples", 2000))
+        )
     judged, judged_reasons = compare_judge_scores(first, other)
     return Comparison(
         label=other.label, against=first.label, measures=differences, identifiability=identifiability,
-        judged=judged, reasons=reasons, fidelity_reasons=fidelity_reasons, judged_reasons=judged_reasons,
+        right_in_character=in_character, judged=judged, reasons=reasons, fidelity_reasons=fidelity_reasons,
+        right_in_character_reasons=in_character_reasons, judged_reasons=judged_reasons,
     )  # fmt: skip
 
 
@@ -345,6 +358,22 @@ def identifiability_incompatibilities(first: ModelRuns, other: ModelRuns) -> tup
     training_runs = [(find_reference_run(run) or run.path).resolve() for run in (one, two)]
     return _setup_mismatches(one, two) + (
         () if training_runs[0] == training_runs[1] else ("Not the same classifier (trained on other answers)",)
+    )
+
+
+def right_in_character_incompatibilities(first: ModelRuns, other: ModelRuns) -> tuple[str, ...]:
+    """Return why two models cannot be compared in right and in character; empty when they can be compared, or when one was not
+    measured.
+    """
+    if first.right_in_character is None or other.right_in_character is None:
+        return ()
+    return _in_character_mismatches(first.runs["stability"], other.runs["stability"])
+
+
+def _in_character_mismatches(one: Run, two: Run) -> tuple[str, ...]:
+    training_runs = [(find_reference_run(run, "character_reference") or run.path).resolve() for run in (one, two)]
+    return _setup_mismatches(one, two) + (
+        () if training_runs[0] == training_runs[1] else ("Not the same classifier of character (trained on other answers)",)
     )
 
 
