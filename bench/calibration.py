@@ -250,7 +250,6 @@ TEXT_SETTINGS = (
     TextSetting(0.8, 0.7, 0.0, 6, 40),
     TextSetting(0.8, 0.7, 2.0, 6, 40),
     TextSetting(0.8, 0.7, 2.0, 6, 40, samples=2, missing=0.1),
-    TextSetting(0.8, 0.3, 2.0, 12, 25),
     TextSetting(0.0, 0.7, 2.0, 6, 40),
     TextSetting(0.8, 0.7, 0.0, 6, 40, always_wrong=True),
     TextSetting(0.0, 0.0, 0.0, 6, 40, always_wrong=True),

@@ -380,8 +380,8 @@ def _measure_right_in_character(run: Run) -> tuple[RightInCharacter | None, str]
     """
     if not run.config.get("right_in_character"):
         return None, ""
-    reference = find_reference_run(run, "character_reference")
     try:
+        reference = find_reference_run(run, "character_reference")
         return measure_right_in_character(run.path, reference, run.grid_results), ""
     except DataError as error:
         return None, f"{run.path}: {error}"

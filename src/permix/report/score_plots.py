@@ -305,7 +305,9 @@ def _plot_tradeoff_point(ax: Axes, point: TradeoffPoint, style: Style) -> None:
     x, y = theme.error_bar_lengths(point.x), theme.error_bar_lengths(point.pss)
     ax.errorbar(*point.xy, xerr=x, yerr=y, fmt=style.marker, color=style.colour, ms=8, capsize=3, lw=1.4)
     if point.chance is not None:
-        ax.plot(point.chance, point.xy[1], "|", color=style.colour, ms=14, mew=2)
+        x_value, y_value = point.xy
+        ax.plot([point.chance, x_value], [y_value, y_value], ":", color=style.colour, lw=1, zorder=1)
+        ax.plot(point.chance, y_value, "|", color=style.colour, ms=14, mew=2)
     for seed in point.seeds:
         ax.plot(*seed, style.marker, color=style.colour, ms=4.5, mfc="w", mew=1.2, zorder=3)
 
