@@ -10,11 +10,14 @@ import pytest
 
 import permix
 from permix.api import StabilityRun
+from permix.config import StabilityConfig
 from permix.errors import ConfigError, DataError, IncompleteRunError
-from permix.evals.grid import read_grid_results
-from permix.evals.in_character import measure_right_in_character, read_persona_answers
+from permix.evals.grid import PromptFormat, read_grid_results
+from permix.evals.in_character import check_right_in_character, measure_right_in_character, read_persona_answers
+from permix.evals.strategies.base import EvalSetup
 from permix.inference.scripted import ScriptedModel
 from permix.metrics.right_in_character import RightInCharacter
+from permix.personas.pool import PersonaPool
 from permix.storage.files import read_json
 from permix.types import Message, Persona, Request
 from tests.sample_runs import solve
@@ -180,6 +183,13 @@ def test_a_reference_with_other_questions_or_personas_is_refused(tmp_path: Path)
     with pytest.raises(DataError, match="1 of 12 questions are missing"):
         evaluate(model, tmp_path / "c", task=other_golds, **fields)
     assert model.requests == []
+
+
+def test_a_strategy_that_does_not_ask_every_persona_is_refused() -> None:
+    config = StabilityConfig(strategy="persona-search", right_in_character=True)
+    setup = EvalSetup((), PersonaPool(personas=tuple(PERSONAS)), PromptFormat(str, "you_are", empty_system_prompt=False), 1, 0)
+    with pytest.raises(ConfigError, match='strategy = "persona-search" does not ask every question'):
+        check_right_in_character(config, setup)
 
 
 def test_a_reference_of_another_verb_is_refused(tmp_path: Path) -> None:
