@@ -186,9 +186,9 @@ def summarize_right_in_character(
     shuffled = [shuffle_labels(train.label_N_Q, split.train_P_Q, rng) for _ in range(N_LABEL_SHUFFLES)]
     predicted_L = cross_val_predict(masked_train, masked, [train.label_N_Q, *shuffled], split, text_features, linear_classifier)
     (by_length,) = cross_val_predict(masked_train, masked, [train.label_N_Q], split, length_features, length_classifier)
-    scores_as_text = own.score_N_Q.astype(object)
+    scores = own.score_N_Q.astype(object)
     own_split = CrossValSplit(_limit_training(own.is_scored_N_Q), own.is_scored_N_Q, split.fold_Q)
-    (by_score,) = cross_val_predict(scores_as_text, scores_as_text, [own.label_N_Q], own_split, score_features, score_classifier)
+    (by_score,) = cross_val_predict(scores, scores, [own.label_N_Q], own_split, score_features, score_classifier)
     cells = _CellMeans.of(own, predicted_L, by_length, by_score)
     estimates, by_persona = cells.estimates(rng, resamples), cells.persona_estimates(kept_ids, rng, resamples)
     callers_order = sorted(range(len(kept)), key=lambda place: personas[kept[place]])

@@ -31,7 +31,7 @@ from permix.metrics.model_comparison import (
     compare_models_paired,
     compare_right_in_character,
 )
-from permix.metrics.right_in_character import right_in_character_difference
+from permix.metrics.right_in_character import RightInCharacter, right_in_character_difference
 from permix.metrics.stability import stability_differences
 from permix.metrics.statistics import Array
 from permix.progress import add_result
@@ -220,6 +220,8 @@ def _compare_right_in_character(first: Run, other: Run, seed: int, resamples: in
         ]
     except DataError:
         return None
+    if _persona_mismatches(*found):
+        return None
     return compare_right_in_character(found[0], found[1], seed=seed, resamples=resamples)
 
 
@@ -393,9 +395,16 @@ def right_in_character_incompatibilities(first: ModelRuns, other: ModelRuns) -> 
     """Return why two models cannot be compared in right and in character; empty when they can be compared, or when one was not
     measured.
     """
-    if first.right_in_character is None or other.right_in_character is None:
+    one, two = first.right_in_character, other.right_in_character
+    if one is None or two is None:
         return ()
-    return _in_character_mismatches(first.runs["stability"], other.runs["stability"])
+    return _in_character_mismatches(first.runs["stability"], other.runs["stability"]) + _persona_mismatches(one, two)
+
+
+def _persona_mismatches(one: RightInCharacter, two: RightInCharacter) -> tuple[str, ...]:
+    """Return why the classifiers of two results do not choose among the same personas; empty when they do."""
+    same = {persona.id for persona in one.personas} == {persona.id for persona in two.personas}
+    return () if same else ("Not the same personas have enough answers for right and in character",)
 
 
 def _in_character_mismatches(one: Run, two: Run) -> tuple[str, ...]:
