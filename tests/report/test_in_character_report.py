@@ -83,7 +83,7 @@ def test_seeds_are_pooled(models: list[ModelRuns]) -> None:
     assert pooled.right_in_character is not None
     assert pooled.right_in_character.value == pytest.approx(0.8)
     assert pooled.right_in_character_by_chance == pytest.approx(0.2, abs=0.05)
-    change = method_difference(methods["PerMix-RLVR"], methods["RLVR"])
+    change = method_difference(methods["PerMix-RLVR"], methods["rlvr"])
     assert change.right_in_character is not None
     assert change.right_in_character.value == pytest.approx(0.6)
 
