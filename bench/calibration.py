@@ -11,6 +11,11 @@ over all such questions. One JSON line a setting; with --page, the tables of doc
 With --training-seeds the models of three training seeds answer the same questions and are pooled by
 `permix.metrics.stability.pool_stability`. With --pairs two models answer the same questions and are compared by
 `permix.metrics.model_comparison.compare_models_paired`.
+
+With --in-character whole answers are drawn and measured by `permix.metrics.right_in_character.summarize_right_in_character`. Each
+persona has its own distribution of words: the common one times exp(distinctness z), with normal z. An answer is in character with
+probability `in_character`, and otherwise drawn from the common words. The truth of a share is the mean of the estimates over all
+grids of the setting, which is what classifiers trained on so many answers attain.
 """
 
 import argparse
@@ -26,6 +31,7 @@ from scipy.special import expit, ndtri
 
 from permix.metrics import priors, stability
 from permix.metrics.model_comparison import MeasureDifference, compare_models_paired
+from permix.metrics.right_in_character import RightInCharacter, summarize_right_in_character
 from permix.metrics.stability import StabilitySummary, pool_stability, summarize_stability
 from permix.metrics.statistics import Array, mean_over_samples
 from permix.types import Estimate
@@ -221,6 +227,102 @@ SEED_SETTINGS = (
 )
 
 
+class TextSetting(NamedTuple):
+    """A kind of grid of texts. `cost`: what being in character subtracts from the logit of a right answer.
+
+    `always_wrong`: the first persona is never right. `numbers_only`: an answer has no word but its number.
+    """
+
+    distinctness: float
+    in_character: float
+    cost: float
+    personas: int
+    questions: int
+    samples: int = 1
+    missing: float = 0.0
+    always_wrong: bool = False
+    numbers_only: bool = False
+
+
+TEXT_SETTINGS = (
+    TextSetting(4.0, 0.7, 0.0, 6, 40),
+    TextSetting(4.0, 0.7, 2.0, 6, 40),
+    TextSetting(0.8, 0.7, 0.0, 6, 40),
+    TextSetting(0.8, 0.7, 2.0, 6, 40),
+    TextSetting(0.8, 0.7, 2.0, 6, 40, samples=2, missing=0.1),
+    TextSetting(0.0, 0.7, 2.0, 6, 40),
+    TextSetting(0.8, 0.7, 0.0, 6, 40, always_wrong=True),
+    TextSetting(0.0, 0.0, 0.0, 6, 40, always_wrong=True),
+    TextSetting(0.0, 0.0, 0.0, 6, 40, always_wrong=True, numbers_only=True),
+)
+VOCABULARY = tuple(f"{a}{b}{c}" for a in "bdfkmt" for b in "aeiou" for c in ("ll", "n"))
+WORDS_OF_ANSWER = 10
+SHARES = ("share", "right", "recognised", "recognised_if_right", "recognised_if_wrong")
+BY_CHANCE = ("share_by_chance", "permuted", "length_only", "score_only")
+
+
+def simulate_in_character(setting: TextSetting, data_sets: int, resamples: int, seed: int) -> dict[str, Any]:
+    """Coverage of the intervals of right and in character, and the means of its controls."""
+    rng = np.random.default_rng(seed)
+    weight_P_V = np.exp(setting.distinctness * rng.normal(size=(setting.personas, len(VOCABULARY))))
+    found = [
+        _measure_drawn_texts(setting, weight_P_V / weight_P_V.sum(axis=1, keepdims=True), rng, resamples)
+        for _ in range(data_sets)
+    ]
+    means = {name: _mean_value([getattr(one, name) for one in found]) for name in (*SHARES, *BY_CHANCE)}
+    return {
+        **setting._asdict(), "data_sets": data_sets, "resamples": resamples, "seed": seed, "chance": 1 / setting.personas,
+        "in_character_measures": {
+            name: _coverage([getattr(one, name) for one in found], means[name]) for name in SHARES
+        },
+        "controls": {name: round(means[name], 4) for name in BY_CHANCE},
+    }  # fmt: skip
+
+
+def _mean_value(found: list[Estimate]) -> float:
+    known = [one.value for one in found if one.value is not None]
+    return float(np.mean(known)) if known else math.nan
+
+
+def _measure_drawn_texts(setting: TextSetting, share_P_V: Array, rng: np.random.Generator, resamples: int) -> RightInCharacter:
+    P, Q, S = setting.personas, setting.questions, setting.samples
+    played_P_Q_S = rng.random((P, Q, S)) < setting.in_character
+    easy_Q = rng.normal(0.5, DIFFICULTY_SD, Q)
+    right_P_Q_S = rng.random((P, Q, S)) < expit(easy_Q[None, :, None] - setting.cost * played_P_Q_S)
+    right_P_Q_S[0] &= not setting.always_wrong
+    common_V = np.full(len(VOCABULARY), 1 / len(VOCABULARY))
+
+    def text(p: int, q: int, s: int) -> str | None:
+        if rng.random() < setting.missing:
+            return None
+        number = str(q + 20 if right_P_Q_S[p, q, s] else rng.integers(100, 10_000))
+        words = rng.choice(VOCABULARY, WORDS_OF_ANSWER, p=share_P_V[p] if played_P_Q_S[p, q, s] else common_V)
+        return number if setting.numbers_only else f"{' '.join(words)} {number}"
+
+    texts = [[[text(p, q, s) for s in range(S)] for q in range(Q)] for p in range(P)]
+    ids = [f"p{p}" for p in range(P)]
+    return summarize_right_in_character(
+        texts, right_P_Q_S.astype(float), ids, persona_ids=ids, question_ids=[f"q{q}" for q in range(Q)],
+        seed=int(rng.integers(2**31)), resamples=resamples,
+    )  # fmt: skip
+
+
+def in_character_page(lines: list[dict[str, Any]]) -> str:
+    """Markdown: coverage of each share with its mean, and the means of the controls."""
+    rows = [
+        ["personas × questions", "distinctness", "in character", "cost", *(f"{name}: mean, held" for name in SHARES), *BY_CHANCE]
+    ]
+    for one in lines:
+        notes = [name.replace("_", " ") for name in ("always_wrong", "numbers_only") if one[name]]
+        notes += [f"{one['missing']:.0%} missing"] if one["missing"] else []
+        size = _size(one) + "".join(f", {note}" for note in notes)
+        measures = [one["in_character_measures"][name] for name in SHARES]
+        shares = ["–" if not found["n"] else f"{found['true']:.2f}, {_held(found)}" for found in measures]
+        controls = [f"{one['controls'][name]:.2f}" for name in BY_CHANCE]
+        rows.append([size, f"{one['distinctness']:g}", f"{one['in_character']:.0%}", f"{one['cost']:g}", *shares, *controls])
+    return markdown(rows)
+
+
 def simulate_training_seeds(setting: Setting, data_sets: int, resamples: int, seed: int) -> dict[str, Any]:
     """Coverage and width of the pooled intervals of three training seeds with the same personas' effects and questions."""
     rng = np.random.default_rng(seed)
@@ -300,8 +402,10 @@ def _coverage_of_personas(found: list[StabilitySummary], name: str, truth_P: Arr
 def page(lines: list[dict[str, Any]]) -> str:
     """Markdown: coverage of each interval, then bias of what is made of extremes, and the tests."""
     covered = [["personas × questions", "accuracy", "effect", *COVERED.values()]]
-    pairs, pooled = ([line for line in lines if key in line] for key in ("pair", "training_seeds"))
-    lines = [line for line in lines if line not in pairs and line not in pooled]
+    pairs, pooled, texts = (
+        [line for line in lines if key in line] for key in ("pair", "training_seeds", "in_character_measures")
+    )
+    lines = [line for line in lines if line not in pairs and line not in pooled and line not in texts]
     near = [[*covered[0][:3], "true PSS", "PSS, mean", "as observed", "cross-fitted", "worst, bias", "test rejects"]]
     for one in lines:
         measures = one["measures"]
@@ -321,7 +425,8 @@ def page(lines: list[dict[str, Any]]) -> str:
     for one in pooled:
         about = [_size(one), f"{one['accuracy']:g}", _effect(one), str(one["training_seeds"])]
         seeds.append([*about, *(_held(one["measures"][name]) for name in POOLED)])
-    return "\n\n".join(markdown(table) for table in (covered, near, together, seeds) if len(table) > 1)
+    tables = [markdown(table) for table in (covered, near, together, seeds) if len(table) > 1]
+    return "\n\n".join([*tables, *([in_character_page(texts)] if texts else [])])
 
 
 COVERED = {
@@ -370,6 +475,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", type=int, nargs="+", help="these settings, by place; all when not given")
     parser.add_argument("--training-seeds", action="store_true", help="three training seeds, pooled")
     parser.add_argument("--pairs", action="store_true", help="pairs of models instead of single ones")
+    parser.add_argument("--in-character", action="store_true", help="whole answers, right and in character")
     parser.add_argument("--page", type=Path, help="simulate nothing: tables of the lines in this file")
     return parser
 
@@ -384,6 +490,8 @@ def main() -> None:
     how = options.data_sets, options.resamples, options.seed
     if options.pairs:
         lines = [partial(simulate_pair, one, *how) for one in PAIRS]
+    elif options.in_character:
+        lines = [partial(simulate_in_character, one, *how) for one in TEXT_SETTINGS]
     elif options.training_seeds:
         lines = [partial(simulate_training_seeds, one, *how) for one in SEED_SETTINGS]
     else:

@@ -3,7 +3,20 @@
 import numpy as np
 import pytest
 
-from bench.calibration import MEASURES, PAIRED, Pair, Setting, grid, page, simulate, simulate_pair, simulate_training_seeds, world
+from bench.calibration import (
+    MEASURES,
+    PAIRED,
+    Pair,
+    Setting,
+    TextSetting,
+    grid,
+    page,
+    simulate,
+    simulate_in_character,
+    simulate_pair,
+    simulate_training_seeds,
+    world,
+)
 
 
 def test_a_world_has_the_accuracy_that_was_asked_for() -> None:
@@ -67,3 +80,19 @@ def test_pooled_seeds_become_a_table() -> None:
     assert {0 <= one["held"] <= 1 for one in pooled["measures"].values()} == {True}
     (table,) = page([pooled]).split("\n\n")
     assert table.splitlines()[2].startswith("| 3 × 20 | 0.5 | none | 3 |")
+
+
+def test_drawn_texts_have_what_their_setting_says() -> None:
+    """Unmistakable words: every answer in character is named. Numbers alone: the always wrong persona is not."""
+    clear = simulate_in_character(TextSetting(9.0, 1.0, 0.0, 3, 20), data_sets=2, resamples=100, seed=0)
+    measures = clear["in_character_measures"]
+    assert measures["share"]["true"] == measures["right"]["true"]
+    assert (measures["recognised"]["true"], measures["recognised"]["held"]) == (1.0, 1.0)
+    bare = simulate_in_character(
+        TextSetting(9.0, 1.0, 0.0, 3, 20, samples=2, always_wrong=True, numbers_only=True), data_sets=2, resamples=100, seed=0
+    )
+    assert bare["in_character_measures"]["recognised"]["true"] == pytest.approx(1 / 3, abs=1e-4)
+    assert bare["controls"]["score_only"] > 0.4
+    rows = page([clear, bare]).splitlines()
+    assert rows[2].startswith("| 3 × 20 | 9 | 100% | 0 |")
+    assert rows[3].startswith("| 3 × 20 × 2, always wrong, numbers only |")

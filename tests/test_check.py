@@ -265,6 +265,12 @@ def test_all_parts_of_a_fidelity_evaluation_that_cannot_be_used_are_named(tmp_pa
     ]
 
 
+def test_a_missing_run_that_trains_the_classifier_of_character_is_named(tmp_path: Path) -> None:
+    fields = {"right_in_character": True, "character_reference": "nowhere"}
+    with pytest.raises((ConfigError, DataError), match="character_reference = nowhere"):
+        check_config(config_file(tmp_path, stability_values(tmp_path, NOBODY, **fields)))
+
+
 def test_the_missing_clone_of_the_shipped_configuration_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

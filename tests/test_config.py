@@ -44,6 +44,8 @@ def changed(stage: type[config.AnyConfig]) -> dict[str, Any]:
             "label": "é \u2028 x",
             "strategy": "persona-search",
             "strategy_questions": 7,
+            "right_in_character": True,
+            "character_reference": "runs/base",
         },
         FidelityConfig: {
             "reference": "runs/base",

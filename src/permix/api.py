@@ -36,6 +36,7 @@ from permix.inference.base import CompletionResult, Model
 from permix.inference.batch_model import BatchFlags, BatchModel, check_no_shard, open_batch_model, use_batch_backend
 from permix.inference.scripted import MessageFunction, wrap_model
 from permix.metrics.model_comparison import PairedComparison
+from permix.metrics.right_in_character import RightInCharacter
 from permix.metrics.stability import StabilitySummary
 from permix.metrics.statistics import Array
 from permix.personas.loading import build_open_questions
@@ -171,6 +172,17 @@ class StabilityRun(EvaluationRun):
     def measures(self) -> list[dict[str, Any]]:
         """One dict for each measure: name, value, low and high (95 % interval), n (number of questions)."""
         return estimate_rows(self.summary)
+
+    def right_in_character(self, reference: str | Path | None = None) -> RightInCharacter:
+        """Measure how many answers are right and recognisable as their persona's, from the records; asks no model.
+
+        `reference`: the stability run whose answers train the classifier, on the same questions and personas; by default
+        `character_reference` of the run's configuration, or else this run. Raises DataError if the answers do not allow it.
+        """
+        from permix.evals.in_character import measure_right_in_character
+
+        path = reference or self.config.get("character_reference")
+        return measure_right_in_character(self.path, None if path is None else Path(path), self._results)
 
     def persona_rows(self) -> list[dict[str, Any]]:
         """One dict for each persona; `pandas.DataFrame(run.persona_rows())` is a table of numbers.

@@ -245,6 +245,12 @@ class StabilityConfig(SharedRunConfig):
     precision: float | None = Field(default=None, gt=0, lt=1)
     """Ask in rounds until the interval of PSS has this half width or less; each round asks only personas that may still be the
     worst or the best, and at most task.n questions."""
+    right_in_character: bool = False
+    """Also measure how many answers are right and recognisable as their persona's, by a classifier of the answers' text (seconds
+    to minutes of CPU time). With a finished run the same command adds it and asks nothing."""
+    character_reference: Path | None = None
+    """The base model's stability run on the same questions and personas: its answers train the classifier of
+    --right-in-character; this run's own answers when not given."""
     report_to: TrackerNames = ()
     """Experiment trackers that receive the measures, besides metrics.json: tensorboard, wandb, trackio, mlflow."""
     plan_power: float | None = Field(default=None, gt=0, le=1)
@@ -267,6 +273,12 @@ class StabilityConfig(SharedRunConfig):
             )
         if self.templates and self.strategy != "none":
             raise ValueError(f'templates: strategy = "{self.strategy}" uses one template; leave templates out')
+        return self
+
+    @model_validator(mode="after")
+    def _check_character_reference(self) -> "StabilityConfig":
+        if not self.right_in_character:
+            _require_defaults(self, ("character_reference",), "", "without right_in_character = true")
         return self
 
     @model_validator(mode="after")

@@ -99,9 +99,25 @@ def _stability_measures(run: Path, resamples: int | None) -> LiveMeasures:
         share = Estimate(value=cut_off.n_cut_off / cut_off.n_known, n=cut_off.n_known)
         others = _format_if_known("accuracy of the others {:.3f}", cut_off.accuracy_of_others if cut_off.n_cut_off else None)
         lines.append(LiveMeasure("cut off, of answered", share, others))
+    if resamples is None:  # its classifiers take too long for a run that still goes on
+        lines += _right_in_character_measures(run)
     personas = sorted(((one.id, one.accuracy) for one in summary.personas), key=lambda one: (one[1].value is None, one[1].value))
     note = f"{summary.n_scored} of {summary.n_asked} cells of personas scored"
     return LiveMeasures(tuple(lines), tuple(personas), note=note)
+
+
+def _right_in_character_measures(run: Path) -> Iterator[LiveMeasure]:
+    """Right and in character, if the run asks for it and its answers allow it."""
+    from permix.evals.in_character import measure_right_in_character
+    from permix.report.runs import Run, find_reference_run
+
+    read = Run(run)
+    if read.config.get("right_in_character"):
+        with suppress(PermixError):
+            found = measure_right_in_character(run, find_reference_run(read, "character_reference"), read.grid_results)
+            yield LiveMeasure(
+                "right and in character", found.share, _format_if_known("by chance {:.3f}", found.share_by_chance.value)
+            )
 
 
 def _fidelity_measures(run: Path, resamples: int | None) -> LiveMeasures:

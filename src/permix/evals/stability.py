@@ -31,6 +31,7 @@ from permix.evals.grid import (
     run_cells,
     warn_trained_personas,
 )
+from permix.evals.in_character import check_right_in_character, measure_right_in_character
 from permix.evals.shards import ShardCells, divide_cells, report_finished_shard
 from permix.evals.strategies import STRATEGIES, measure_strategy
 from permix.evals.strategies.base import EvalSetup, Strategy
@@ -277,7 +278,7 @@ def evaluate_setup(model: Model, config: StabilityConfig, task: Task, setup: Eva
 def _write_metrics(run: Path, config: StabilityConfig, model: Model) -> StabilitySummary:
     answers = read_grid_results(run)
     summary = measure_stability(run, answers)
-    metrics = _metrics_json(summary, run, answers)
+    metrics = dict(_metrics_json(summary, run, answers)) | _in_character_json(config, run, answers)
     write_json(run / "metrics.json", metrics)
     log_measures(config.report_to, run, config.label or model.name, metrics)
     return summary
@@ -431,6 +432,8 @@ def prepare_stability(
     )
     warn_of_misfits(pool, config.templates or [config.personas.template])
     setup = EvalSetup(questions, pool, prompt_format, config.samples, config.seed, selection_questions)
+    if config.right_in_character:
+        check_right_in_character(config, setup)
     return PreparedStability(config, task, setup)
 
 
@@ -504,6 +507,17 @@ def _metrics_json(summary: StabilitySummary, run: Path, answers: GridResults) ->
         | cut_off
         | {name: one.model_dump(mode="json") for name, one in additional.items() if one is not None}
     )
+
+
+def _in_character_json(config: StabilityConfig, run: Path, answers: GridResults) -> dict[str, Any]:
+    """Part of metrics.json: "right_in_character", or why it could not be measured ("right_in_character_reason")."""
+    if not config.right_in_character:
+        return {}
+    try:
+        found = measure_right_in_character(run, config.character_reference, answers)
+    except DataError as error:
+        return {"right_in_character_reason": str(error)}
+    return {"right_in_character": found.model_dump(mode="json")}
 
 
 def measure_template_effects(run: Path, answers: GridResults | None = None) -> TemplateEffects | None:

@@ -192,10 +192,10 @@ def summarize_identifiability(
 
     rng = np.random.default_rng(seed_from(seed, "identify"))
     true_P_Q = np.repeat(np.arange(P)[:, None], Q, axis=1)
-    shuffled_S_P_Q = [_shuffle_labels(true_P_Q, split.train_P_Q, rng) for _ in range(N_LABEL_SHUFFLES)]
+    shuffled_S_P_Q = [shuffle_labels(true_P_Q, split.train_P_Q, rng) for _ in range(N_LABEL_SHUFFLES)]
     mask = partial(mask_persona_words, persona_texts=persona_texts)
-    masked_P_Q, masked_train_P_Q = _map_texts(mask, answer_P_Q), _map_texts(mask, train_text_P_Q)
-    question_P_Q = _map_texts(mask, np.array([[question_texts[q] for q in questions]] * P, dtype=object))
+    masked_P_Q, masked_train_P_Q = map_texts(mask, answer_P_Q), map_texts(mask, train_text_P_Q)
+    question_P_Q = map_texts(mask, np.array([[question_texts[q] for q in questions]] * P, dtype=object))
 
     predicted_L_P_Q = cross_val_predict(
         masked_train_P_Q, masked_P_Q, [true_P_Q, *shuffled_S_P_Q], split, text_features, linear_classifier
@@ -243,7 +243,7 @@ def _correct_by_question(correct_P_Q: NDArray[np.float64], question_texts: Seque
     return {text: (int(n_correct), int(n_scored)) for text, (n_correct, n_scored) in zip(question_texts, counts, strict=True)}
 
 
-def _shuffle_labels(true_P_Q: LabelArray, train_P_Q: BoolArray, rng: np.random.Generator) -> LabelArray:
+def shuffle_labels(true_P_Q: LabelArray, train_P_Q: BoolArray, rng: np.random.Generator) -> LabelArray:
     """The labels shuffled among the training answers to each question; −1, which is never read, elsewhere."""
     shuffled_P_Q = permute_within_question(np.where(train_P_Q, true_P_Q, np.nan), rng)
     return np.where(train_P_Q, shuffled_P_Q, -1).astype(np.int64)
@@ -280,7 +280,7 @@ def _to_tuples(counts: LabelArray) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(map(int, row)) for row in counts)
 
 
-def _map_texts(transform: Callable[[str], str], text_P_Q: TextGrid) -> TextGrid:
+def map_texts(transform: Callable[[str], str], text_P_Q: TextGrid) -> TextGrid:
     return np.array([[None if text is None else transform(text) for text in text_Q] for text_Q in text_P_Q], dtype=object)
 
 

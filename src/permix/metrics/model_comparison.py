@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 
 from permix.metrics import posterior, statistics
 from permix.metrics.measures import measures_in
+from permix.metrics.right_in_character import RightInCharacter, right_in_character_difference, swap_test_p
 from permix.metrics.stability import BOOTSTRAP_BLOCK_FLOATS, n_crossfit_splits, observed_measures, resample_scores
 from permix.metrics.statistics import Array
 from permix.types import Estimate, Record
@@ -52,6 +53,20 @@ class PairedComparison(Record):
     personas: tuple[PersonaDifference, ...]
     n_questions: int
     n_cells: int
+
+
+def compare_right_in_character(
+    first: RightInCharacter, other: RightInCharacter, *, seed: int = 0, resamples: int = 2000
+) -> MeasureDifference:
+    """Compare two models in right and in character, on the cells that both have; both must have the same classifier.
+
+    The test swaps the models question by question: what one model says to a question could as well be the other's.
+    """
+    return MeasureDifference(
+        name="right_in_character", first=first.share.value, other=other.share.value,
+        difference=right_in_character_difference([first], [other], seed, resamples),
+        p=swap_test_p(first, other, seed, resamples),
+    )  # fmt: skip
 
 
 def compare_scores(

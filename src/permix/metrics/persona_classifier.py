@@ -1,4 +1,4 @@
-"""The features and classifiers of `identifiability`, and the masking of the words of the personas' texts.
+"""The features and classifiers of `identifiability` and `right_in_character`, and the masking of persona words and of answers.
 
 They were chosen by judgement and not tuned on results: words and word pairs for diction; character n-grams within words for
 spelling, dialect and punctuation (case is kept: capitals are style); a start mark for how an answer begins; and a linear SVM,
@@ -7,7 +7,7 @@ which is stable with more features than answers. scikit-learn is imported only i
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -36,6 +36,25 @@ FUNCTION_WORDS = """
 """
 
 STOP_WORDS = frozenset(FUNCTION_WORDS.split())
+
+ANSWER_TOKEN = "[answer]"
+
+NUMBER_WORDS = """
+    zero nought naught nil one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
+    seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million billion trillion
+    dozen first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth fifteenth
+    sixteenth seventeenth eighteenth nineteenth twentieth thirtieth fortieth fiftieth sixtieth seventieth eightieth ninetieth
+    hundredth thousandth millionth half halves quarter once twice thrice
+"""
+
+NUMBER_PATTERN = re.compile(
+    r"(?:(?<![\w)\]}])[-+−])?(?:\d+(?:[.,:/⁄]\d+)*|\.\d+)(?:(?:st|nd|rd|th)\b)?"
+    rf"|(?<![^\W_])(?:{'|'.join(sorted(NUMBER_WORDS.split(), key=len, reverse=True))})s?(?![^\W_])",
+    re.IGNORECASE,
+)
+"""A number in digits, with its sign, or one number word."""
+
+_MASKED_RUN = re.compile(rf"{re.escape(ANSWER_TOKEN)}(?:(?:\s+(?:and\s+)?|-)?{re.escape(ANSWER_TOKEN)})+")
 
 
 class FeatureExtractor(Protocol):
@@ -67,6 +86,34 @@ def mask_persona_words(text: str, persona_texts: Sequence[str]) -> str:
         return MASK_TOKEN if word in words or word.startswith(stems) else match[0]
 
     return WORD_PATTERN.sub(replace, unicodedata.normalize("NFKC", text))
+
+
+def mask_answers(text: str, answers: Collection[str]) -> str:
+    """`text` (after NFKC) with each of `answers`, every number and every English number word replaced by `ANSWER_TOKEN`.
+
+    An answer is masked where it is no part of a longer word; an answer of one letter only in the same case, as the choices of a
+    question are. Several masked numbers in a row ("one hundred and five", "1 000") become one token, so neither the value nor the
+    length of a number is visible. The text of a choice is masked only if `answers` has it.
+    """
+    normalized = unicodedata.normalize("NFKC", text)
+    pattern = _answers_pattern(frozenset(unicodedata.normalize("NFKC", one).strip() for one in answers))
+    masked = normalized if pattern is None else pattern.sub(ANSWER_TOKEN, normalized)
+    return _MASKED_RUN.sub(ANSWER_TOKEN, NUMBER_PATTERN.sub(ANSWER_TOKEN, masked))
+
+
+@lru_cache(maxsize=32)
+def _answers_pattern(answers: frozenset[str]) -> re.Pattern[str] | None:
+    """Finds any of the answers, the longest first; None without one."""
+    in_words = {one for one in answers if one and not NUMBER_PATTERN.fullmatch(one)}
+    longest_first = sorted(in_words, key=lambda one: (-len(one), one))
+    return re.compile("|".join(map(_answer_pattern, longest_first))) if longest_first else None
+
+
+def _answer_pattern(answer: str) -> str:
+    before = r"(?<![^\W_])" if answer[0].isalnum() else ""
+    after = r"(?![^\W_])" if answer[-1].isalnum() else ""
+    escaped = re.escape(answer)
+    return before + (escaped if len(answer) == 1 else f"(?i:{escaped})") + after
 
 
 @lru_cache(maxsize=32)
@@ -135,6 +182,26 @@ def length_features() -> FeatureExtractor:
 
 def _log_lengths(texts: Sequence[str]) -> Array:
     return np.log1p([[len(text), len(text.split())] for text in texts])
+
+
+def score_features() -> FeatureExtractor:
+    """The score of an answer as its only feature; it takes scores instead of texts."""
+    from sklearn.preprocessing import FunctionTransformer
+
+    features: FeatureExtractor = FunctionTransformer(_to_column)
+    return features
+
+
+def _to_column(scores: Sequence[float]) -> Array:
+    return np.array([[score] for score in scores], dtype=float)
+
+
+def score_classifier() -> Classifier:
+    """A decision tree: for each score it names the persona that has it most often."""
+    from sklearn.tree import DecisionTreeClassifier
+
+    classifier: Classifier = DecisionTreeClassifier(random_state=0, min_samples_leaf=2)
+    return classifier
 
 
 def length_classifier() -> Classifier:

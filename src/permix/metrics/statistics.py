@@ -173,12 +173,13 @@ def variance_component_sd(
     sd² = max(0, (MS − MS_error) / c), where each effect is a mean of c = `scores_per_effect` scores and MS_error is the MS to
     expect without effects. For independent normal errors MS / MS_error is non-central F with λ = df · c · sd² / MS_error. The
     interval ends are the λ at which an F of at most the observed one has probability .975 and .025. No interval where MS_error
-    is 0. n is `error_df` / `df` + 1: the number of questions, where the error is the effects' interaction with questions.
+    is 0, up to rounding. n is `error_df` / `df` + 1: the number of questions, where the error is the effects' interaction with
+    questions.
     Source: Steiger (2004), Beyond the F test, Psychological Methods 9.
     """
     n = error_df // df + 1
     value = float(np.sqrt(max(0.0, mean_square - error_mean_square) / scores_per_effect))
-    if error_mean_square <= 0:
+    if error_mean_square <= TIE_TOLERANCE**2 * mean_square:
         return Estimate(value=value, n=n)
     f_value, per_lambda = mean_square / error_mean_square, error_mean_square / (df * scores_per_effect)
     ends = [float(np.sqrt(per_lambda * _noncentrality(f_value, df, error_df, p))) for p in (0.975, 0.025)]

@@ -107,7 +107,9 @@ def _part_checks(settings: config.ConfigSection) -> Iterator[Callable[[], object
         if settings.judge.name != "none":
             yield partial(load_judge_setup, settings.judge, required_rubrics(settings))
         if settings.reference is not None:
-            yield partial(_require_reference, settings.reference)
+            yield partial(_require_reference, settings.reference, "reference")
+    if isinstance(settings, config.StabilityConfig) and settings.character_reference is not None:
+        yield partial(_require_reference, settings.character_reference, "character_reference")
     for plan in getattr(settings, "exclude_plans", ()):
         yield partial(trained_question_hashes, config.ModelConfig(), [plan])
     for name in ("model", "judge", "teacher", "interviewer"):
@@ -129,8 +131,8 @@ def _check_model_part(model: config.ModelConfig, owner: str) -> None:
         check_model(model, contact=False)
 
 
-def _require_reference(run: Path) -> None:
-    with option_context("reference", run):
+def _require_reference(run: Path, field: str) -> None:
+    with option_context(field, run):
         require_run(run)
 
 

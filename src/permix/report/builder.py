@@ -49,7 +49,7 @@ from permix.report.methods import (
     training_arrows,
 )
 from permix.report.runs import ModelRow, ModelRuns, collect_models
-from permix.report.score_plots import common_chance, plot_tradeoff, tradeoff_points
+from permix.report.score_plots import TRADEOFF_VIEWS, common_chance, plot_tradeoff, tradeoff_points
 from permix.report.tables import StrategyResult
 from permix.storage.files import guard_writes, replace_when_done, write_json, write_text
 
@@ -103,12 +103,13 @@ def _with_report_block(card: Path, block: str) -> str:
 
 
 REPORT_FIGURE_FILES = re.compile(
-    r"(tradeoff|personas|lottery|learnt|training|training-tags|probes|drift|(heatmap|confusion|judged|trial)-\w+)\.(png|svg)"
+    r"(tradeoff|tradeoff-right-in-character|personas|lottery|learnt|training|training-tags|probes|drift|(heatmap|confusion|judged|trial)-\w+)\.(png|svg)"
 )
 """Names of the figures that a report may have."""
 
 REPORT_TABLE_NAMES = re.compile(
-    r"methods|method-differences|models|cells|personas_tidy|personas|wordings|strategies|identifiability|as-published|unjudged|drift|step-times|runs"
+    r"methods|method-differences|models|cells|personas_tidy|personas|wordings|strategies|identifiability|right-in-character|as-published"
+    r"|unjudged|drift|step-times|runs"
     r"|(scores|differences|trial|agreement|interview|said)(-.+)?"
 )
 """Names of the tables that a report may have."""
@@ -277,14 +278,20 @@ def draw_report_figures(
         return {}
     styles = theme.styles_for((model.label for model in models), method_names(methods))
     summaries = {model.label: model.stability for model in models if model.stability is not None}
-    incomparable = {one.label for one in comparisons if one.against == models[0].label and (one.reasons or one.fidelity_reasons)}
+    against_first = [one for one in comparisons if one.against == models[0].label]
+    incomparable = {
+        "identifiability": {one.label for one in against_first if one.reasons or one.fidelity_reasons},
+        "right_in_character": {one.label for one in against_first if one.reasons or one.right_in_character_reasons},
+    }
     logs = {model.label: model.runs["train"].log for model in models if "train" in model.runs}
     reward_logs = {name: log for name, log in logs.items() if any("reward" in step for step in log)}
     figures: dict[str, str] = {}
-    if points := tradeoff_points(methods, pooled, incomparable):
-        looks_of = {method.name: styles[method.labels[0]] for method in methods}
-        plot_tradeoff(points, training_arrows(methods), common_chance(pooled), out / "tradeoff.png", looks_of)
-        figures["tradeoff.png"] = "PSS against identifiability"
+    looks_of = {method.name: styles[method.labels[0]] for method in methods}
+    for view in TRADEOFF_VIEWS:
+        if points := tradeoff_points(methods, pooled, incomparable[view.measure], view):
+            chance = common_chance(pooled) if view.measure == "identifiability" else None
+            plot_tradeoff(points, training_arrows(methods), chance, out / view.file, looks_of, view)
+            figures[view.file] = view.title
     if summaries:
         plots.plot_persona_accuracy(summaries, out / "personas.png", styles)
         plots.plot_lottery(summaries, out / "lottery.png", styles)
@@ -329,6 +336,7 @@ def _report_json(models: Sequence[ModelRuns], comparisons: Sequence[Comparison],
         "identifiability": {
             model.label: model.identifiability.model_dump(mode="json") for model in models if model.identifiability is not None
         },
+        **_right_in_character_json(models),
         "judged": {
             model.label: {run.kind: _judges_json(run) for run in model.judged_runs} for model in models if model.judged_runs
         },
@@ -361,6 +369,12 @@ def _report_json(models: Sequence[ModelRuns], comparisons: Sequence[Comparison],
         "comparisons": [one.model_dump(mode="json") for one in comparisons],
         "runs": {model.label: {stage: str(run.path) for stage, run in model.runs.items()} for model in models},
     }
+
+
+def _right_in_character_json(models: Sequence[ModelRuns]) -> dict[str, object]:
+    """Return right and in character by label, under its name; empty when no model has it."""
+    found = {model.label: model.right_in_character for model in models if model.right_in_character is not None}
+    return {"right_in_character": {label: one.model_dump(mode="json") for label, one in found.items()}} if found else {}
 
 
 def _judges_json(run: JudgedRun) -> dict[str, object]:

@@ -19,11 +19,19 @@ from permix.config import CompareConfig
 from permix.errors import ConfigError, DataError
 from permix.evals.fidelity_records import cut_off_warning
 from permix.evals.grid import CutOffCounts, count_cut_off
+from permix.evals.in_character import measure_right_in_character
 from permix.evals.stability import StabilityGrid, read_stability_grid
 from permix.metrics import statistics
 from permix.metrics.identifiability import Identifiability
 from permix.metrics.measures import STABILITY_MEASURES, MeasureRecord
-from permix.metrics.model_comparison import MeasureDifference, PairedComparison, PersonaDifference, compare_models_paired
+from permix.metrics.model_comparison import (
+    MeasureDifference,
+    PairedComparison,
+    PersonaDifference,
+    compare_models_paired,
+    compare_right_in_character,
+)
+from permix.metrics.right_in_character import RightInCharacter, right_in_character_difference
 from permix.metrics.stability import stability_differences
 from permix.metrics.statistics import Array
 from permix.progress import add_result
@@ -64,14 +72,18 @@ class Comparison(MeasureRecord):
     against: str
     measures: dict[str, Estimate] = Field(default_factory=dict)
     identifiability: Estimate | None = None
+    right_in_character: Estimate | None = None
     judged: tuple[JudgeScoreDifference, ...] = ()
     reasons: tuple[str, ...] = ()
     fidelity_reasons: tuple[str, ...] = ()
+    right_in_character_reasons: tuple[str, ...] = ()
     judged_reasons: tuple[str, ...] = ()
 
 
 def compare_models(first: ModelRuns, other: ModelRuns) -> Comparison:
-    """Return other − first in stability, identifiability and judges' scores, each with the reasons where it is not compared."""
+    """Return other − first in stability, identifiability, right and in character and judges' scores, each with the reasons where
+    it is not compared.
+    """
     reasons, fidelity_reasons = stability_incompatibilities(first, other), identifiability_incompatibilities(first, other)
     differences: dict[str, Estimate] = {}
     identifiability = None
@@ -84,10 +96,18 @@ def compare_models(first: ModelRuns, other: ModelRuns) -> Comparison:
         config = first.runs["fidelity"].config
         seed, resamples = int(config.get("seed", 0)), int(config.get("resamples", 2000))
         identifiability = identifiability_difference([first.identifiability], [other.identifiability], seed, resamples)
+    in_character_reasons = right_in_character_incompatibilities(first, other)
+    in_character = None
+    if first.right_in_character is not None and other.right_in_character is not None and not in_character_reasons:
+        config = first.runs["stability"].config
+        in_character = right_in_character_difference(
+            [first.right_in_character], [other.right_in_character], int(config.get("seed", 0)), int(config.get("resamples", 2000))
+        )
     judged, judged_reasons = compare_judge_scores(first, other)
     return Comparison(
         label=other.label, against=first.label, measures=differences, identifiability=identifiability,
-        judged=judged, reasons=reasons, fidelity_reasons=fidelity_reasons, judged_reasons=judged_reasons,
+        right_in_character=in_character, judged=judged, reasons=reasons, fidelity_reasons=fidelity_reasons,
+        right_in_character_reasons=in_character_reasons, judged_reasons=judged_reasons,
     )  # fmt: skip
 
 
@@ -130,6 +150,8 @@ class RunComparison(NamedTuple):
     first: Run
     other: Run
     result: PairedComparison
+    right_in_character: MeasureDifference | None = None
+    """None unless both runs ask for it, with the same classifier, and their answers allow it."""
 
     @property
     def labels(self) -> tuple[str, str]:
@@ -162,7 +184,9 @@ def run_compare(config: CompareConfig) -> None:
         write_text(config.out / "comparison.md", comparison_markdown(compared))
         paths = {"first": str(compared.first.path), "other": str(compared.other.path)}
         cut_off = dict(zip(paths, (one.model_dump(mode="json") for one in compared.cut_off), strict=True))
-        content = paths | compared.result.model_dump(mode="json") | {"cut_off": cut_off}
+        both = compared.right_in_character
+        in_character = {} if both is None else {"right_in_character": both.model_dump(mode="json")}
+        content = paths | compared.result.model_dump(mode="json") | in_character | {"cut_off": cut_off}
         write_json(config.out / "comparison.json", content)
         add_result(paths={"comparison": config.out / "comparison.json", "report": config.out / "comparison.md"})
         console.print(str(config.out / "comparison.md"), markup=False, highlight=False, soft_wrap=True)
@@ -180,7 +204,25 @@ def compare_runs(first: Path, other: Path, *, seed: int = 0, resamples: int = 20
         raise DataError(f"{one.path} and {two.path} cannot be compared: {why}")
     scores = (aligned_sample_means(grid, one_grid) for one_grid in (grid, other_grid))
     rows = [np.vstack([under_P_Q, without_Q[None]]) for under_P_Q, without_Q in scores]
-    return RunComparison(one, two, compare_models_paired(rows[0], rows[1], grid.persona_ids, seed=seed, resamples=resamples))
+    result = compare_models_paired(rows[0], rows[1], grid.persona_ids, seed=seed, resamples=resamples)
+    return RunComparison(one, two, result, _compare_right_in_character(one, two, seed, resamples))
+
+
+def _compare_right_in_character(first: Run, other: Run, seed: int, resamples: int) -> MeasureDifference | None:
+    if not (first.config.get("right_in_character") and other.config.get("right_in_character")):
+        return None
+    if _in_character_mismatches(first, other):
+        return None
+    try:
+        found = [
+            measure_right_in_character(run.path, find_reference_run(run, "character_reference"), run.grid_results)
+            for run in (first, other)
+        ]
+    except DataError:
+        return None
+    if _persona_mismatches(*found):
+        return None
+    return compare_right_in_character(found[0], found[1], seed=seed, resamples=resamples)
 
 
 def _find_stability_run(path: Path) -> Run:
@@ -261,10 +303,11 @@ def comparison_markdown(comparison: RunComparison) -> str:
 
 
 def _measure_rows(comparison: RunComparison) -> list[Sequence[str]]:
-    measures = comparison.result.measures
+    measures, both = comparison.result.measures, comparison.right_in_character
     cut_off = (format_ratio(one.n_cut_off, one.n_known) if one.n_known else MISSING_TEXT for one in comparison.cut_off)
     return [
         *((STABILITY_MEASURES[one.name].label, *_comparison_cells(one, one.p)) for one in measures),
+        *(() if both is None else (("right and in character", *_comparison_cells(both, both.p)),)),
         ("cut off, of answered", *cut_off, MISSING_TEXT, MISSING_TEXT),
     ]
 
@@ -345,6 +388,29 @@ def identifiability_incompatibilities(first: ModelRuns, other: ModelRuns) -> tup
     training_runs = [(find_reference_run(run) or run.path).resolve() for run in (one, two)]
     return _setup_mismatches(one, two) + (
         () if training_runs[0] == training_runs[1] else ("Not the same classifier (trained on other answers)",)
+    )
+
+
+def right_in_character_incompatibilities(first: ModelRuns, other: ModelRuns) -> tuple[str, ...]:
+    """Return why two models cannot be compared in right and in character; empty when they can be compared, or when one was not
+    measured.
+    """
+    one, two = first.right_in_character, other.right_in_character
+    if one is None or two is None:
+        return ()
+    return _in_character_mismatches(first.runs["stability"], other.runs["stability"]) + _persona_mismatches(one, two)
+
+
+def _persona_mismatches(one: RightInCharacter, two: RightInCharacter) -> tuple[str, ...]:
+    """Return why the classifiers of two results do not choose among the same personas; empty when they do."""
+    same = {persona.id for persona in one.personas} == {persona.id for persona in two.personas}
+    return () if same else ("Not the same personas have enough answers for right and in character",)
+
+
+def _in_character_mismatches(one: Run, two: Run) -> tuple[str, ...]:
+    training_runs = [(find_reference_run(run, "character_reference") or run.path).resolve() for run in (one, two)]
+    return _setup_mismatches(one, two) + (
+        () if training_runs[0] == training_runs[1] else ("Not the same classifier of character (trained on other answers)",)
     )
 
 

@@ -54,6 +54,13 @@ CONTROLS_NOTE = (
     "masked. If the test is sound, the controls are at chance; length only may be above it, since personas may differ in length."
 )
 
+RIGHT_IN_CHARACTER_NOTE = (
+    "Share of the task's answers that are right and that a classifier attributes to their persona, on held-out questions and "
+    "with the words of the personas, numbers and answers masked. By chance: the same with shuffled labels, about the share of "
+    "right answers divided by the number of personas. Length only, score only and labels permuted are controls of recognised, to "
+    "be read against chance; score only is how often right or wrong alone would name the persona."
+)
+
 JUDGE_SCORES_NOTE = (
     "Scores of 1 to 5 from a language model, as means over the scored answers; PersonaScore is the mean of the tasks' means. "
     "Intervals resample personas, each with all its answers; they do not cover the scores of another judge. An answer without a "
@@ -136,6 +143,13 @@ def _sections(
     if controls:
         parts = [tables.controls_table(controls), *_figures_of_chart(figures, "learnt"), *_figures_of_chart(figures, "confusion")]
     yield from optional_section("identifiability", "Identifiability and controls", parts, CONTROLS_NOTE)
+    in_character = {model.label: model.right_in_character for model in models if model.right_in_character is not None}
+    yield from optional_section(
+        "right-in-character",
+        "Right and in character",
+        [tables.right_in_character_table(in_character)] if in_character else [],
+        RIGHT_IN_CHARACTER_NOTE,
+    )
     yield from optional_section(
         "judges", "Fidelity by judges", list(_judge_parts(models, comparisons, figures)), JUDGE_SCORES_NOTE
     )

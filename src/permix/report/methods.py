@@ -37,6 +37,7 @@ from permix.metrics import statistics
 from permix.metrics.identifiability import Identifiability
 from permix.metrics.measures import MeasureRecord, select_measures
 from permix.metrics.posterior import AccuracyGrid
+from permix.metrics.right_in_character import RightInCharacter, pool_right_in_character, right_in_character_difference
 from permix.metrics.stability import (
     pool_over_seeds,
     pool_stability,
@@ -58,6 +59,7 @@ from permix.report.comparisons import (
     identifiability_difference,
     identifiability_incompatibilities,
     mean_identifiability,
+    right_in_character_incompatibilities,
     stability_incompatibilities,
 )
 from permix.report.runs import ModelRuns, Run
@@ -343,6 +345,9 @@ class PooledMethod(MeasureRecord):
     reasons: tuple[str, ...] = ()
     fidelity_reasons: tuple[str, ...] = ()
     over_seeds: dict[str, Estimate] = Field(default_factory=dict)
+    right_in_character: Estimate | None = None
+    right_in_character_by_chance: float | None = None
+    right_in_character_reasons: tuple[str, ...] = ()
 
     @property
     def pss(self) -> Estimate | None:
@@ -380,6 +385,8 @@ class MethodDifference(MeasureRecord):
     over_seeds: dict[str, SeedDifference] = Field(default_factory=dict)
     seed_pairing: SeedPairing | None = None
     fidelity_seed_pairing: SeedPairing | None = None
+    right_in_character: Estimate | None = None
+    right_in_character_reasons: tuple[str, ...] = ()
 
     @property
     def pss(self) -> Estimate | None:
@@ -400,6 +407,8 @@ def pool_seeds(method: ReportMethod) -> PooledMethod:
     stable, fidelity = measured_models(method)
     reasons = _seed_incompatibilities(stable, fidelity=False)
     fidelity_reasons = _seed_incompatibilities(fidelity, fidelity=True)
+    both = [model for model in stable if model.right_in_character is not None]
+    both_reasons = _in_character_incompatibilities(both)
     chances = {model.identifiability.chance for model in fidelity if model.identifiability is not None}
     measures = _pooled_stability(stable) if stable and not reasons else {}
     identifiability = _pooled_identifiability(fidelity) if fidelity and not fidelity_reasons else None
@@ -414,6 +423,9 @@ def pool_seeds(method: ReportMethod) -> PooledMethod:
         identifiability=identifiability, chance=chances.pop() if len(chances) == 1 else None,
         n_stability=len(stable), n_fidelity=len(fidelity), reasons=reasons, fidelity_reasons=fidelity_reasons,
         over_seeds=over_seeds,
+        right_in_character=_pooled_right_in_character(both) if both and not both_reasons else None,
+        right_in_character_by_chance=_mean_by_chance(both) if both and not both_reasons else None,
+        right_in_character_reasons=both_reasons,
     )  # fmt: skip
 
 
@@ -439,12 +451,23 @@ def method_difference(one: ReportMethod, other: ReportMethod) -> MethodDifferenc
         results = _identifiability_results(other_fidelity), _identifiability_results(fidelity)
         identifiability = identifiability_difference(*results, *settings)
         over_seeds["identifiability"] = _identifiability_over_seeds(identifiability, first, second, fidelity_pairing, settings)
+    one_both, other_both = (
+        [model for model in models if model.right_in_character is not None] for models in (stable, other_stable)
+    )
+    both_reasons = _in_character_incompatibilities([*other_both, *one_both])
+    in_character = None
+    if one_both and other_both and not both_reasons:
+        in_character = right_in_character_difference(
+            _in_character_results(other_both), _in_character_results(one_both),
+            *_bootstrap_settings(other_both[0].runs["stability"]),
+        )  # fmt: skip
     personas = {len(model.grid.persona_ids) for model in (*stable, *other_stable) if model.grid is not None}
     return MethodDifference(
         name=one.name, against=other.name, measures=differences, identifiability=identifiability,
         n_personas=max(personas, default=0), n_seeds=(len(stable), len(other_stable)),
         n_fidelity_seeds=(len(fidelity), len(other_fidelity)), reasons=reasons, fidelity_reasons=fidelity_reasons,
         over_seeds=over_seeds, seed_pairing=pairing, fidelity_seed_pairing=fidelity_pairing,
+        right_in_character=in_character, right_in_character_reasons=both_reasons,
     )  # fmt: skip
 
 
@@ -511,6 +534,26 @@ def _seed_incompatibilities(models: Sequence[ModelRuns], *, fidelity: bool) -> t
     """Return why the numbers of these models cannot be pooled or compared: the differences between any of them and the first."""
     incompatibilities = identifiability_incompatibilities if fidelity else stability_incompatibilities
     return tuple(dict.fromkeys(reason for model in models[1:] for reason in incompatibilities(models[0], model)))
+
+
+def _in_character_incompatibilities(models: Sequence[ModelRuns]) -> tuple[str, ...]:
+    """Return why right and in character of these models cannot be pooled or compared."""
+    return tuple(
+        dict.fromkeys(reason for model in models[1:] for reason in right_in_character_incompatibilities(models[0], model))
+    )
+
+
+def _in_character_results(models: Sequence[ModelRuns]) -> list[RightInCharacter]:
+    return [model.right_in_character for model in models if model.right_in_character is not None]
+
+
+def _pooled_right_in_character(models: Sequence[ModelRuns]) -> Estimate:
+    return pool_right_in_character(_in_character_results(models), *_bootstrap_settings(models[0].runs["stability"]))
+
+
+def _mean_by_chance(models: Sequence[ModelRuns]) -> float:
+    values = [one.share_by_chance.value or 0.0 for one in _in_character_results(models)]
+    return sum(values) / len(values)
 
 
 def _pooled_stability(models: Sequence[ModelRuns]) -> dict[str, Estimate]:

@@ -20,6 +20,7 @@ from permix.evals import open_ended, stability
 from permix.evals.drift_report import Drift, JudgeTurnScores, measure_drift
 from permix.evals.fidelity_records import fidelity_kind
 from permix.evals.grid import CutOffCounts, GridResults, count_cut_off, grid_results
+from permix.evals.in_character import measure_right_in_character
 from permix.evals.stability import StabilityGrid, read_rounds
 from permix.evals.strategies import STRATEGIES, measure_strategy
 from permix.evals.strategies.base import StrategySummary
@@ -29,6 +30,7 @@ from permix.metrics.dev_curve import DevCurve
 from permix.metrics.identifiability import Identifiability
 from permix.metrics.linear_models import TemplateEffects
 from permix.metrics.measures import MeasureRecord, select_measures
+from permix.metrics.right_in_character import RightInCharacter
 from permix.metrics.sequential import Round
 from permix.metrics.stability import StabilitySummary
 from permix.report.judges import (
@@ -153,7 +155,8 @@ class ModelRow(MeasureRecord):
 
     `pss_reason` says why PSS has no value, if that is known. `n_cut_off` of `n_known_ends` answers of the stability run were cut
     off at the token limit; `accuracy_of_others` is the accuracy of those that were not. `judged` has one entry for each judge and
-    kind of fidelity run. `eval_wall_s` and `eval_requests` (answers of the evaluations) are None for a model in this process.
+    kind of fidelity run. `right_in_character_by_chance` is what classifiers trained on shuffled labels give. `eval_wall_s` and
+    `eval_requests` (answers of the evaluations) are None for a model in this process.
     """
 
     VIEW = "table_row"
@@ -162,6 +165,8 @@ class ModelRow(MeasureRecord):
     measures: dict[str, Estimate] = Field(default_factory=dict)
     identifiability: Estimate | None = None
     chance: float | None = None
+    right_in_character: Estimate | None = None
+    right_in_character_by_chance: float | None = None
     judged: tuple[JudgeScoreEntry, ...] = ()
     pss_reason: str | None = None
     n_cut_off: int | None = None
@@ -200,6 +205,8 @@ class ModelRuns(NamedTuple):
     drift: Drift | None = None
     cut_off: CutOffCounts | None = None
     """Of the stability run."""
+    right_in_character: RightInCharacter | None = None
+    """Of the stability run, if it asks for it."""
     unmeasured_reasons: tuple[str, ...] = ()
     """One reason for each measure that could not be computed."""
 
@@ -256,6 +263,9 @@ class ModelRuns(NamedTuple):
         if self.identifiability is not None:
             values |= {"identifiability": self.identifiability.accuracy, "chance": self.identifiability.chance}
             values |= {"n_answers": self.identifiability.n_answered, "n_answers_asked": self.identifiability.n_asked}
+        if self.right_in_character is not None:
+            values["right_in_character"] = self.right_in_character.share
+            values["right_in_character_by_chance"] = self.right_in_character.share_by_chance.value
         values["judged"] = tuple(one for judged in self.judged_runs for one in judged.score_entries)
         if "train" in self.runs:
             values |= {"train_tokens": self.runs["train"].tokens, "train_cpu_s": self.runs["train"].cpu_seconds}
@@ -338,6 +348,7 @@ def model_label(run: Run, runs: Sequence[Run]) -> str:
 def _measure_model(label: str, runs: dict[str, Run]) -> ModelRuns:
     stable, fidelity, talk = runs.get("stability"), runs.get("fidelity"), runs.get(INTERVIEW_KIND)
     identifiability, reason = (None, "") if fidelity is None else _measure_identifiability(fidelity)
+    in_character, other_reason = (None, "") if stable is None else _measure_right_in_character(stable)
     return ModelRuns(
         label=label,
         runs=runs,
@@ -349,7 +360,8 @@ def _measure_model(label: str, runs: dict[str, Run]) -> ModelRuns:
         strategies=tuple(one for run in runs.values() if (one := measure_strategy(run.path, run.grid_results)) is not None),
         drift=None if talk is None else measure_drift(talk.path, find_reference_run(talk), _scores_by_judge(talk)),
         cut_off=None if stable is None else count_cut_off(stable.grid_results),
-        unmeasured_reasons=(reason,) if reason else (),
+        right_in_character=in_character,
+        unmeasured_reasons=tuple(one for one in (reason, other_reason) if one),
     )
 
 
@@ -362,23 +374,42 @@ def _measure_identifiability(run: Run) -> tuple[Identifiability | None, str]:
         return None, f"{run.path}: {error}"
 
 
+def _measure_right_in_character(run: Run) -> tuple[RightInCharacter | None, str]:
+    """Return (right and in character, ""), or (None, reason) when the answers do not allow it; nothing when the run does not ask
+    for it.
+    """
+    if not run.config.get("right_in_character"):
+        return None, ""
+    try:
+        reference = find_reference_run(run, "character_reference")
+        return measure_right_in_character(run.path, reference, run.grid_results), ""
+    except DataError as error:
+        return None, f"{run.path}: {error}"
+
+
 def _scores_by_judge(run: Run) -> dict[str, JudgeTurnScores]:
     return {} if run.judged_run is None else run.judged_run.scores_by_judge
 
 
-def find_reference_run(run: Run) -> Path | None:
+_REFERENCE_FIELDS = {"reference": "identifiability", "character_reference": "right and in character"}
+"""For each field that names a reference run: what is measured with it."""
+
+
+def find_reference_run(run: Run, field: str = "reference") -> Path | None:
     """Return the run whose answers train the classifier: the configured path, or a place next to this run when both were moved.
 
     None when no reference is configured. Raises DataError when the configured run is not found.
     """
-    configured = run.config.get("reference")
+    configured = run.config.get(field)
     if configured is None:
         return None
     recorded, parent = Path(configured), run.path.parent
     for candidate in (recorded, parent.parent / recorded.parent.name / recorded.name, parent / recorded.name):
         if is_run(candidate) and candidate.resolve() != run.path.resolve():
             return candidate
-    raise DataError(f"{run.path}: its reference run {configured} was not found; identifiability cannot be measured without it")
+    raise DataError(
+        f"{run.path}: its reference run {configured} was not found; {_REFERENCE_FIELDS[field]} cannot be measured without it"
+    )
 
 
 def _sum_or_none(parts: Sequence[Any]) -> Any:

@@ -152,6 +152,7 @@ def comparison_warnings(comparisons: Sequence[Comparison]) -> list[str]:
         for what, reasons in (
             ("accuracy or PSS", one.reasons),
             ("identifiability", one.fidelity_reasons),
+            ("right and in character", one.right_in_character_reasons),
             ("judges' scores", one.judged_reasons),
         )
         for reason in reasons
@@ -254,7 +255,8 @@ def _named_differences(comparison: Comparison) -> list[tuple[str, Estimate]]:
     """Return every measure that was compared, by its name in a sentence, with its difference."""
     measures = [one for one in measures_in("differences") if one.name in comparison.measures]
     named = [(one.sentence_label, comparison.measures[one.name]) for one in measures]
-    return named if comparison.identifiability is None else [*named, ("identifiability", comparison.identifiability)]
+    others = {"identifiability": comparison.identifiability, "right and in character": comparison.right_in_character}
+    return named + [(name, difference) for name, difference in others.items() if difference is not None]
 
 
 def _stability_sentence(model: ModelRuns) -> str:

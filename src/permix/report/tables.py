@@ -20,6 +20,7 @@ from permix.evals.strategies.base import StrategySummary, StrategyTokens
 from permix.metrics.identifiability import Identifiability
 from permix.metrics.linear_models import TemplateEffects
 from permix.metrics.measures import measures_in
+from permix.metrics.right_in_character import RightInCharacter
 from permix.metrics.stability import PersonaSummary, StabilitySummary
 from permix.metrics.training_seeds import SeedDifference
 from permix.rendering.table import (
@@ -52,6 +53,8 @@ from permix.types import Estimate
 
 DETAILS_WIDTH = 400
 
+RIGHT_IN_CHARACTER_HEADING = "right and in character"
+
 HEADING_WIDTH = 80
 
 
@@ -68,6 +71,12 @@ def identifiability_cell(row: ModelRow) -> TableCell:
     """Return identifiability with chance next to n, because identifiability cannot be read without chance."""
     cell = estimate_cell(row.identifiability)
     return cell._replace(note=cell.note and f"{cell.note}, chance {format_decimal(row.chance)}")
+
+
+def right_in_character_cell(row: ModelRow) -> TableCell:
+    """Return the share of answers that are right and in character, with what chance gives next to n."""
+    cell = estimate_cell(row.right_in_character)
+    return cell._replace(note=cell.note and f"{cell.note}, by chance {format_decimal(row.right_in_character_by_chance)}")
 
 
 def _measure_cell(row: ModelRow, name: str) -> TableCell:
@@ -132,7 +141,7 @@ def _asks_endpoint(row: ModelRow) -> bool:
 def columns_with_judges(rows: Sequence[ModelRow]) -> list[ModelColumn]:
     """Return the columns: measures of stability, identifiability, one column for each judge of these rows, counts and costs.
 
-    The costs of an endpoint's model have columns of their own, which are there only if some of these rows needs them.
+    Right and in character and the costs of an endpoint's model have columns only if some of these rows needs them.
     """
     measures = [
         ModelColumn(one.label, partial(_measure_cell, name=one.name), is_folded=one.name not in _FRONT_MEASURES)
@@ -150,7 +159,9 @@ def columns_with_judges(rows: Sequence[ModelRow]) -> list[ModelColumn]:
         *(_ENDPOINT_COST_COLUMNS if any(at_endpoint) else ()),
     ]
     identifiability = ModelColumn("identifiability", identifiability_cell, OPEN_ENDED_KIND)
-    return [*measures, identifiability, *by_judge, *_COUNT_AND_COST_COLUMNS, *evaluation_costs]
+    has_both = any(row.right_in_character is not None for row in rows)
+    in_character = [ModelColumn(RIGHT_IN_CHARACTER_HEADING, right_in_character_cell)] if has_both else []
+    return [*measures, *in_character, identifiability, *by_judge, *_COUNT_AND_COST_COLUMNS, *evaluation_costs]
 
 
 def _trusted_judge_names(rows: Iterable[ModelRow]) -> set[str]:
@@ -293,6 +304,32 @@ def controls_table(results: Mapping[str, Identifiability]) -> Table:
     return tabulate("identifiability", _CONTROL_HEADINGS, lines)
 
 
+_IN_CHARACTER_HEADINGS = (
+    "model", "right and in character", "by chance", "right", "recognised", "recognised if right", "recognised if wrong", "chance",
+    "length only", "score only", "labels permuted", "answers of asked", "trained on",
+)  # fmt: skip
+
+
+def right_in_character_table(results: Mapping[str, RightInCharacter]) -> Table:
+    """Return a table of right and in character with its parts, and of the controls of `recognised`."""
+    lines = []
+    for model, one in results.items():
+        parts = (one.share, one.share_by_chance, one.right, one.recognised, one.recognised_if_right, one.recognised_if_wrong)
+        cells = [
+            *map(estimate_cell, parts),
+            trusted_cell(format_decimal(one.chance), number=one.chance),
+            *map(estimate_cell, (one.length_only, one.score_only, one.permuted)),
+            trusted_cell(
+                format_ratio(one.n_answers, one.n_asked),
+                ", ".join(map(one_line, one.left_out)) and "left out: " + ", ".join(map(one_line, one.left_out)),
+            ),
+        ]
+        lines.append(
+            [label_cell(model), *(cell.with_sources(_stability_source(model)) for cell in cells), label_cell(one.reference)]
+        )
+    return tabulate("right-in-character", _IN_CHARACTER_HEADINGS, lines)
+
+
 def template_table(effects_by_model: Mapping[str, TemplateEffects]) -> Table:
     """Return a table with a row for each model and template."""
     measures, lines = measures_in("templates"), []
@@ -416,7 +453,7 @@ def method_table(methods: Sequence[ReportMethod], pooled: Sequence[PooledMethod]
     rows = [_single_model_row(method) for method in methods]
     judges = {one.name: f"{one.kind}, judge {one.judge}" for row in rows if row for one in row.judged}
     first, *others = (measure.label for measure in measures_in("method_table"))
-    headings = ["model", first, "identifiability", *judges, *others]
+    headings = ["model", first, RIGHT_IN_CHARACTER_HEADING, "identifiability", *judges, *others]
     lines = [_method_row(method, one, row, judges) for method, one, row in zip(methods, pooled, rows, strict=True)]
     kept = [
         column
@@ -425,7 +462,12 @@ def method_table(methods: Sequence[ReportMethod], pooled: Sequence[PooledMethod]
     ]
     kept_headings = [one_line(headings[column], HEADING_WIDTH) for column in kept]
     shown = {measure.label for measure in measures_in("method_table") if measure.name in _FRONT_MEASURES}
-    shown |= {"model", "identifiability", *_trusted_judge_names(row for row in rows if row is not None)}
+    shown |= {
+        "model",
+        RIGHT_IN_CHARACTER_HEADING,
+        "identifiability",
+        *_trusted_judge_names(row for row in rows if row is not None),
+    }
     folded = [one_line(heading, HEADING_WIDTH) for heading in headings if heading not in shown]
     return tabulate("methods", kept_headings, [[line[column] for column in kept] for line in lines], folded=folded)
 
@@ -445,7 +487,9 @@ def _method_row(method: ReportMethod, pooled: PooledMethod, row: ModelRow | None
         for one in measures_in("method_table")
     }
     first, *others = (sourced(_explained(cell, name, method.pss_reason), "stability") for name, cell in cells.items())
-    return [_method_name_cell(method), first, sourced(_pooled_identifiability_cell(pooled), OPEN_ENDED_KIND), *scores, *others]
+    both = sourced(_pooled_cell(pooled.right_in_character, pooled.right_in_character_reasons), "stability")
+    identifiability = sourced(_pooled_identifiability_cell(pooled), OPEN_ENDED_KIND)
+    return [_method_name_cell(method), first, both, identifiability, *scores, *others]
 
 
 def _with_method_sources(method: ReportMethod, cell: TableCell, kind: str) -> TableCell:

@@ -210,6 +210,10 @@ def _drift_panel(key: str, name: str, judge: str | None) -> _ChartData:
 
 _PSS_KEY, _IDENTIFIABILITY_KEY, _JUDGE_SCORES_KEY = "pss", "identifiability", "judged"
 
+_RIGHT_IN_CHARACTER_KEY = "right_in_character"
+
+_RIGHT_IN_CHARACTER_AXIS_TITLE = "right and in character: share of the task's answers"
+
 _PSS_AXIS_TITLE = "PSS: worst / best persona's accuracy"
 
 _IDENTIFIABILITY_AXIS_TITLE = "identifiability: how often a classifier names the persona that wrote an answer"
@@ -238,7 +242,7 @@ def tradeoff_chart(
         model for method, _ in pairs for model in method.models if model.label not in incomparable[_JUDGE_SCORES_KEY]
     )
     labels, names = unique_display_names(model.label for model in models), unique_display_names(method.name for method in methods)
-    points = [_tradeoff_point(method, mean, scores, incomparable[_IDENTIFIABILITY_KEY], labels, names) for method, mean in pairs]
+    points = [_tradeoff_point(method, mean, scores, incomparable, labels, names) for method, mean in pairs]
     measures = [
         one for one in _fidelity_axes([mean for _, mean in pairs], scores) if any(_has_value(point, one) for point in points)
     ]
@@ -260,6 +264,7 @@ def _incomparable_labels(first: ModelRuns, comparisons: Sequence[Comparison]) ->
     return {
         _PSS_KEY: {one.label for one in against if one.reasons},
         _IDENTIFIABILITY_KEY: {one.label for one in against if one.fidelity_reasons},
+        _RIGHT_IN_CHARACTER_KEY: {one.label for one in against if one.right_in_character_reasons},
         _JUDGE_SCORES_KEY: {one.label for one in against if one.judged_reasons},
     }
 
@@ -282,11 +287,17 @@ def _fidelity_axes(pooled: Sequence[PooledMethod], scores: _EntriesByMeasure) ->
     answers = theme.join_distinct_counts(mean.identifiability.n for mean in pooled if mean.identifiability is not None)
     bars = f"bars: {QUESTION_INTERVAL_NOTE}"
     small = "; small points: training seeds" if any(len(mean.labels) > 1 for mean in pooled) else ""
-    identifiability = {
+    identifiability: dict[str, Any] = {
         "key": _IDENTIFIABILITY_KEY, "name": _IDENTIFIABILITY_AXIS_TITLE, "chance": _common_chance(pooled), "low": 0, "high": 1,
         "note": f"n = {questions}, {answers} answers (identifiability); {bars}{small}; {_TRADEOFF_LEGEND}",
     }  # fmt: skip
-    return [identifiability] + [
+    both = [mean.right_in_character for mean in pooled if mean.right_in_character is not None]
+    in_character: dict[str, Any] = {
+        "key": _RIGHT_IN_CHARACTER_KEY, "name": _RIGHT_IN_CHARACTER_AXIS_TITLE, "chance": None, "low": 0, "high": 1,
+        "note": f"n = {questions}, {theme.join_distinct_counts(one.n for one in both)} questions (right and in character); "
+        f"{bars}{small}; by chance: {_by_chance_text(pooled)}; {_TRADEOFF_LEGEND}",
+    }  # fmt: skip
+    return [identifiability, *([in_character] if both else [])] + [
         {
             "key": printable_text(name),
             "name": f"{printable_text(name)}: mean score, 1 to 5",
@@ -298,6 +309,12 @@ def _fidelity_axes(pooled: Sequence[PooledMethod], scores: _EntriesByMeasure) ->
         }
         for name, of in scores.items()
     ]
+
+
+def _by_chance_text(pooled: Sequence[PooledMethod]) -> str:
+    values = [mean.right_in_character_by_chance for mean in pooled if mean.right_in_character_by_chance is not None]
+    ends = sorted({f"{value:.2f}" for value in (min(values), max(values))}) if values else []
+    return " to ".join(ends)
 
 
 def _common_chance(pooled: Sequence[PooledMethod]) -> float | None:
@@ -312,11 +329,12 @@ def _tradeoff_point(
     method: ReportMethod,
     pooled: PooledMethod,
     scores: _EntriesByMeasure,
-    excluded: Set[str],
+    excluded: Mapping[str, Set[str]],
     display_names: DisplayNames,
     method_names: DisplayNames,
 ) -> dict[str, Any]:
-    x = {_IDENTIFIABILITY_KEY: None if excluded & set(pooled.labels) else json_estimate(pooled.identifiability)}
+    values = {_IDENTIFIABILITY_KEY: pooled.identifiability, _RIGHT_IN_CHARACTER_KEY: pooled.right_in_character}
+    x = {key: None if excluded[key] & set(pooled.labels) else json_estimate(one) for key, one in values.items()}
     x |= {
         printable_text(name): json_estimate(_pooled_judge_score([of.get(label) for label in pooled.labels]))
         for name, of in scores.items()
@@ -330,7 +348,7 @@ def _tradeoff_point(
         "labels": [display_names[label] for label in pooled.labels],
         "y": json_estimate(pooled.pss),
         "x": x,
-        "valid": {_IDENTIFIABILITY_KEY: True} | valid,
+        "valid": {_IDENTIFIABILITY_KEY: True, _RIGHT_IN_CHARACTER_KEY: True} | valid,
         "seeds": [_seed_point(model, scores, display_names) for model in method.models] if len(method.models) > 1 else [],
     }
 
@@ -347,6 +365,7 @@ def _pooled_judge_score(entries: Sequence[JudgeScoreEntry | None]) -> Estimate |
 
 def _seed_point(model: ModelRuns, scores: _EntriesByMeasure, display_names: DisplayNames) -> dict[str, Any]:
     x = {_IDENTIFIABILITY_KEY: None if model.identifiability is None else json_number(model.identifiability.accuracy.value)}
+    x[_RIGHT_IN_CHARACTER_KEY] = None if model.right_in_character is None else json_number(model.right_in_character.share.value)
     x |= {
         printable_text(name): json_number(of[model.label].persona_score.value) for name, of in scores.items() if model.label in of
     }
