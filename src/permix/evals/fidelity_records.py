@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 from permix.config import FidelityConfig, PersonasConfig
@@ -79,13 +80,14 @@ def run_fidelity_cells(
     grid_description: Mapping[str, object],
     measure: Callable[[Path], FidelityResult],
     measure_text: Callable[[Path], Record],
+    measure_more: Callable[[Path], Mapping[str, object]] = lambda run: {},
     **identity: object,
 ) -> FidelityResult:
     """Answer the pending cells, write grid.json and metrics.json, and return the result of `measure`.
 
     With `config.shard` only the cells of that part; None if that part is finished and others are not.
-    `measure` computes the measures of this kind, `measure_text` the measures of all kinds. `identity` is added to the identity of
-    the run. Raises IncompleteRunError if answers are missing, or the DataError of `measure` if no answer is missing.
+    `measure` computes the measures of this kind, `measure_text` the measures of all kinds, `measure_more` further entries of
+    metrics.json. `identity` is added to the identity of the run. Raises IncompleteRunError if answers are missing, or the DataError of `measure` if no answer is missing.
     """
     common = {
         "model": model.fingerprint,
@@ -119,16 +121,18 @@ def run_fidelity_cells(
                 result = measure(run.path)
             except DataError as error:
                 raise (IncompleteRunError(missing, pending) if pending else error) from error
-            metrics = write_fidelity_metrics(run.path, result, measure_text(run.path))
+            metrics = write_fidelity_metrics(run.path, result, measure_text(run.path), measure_more(run.path))
             log_measures(config.report_to, run.path, config.label or model.name, metrics)
     if pending:
         raise IncompleteRunError(missing, pending)
     return result
 
 
-def write_fidelity_metrics(run: Path, result: Record, text_metrics: Record) -> dict[str, Any]:
-    """Write metrics.json and return it: the measures of the kind, and under "unjudged" the text metrics of all kinds."""
-    metrics = result.model_dump(mode="json") | {"unjudged": text_metrics.model_dump(mode="json")}
+def write_fidelity_metrics(
+    run: Path, result: Record, text_metrics: Record, more: Mapping[str, object] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Write metrics.json and return it: the measures of the kind, under "unjudged" the text metrics of all kinds, and `more`."""
+    metrics = result.model_dump(mode="json") | {"unjudged": text_metrics.model_dump(mode="json")} | dict(more)
     write_json(run / "metrics.json", metrics)
     return metrics
 
