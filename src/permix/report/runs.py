@@ -16,7 +16,7 @@ from pydantic import Field
 
 from permix.config import BACKENDS, DevEvalConfig, build_config
 from permix.errors import DataError
-from permix.evals import open_ended, stability
+from permix.evals import answer_vectors, open_ended, stability
 from permix.evals.drift_report import Drift, JudgeTurnScores, measure_drift
 from permix.evals.fidelity_records import fidelity_kind
 from permix.evals.grid import CutOffCounts, GridResults, count_cut_off, grid_results
@@ -29,6 +29,7 @@ from permix.metrics.dev_curve import DevCurve
 from permix.metrics.identifiability import Identifiability
 from permix.metrics.linear_models import TemplateEffects
 from permix.metrics.measures import MeasureRecord, select_measures
+from permix.metrics.recognisability import Recognisability
 from permix.metrics.sequential import Round
 from permix.metrics.stability import StabilitySummary
 from permix.report.judges import (
@@ -162,6 +163,7 @@ class ModelRow(MeasureRecord):
     measures: dict[str, Estimate] = Field(default_factory=dict)
     identifiability: Estimate | None = None
     chance: float | None = None
+    recognisability: Estimate | None = None
     judged: tuple[JudgeScoreEntry, ...] = ()
     pss_reason: str | None = None
     n_cut_off: int | None = None
@@ -202,6 +204,9 @@ class ModelRuns(NamedTuple):
     """Of the stability run."""
     unmeasured_reasons: tuple[str, ...] = ()
     """One reason for each measure that could not be computed."""
+    recognisability: Recognisability | None = None
+    recognisability_reason: str = ""
+    """Why recognisability was not measured, though there is a run of open-ended questions."""
 
     @property
     def runs_with_judges(self) -> dict[str, Run]:
@@ -256,6 +261,8 @@ class ModelRuns(NamedTuple):
         if self.identifiability is not None:
             values |= {"identifiability": self.identifiability.accuracy, "chance": self.identifiability.chance}
             values |= {"n_answers": self.identifiability.n_answered, "n_answers_asked": self.identifiability.n_asked}
+        if self.recognisability is not None:
+            values["recognisability"] = self.recognisability.accuracy
         values["judged"] = tuple(one for judged in self.judged_runs for one in judged.score_entries)
         if "train" in self.runs:
             values |= {"train_tokens": self.runs["train"].tokens, "train_cpu_s": self.runs["train"].cpu_seconds}
@@ -338,6 +345,7 @@ def model_label(run: Run, runs: Sequence[Run]) -> str:
 def _measure_model(label: str, runs: dict[str, Run]) -> ModelRuns:
     stable, fidelity, talk = runs.get("stability"), runs.get("fidelity"), runs.get(INTERVIEW_KIND)
     identifiability, reason = (None, "") if fidelity is None else _measure_identifiability(fidelity)
+    recognisability, why_not = (None, "") if fidelity is None else answer_vectors.measure_or_explain(fidelity.path)
     return ModelRuns(
         label=label,
         runs=runs,
@@ -350,6 +358,8 @@ def _measure_model(label: str, runs: dict[str, Run]) -> ModelRuns:
         drift=None if talk is None else measure_drift(talk.path, find_reference_run(talk), _scores_by_judge(talk)),
         cut_off=None if stable is None else count_cut_off(stable.grid_results),
         unmeasured_reasons=(reason,) if reason else (),
+        recognisability=recognisability,
+        recognisability_reason=why_not,
     )
 
 

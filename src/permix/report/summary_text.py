@@ -152,6 +152,7 @@ def comparison_warnings(comparisons: Sequence[Comparison]) -> list[str]:
         for what, reasons in (
             ("accuracy or PSS", one.reasons),
             ("identifiability", one.fidelity_reasons),
+            ("recognisability", tuple(reason for reason in one.recognisability_reasons if reason not in one.fidelity_reasons)),
             ("judges' scores", one.judged_reasons),
         )
         for reason in reasons
@@ -254,7 +255,8 @@ def _named_differences(comparison: Comparison) -> list[tuple[str, Estimate]]:
     """Return every measure that was compared, by its name in a sentence, with its difference."""
     measures = [one for one in measures_in("differences") if one.name in comparison.measures]
     named = [(one.sentence_label, comparison.measures[one.name]) for one in measures]
-    return named if comparison.identifiability is None else [*named, ("identifiability", comparison.identifiability)]
+    characters = {"identifiability": comparison.identifiability, "recognisability": comparison.recognisability}
+    return [*named, *((name, difference) for name, difference in characters.items() if difference is not None)]
 
 
 def _stability_sentence(model: ModelRuns) -> str:
@@ -795,7 +797,9 @@ def _training_effect_sentences(base: ReportMethod | None, one: ReportMethod, oth
     if base is None or other.role == "base":
         return []
     change = method_difference(one, base)
-    pairs = (("PSS", change.pss), ("identifiability", change.identifiability))
+    pairs = (
+        ("PSS", change.pss), ("identifiability", change.identifiability), ("recognisability", change.recognisability),
+    )  # fmt: skip
     texts = [f"{name} {value.format_difference()}" for name, value in pairs if value is not None and value.value is not None]
     return [f"{md_label(one.name)} against {md_label(base.name)}, before training: {', '.join(texts)}."] if texts else []
 

@@ -20,6 +20,7 @@ from permix.evals.strategies.base import StrategySummary, StrategyTokens
 from permix.metrics.identifiability import Identifiability
 from permix.metrics.linear_models import TemplateEffects
 from permix.metrics.measures import measures_in
+from permix.metrics.recognisability import Recognisability
 from permix.metrics.stability import PersonaSummary, StabilitySummary
 from permix.rendering.table import (
     LABEL_WIDTH,
@@ -64,8 +65,16 @@ class ModelColumn(NamedTuple):
 
 def identifiability_cell(row: ModelRow) -> TableCell:
     """Return identifiability with chance next to n, because identifiability cannot be read without chance."""
-    cell = estimate_cell(row.identifiability)
-    return cell._replace(note=cell.note and f"{cell.note}, chance {format_decimal(row.chance)}")
+    return _with_chance(estimate_cell(row.identifiability), row.chance)
+
+
+def recognisability_cell(row: ModelRow) -> TableCell:
+    """Return recognisability with chance next to n, which is that of identifiability."""
+    return _with_chance(estimate_cell(row.recognisability), row.chance)
+
+
+def _with_chance(cell: TableCell, chance: float | None) -> TableCell:
+    return cell._replace(note=cell.note and f"{cell.note}, chance {format_decimal(chance)}")
 
 
 def _measure_cell(row: ModelRow, name: str) -> TableCell:
@@ -128,7 +137,8 @@ def _asks_endpoint(row: ModelRow) -> bool:
 
 
 def columns_with_judges(rows: Sequence[ModelRow]) -> list[ModelColumn]:
-    """Return the columns: measures of stability, identifiability, one column for each judge of these rows, counts and costs.
+    """Return the columns: measures of stability, identifiability, recognisability if some of these rows has it, one column for each
+    judge of these rows, counts and costs.
 
     The costs of an endpoint's model have columns of their own, which are there only if some of these rows needs them.
     """
@@ -147,8 +157,10 @@ def columns_with_judges(rows: Sequence[ModelRow]) -> list[ModelColumn]:
         *(_LOCAL_COST_COLUMNS if not all(at_endpoint) else ()),
         *(_ENDPOINT_COST_COLUMNS if any(at_endpoint) else ()),
     ]
-    identifiability = ModelColumn("identifiability", identifiability_cell, OPEN_ENDED_KIND)
-    return [*measures, identifiability, *by_judge, *_COUNT_AND_COST_COLUMNS, *evaluation_costs]
+    characters = [ModelColumn("identifiability", identifiability_cell, OPEN_ENDED_KIND)]
+    if any(row.recognisability is not None for row in rows):
+        characters.append(ModelColumn("recognisability", recognisability_cell, OPEN_ENDED_KIND))
+    return [*measures, *characters, *by_judge, *_COUNT_AND_COST_COLUMNS, *evaluation_costs]
 
 
 def _trusted_judge_names(rows: Iterable[ModelRow]) -> set[str]:
@@ -291,6 +303,49 @@ def controls_table(results: Mapping[str, Identifiability]) -> Table:
     return tabulate("identifiability", _CONTROL_HEADINGS, lines)
 
 
+_RECOGNISABILITY_HEADINGS = (
+    "model", "recognisability", "chance", "margin", "question only", "length only", "texts shuffled", "p", "words removed",
+    "answers scored of asked",
+)  # fmt: skip
+
+
+def recognisability_table(results: Mapping[str, Recognisability]) -> Table:
+    """Return a table of recognisability next to its controls."""
+    lines = []
+    for model, result in results.items():
+        cells = [
+            estimate_cell(result.accuracy),
+            trusted_cell(format_decimal(result.chance), number=result.chance),
+            difference_cell(result.margin),
+            *map(estimate_cell, (result.question_only, result.length_only, result.shuffled)),
+            trusted_cell(format_p_value(result.shuffled_p), number=result.shuffled_p),
+            trusted_cell(f"{result.removed_words:.0%}", number=result.removed_words),
+            trusted_cell(format_ratio(result.n_scored, result.n_asked)),
+        ]
+        lines.append([label_cell(model), *(cell.with_sources(SourceRun(model, OPEN_ENDED_KIND)) for cell in cells)])
+    return tabulate("recognisability", _RECOGNISABILITY_HEADINGS, lines)
+
+
+def recognisability_persona_table(results: Mapping[str, Recognisability]) -> Table:
+    """Return a table with a row for each persona and a column for each model: the share of its answers that are recognised, and
+    the text that most of the others are nearest to.
+    """
+    ids = dict.fromkeys(id for result in results.values() for id in result.persona_ids)
+    lines = [[label_cell(id), *(_recognised_cell(model, result, id) for model, result in results.items())] for id in ids]
+    return tabulate("recognised", ["persona", *map(one_line, results)], lines)
+
+
+def _recognised_cell(model: str, result: Recognisability, persona_id: str) -> TableCell:
+    if persona_id not in result.persona_ids:
+        return MISSING_CELL
+    place = result.persona_ids.index(persona_id)
+    cell = estimate_cell(result.per_persona[place])
+    others = {id: count for id, count in zip(result.persona_ids, result.confusion[place], strict=True) if id != persona_id}
+    wrong = max(others, key=lambda id: others[id])
+    note = f"{cell.note}, next {one_line(wrong)}" if cell.note and others[wrong] else cell.note
+    return TableCell(cell.text, note, number=cell.number).with_sources(SourceRun(model, OPEN_ENDED_KIND))
+
+
 def template_table(effects_by_model: Mapping[str, TemplateEffects]) -> Table:
     """Return a table with a row for each model and template."""
     measures, lines = measures_in("templates"), []
@@ -413,7 +468,7 @@ def method_table(methods: Sequence[ReportMethod], pooled: Sequence[PooledMethod]
     rows = [_single_model_row(method) for method in methods]
     judges = {one.name: f"{one.kind}, judge {one.judge}" for row in rows if row for one in row.judged}
     first, *others = (measure.label for measure in measures_in("method_table"))
-    headings = ["model", first, "identifiability", *judges, *others]
+    headings = ["model", first, "identifiability", "recognisability", *judges, *others]
     lines = [_method_row(method, one, row, judges) for method, one, row in zip(methods, pooled, rows, strict=True)]
     kept = [
         column
@@ -422,7 +477,7 @@ def method_table(methods: Sequence[ReportMethod], pooled: Sequence[PooledMethod]
     ]
     kept_headings = [one_line(headings[column], HEADING_WIDTH) for column in kept]
     shown = {measure.label for measure in measures_in("method_table") if measure.name in _FRONT_MEASURES}
-    shown |= {"model", "identifiability", *_trusted_judge_names(row for row in rows if row is not None)}
+    shown |= {"model", "identifiability", "recognisability", *_trusted_judge_names(row for row in rows if row is not None)}
     folded = [one_line(heading, HEADING_WIDTH) for heading in headings if heading not in shown]
     return tabulate("methods", kept_headings, [[line[column] for column in kept] for line in lines], folded=folded)
 
@@ -439,7 +494,8 @@ def _method_row(method: ReportMethod, pooled: PooledMethod, row: ModelRow | None
     scores = [MISSING_CELL if row is None else sourced(judge_score_cell(row, name), kind) for name, kind in judges.items()]
     cells = {one.name: _pooled_cell(pooled.measures.get(one.name), pooled.reasons) for one in measures_in("method_table")}
     first, *others = (sourced(_explained(cell, name, method.pss_reason), "stability") for name, cell in cells.items())
-    return [_method_name_cell(method), first, sourced(_pooled_identifiability_cell(pooled), OPEN_ENDED_KIND), *scores, *others]
+    characters = [_pooled_identifiability_cell(pooled), _with_chance(estimate_cell(pooled.recognisability), pooled.chance)]
+    return [_method_name_cell(method), first, *(sourced(cell, OPEN_ENDED_KIND) for cell in characters), *scores, *others]
 
 
 def _with_method_sources(method: ReportMethod, cell: TableCell, kind: str) -> TableCell:
