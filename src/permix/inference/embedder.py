@@ -130,7 +130,7 @@ class SentenceEmbedder:
             for place, vector_D in zip(batch, vector_B_D, strict=True):
                 sum_N_D[parts[place][0]] += vector_D * len(parts[place][1])
         norm_N_1 = np.linalg.norm(sum_N_D, axis=1, keepdims=True)
-        return (sum_N_D / np.maximum(norm_N_1, np.finfo(float).tiny)).astype(np.float16)
+        return np.asarray(sum_N_D / np.maximum(norm_N_1, np.finfo(float).tiny), dtype=np.float16)
 
     def _split(self, text: str) -> list[list[int]]:
         """The text's tokens in parts that the encoder can read, each with the tokens that begin and end a text."""

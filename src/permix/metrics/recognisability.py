@@ -101,13 +101,13 @@ class NearestTexts(NamedTuple):
     @property
     def own_share_P_Q(self) -> Array:
         """1 where the nearest text is the persona's own, less with equal cosines; NaN where the answer is not scored."""
-        return np.diagonal(self.share_P_Q_P, axis1=0, axis2=2).T
+        return np.asarray(np.diagonal(self.share_P_Q_P, axis1=0, axis2=2).T)
 
     @property
     def margin_P_Q(self) -> Array:
         """Cosine to the own text minus the mean cosine to the other texts."""
         own_P_Q, P = np.diagonal(self.cosine_P_Q_P, axis1=0, axis2=2).T, len(self.cosine_P_Q_P)
-        return own_P_Q - (self.cosine_P_Q_P.sum(axis=2) - own_P_Q) / (P - 1)
+        return np.asarray(own_P_Q - (self.cosine_P_Q_P.sum(axis=2) - own_P_Q) / (P - 1))
 
 
 def summarize_recognisability(
@@ -185,7 +185,7 @@ class TextsToEmbed(NamedTuple):
     def prepare(cls, answer_P_Q: TextGrid, question_texts: Sequence[str], persona_texts: Sequence[str]) -> "TextsToEmbed":
         """The answers and questions without persona words, and each answer as a filler word repeated as often as it has words."""
         masked_P_Q = _map_texts(lambda text: remove_persona_words(text, persona_texts), answer_P_Q)
-        before, after = (sum(_count_words(text) for text in grid.flat if text is not None) for grid in (answer_P_Q, masked_P_Q))
+        before, after = (sum(map(_count_words, _all_texts(grid))) for grid in (answer_P_Q, masked_P_Q))
         question_Q = [remove_persona_words(text, persona_texts) for text in question_texts]
         return cls(
             masked_P_Q,
@@ -199,7 +199,11 @@ class TextsToEmbed(NamedTuple):
     def all_texts(self) -> tuple[str, ...]:
         """Every distinct text, sorted."""
         grids = (self.masked_P_Q, self.question_P_Q, self.length_P_Q)
-        return tuple(sorted({*self.persona_P, *(text for grid in grids for text in grid.flat if text is not None)}))
+        return tuple(sorted({*self.persona_P, *(text for grid in grids for text in _all_texts(grid))}))
+
+
+def _all_texts(text_P_Q: TextGrid) -> list[str]:
+    return [str(text) for text in text_P_Q.ravel().tolist() if text is not None]
 
 
 def remove_persona_words(text: str, persona_texts: Sequence[str]) -> str:
@@ -292,7 +296,7 @@ class QuestionSample(NamedTuple):
 
     @classmethod
     def draw(cls, scored_P_Q: BoolArray, rng: np.random.Generator, resamples: int) -> "QuestionSample":
-        asked_Q = scored_P_Q.any(axis=0)
+        asked_Q = np.asarray(scored_P_Q.any(axis=0))
         n = int(asked_Q.sum())
         counts_R_Q = np.zeros((resamples, len(asked_Q)))
         counts_R_Q[:, asked_Q] = rng.multinomial(n, np.full(n, 1 / n), size=resamples)
@@ -312,7 +316,7 @@ class QuestionSample(NamedTuple):
         """Σ_q c_q value_q / Σ_q c_q answers_q for a question drawn c_q times. The width is that of as many units as questions;
         n is the number of answers."""
         rows = list(range(len(value_P_Q))) if personas is None else list(personas)
-        answers_Q = self.scored_P_Q[rows].sum(axis=0)
+        answers_Q = np.asarray(self.scored_P_Q[rows].sum(axis=0))
         if not answers_Q.any():
             return Estimate(value=None, n=0)
         total_Q = np.where(self.scored_P_Q[rows], value_P_Q[rows], 0.0).sum(axis=0)
@@ -324,7 +328,7 @@ class QuestionSample(NamedTuple):
 def _closest_texts(text_P_D: Array, persona_ids: Sequence[str]) -> TextPair:
     unit_P_D = _unit_rows(text_P_D, _largest_norm(text_P_D))
     cosine_P_P = np.where(np.tri(len(persona_ids), dtype=bool), -np.inf, unit_P_D @ unit_P_D.T)
-    first, second = np.unravel_index(int(cosine_P_P.argmax()), cosine_P_P.shape)
+    first, second = divmod(int(cosine_P_P.argmax()), len(persona_ids))
     return TextPair(first=persona_ids[first], second=persona_ids[second], cosine=round(float(cosine_P_P[first, second]), 4))
 
 

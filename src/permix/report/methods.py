@@ -307,8 +307,8 @@ class PooledMethod(MeasureRecord):
     """The numbers of a method: those of its model, or the means over its measured models (`n_stability`, `n_fidelity`).
 
     The n of an estimate counts what it counts for one model: questions for accuracy and PSS; for identifiability and
-    recognisability, the answers of all seeds together. Where seeds cannot be pooled, the numbers are missing and `reasons` (accuracy and PSS) or
-    `fidelity_reasons` say why.
+    recognisability, the answers of all seeds together. Where seeds cannot be pooled, the numbers are missing and `reasons`
+    (accuracy and PSS) or `fidelity_reasons` say why.
     """
 
     VIEW = "methods"

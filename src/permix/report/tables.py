@@ -137,7 +137,7 @@ def _asks_endpoint(row: ModelRow) -> bool:
 
 
 def columns_with_judges(rows: Sequence[ModelRow]) -> list[ModelColumn]:
-    """Return the columns: measures of stability, identifiability, recognisability if some of these rows has it, one column for each
+    """Return the columns: measures of stability, identifiability, recognisability where it was measured, one column for each
     judge of these rows, counts and costs.
 
     The costs of an endpoint's model have columns of their own, which are there only if some of these rows needs them.
