@@ -1,8 +1,8 @@
 """Recognisability: how often its intervals hold the truth, by simulation; and its agreement with identifiability, on real runs.
 
 Simulated vectors: an answer's is `strength` times its persona's text, plus a part that the question gives to all personas, plus
-noise; texts, questions and noise are normal in 16 dimensions. Questions differ in strength (log-normal, sd 0.5), so the answers to
-one question are recognised together. The truth is the value over 4000 questions. A Markdown table.
+noise; texts, questions and noise are normal in 16 dimensions. Questions differ in strength (log-normal, sd 0.5), so the answers
+to one question are recognised together. The truth is the value over 1500 questions. A Markdown table.
 
     python -m bench.recognisability --data-sets 400
 
@@ -34,7 +34,7 @@ from permix.metrics.statistics import Array, bootstrap_estimate
 from permix.storage.run_dir import RunReader
 from permix.types import Estimate, canonical_text, seed_from
 
-DIMENSIONS, TRUTH_QUESTIONS = 16, 4000
+DIMENSIONS, TRUTH_QUESTIONS = 16, 1500
 
 
 class Setting(NamedTuple):
@@ -98,7 +98,7 @@ def simulate(setting: Setting, data_sets: int, resamples: int, seed: int) -> lis
     pairs = list(zip(found, share, margin, strict=True))
     return [
         f"{setting.personas} × {setting.questions}",
-        f"{setting.strength:g}{', swapped' if setting.swapped else ''}{f', {setting.missing:.0%} missing' if setting.missing else ''}",
+        f"{setting.strength:g}" + ", swapped" * setting.swapped + (f", {setting.missing:.0%} missing" if setting.missing else ""),
         f"{np.mean(share):.3f}",
         f"{np.mean([(one.accuracy.value or 0) - true for one, true, _ in pairs]):+.3f}".replace("-", "−"),
         f"{100 * np.mean([_held(one.accuracy, true) for one, true, _ in pairs]):.0f}",
@@ -121,7 +121,7 @@ HEADINGS = (
 
 
 class Verdicts(NamedTuple):
-    """Of each answer of a run: whether the embedder recognised it and whether the classifier named its persona; NaN without it."""
+    """Of each answer: whether the embedder recognised it, and whether the classifier named its persona; NaN without an answer."""
 
     persona_ids: list[str]
     recognised_P_Q: Array

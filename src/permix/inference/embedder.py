@@ -101,6 +101,7 @@ class SentenceEmbedder:
     """Texts -> vectors of length 1, [N, D] in float16."""
 
     def __init__(self, name: str, source: str) -> None:
+        from safetensors import SafetensorError
         from transformers import AutoModel, AutoTokenizer
         from transformers.utils import logging
 
@@ -110,7 +111,7 @@ class SentenceEmbedder:
             # Code beside the weights is never run, and only safetensors are read: a pickle could run code.
             self.tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             self.network: Any = AutoModel.from_pretrained(source, trust_remote_code=False, use_safetensors=True).float().eval()
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             raise ConfigError(f"embedder = {name!r}: cannot be loaded: {' '.join(str(error).split())}") from error
         self.max_tokens = _max_tokens(source, self.tokenizer, self.network)
         folder = Path(source)
