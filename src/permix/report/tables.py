@@ -327,23 +327,25 @@ def recognisability_table(results: Mapping[str, Recognisability]) -> Table:
 
 
 def recognisability_persona_table(results: Mapping[str, Recognisability]) -> Table:
-    """Return a table with a row for each persona and a column for each model: the share of its answers that are recognised, and
-    the text that most of the others are nearest to.
+    """Return a table with a row for each persona and two columns for each model: the share of its answers that are recognised,
+    and the persona whose text most of the others are nearest to.
     """
     ids = dict.fromkeys(id for result in results.values() for id in result.persona_ids)
-    lines = [[label_cell(id), *(_recognised_cell(model, result, id) for model, result in results.items())] for id in ids]
-    return tabulate("recognised", ["persona", *map(one_line, results)], lines)
+    headings = [one_line(heading, HEADING_WIDTH) for model in results for heading in (model, f"{model}, else nearest to")]
+    lines = [
+        [label_cell(id), *(cell for model in results for cell in _recognised_cells(model, results[model], id))] for id in ids
+    ]
+    return tabulate("recognised", ["persona", *headings], lines)
 
 
-def _recognised_cell(model: str, result: Recognisability, persona_id: str) -> TableCell:
+def _recognised_cells(model: str, result: Recognisability, persona_id: str) -> list[TableCell]:
     if persona_id not in result.persona_ids:
-        return MISSING_CELL
+        return [MISSING_CELL, MISSING_CELL]
     place = result.persona_ids.index(persona_id)
-    cell = estimate_cell(result.per_persona[place])
     others = {id: count for id, count in zip(result.persona_ids, result.confusion[place], strict=True) if id != persona_id}
-    wrong = max(others, key=lambda id: others[id])
-    note = f"{cell.note}, next {one_line(wrong)}" if cell.note and others[wrong] else cell.note
-    return TableCell(cell.text, note, number=cell.number).with_sources(SourceRun(model, OPEN_ENDED_KIND))
+    most = max(others, key=lambda id: others[id])
+    cells = [estimate_cell(result.per_persona[place]), label_cell(most) if others[most] else MISSING_CELL]
+    return [cell.with_sources(SourceRun(model, OPEN_ENDED_KIND)) for cell in cells]
 
 
 def template_table(effects_by_model: Mapping[str, TemplateEffects]) -> Table:
