@@ -44,6 +44,7 @@ from permix.report.runs import (
     WHOLE_GRID_STRATEGIES,
     ModelRuns,
     Run,
+    collect_models,
     find_reference_run,
     find_runs,
     model_label,
@@ -132,12 +133,35 @@ _COMPARISON_NOTE = (
 )
 
 
+class CharacterComparison(NamedTuple):
+    """The runs of open-ended questions beside two stability runs, and other − first in the measures of their answers."""
+
+    first: ModelRuns
+    other: ModelRuns
+    differences: Comparison
+
+    @property
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """For each measure that both models have: its name, both values, and the difference or why there is none."""
+        one, two, found = self.first.row, self.other.row, self.differences
+        measures = (
+            ("identifiability", one.identifiability, two.identifiability, found.identifiability, found.fidelity_reasons),
+            ("recognisability", one.recognisability, two.recognisability, found.recognisability, found.recognisability_reasons),
+        )
+        return [
+            (name, str(first), str(other), "; ".join(reasons) if difference is None else difference.format_difference())
+            for name, first, other, difference, reasons in measures
+            if first is not None and other is not None
+        ]
+
+
 class RunComparison(NamedTuple):
-    """Two stability runs and their paired comparison: the content of both tables."""
+    """Two stability runs and their paired comparison: the content of both tables. `characters`: that of fidelity runs beside them."""
 
     first: Run
     other: Run
     result: PairedComparison
+    characters: CharacterComparison | None = None
 
     @property
     def labels(self) -> tuple[str, str]:
@@ -171,6 +195,8 @@ def run_compare(config: CompareConfig) -> None:
         paths = {"first": str(compared.first.path), "other": str(compared.other.path)}
         cut_off = dict(zip(paths, (one.model_dump(mode="json") for one in compared.cut_off), strict=True))
         content = paths | compared.result.model_dump(mode="json") | {"cut_off": cut_off}
+        if compared.characters is not None:
+            content["characters"] = compared.characters.differences.model_dump(mode="json")
         write_json(config.out / "comparison.json", content)
         add_result(paths={"comparison": config.out / "comparison.json", "report": config.out / "comparison.md"})
         console.print(str(config.out / "comparison.md"), markup=False, highlight=False, soft_wrap=True)
@@ -188,7 +214,17 @@ def compare_runs(first: Path, other: Path, *, seed: int = 0, resamples: int = 20
         raise DataError(f"{one.path} and {two.path} cannot be compared: {why}")
     scores = (aligned_sample_means(grid, one_grid) for one_grid in (grid, other_grid))
     rows = [np.vstack([under_P_Q, without_Q[None]]) for under_P_Q, without_Q in scores]
-    return RunComparison(one, two, compare_models_paired(rows[0], rows[1], grid.persona_ids, seed=seed, resamples=resamples))
+    paired = compare_models_paired(rows[0], rows[1], grid.persona_ids, seed=seed, resamples=resamples)
+    return RunComparison(one, two, paired, _compare_characters(first, other))
+
+
+def _compare_characters(first: Path, other: Path) -> CharacterComparison | None:
+    """Return the comparison of the runs of open-ended questions in two folders; None unless each folder holds exactly one."""
+    found = [[run.path for run in find_runs(path) if run.kind == "fidelity"] for path in (first, other)]
+    if any(len(paths) != 1 for paths in found):
+        return None
+    one, two = (collect_models(paths)[0] for paths in found)
+    return CharacterComparison(one, two, compare_models(one, two))
 
 
 def _find_stability_run(path: Path) -> Run:
@@ -240,7 +276,10 @@ def terminal_comparison_tables(comparison: RunComparison) -> list[Table]:
     """Return two tables for a terminal: the measures, then the personas, with the largest loss of accuracy first."""
     labels = [Text(one_line(label)) for label in comparison.labels]
     tables = []
-    for heading, lines in (("", _measure_rows(comparison)), ("persona", _persona_rows(comparison.result))):
+    for heading, lines in (
+        ("", [*_measure_rows(comparison), *_character_rows(comparison)]),
+        ("persona", _persona_rows(comparison.result)),
+    ):
         table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
         table.add_column(heading)
         for column in (*labels, Text("second − first"), Text("p")):
@@ -259,7 +298,7 @@ def comparison_markdown(comparison: RunComparison) -> str:
         f"**{comparison_claim(comparison)}**",
         "\n>\n".join(f"> {line}" for line in comparison_cautions(comparison)),
         _COMPARISON_NOTE.format(questions=comparison.result.n_questions),
-        markdown_table(["", one, two, "second − first", "p"], _measure_rows(comparison)),
+        markdown_table(["", one, two, "second − first", "p"], [*_measure_rows(comparison), *_character_rows(comparison)]),
         markdown_table(
             ["persona", one, two, "second − first", "p"],
             [[table.md_label(line[0]), *line[1:]] for line in _persona_rows(comparison.result)],
@@ -275,6 +314,11 @@ def _measure_rows(comparison: RunComparison) -> list[Sequence[str]]:
         *((STABILITY_MEASURES[one.name].label, *_comparison_cells(one, one.p)) for one in measures),
         ("cut off, of answered", *cut_off, MISSING_TEXT, MISSING_TEXT),
     ]
+
+
+def _character_rows(comparison: RunComparison) -> list[Sequence[str]]:
+    rows = comparison.characters.rows if comparison.characters is not None else []
+    return [(*map(one_line, row), MISSING_TEXT) for row in rows]
 
 
 def _persona_rows(result: PairedComparison) -> list[Sequence[str]]:
