@@ -156,7 +156,7 @@ class CharacterComparison(NamedTuple):
 
 
 class RunComparison(NamedTuple):
-    """Two stability runs and their paired comparison: the content of both tables; `characters` is that of fidelity runs beside."""
+    """Two stability runs and their paired comparison: the content of both tables; `characters`: of fidelity runs beside them."""
 
     first: Run
     other: Run
