@@ -13,11 +13,12 @@ identifiability name it, trained on the run's own answers to other questions? In
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bench.figures import show
 from permix.evals.answer_vectors import RunEmbedder
@@ -158,10 +159,9 @@ def _named_by_classifier(
     fold_Q[order] = np.arange(len(questions)) % config["folds"]
     named_P_Q = np.full((len(persona_ids), len(questions)), np.nan)
     for fold in range(config["folds"]):
-        taught, asked = (
-            [(p, q, text) for p, row in enumerate(answers_P_Q) for q, text in enumerate(row) if text is not None and here(q)]
-            for here in (lambda q: fold_Q[q] != fold, lambda q: fold_Q[q] == fold)  # noqa: B023
-        )
+        answers = [(p, q, text) for p, row in enumerate(answers_P_Q) for q, text in enumerate(row) if text is not None]
+        taught = [answer for answer in answers if fold_Q[answer[1]] != fold]
+        asked = [answer for answer in answers if fold_Q[answer[1]] == fold]
         classifier = fit_persona_classifier([text for _, _, text in taught], [persona_ids[p] for p, _, _ in taught], texts)
         for (p, q, _), name in zip(asked, classifier.predict([text for _, _, text in asked]), strict=True):
             named_P_Q[p, q] = name == persona_ids[p]
@@ -172,7 +172,7 @@ def report_agreement(run: Path, seed: int, resamples: int) -> None:
     found = read_verdicts(run)
     label, Q = str(RunReader(run).config.get("label") or run.name), found.named_P_Q.shape[1]
     draws_R_Q = np.random.default_rng(seed).integers(Q, size=(resamples, Q))
-    right_P_Q, named_P_Q = found.recognised_P_Q > 0.5, found.named_P_Q > 0.5
+    right_P_Q, named_P_Q = ((value_P_Q > 0.5).astype(float) for value_P_Q in (found.recognised_P_Q, found.named_P_Q))
     table = {
         f"{'recognised' if one else 'not recognised'}, {'named' if two else 'not named'}": int(
             ((right_P_Q == one) & (named_P_Q == two)).sum()
@@ -181,10 +181,10 @@ def report_agreement(run: Path, seed: int, resamples: int) -> None:
         for two in (True, False)
     }
     show("answers", right_P_Q.size, run=label, personas=len(right_P_Q), questions=Q, **table)
-    measures = {
-        "recognised": lambda at: found.recognised_P_Q[:, at].mean(),
-        "named": lambda at: named_P_Q[:, at].mean(),
-        "agreement": lambda at: (right_P_Q[:, at] == named_P_Q[:, at]).mean(),
+    measures: dict[str, Callable[[NDArray[np.int64]], float]] = {
+        "recognised": lambda at: float(found.recognised_P_Q[:, at].mean()),
+        "named": lambda at: float(named_P_Q[:, at].mean()),
+        "agreement": lambda at: float((right_P_Q[:, at] == named_P_Q[:, at]).mean()),
         "kappa": lambda at: kappa(right_P_Q[:, at], named_P_Q[:, at]),
         "kappa_within_personas": lambda at: kappa_within(right_P_Q[:, at], named_P_Q[:, at]),
         "auc_of_margin_for_named": lambda at: area(found.margin_P_Q[:, at], named_P_Q[:, at]),
@@ -214,7 +214,7 @@ def kappa_within(one_P_Q: Array, two_P_Q: Array) -> float:
 
 def area(value_P_Q: Array, label_P_Q: Array) -> float:
     """AUC: how often the value of a labelled answer is above that of another one, ties half."""
-    high, low = value_P_Q[label_P_Q], value_P_Q[~label_P_Q.astype(bool)]
+    high, low = value_P_Q[label_P_Q > 0.5], value_P_Q[label_P_Q < 0.5]
     if not len(high) or not len(low):
         return float("nan")
     return float((high[:, None] > low).mean() + (high[:, None] == low).mean() / 2)

@@ -56,7 +56,7 @@ def test_answers_of_the_meaning_of_their_persona_are_all_recognised() -> None:
     # All five questions are alike, so no resample differs: the exact binomial bound of five questions, 0.025^(1/5).
     assert found.accuracy.high == 1
     assert found.accuracy.low == pytest.approx(0.025**0.2)
-    assert found.confusion == ((5, 0, 0), (0, 5, 0), (0, 0, 5))
+    assert list(map(list, found.confusion)) == [[5, 0, 0], [0, 5, 0], [0, 0, 5]]
     assert [one.value for one in found.per_persona] == [1, 1, 1]
     # Less their means, answers and texts are corners of a triangle: cosine 1 to the own text and −1/2 to the others.
     assert found.margin.value == pytest.approx(1.5)
@@ -70,7 +70,7 @@ def test_all_played_wrongly_but_each_in_its_own_way() -> None:
     found = score([answers[1], answers[2], answers[0]])
     assert found.accuracy.value == 0
     assert found.margin.value == pytest.approx(-0.75)
-    assert found.confusion == ((0, 5, 0), (0, 0, 5), (5, 0, 0))
+    assert list(map(list, found.confusion)) == [[0, 5, 0], [0, 0, 5], [5, 0, 0]]
 
 
 def test_the_words_of_a_personas_text_do_not_count() -> None:
@@ -110,7 +110,7 @@ def test_an_answer_without_a_word_left_is_scored_as_chance_and_shifts_no_mean() 
 def test_two_personas_with_one_text_share_their_answers() -> None:
     found = score(own_words(), texts=("a sailor", "a nurse", "a nurse."), persona_ids=IDS)
     assert [one.value for one in found.per_persona] == [1, 0.5, pytest.approx(1 / 3)]  # bread is like no text
-    assert found.confusion[1] == (0, 2.5, 2.5)
+    assert list(found.confusion[1]) == [0, 2.5, 2.5]
     assert (found.closest_texts.first, found.closest_texts.second, found.closest_texts.cosine) == ("baker", "nurse", 1)
 
 
