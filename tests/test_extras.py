@@ -19,7 +19,7 @@ def test_the_extras_are_those_of_pyproject() -> None:
     extras = tomllib.loads((CLONE / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     listed = {
         re.split(r"[<>=\[]", one)[0].replace("-", "_"): name
-        for name in ("local", "train", "inspect", "vllm")
+        for name in ("local", "train", "embed", "inspect", "vllm")
         for one in extras[name]
     }
     listed.pop("permix")  # train includes local

@@ -27,6 +27,7 @@ from permix.config import (
     read_config_values,
 )
 from permix.errors import ConfigError, DataError, IncompleteRunError, OtherShardsPendingError
+from permix.evals.answer_vectors import measure_or_explain, measure_recognisability
 from permix.evals.fidelity_records import cut_off_warning, fidelity_kind
 from permix.evals.grid import GridResults, cell_row, count_cut_off, persona_rows, read_grid_results
 from permix.evals.stability import StabilityGrid, measure_stability, read_stability_grid, run_stability
@@ -36,6 +37,7 @@ from permix.inference.base import CompletionResult, Model
 from permix.inference.batch_model import BatchFlags, BatchModel, check_no_shard, open_batch_model, use_batch_backend
 from permix.inference.scripted import MessageFunction, wrap_model
 from permix.metrics.model_comparison import PairedComparison
+from permix.metrics.recognisability import Recognisability
 from permix.metrics.right_in_character import RightInCharacter
 from permix.metrics.stability import StabilitySummary
 from permix.metrics.statistics import Array
@@ -229,11 +231,27 @@ class FidelityRun(EvaluationRun):
         reference = None if reference_path is None else Path(reference_path)
         return measure_drift(self.path, reference) if self.kind == "interview" else measure_identifiability(self.path, reference)
 
+    @cached_property
+    def recognisability(self) -> Recognisability:
+        """How often the persona text nearest to an answer is that of its persona, of a run of kind "open"; from the records.
+
+        Raises ConfigError if no sentence embedder is installed or the configuration says "none", DataError if there are too few
+        answers or the run is of another kind. `permix.metrics.summarize_recognisability` takes an embedder of your own.
+        """
+        if self.kind != "open":
+            raise DataError(
+                f"{self.path}: recognisability needs questions that all personas share; the run's kind is {self.kind}"
+            )
+        return measure_recognisability(self.path)
+
     def measures(self) -> list[dict[str, Any]]:
-        """One dict for each measure of `summary` and of the answers' text ("text.words" ...): name, value, low, high, n."""
+        """One dict for each measure of `summary`, of recognisability where it can be measured ("recognisability.accuracy" ...)
+        and of the answers' text ("text.words" ...): name, value, low, high, n."""
         from permix.evals.text_metrics import measure_text_metrics
 
-        return estimate_rows(self.summary) + estimate_rows(measure_text_metrics(self.path), "text.")
+        recognised = measure_or_explain(self.path)[0] if self.kind == "open" else None
+        rows = [] if recognised is None else estimate_rows(recognised, "recognisability.")
+        return estimate_rows(self.summary) + rows + estimate_rows(measure_text_metrics(self.path), "text.")
 
 
 def open_run(path: str | Path) -> StabilityRun | FidelityRun | TrainRun:

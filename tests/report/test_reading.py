@@ -6,7 +6,7 @@ import pytest
 from permix.evals.stability import StabilityGrid
 from permix.metrics.identifiability import Identifiability
 from permix.rendering.table import difference_direction
-from permix.report.comparisons import compare_stability_grids, identifiability_difference
+from permix.report.comparisons import compare_stability_grids, question_share_difference
 from permix.types import Estimate
 
 
@@ -41,11 +41,11 @@ def told(right: dict[str, tuple[int, int]]) -> Identifiability:
 def test_distinctness_is_paired_by_question_whatever_the_order() -> None:
     base = told({"q1": (2, 2), "q2": (1, 2), "q3": (2, 2), "q4": (1, 2)})  # 6 of 8
     less = told({"q4": (0, 2), "q3": (1, 2), "q2": (0, 2), "q1": (1, 2)})  # 2 of 8: one less in every question
-    difference = identifiability_difference([base], [less], seed=0, resamples=200)
+    difference = question_share_difference([base], [less], seed=0, resamples=200)
     assert (difference.value, difference.low, difference.high) == pytest.approx((-0.5, -0.5, -0.5))
     assert difference.n == 4
     assert difference_direction(difference) == "lower"
-    assert difference_direction(identifiability_difference([base], [base], seed=0, resamples=200)) == "no difference shown"
+    assert difference_direction(question_share_difference([base], [base], seed=0, resamples=200)) == "no difference shown"
 
 
 def test_differences_pair_personas_and_questions_by_name() -> None:

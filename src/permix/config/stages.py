@@ -335,6 +335,9 @@ class FidelityConfig(SharedRunConfig):
     """A folder that stores completions for several runs: a completion that is in it is not generated again."""
     folds: int = Field(default=5, ge=2)
     """Folds of the cross-validation over questions: the classifier never sees the questions that it is tested on."""
+    embedder: str = Field(default="auto", min_length=1)
+    """The sentence embedder that compares answers with the persona texts (recognisability): "auto" (all-MiniLM-L6-v2, if the
+    extra embed is installed), "none", a folder or a hub id."""
     sampling: Sampling = Sampling(temperature=0.7, max_new_tokens=48)
     seed: int = Field(default=0, ge=0)
     """Seed for sampling completions, for the folds and for the bootstrap."""
@@ -366,7 +369,7 @@ class FidelityConfig(SharedRunConfig):
     @model_validator(mode="after")
     def _check_ignored_fields(self) -> "FidelityConfig":
         """PersonaGym has its own personas and questions, and an interview its own questions; neither uses cross-validation."""
-        shared = ("questions", "questions_split", "n_questions", "folds")
+        shared = ("questions", "questions_split", "n_questions", "folds", "embedder")
         match self.kind:
             case "personagym":
                 _require_defaults(self.personas, ("pool", "split", "include", "exclude"), "personas.", "with personagym")

@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from permix.config import FidelityConfig, PersonasConfig
 from permix.errors import DataError, IncompleteRunError
@@ -35,7 +36,7 @@ from permix.storage.run_dir import RunDir, RunReader
 from permix.storage.workers import hold_shared_files
 from permix.tasks.base import read_trained_on
 from permix.trackers import log_measures
-from permix.types import Cell, Persona, Question, Record
+from permix.types import Cell, Message, Persona, Question, Record
 
 FidelityKind = Literal["open", "personagym", "interview"]
 
@@ -79,13 +80,15 @@ def run_fidelity_cells(
     grid_description: Mapping[str, object],
     measure: Callable[[Path], FidelityResult],
     measure_text: Callable[[Path], Record],
+    measure_more: Callable[[Path], Mapping[str, object]] = lambda run: {},
     **identity: object,
 ) -> FidelityResult:
     """Answer the pending cells, write grid.json and metrics.json, and return the result of `measure`.
 
     With `config.shard` only the cells of that part; None if that part is finished and others are not.
-    `measure` computes the measures of this kind, `measure_text` the measures of all kinds. `identity` is added to the identity of
-    the run. Raises IncompleteRunError if answers are missing, or the DataError of `measure` if no answer is missing.
+    `measure` computes the measures of this kind, `measure_text` the measures of all kinds, `measure_more` further entries of
+    metrics.json. `identity` is added to the identity of the run. Raises IncompleteRunError if answers are missing, or the
+    DataError of `measure` if no answer is missing.
     """
     common = {
         "model": model.fingerprint,
@@ -119,16 +122,18 @@ def run_fidelity_cells(
                 result = measure(run.path)
             except DataError as error:
                 raise (IncompleteRunError(missing, pending) if pending else error) from error
-            metrics = write_fidelity_metrics(run.path, result, measure_text(run.path))
+            metrics = write_fidelity_metrics(run.path, result, measure_text(run.path), measure_more(run.path))
             log_measures(config.report_to, run.path, config.label or model.name, metrics)
     if pending:
         raise IncompleteRunError(missing, pending)
     return result
 
 
-def write_fidelity_metrics(run: Path, result: Record, text_metrics: Record) -> dict[str, Any]:
-    """Write metrics.json and return it: the measures of the kind, and under "unjudged" the text metrics of all kinds."""
-    metrics = result.model_dump(mode="json") | {"unjudged": text_metrics.model_dump(mode="json")}
+def write_fidelity_metrics(
+    run: Path, result: Record, text_metrics: Record, more: Mapping[str, object] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Write metrics.json and return it: the measures of the kind, under "unjudged" the text metrics of all kinds, and `more`."""
+    metrics = result.model_dump(mode="json") | {"unjudged": text_metrics.model_dump(mode="json")} | dict(more)
     write_json(run / "metrics.json", metrics)
     return metrics
 
@@ -212,6 +217,51 @@ def read_persona_cells(run: Path) -> list[Cell]:
         )
     )  # fmt: skip
     return [answers.cells[key] for key in keys]
+
+
+class AnswerGrid(NamedTuple):
+    """The recorded cells of a run of open-ended questions, by persona and question."""
+
+    cells: dict[tuple[str, str], Cell]
+
+    @property
+    def persona_ids(self) -> list[str]:
+        return list(dict.fromkeys(persona for persona, _ in self.cells))
+
+    @property
+    def question_ids(self) -> list[str]:
+        return list(dict.fromkeys(question for _, question in self.cells))
+
+    @property
+    def question_texts(self) -> list[str]:
+        """The text of each question, or its id if the user message also contains the persona: the text must not depend on it."""
+        messages = {question: self.first_messages(question=question) for question in self.question_ids}
+        return [one[-1]["content"] if _has_system_prompt(one) else question for question, one in messages.items()]
+
+    @property
+    def answers_P_Q(self) -> list[list[str | None]]:
+        return self.select(self.persona_ids, self.question_ids)
+
+    def select(self, persona_ids: Sequence[str], question_ids: Sequence[str]) -> list[list[str | None]]:
+        """The answers of these personas to these questions; None where there is none."""
+        return [[self._answer(persona, question) for question in question_ids] for persona in persona_ids]
+
+    def _answer(self, persona: str, question: str) -> str | None:
+        cell = self.cells.get((persona, question))
+        return None if cell is None or cell.completion is None else cell.completion.answer
+
+    def first_messages(self, *, persona: str | None = None, question: str | None = None) -> tuple[Message, ...]:
+        """The messages of the first cell of a persona or of a question."""
+        return next(cell.messages for (own, asked), cell in self.cells.items() if own == persona or asked == question)
+
+
+def read_answer_grid(run: Path) -> AnswerGrid:
+    cells = read_persona_cells(run)
+    return AnswerGrid({(cell.persona_id, cell.question_id): cell for cell in cells if cell.persona_id is not None})
+
+
+def _has_system_prompt(messages: Sequence[Message]) -> bool:
+    return any(message["role"] == "system" and message["content"] for message in messages)
 
 
 def question_text_lookup(questions: Sequence[AskedQuestion]) -> Callable[[str, str], str]:

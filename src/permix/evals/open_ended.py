@@ -1,6 +1,7 @@
-"""The kind "open" of `permix fidelity`: asks every persona the same open-ended questions and measures identifiability.
+"""The kind "open" of `permix fidelity`: asks every persona the same open-ended questions.
 
 Identifiability measures how distinct the personas' answers are. It does not measure whether an answer fits its persona.
+Recognisability (`answer_vectors.py`) compares each answer with the persona texts, if a sentence embedder is installed.
 """
 
 from collections.abc import Collection, Sequence
@@ -9,10 +10,11 @@ from pathlib import Path
 
 from permix.config import FidelityConfig
 from permix.errors import ConfigError, DataError, option_context
+from permix.evals.answer_vectors import check_embedder, describe_recognisability
 from permix.evals.fidelity_records import (
     AskedQuestion,
     describe_ids,
-    read_persona_cells,
+    read_answer_grid,
     run_fidelity_cells,
     select_fidelity_personas,
 )
@@ -27,7 +29,7 @@ from permix.personas.loading import load_roleplay
 from permix.personas.pool import PersonaPool, warn_of_misfits
 from permix.prompts import persona_prompt
 from permix.storage.run_dir import RunReader, require_run
-from permix.types import Cell, Message, Question
+from permix.types import Cell, Question
 
 
 def run_open_ended(
@@ -41,6 +43,7 @@ def run_open_ended(
     `model`, `given_pool` and `given_questions` are Python objects that replace what the configuration names. Raises ConfigError
     if the configuration is invalid, IncompleteRunError if answers are missing, and DataError if there are too few to measure.
     """
+    check_embedder(config.embedder)
     pool, questions = select_open_ended_personas(config, given_pool), load_open_questions(config, given_questions)
     if config.reference is not None:
         check_reference_answers(
@@ -54,6 +57,7 @@ def run_open_ended(
 
 def preflight_open_ended(config: FidelityConfig) -> dict[str, str]:
     """Facts about the run without calling a model. Raises ConfigError or DataError if the configuration is invalid."""
+    check_embedder(config.embedder)
     pool, questions = select_open_ended_personas(config), load_open_questions(config)
     if config.reference is not None:
         check_reference_answers(
@@ -77,7 +81,7 @@ def evaluate_open_ended(
     asked_questions = [AskedQuestion(id=question.id, text=question.text) for question in questions]
     grid_json = describe_grid(pool.personas, questions, samples=1) | describe_ids(pool.personas, asked_questions)
     measure = partial(measure_identifiability, reference=config.reference)
-    return run_fidelity_cells(model, config, cells, grid_json, measure, measure_text_metrics)
+    return run_fidelity_cells(model, config, cells, grid_json, measure, measure_text_metrics, describe_recognisability)
 
 
 def select_open_ended_personas(config: FidelityConfig, given_pool: PersonaPool | None = None) -> PersonaPool:
@@ -112,7 +116,7 @@ def check_reference_answers(reference: Path, persona_question_pairs: Collection[
     """Raise DataError if the reference is not a run, or lacks a record for one of the (persona, question) pairs."""
     with option_context("reference", reference):
         require_run(reference)
-    missing = set(persona_question_pairs) - set(_cells_by_persona_question(reference))
+    missing = set(persona_question_pairs) - set(read_answer_grid(reference).cells)
     if missing:
         raise DataError(
             f"reference = {reference}: must have answers to the same questions by the same personas; "
@@ -126,47 +130,20 @@ def measure_identifiability(run: Path, reference: Path | None, resamples: int | 
     The classifier is trained on the answers of `reference`, or on the run's own answers without a reference. `resamples` replaces
     the number in the run's configuration.
     """
-    config = RunReader(run).config
-    cells, reference_cells = _cells_by_persona_question(run), _cells_by_persona_question(reference) if reference else None
-    personas = list(dict.fromkeys(persona for persona, _ in cells))
-    questions = list(dict.fromkeys(question for _, question in cells))
+    config, grid = RunReader(run).config, read_answer_grid(run)
     if reference is not None:
-        check_reference_answers(reference, cells)
+        check_reference_answers(reference, grid.cells)
     return summarize_identifiability(
-        [[_completion_text(cells.get((persona, question))) for question in questions] for persona in personas],
-        [persona_prompt(_first_messages(cells, persona=persona)) for persona in personas],
-        persona_ids=personas,
-        question_texts=[_question_text(question, _first_messages(cells, question=question)) for question in questions],
-        reference_P_Q=None
-        if reference_cells is None
-        else [[_completion_text(reference_cells.get((one, question))) for question in questions] for one in personas],
+        grid.answers_P_Q,
+        [persona_prompt(grid.first_messages(persona=persona)) for persona in grid.persona_ids],
+        persona_ids=grid.persona_ids,
+        question_texts=grid.question_texts,
+        reference_P_Q=None if reference is None else read_answer_grid(reference).select(grid.persona_ids, grid.question_ids),
         reference_name=_reference_name(reference) if reference else "own answers",
         folds=config["folds"],
         seed=config["seed"],
         resamples=resamples or config["resamples"],
     )
-
-
-def _cells_by_persona_question(run: Path) -> dict[tuple[str, str], Cell]:
-    """The run's cells by persona and question."""
-    return {(cell.persona_id, cell.question_id): cell for cell in read_persona_cells(run) if cell.persona_id is not None}
-
-
-def _completion_text(cell: Cell | None) -> str | None:
-    return cell.completion.answer if cell is not None and cell.completion is not None else None
-
-
-def _first_messages(
-    answers: dict[tuple[str, str], Cell], *, persona: str | None = None, question: str | None = None
-) -> tuple[Message, ...]:
-    """The messages of the first cell of a persona or of a question."""
-    return next(cell.messages for (own, asked), cell in answers.items() if own == persona or asked == question)
-
-
-def _question_text(question_id: str, messages: tuple[Message, ...]) -> str:
-    """The text of the question, or its id if the user message also contains the persona, since the text must not depend on it."""
-    persona_in_system = any(message["role"] == "system" and message["content"] for message in messages)
-    return messages[-1]["content"] if persona_in_system else question_id
 
 
 def _reference_name(reference: Path) -> str:

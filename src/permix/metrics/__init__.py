@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from permix.metrics.identifiability import summarize_identifiability as summarize_identifiability
     from permix.metrics.judge_scores import estimate_persona_score as estimate_persona_score
     from permix.metrics.model_comparison import compare_scores as compare_scores
+    from permix.metrics.recognisability import summarize_recognisability as summarize_recognisability
     from permix.metrics.right_in_character import summarize_right_in_character as summarize_right_in_character
     from permix.metrics.stability import summarize_stability as summarize_stability
     from permix.metrics.statistics import pss as pss
@@ -19,6 +20,7 @@ _MODULES = {
     "estimate_persona_score": "permix.metrics.judge_scores",
     "pss": "permix.metrics.statistics",
     "summarize_identifiability": "permix.metrics.identifiability",
+    "summarize_recognisability": "permix.metrics.recognisability",
     "summarize_right_in_character": "permix.metrics.right_in_character",
     "summarize_stability": "permix.metrics.stability",
 }
@@ -28,6 +30,7 @@ __all__ = [
     "estimate_persona_score",
     "pss",
     "summarize_identifiability",
+    "summarize_recognisability",
     "summarize_right_in_character",
     "summarize_stability",
 ]

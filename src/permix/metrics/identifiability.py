@@ -177,15 +177,16 @@ def summarize_identifiability(
     folds, fewer than `MIN_ANSWERS` answers or reference answers of a persona, a persona without reference answers outside some
     fold, or a grid of another shape.
     """
-    _check_names(persona_ids, persona_texts, question_texts, folds)
+    check_grid_names("identifiability", persona_ids, persona_texts, question_texts)
+    _check_folds(len(question_texts), folds)
     P, Q = len(persona_ids), len(question_texts)
     personas = sorted(range(P), key=lambda p: persona_ids[p])
     # Sorted by hash, so that the folds depend on content and seed and not on the caller's order.
     questions = sorted(range(Q), key=lambda q: seed_from(seed, canonical_text(question_texts[q])))
 
-    answer_P_Q = _to_text_grid(answers_P_Q, "answers", (P, Q))[np.ix_(personas, questions)]
+    answer_P_Q = to_text_grid(answers_P_Q, "answers", (P, Q))[np.ix_(personas, questions)]
     train_text_P_Q = (
-        answer_P_Q if reference_P_Q is None else _to_text_grid(reference_P_Q, "reference", (P, Q))[np.ix_(personas, questions)]
+        answer_P_Q if reference_P_Q is None else to_text_grid(reference_P_Q, "reference", (P, Q))[np.ix_(personas, questions)]
     )
     split = CrossValSplit(_is_answered(train_text_P_Q), _is_answered(answer_P_Q), np.arange(Q) % folds)
     _check_answers(split, [persona_ids[p] for p in personas])
@@ -288,7 +289,7 @@ def _is_answered(text_P_Q: TextGrid) -> BoolArray:
     return np.array([[text is not None for text in text_Q] for text_Q in text_P_Q])
 
 
-def _to_text_grid(text_P_Q: AnswerTexts, what: str, shape: tuple[int, int]) -> TextGrid:
+def to_text_grid(text_P_Q: AnswerTexts, what: str, shape: tuple[int, int]) -> TextGrid:
     """The texts as an array [P, Q]. Raises DataError unless every persona has an entry, a string or None, for every question."""
     lengths = [len(text_Q) for text_Q in text_P_Q]
     if len(lengths) != shape[0] or set(lengths) != {shape[1]}:
@@ -300,20 +301,24 @@ def _to_text_grid(text_P_Q: AnswerTexts, what: str, shape: tuple[int, int]) -> T
     return np.array([list(text_Q) for text_Q in text_P_Q], dtype=object)
 
 
-def _check_names(persona_ids: Sequence[str], persona_texts: Sequence[str], question_texts: Sequence[str], folds: int) -> None:
+def check_grid_names(
+    measure: str, persona_ids: Sequence[str], persona_texts: Sequence[str], question_texts: Sequence[str]
+) -> None:
+    """Raise DataError for fewer than two personas, ids without a text, and repeated ids or questions."""
     if len(persona_ids) < 2:
-        raise DataError(f"identifiability needs at least 2 personas, got {len(persona_ids)}")
+        raise DataError(f"{measure} needs at least 2 personas, got {len(persona_ids)}")
     if len(persona_texts) != len(persona_ids):
         raise DataError(f"{len(persona_texts)} persona texts for {len(persona_ids)} persona ids; expected one each")
-    if not 2 <= folds <= len(question_texts):
-        raise DataError(
-            f"{len(question_texts)} questions in {folds} folds; expected at least 2 folds and as many questions as folds"
-        )
     try:
         require_unique(persona_ids, "persona")
         require_unique([canonical_text(text) for text in question_texts], "question")  # a repeated one could be in two folds
     except ValueError as error:
         raise DataError(str(error)) from error
+
+
+def _check_folds(n_questions: int, folds: int) -> None:
+    if not 2 <= folds <= n_questions:
+        raise DataError(f"{n_questions} questions in {folds} folds; expected at least 2 folds and as many questions as folds")
 
 
 def _check_answers(split: CrossValSplit, persona_ids: Sequence[str]) -> None:

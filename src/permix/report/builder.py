@@ -108,8 +108,8 @@ REPORT_FIGURE_FILES = re.compile(
 """Names of the figures that a report may have."""
 
 REPORT_TABLE_NAMES = re.compile(
-    r"methods|method-differences|models|cells|personas_tidy|personas|wordings|strategies|identifiability|right-in-character|as-published"
-    r"|unjudged|drift|step-times|runs"
+    r"methods|method-differences|models|cells|personas_tidy|personas|wordings|strategies|identifiability|right-in-character"
+    r"|recognisability|recognised|as-published|unjudged|drift|step-times|runs"
     r"|(scores|differences|trial|agreement|interview|said)(-.+)?"
 )
 """Names of the tables that a report may have."""
@@ -337,6 +337,9 @@ def _report_json(models: Sequence[ModelRuns], comparisons: Sequence[Comparison],
             model.label: model.identifiability.model_dump(mode="json") for model in models if model.identifiability is not None
         },
         **_right_in_character_json(models),
+        "recognisability": {
+            model.label: model.recognisability.model_dump(mode="json") for model in models if model.recognisability is not None
+        },
         "judged": {
             model.label: {run.kind: _judges_json(run) for run in model.judged_runs} for model in models if model.judged_runs
         },

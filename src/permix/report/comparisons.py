@@ -6,7 +6,7 @@ prompts, sampling and scorer are the same; otherwise the comparison is refused a
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from pydantic import Field
@@ -22,7 +22,6 @@ from permix.evals.grid import CutOffCounts, count_cut_off
 from permix.evals.in_character import measure_right_in_character
 from permix.evals.stability import StabilityGrid, read_stability_grid
 from permix.metrics import statistics
-from permix.metrics.identifiability import Identifiability
 from permix.metrics.measures import STABILITY_MEASURES, MeasureRecord
 from permix.metrics.model_comparison import (
     MeasureDifference,
@@ -53,6 +52,7 @@ from permix.report.runs import (
     WHOLE_GRID_STRATEGIES,
     ModelRuns,
     Run,
+    collect_models,
     find_reference_run,
     find_runs,
     model_label,
@@ -72,30 +72,26 @@ class Comparison(MeasureRecord):
     against: str
     measures: dict[str, Estimate] = Field(default_factory=dict)
     identifiability: Estimate | None = None
+    recognisability: Estimate | None = None
     right_in_character: Estimate | None = None
     judged: tuple[JudgeScoreDifference, ...] = ()
     reasons: tuple[str, ...] = ()
     fidelity_reasons: tuple[str, ...] = ()
+    recognisability_reasons: tuple[str, ...] = ()
     right_in_character_reasons: tuple[str, ...] = ()
     judged_reasons: tuple[str, ...] = ()
 
 
 def compare_models(first: ModelRuns, other: ModelRuns) -> Comparison:
-    """Return other − first in stability, identifiability, right and in character and judges' scores, each with the reasons where
-    it is not compared.
-    """
+    """Return other − first in every measure, each with the reasons where it is not compared."""
     reasons, fidelity_reasons = stability_incompatibilities(first, other), identifiability_incompatibilities(first, other)
     differences: dict[str, Estimate] = {}
-    identifiability = None
     if first.grid is not None and other.grid is not None and not reasons:
         config = first.runs["stability"].config
         differences = compare_stability_grids(
             first.grid, other.grid, int(config.get("seed", 0)), int(config.get("resamples", 2000))
         )
-    if first.identifiability is not None and other.identifiability is not None and not fidelity_reasons:
-        config = first.runs["fidelity"].config
-        seed, resamples = int(config.get("seed", 0)), int(config.get("resamples", 2000))
-        identifiability = identifiability_difference([first.identifiability], [other.identifiability], seed, resamples)
+    recognisability_reasons = recognisability_incompatibilities(first, other)
     in_character_reasons = right_in_character_incompatibilities(first, other)
     in_character = None
     if first.right_in_character is not None and other.right_in_character is not None and not in_character_reasons:
@@ -105,10 +101,21 @@ def compare_models(first: ModelRuns, other: ModelRuns) -> Comparison:
         )
     judged, judged_reasons = compare_judge_scores(first, other)
     return Comparison(
-        label=other.label, against=first.label, measures=differences, identifiability=identifiability,
+        label=other.label, against=first.label, measures=differences,
+        identifiability=None if fidelity_reasons else _difference(first, first.identifiability, other.identifiability),
+        recognisability=None if recognisability_reasons else _difference(first, first.recognisability, other.recognisability),
         right_in_character=in_character, judged=judged, reasons=reasons, fidelity_reasons=fidelity_reasons,
-        right_in_character_reasons=in_character_reasons, judged_reasons=judged_reasons,
+        recognisability_reasons=recognisability_reasons, right_in_character_reasons=in_character_reasons,
+        judged_reasons=judged_reasons,
     )  # fmt: skip
+
+
+def _difference(model: ModelRuns, first: "QuestionShares | None", other: "QuestionShares | None") -> Estimate | None:
+    """Return other − first, with the draws of the model's fidelity run; None where one was not measured."""
+    if first is None or other is None:
+        return None
+    config = model.runs["fidelity"].config
+    return question_share_difference([first], [other], int(config.get("seed", 0)), int(config.get("resamples", 2000)))
 
 
 _STABILITY_TEMPLATE = "{} stable: under its worst persona it keeps a {} share of its best persona's accuracy"
@@ -144,14 +151,37 @@ _COMPARISON_NOTE = (
 )
 
 
+class CharacterComparison(NamedTuple):
+    """The runs of open-ended questions beside two stability runs, and other − first in the measures of their answers."""
+
+    first: ModelRuns
+    other: ModelRuns
+    differences: Comparison
+
+    @property
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """For each measure that both models have: its name, both values, and the difference or why there is none."""
+        one, two, found = self.first.row, self.other.row, self.differences
+        measures = (
+            ("identifiability", one.identifiability, two.identifiability, found.identifiability, found.fidelity_reasons),
+            ("recognisability", one.recognisability, two.recognisability, found.recognisability, found.recognisability_reasons),
+        )
+        return [
+            (name, str(first), str(other), "; ".join(reasons) if difference is None else difference.format_difference())
+            for name, first, other, difference, reasons in measures
+            if first is not None and other is not None
+        ]
+
+
 class RunComparison(NamedTuple):
-    """Two stability runs and their paired comparison: the content of both tables."""
+    """Two stability runs and their paired comparison: the content of both tables; `characters`: of fidelity runs beside them."""
 
     first: Run
     other: Run
     result: PairedComparison
     right_in_character: MeasureDifference | None = None
     """None unless both runs ask for it, with the same classifier, and their answers allow it."""
+    characters: CharacterComparison | None = None
 
     @property
     def labels(self) -> tuple[str, str]:
@@ -187,6 +217,8 @@ def run_compare(config: CompareConfig) -> None:
         both = compared.right_in_character
         in_character = {} if both is None else {"right_in_character": both.model_dump(mode="json")}
         content = paths | compared.result.model_dump(mode="json") | in_character | {"cut_off": cut_off}
+        if compared.characters is not None:
+            content["characters"] = compared.characters.differences.model_dump(mode="json")
         write_json(config.out / "comparison.json", content)
         add_result(paths={"comparison": config.out / "comparison.json", "report": config.out / "comparison.md"})
         console.print(str(config.out / "comparison.md"), markup=False, highlight=False, soft_wrap=True)
@@ -205,7 +237,8 @@ def compare_runs(first: Path, other: Path, *, seed: int = 0, resamples: int = 20
     scores = (aligned_sample_means(grid, one_grid) for one_grid in (grid, other_grid))
     rows = [np.vstack([under_P_Q, without_Q[None]]) for under_P_Q, without_Q in scores]
     result = compare_models_paired(rows[0], rows[1], grid.persona_ids, seed=seed, resamples=resamples)
-    return RunComparison(one, two, result, _compare_right_in_character(one, two, seed, resamples))
+    in_character = _compare_right_in_character(one, two, seed, resamples)
+    return RunComparison(one, two, result, in_character, _compare_characters(first, other))
 
 
 def _compare_right_in_character(first: Run, other: Run, seed: int, resamples: int) -> MeasureDifference | None:
@@ -223,6 +256,15 @@ def _compare_right_in_character(first: Run, other: Run, seed: int, resamples: in
     if _persona_mismatches(*found):
         return None
     return compare_right_in_character(found[0], found[1], seed=seed, resamples=resamples)
+
+
+def _compare_characters(first: Path, other: Path) -> CharacterComparison | None:
+    """Return the comparison of the runs of open-ended questions in two folders; None unless each folder holds exactly one."""
+    found = [[run.path for run in find_runs(path) if run.kind == "fidelity"] for path in (first, other)]
+    if any(len(paths) != 1 for paths in found):
+        return None
+    one, two = (collect_models(paths)[0] for paths in found)
+    return CharacterComparison(one, two, compare_models(one, two))
 
 
 def _find_stability_run(path: Path) -> Run:
@@ -274,7 +316,10 @@ def terminal_comparison_tables(comparison: RunComparison) -> list[Table]:
     """Return two tables for a terminal: the measures, then the personas, with the largest loss of accuracy first."""
     labels = [Text(one_line(label)) for label in comparison.labels]
     tables = []
-    for heading, lines in (("", _measure_rows(comparison)), ("persona", _persona_rows(comparison.result))):
+    for heading, lines in (
+        ("", [*_measure_rows(comparison), *_character_rows(comparison)]),
+        ("persona", _persona_rows(comparison.result)),
+    ):
         table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
         table.add_column(heading)
         for column in (*labels, Text("second − first"), Text("p")):
@@ -293,7 +338,7 @@ def comparison_markdown(comparison: RunComparison) -> str:
         f"**{comparison_claim(comparison)}**",
         "\n>\n".join(f"> {line}" for line in comparison_cautions(comparison)),
         _COMPARISON_NOTE.format(questions=comparison.result.n_questions),
-        markdown_table(["", one, two, "second − first", "p"], _measure_rows(comparison)),
+        markdown_table(["", one, two, "second − first", "p"], [*_measure_rows(comparison), *_character_rows(comparison)]),
         markdown_table(
             ["persona", one, two, "second − first", "p"],
             [[table.md_label(line[0]), *line[1:]] for line in _persona_rows(comparison.result)],
@@ -310,6 +355,11 @@ def _measure_rows(comparison: RunComparison) -> list[Sequence[str]]:
         *(() if both is None else (("right and in character", *_comparison_cells(both, both.p)),)),
         ("cut off, of answered", *cut_off, MISSING_TEXT, MISSING_TEXT),
     ]
+
+
+def _character_rows(comparison: RunComparison) -> list[Sequence[str]]:
+    rows = comparison.characters.rows if comparison.characters is not None else []
+    return [(*map(one_line, row), MISSING_TEXT) for row in rows]
 
 
 def _persona_rows(result: PairedComparison) -> list[Sequence[str]]:
@@ -331,28 +381,37 @@ def compare_stability_grids(first: StabilityGrid, other: StabilityGrid, seed: in
     return stability_differences([aligned_sample_means(first, first)], [aligned_sample_means(first, other)], seed, resamples)
 
 
-def identifiability_difference(
-    first: Sequence[Identifiability], other: Sequence[Identifiability], seed: int, resamples: int
+class QuestionShares(Protocol):
+    """A measure that is a share of answers: identifiability or recognisability."""
+
+    @property
+    def right_by_question(self) -> Mapping[str, tuple[float, int]]:
+        """For each question's text, how many answers count as right, and how many were scored."""
+
+
+def question_share_difference(
+    first: Sequence[QuestionShares], other: Sequence[QuestionShares], seed: int, resamples: int
 ) -> Estimate:
-    """Return other − first in identifiability, where each is the mean over its models.
+    """Return other − first in a share of answers, where each is the mean over its models.
 
     All models use the same bootstrap draws of questions; only questions that every model answered count. n is the number of
     questions.
     """
     questions = sorted(set.intersection(*(set(one.right_by_question) for one in (*first, *other))))
+    if not questions:
+        return Estimate(value=None, n=0)
 
     def measures(counts_R_Q: Array) -> dict[str, Array]:
-        one, two = (mean_identifiability(models, questions, counts_R_Q) for models in (first, other))
-        return {"identifiability": two - one}
+        one, two = (mean_question_share(models, questions, counts_R_Q) for models in (first, other))
+        return {"difference": two - one}
 
     drawn = statistics.bootstrap(measures, len(questions), np.random.default_rng(seed), resamples, block_size=resamples)
-    value, replicate_R = drawn["identifiability"]
+    value, replicate_R = drawn["difference"]
     return statistics.bootstrap_estimate(float(value), replicate_R, len(questions))
 
 
-def mean_identifiability(models: Sequence[Identifiability], questions: Sequence[str], counts_R_Q: Array) -> Array:
-    """Return the share of answers to these questions that the classifier attributed to their persona, as the mean over the models
-    [R].
+def mean_question_share(models: Sequence[QuestionShares], questions: Sequence[str], counts_R_Q: Array) -> Array:
+    """Return the share of answers to these questions that are attributed to their persona, as the mean over the models [R].
 
     `counts_R_Q` says how often each bootstrap resample drew each question.
     """
@@ -411,6 +470,18 @@ def _in_character_mismatches(one: Run, two: Run) -> tuple[str, ...]:
     training_runs = [(find_reference_run(run, "character_reference") or run.path).resolve() for run in (one, two)]
     return _setup_mismatches(one, two) + (
         () if training_runs[0] == training_runs[1] else ("Not the same classifier of character (trained on other answers)",)
+    )
+
+
+def recognisability_incompatibilities(first: ModelRuns, other: ModelRuns) -> tuple[str, ...]:
+    """Return why two models cannot be compared in recognisability; empty when they can be compared, or when one was not
+    measured.
+    """
+    if first.recognisability is None or other.recognisability is None:
+        return ()
+    embedders = [one.recognisability.embedder for one in (first, other) if one.recognisability is not None]
+    return _setup_mismatches(first.runs["fidelity"], other.runs["fidelity"]) + (
+        () if embedders[0] == embedders[1] else (f"Not the same embedder ({embedders[0]} against {embedders[1]})",)
     )
 
 

@@ -64,6 +64,7 @@ def build_footnotes(models: Sequence[ModelRuns]) -> str:
         "best; PSS and the worst persona are corrected for it. Compare PSS as observed with its value if personas had no effect "
         "(with the middle 95 % of its permutations). Identifiability is about distinctness, not correctness.",
         "A cell without a score is left out and counted, and is never 0; – means not measured.",
+        *_unmeasured_recognisability(models),
         *_sample_sizes(models),
         *_judge_score_footnote(models),
         *_adaptive_allocation_footnotes(models),
@@ -264,6 +265,16 @@ def _sample_sizes(models: Sequence[ModelRuns]) -> Iterable[str]:
         parts += [f"{two.n_questions} open-ended questions, {two.n_answered} of {two.n_asked} answers"] if two else []
         seeds = [f"{run.description} seed {seed_text(run)}" for run in model.runs.values()]
         yield f"{md_label(model.label)}: {'; '.join([*parts, *seeds])}."
+
+
+def _unmeasured_recognisability(models: Sequence[ModelRuns]) -> Iterable[str]:
+    """Yield a footnote for each reason why recognisability was not measured, with the models; embedder = "none" is no news."""
+    labels_by_reason: dict[str, list[str]] = {}
+    for model in models:
+        if model.recognisability_reason and model.runs["fidelity"].config.get("embedder") != "none":
+            labels_by_reason.setdefault(model.recognisability_reason, []).append(md_label(model.label))
+    for reason, labels in labels_by_reason.items():
+        yield f"Recognisability was not measured for {', '.join(labels)}: {md_label(reason, 300)}."
 
 
 def _judge_score_footnote(models: Sequence[ModelRuns]) -> Iterable[str]:

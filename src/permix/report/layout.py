@@ -61,6 +61,13 @@ RIGHT_IN_CHARACTER_NOTE = (
     "be read against chance; score only is how often right or wrong alone would name the persona."
 )
 
+RECOGNISABILITY_NOTE = (
+    "How often the persona text nearest to an answer, by a sentence embedder, is that of its persona. Words of the persona texts "
+    "are removed from the answers, and the mean over the personas that answered the same question is subtracted. It asks whether "
+    "an answer is like the text of that character; it does not see whether the character is played well. p: texts given to the "
+    "personas at random."
+)
+
 JUDGE_SCORES_NOTE = (
     "Scores of 1 to 5 from a language model, as means over the scored answers; PersonaScore is the mean of the tasks' means. "
     "Intervals resample personas, each with all its answers; they do not cover the scores of another judge. An answer without a "
@@ -151,6 +158,9 @@ def _sections(
         RIGHT_IN_CHARACTER_NOTE,
     )
     yield from optional_section(
+        "recognisability", "Recognisability and controls", _recognisability_parts(models), RECOGNISABILITY_NOTE
+    )
+    yield from optional_section(
         "judges", "Fidelity by judges", list(_judge_parts(models, comparisons, figures)), JUDGE_SCORES_NOTE
     )
     yield from optional_section("as-published", "PersonaScore as published", published_parts(published), PUBLISHED_NOTE)
@@ -174,6 +184,19 @@ def _sections(
     completions = [part for kind in excerpts.EXCERPT_KINDS for part in excerpts.completion_excerpts(models, kind)]
     yield from optional_section("completions", "Completions", completions, chart="completions")
     yield from optional_section("provenance", "Provenance", excerpts.provenance_parts(models))
+
+
+def _recognisability_parts(models: Sequence[ModelRuns]) -> list[DocumentPart]:
+    results = {model.label: model.recognisability for model in models if model.recognisability is not None}
+    if not results:
+        return []
+    pairs = {name: (one.closest_texts, one.embedder) for name, one in results.items()}
+    sentences = [
+        f"- **{table.md_label(name)}**: texts most alike: {table.md_label(pair.first)} and {table.md_label(pair.second)} (cosine "
+        f"{pair.cosine:.2f}); embedder: {table.md_label(embedder, 200)}."
+        for name, (pair, embedder) in pairs.items()
+    ]
+    return [tables.recognisability_table(results), tables.recognisability_persona_table(results), "\n".join(sentences)]
 
 
 def _judge_parts(

@@ -15,7 +15,7 @@ is shown. Seeds with different setups (questions, personas, sampling ...) are no
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -37,6 +37,7 @@ from permix.metrics import statistics
 from permix.metrics.identifiability import Identifiability
 from permix.metrics.measures import MeasureRecord, select_measures
 from permix.metrics.posterior import AccuracyGrid
+from permix.metrics.recognisability import Recognisability
 from permix.metrics.right_in_character import RightInCharacter, pool_right_in_character, right_in_character_difference
 from permix.metrics.stability import (
     pool_over_seeds,
@@ -56,9 +57,10 @@ from permix.metrics.training_seeds import (
 from permix.plan import read_plan
 from permix.report.comparisons import (
     aligned_sample_means,
-    identifiability_difference,
     identifiability_incompatibilities,
-    mean_identifiability,
+    mean_question_share,
+    question_share_difference,
+    recognisability_incompatibilities,
     right_in_character_incompatibilities,
     stability_incompatibilities,
 )
@@ -327,10 +329,10 @@ __all__ = [
 class PooledMethod(MeasureRecord):
     """The numbers of a method: those of its model, or the means over its measured models (`n_stability`, `n_fidelity`).
 
-    The n of an estimate counts what it counts for one model: questions for accuracy and PSS; for identifiability, the answers of
-    all seeds together. Where seeds cannot be pooled, the numbers are missing and `reasons` (accuracy and PSS) or
-    `fidelity_reasons` say why. `over_seeds` has the same numbers by name, and "identifiability", with intervals over questions
-    and training seeds; it is empty with one model.
+    The n of an estimate counts what it counts for one model: questions for accuracy and PSS; for identifiability and
+    recognisability, the answers of all seeds together. Where seeds cannot be pooled, the numbers are missing and `reasons`
+    (accuracy and PSS) or `fidelity_reasons` say why. `over_seeds` has the same numbers by name, and "identifiability", with
+    intervals over questions and training seeds; it is empty with one model.
     """
 
     VIEW = "methods"
@@ -340,6 +342,7 @@ class PooledMethod(MeasureRecord):
     measures: dict[str, Estimate] = Field(default_factory=dict)
     identifiability: Estimate | None = None
     chance: float | None = None
+    recognisability: Estimate | None = None
     n_stability: int = 0
     n_fidelity: int = 0
     reasons: tuple[str, ...] = ()
@@ -377,6 +380,7 @@ class MethodDifference(MeasureRecord):
     against: str
     measures: dict[str, Estimate] = Field(default_factory=dict)
     identifiability: Estimate | None = None
+    recognisability: Estimate | None = None
     n_personas: int = 0
     n_seeds: tuple[int, int] = (0, 0)
     n_fidelity_seeds: tuple[int, int] = (0, 0)
@@ -405,22 +409,23 @@ class BootstrapSettings(NamedTuple):
 def pool_seeds(method: ReportMethod) -> PooledMethod:
     """Return the pooled numbers of a method."""
     stable, fidelity = measured_models(method)
-    reasons = _seed_incompatibilities(stable, fidelity=False)
-    fidelity_reasons = _seed_incompatibilities(fidelity, fidelity=True)
+    reasons = _seed_incompatibilities(stable, stability_incompatibilities)
+    fidelity_reasons = _seed_incompatibilities(fidelity, identifiability_incompatibilities)
     both = [model for model in stable if model.right_in_character is not None]
     both_reasons = _in_character_incompatibilities(both)
     chances = {model.identifiability.chance for model in fidelity if model.identifiability is not None}
     measures = _pooled_stability(stable) if stable and not reasons else {}
-    identifiability = _pooled_identifiability(fidelity) if fidelity and not fidelity_reasons else None
+    identifiability = _pooled_share(fidelity, "identifiability") if fidelity and not fidelity_reasons else None
     over_seeds: dict[str, Estimate] = {}
     if measures and len(stable) > 1:
         over_seeds |= pool_over_seeds(_aligned_grids(stable), measures, *_bootstrap_settings(stable[0].runs["stability"]))
     if identifiability is not None and len(fidelity) > 1:
-        values = _identifiability_by_seed(_identifiability_results(fidelity), _bootstrap_settings(fidelity[0].runs["fidelity"]))
+        values = _shares_by_seed(_share_results(fidelity, "identifiability"), _bootstrap_settings(fidelity[0].runs["fidelity"]))
         over_seeds["identifiability"] = limit_ends(cover_training_seeds(identifiability, [values]).over_seeds, 0.0, 1.0)
     return PooledMethod(
         name=method.name, labels=tuple(model.label for model in method.models), measures=measures,
         identifiability=identifiability, chance=chances.pop() if len(chances) == 1 else None,
+        recognisability=_pooled_recognisability(method.models),
         n_stability=len(stable), n_fidelity=len(fidelity), reasons=reasons, fidelity_reasons=fidelity_reasons,
         over_seeds=over_seeds,
         right_in_character=_pooled_right_in_character(both) if both and not both_reasons else None,
@@ -432,8 +437,8 @@ def pool_seeds(method: ReportMethod) -> PooledMethod:
 def method_difference(one: ReportMethod, other: ReportMethod) -> MethodDifference:
     """Return one − other, paired by persona and question."""
     (stable, fidelity), (other_stable, other_fidelity) = measured_models(one), measured_models(other)
-    reasons = _seed_incompatibilities([*other_stable, *stable], fidelity=False)
-    fidelity_reasons = _seed_incompatibilities([*other_fidelity, *fidelity], fidelity=True)
+    reasons = _seed_incompatibilities([*other_stable, *stable], stability_incompatibilities)
+    fidelity_reasons = _seed_incompatibilities([*other_fidelity, *fidelity], identifiability_incompatibilities)
     differences: dict[str, Estimate] = {}
     over_seeds: dict[str, SeedDifference] = {}
     identifiability, pairing, fidelity_pairing = None, None, None
@@ -448,8 +453,7 @@ def method_difference(one: ReportMethod, other: ReportMethod) -> MethodDifferenc
     if fidelity and other_fidelity and not fidelity_reasons:
         settings = _bootstrap_settings(other_fidelity[0].runs["fidelity"])
         fidelity_pairing, first, second = _pair_seeds(other_fidelity, fidelity)
-        results = _identifiability_results(other_fidelity), _identifiability_results(fidelity)
-        identifiability = identifiability_difference(*results, *settings)
+        identifiability = _share_difference(other_fidelity, fidelity, "identifiability")
         over_seeds["identifiability"] = _identifiability_over_seeds(identifiability, first, second, fidelity_pairing, settings)
     one_both, other_both = (
         [model for model in models if model.right_in_character is not None] for models in (stable, other_stable)
@@ -464,6 +468,7 @@ def method_difference(one: ReportMethod, other: ReportMethod) -> MethodDifferenc
     personas = {len(model.grid.persona_ids) for model in (*stable, *other_stable) if model.grid is not None}
     return MethodDifference(
         name=one.name, against=other.name, measures=differences, identifiability=identifiability,
+        recognisability=_recognisability_difference(one, other),
         n_personas=max(personas, default=0), n_seeds=(len(stable), len(other_stable)),
         n_fidelity_seeds=(len(fidelity), len(other_fidelity)), reasons=reasons, fidelity_reasons=fidelity_reasons,
         over_seeds=over_seeds, seed_pairing=pairing, fidelity_seed_pairing=fidelity_pairing,
@@ -506,18 +511,18 @@ def _identifiability_over_seeds(
     pairing: SeedPairing,
     settings: BootstrapSettings,
 ) -> SeedDifference:
-    values = _identifiability_by_seed(_identifiability_results([*first, *other]), settings)
+    values = _shares_by_seed(_share_results([*first, *other], "identifiability"), settings)
     one, two = values.seeds(slice(None, len(first))), values.seeds(slice(len(first), None))
     difference = cover_seed_differences(over_questions, one, two, pairing)
     return difference.model_copy(update={"over_seeds": limit_ends(difference.over_seeds, -1.0, 1.0)})
 
 
-def _identifiability_by_seed(results: Sequence[Identifiability], settings: BootstrapSettings) -> SeedValues:
-    """Return the identifiability of each model, on the questions that all of them answered, with the draws of questions."""
+def _shares_by_seed(results: Sequence[Identifiability | Recognisability], settings: BootstrapSettings) -> SeedValues:
+    """Return the share of each model, on the questions that all of them answered, with the draws of questions."""
     questions = sorted(set.intersection(*(set(one.right_by_question) for one in results)))
 
     def values(counts_R_Q: Array) -> dict[str, Array]:
-        return {"each": np.stack([mean_identifiability([one], questions, counts_R_Q) for one in results], axis=1)}
+        return {"each": np.stack([mean_question_share([one], questions, counts_R_Q) for one in results], axis=1)}
 
     rng = np.random.default_rng(settings.seed)
     drawn = statistics.bootstrap(values, len(questions), rng, settings.resamples, block_size=settings.resamples)["each"]
@@ -530,9 +535,10 @@ def measured_models(method: ReportMethod) -> tuple[list[ModelRuns], list[ModelRu
     return stable, [model for model in method.models if model.identifiability is not None]
 
 
-def _seed_incompatibilities(models: Sequence[ModelRuns], *, fidelity: bool) -> tuple[str, ...]:
+def _seed_incompatibilities(
+    models: Sequence[ModelRuns], incompatibilities: Callable[[ModelRuns, ModelRuns], tuple[str, ...]]
+) -> tuple[str, ...]:
     """Return why the numbers of these models cannot be pooled or compared: the differences between any of them and the first."""
-    incompatibilities = identifiability_incompatibilities if fidelity else stability_incompatibilities
     return tuple(dict.fromkeys(reason for model in models[1:] for reason in incompatibilities(models[0], model)))
 
 
@@ -563,23 +569,54 @@ def _pooled_stability(models: Sequence[ModelRuns]) -> dict[str, Estimate]:
     return pool_stability(_aligned_grids(models), *_bootstrap_settings(models[0].runs["stability"]))
 
 
-def _pooled_identifiability(models: Sequence[ModelRuns]) -> Estimate:
+ShareName = Literal["identifiability", "recognisability"]
+"""A measure of `ModelRuns` that is a share of answers, attributed by question."""
+
+
+def _pooled_recognisability(models: Sequence[ModelRuns]) -> Estimate | None:
+    """Return the mean over the seeds; None unless every model with a fidelity run was measured alike."""
+    measured = [model for model in models if model.recognisability is not None]
+    n_runs = sum("fidelity" in model.runs for model in models)
+    if not measured or len(measured) < n_runs or _seed_incompatibilities(measured, recognisability_incompatibilities):
+        return None
+    return _pooled_share(measured, "recognisability")
+
+
+def _recognisability_difference(one: ReportMethod, other: ReportMethod) -> Estimate | None:
+    """Return one − other; None where a method was not measured or the models were not measured alike."""
+    if _pooled_recognisability(one.models) is None or _pooled_recognisability(other.models) is None:
+        return None
+    models, other_models = ([model for model in method.models if model.recognisability] for method in (one, other))
+    if _seed_incompatibilities([*other_models, *models], recognisability_incompatibilities):
+        return None
+    return _share_difference(other_models, models, "recognisability")
+
+
+def _pooled_share(models: Sequence[ModelRuns], measure: ShareName) -> Estimate:
     """Return the mean over the seeds of the share of answers attributed correctly, on the questions that all seeds answered."""
-    results = _identifiability_results(models)
+    results = _share_results(models, measure)
     if len(results) == 1:
         return results[0].accuracy
-    questions, settings = sorted(results[0].right_by_question), _bootstrap_settings(models[0].runs["fidelity"])
+    questions = sorted(set.intersection(*(set(one.right_by_question) for one in results)))
+    settings = _bootstrap_settings(models[0].runs["fidelity"])
     rng = np.random.default_rng(settings.seed)
     drawn = statistics.bootstrap(
-        lambda counts_R_Q: {"accuracy": mean_identifiability(results, questions, counts_R_Q)},
+        lambda counts_R_Q: {"accuracy": mean_question_share(results, questions, counts_R_Q)},
         len(questions), rng, settings.resamples, block_size=settings.resamples,
     )["accuracy"]  # fmt: skip
     pooled = statistics.bootstrap_estimate(float(drawn.value), drawn.replicates, len(questions))
-    return pooled.model_copy(update={"n": sum(one.n_answered for one in results)})
+    return pooled.model_copy(update={"n": sum(one.accuracy.n for one in results)})
 
 
-def _identifiability_results(models: Sequence[ModelRuns]) -> list[Identifiability]:
-    return [model.identifiability for model in models if model.identifiability is not None]
+def _share_difference(first: Sequence[ModelRuns], other: Sequence[ModelRuns], measure: ShareName) -> Estimate:
+    """Return other − first, paired by question."""
+    results = _share_results(first, measure), _share_results(other, measure)
+    return question_share_difference(*results, *_bootstrap_settings(first[0].runs["fidelity"]))
+
+
+def _share_results(models: Sequence[ModelRuns], measure: ShareName) -> list[Identifiability | Recognisability]:
+    found = (model.identifiability if measure == "identifiability" else model.recognisability for model in models)
+    return [one for one in found if one is not None]
 
 
 def _aligned_grids(models: Sequence[ModelRuns]) -> list[AccuracyGrid]:

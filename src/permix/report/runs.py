@@ -16,7 +16,7 @@ from pydantic import Field
 
 from permix.config import BACKENDS, DevEvalConfig, build_config
 from permix.errors import DataError
-from permix.evals import open_ended, stability
+from permix.evals import answer_vectors, open_ended, stability
 from permix.evals.drift_report import Drift, JudgeTurnScores, measure_drift
 from permix.evals.fidelity_records import fidelity_kind
 from permix.evals.grid import CutOffCounts, GridResults, count_cut_off, grid_results
@@ -30,6 +30,7 @@ from permix.metrics.dev_curve import DevCurve
 from permix.metrics.identifiability import Identifiability
 from permix.metrics.linear_models import TemplateEffects
 from permix.metrics.measures import MeasureRecord, select_measures
+from permix.metrics.recognisability import Recognisability
 from permix.metrics.right_in_character import RightInCharacter
 from permix.metrics.sequential import Round
 from permix.metrics.stability import StabilitySummary
@@ -167,6 +168,7 @@ class ModelRow(MeasureRecord):
     chance: float | None = None
     right_in_character: Estimate | None = None
     right_in_character_by_chance: float | None = None
+    recognisability: Estimate | None = None
     judged: tuple[JudgeScoreEntry, ...] = ()
     pss_reason: str | None = None
     n_cut_off: int | None = None
@@ -209,6 +211,9 @@ class ModelRuns(NamedTuple):
     """Of the stability run, if it asks for it."""
     unmeasured_reasons: tuple[str, ...] = ()
     """One reason for each measure that could not be computed."""
+    recognisability: Recognisability | None = None
+    recognisability_reason: str = ""
+    """Why recognisability was not measured, though there is a run of open-ended questions."""
 
     @property
     def runs_with_judges(self) -> dict[str, Run]:
@@ -266,6 +271,8 @@ class ModelRuns(NamedTuple):
         if self.right_in_character is not None:
             values["right_in_character"] = self.right_in_character.share
             values["right_in_character_by_chance"] = self.right_in_character.share_by_chance.value
+        if self.recognisability is not None:
+            values["recognisability"] = self.recognisability.accuracy
         values["judged"] = tuple(one for judged in self.judged_runs for one in judged.score_entries)
         if "train" in self.runs:
             values |= {"train_tokens": self.runs["train"].tokens, "train_cpu_s": self.runs["train"].cpu_seconds}
@@ -349,6 +356,7 @@ def _measure_model(label: str, runs: dict[str, Run]) -> ModelRuns:
     stable, fidelity, talk = runs.get("stability"), runs.get("fidelity"), runs.get(INTERVIEW_KIND)
     identifiability, reason = (None, "") if fidelity is None else _measure_identifiability(fidelity)
     in_character, other_reason = (None, "") if stable is None else _measure_right_in_character(stable)
+    recognisability, why_not = (None, "") if fidelity is None else answer_vectors.measure_or_explain(fidelity.path)
     return ModelRuns(
         label=label,
         runs=runs,
@@ -362,6 +370,8 @@ def _measure_model(label: str, runs: dict[str, Run]) -> ModelRuns:
         cut_off=None if stable is None else count_cut_off(stable.grid_results),
         right_in_character=in_character,
         unmeasured_reasons=tuple(one for one in (reason, other_reason) if one),
+        recognisability=recognisability,
+        recognisability_reason=why_not,
     )
 
 

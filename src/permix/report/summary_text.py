@@ -153,6 +153,7 @@ def comparison_warnings(comparisons: Sequence[Comparison]) -> list[str]:
             ("accuracy or PSS", one.reasons),
             ("identifiability", one.fidelity_reasons),
             ("right and in character", one.right_in_character_reasons),
+            ("recognisability", tuple(reason for reason in one.recognisability_reasons if reason not in one.fidelity_reasons)),
             ("judges' scores", one.judged_reasons),
         )
         for reason in reasons
@@ -255,8 +256,12 @@ def _named_differences(comparison: Comparison) -> list[tuple[str, Estimate]]:
     """Return every measure that was compared, by its name in a sentence, with its difference."""
     measures = [one for one in measures_in("differences") if one.name in comparison.measures]
     named = [(one.sentence_label, comparison.measures[one.name]) for one in measures]
-    others = {"identifiability": comparison.identifiability, "right and in character": comparison.right_in_character}
-    return named + [(name, difference) for name, difference in others.items() if difference is not None]
+    characters = {
+        "identifiability": comparison.identifiability,
+        "recognisability": comparison.recognisability,
+        "right and in character": comparison.right_in_character,
+    }
+    return [*named, *((name, difference) for name, difference in characters.items() if difference is not None)]
 
 
 def _stability_sentence(model: ModelRuns) -> str:
@@ -801,7 +806,9 @@ def _training_effect_sentences(base: ReportMethod | None, one: ReportMethod, oth
     if base is None or other.role == "base":
         return []
     change = method_difference(one, base)
-    pairs = (("PSS", change.pss), ("identifiability", change.identifiability))
+    pairs = (
+        ("PSS", change.pss), ("identifiability", change.identifiability), ("recognisability", change.recognisability),
+    )  # fmt: skip
     texts = [f"{name} {value.format_difference()}" for name, value in pairs if value is not None and value.value is not None]
     return [f"{md_label(one.name)} against {md_label(base.name)}, before training: {', '.join(texts)}."] if texts else []
 

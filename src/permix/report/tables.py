@@ -20,6 +20,7 @@ from permix.evals.strategies.base import StrategySummary, StrategyTokens
 from permix.metrics.identifiability import Identifiability
 from permix.metrics.linear_models import TemplateEffects
 from permix.metrics.measures import measures_in
+from permix.metrics.recognisability import Recognisability
 from permix.metrics.right_in_character import RightInCharacter
 from permix.metrics.stability import PersonaSummary, StabilitySummary
 from permix.metrics.training_seeds import SeedDifference
@@ -69,8 +70,16 @@ class ModelColumn(NamedTuple):
 
 def identifiability_cell(row: ModelRow) -> TableCell:
     """Return identifiability with chance next to n, because identifiability cannot be read without chance."""
-    cell = estimate_cell(row.identifiability)
-    return cell._replace(note=cell.note and f"{cell.note}, chance {format_decimal(row.chance)}")
+    return _with_chance(estimate_cell(row.identifiability), row.chance)
+
+
+def recognisability_cell(row: ModelRow) -> TableCell:
+    """Return recognisability with chance next to n, which is that of identifiability."""
+    return _with_chance(estimate_cell(row.recognisability), row.chance)
+
+
+def _with_chance(cell: TableCell, chance: float | None) -> TableCell:
+    return cell._replace(note=cell.note and f"{cell.note}, chance {format_decimal(chance)}")
 
 
 def right_in_character_cell(row: ModelRow) -> TableCell:
@@ -139,7 +148,8 @@ def _asks_endpoint(row: ModelRow) -> bool:
 
 
 def columns_with_judges(rows: Sequence[ModelRow]) -> list[ModelColumn]:
-    """Return the columns: measures of stability, identifiability, one column for each judge of these rows, counts and costs.
+    """Return the columns: measures of stability, identifiability, recognisability where it was measured, one column for each
+    judge of these rows, counts and costs.
 
     Right and in character and the costs of an endpoint's model have columns only if some of these rows needs them.
     """
@@ -158,10 +168,12 @@ def columns_with_judges(rows: Sequence[ModelRow]) -> list[ModelColumn]:
         *(_LOCAL_COST_COLUMNS if not all(at_endpoint) else ()),
         *(_ENDPOINT_COST_COLUMNS if any(at_endpoint) else ()),
     ]
-    identifiability = ModelColumn("identifiability", identifiability_cell, OPEN_ENDED_KIND)
+    characters = [ModelColumn("identifiability", identifiability_cell, OPEN_ENDED_KIND)]
+    if any(row.recognisability is not None for row in rows):
+        characters.append(ModelColumn("recognisability", recognisability_cell, OPEN_ENDED_KIND))
     has_both = any(row.right_in_character is not None for row in rows)
     in_character = [ModelColumn(RIGHT_IN_CHARACTER_HEADING, right_in_character_cell)] if has_both else []
-    return [*measures, *in_character, identifiability, *by_judge, *_COUNT_AND_COST_COLUMNS, *evaluation_costs]
+    return [*measures, *in_character, *characters, *by_judge, *_COUNT_AND_COST_COLUMNS, *evaluation_costs]
 
 
 def _trusted_judge_names(rows: Iterable[ModelRow]) -> set[str]:
@@ -330,6 +342,51 @@ def right_in_character_table(results: Mapping[str, RightInCharacter]) -> Table:
     return tabulate("right-in-character", _IN_CHARACTER_HEADINGS, lines)
 
 
+_RECOGNISABILITY_HEADINGS = (
+    "model", "recognisability", "chance", "margin", "question only", "length only", "texts shuffled", "p", "words removed",
+    "answers scored of asked",
+)  # fmt: skip
+
+
+def recognisability_table(results: Mapping[str, Recognisability]) -> Table:
+    """Return a table of recognisability next to its controls."""
+    lines = []
+    for model, result in results.items():
+        cells = [
+            estimate_cell(result.accuracy),
+            trusted_cell(format_decimal(result.chance), number=result.chance),
+            difference_cell(result.margin),
+            *map(estimate_cell, (result.question_only, result.length_only, result.shuffled)),
+            trusted_cell(format_p_value(result.shuffled_p), number=result.shuffled_p),
+            trusted_cell(f"{result.removed_words:.0%}", number=result.removed_words),
+            trusted_cell(format_ratio(result.n_scored, result.n_asked)),
+        ]
+        lines.append([label_cell(model), *(cell.with_sources(SourceRun(model, OPEN_ENDED_KIND)) for cell in cells)])
+    return tabulate("recognisability", _RECOGNISABILITY_HEADINGS, lines)
+
+
+def recognisability_persona_table(results: Mapping[str, Recognisability]) -> Table:
+    """Return a table with a row for each persona and two columns for each model: the share of its answers that are recognised,
+    and the persona whose text most of the others are nearest to.
+    """
+    ids = dict.fromkeys(id for result in results.values() for id in result.persona_ids)
+    headings = [one_line(heading, HEADING_WIDTH) for model in results for heading in (model, f"{model}, else nearest to")]
+    lines = [
+        [label_cell(id), *(cell for model in results for cell in _recognised_cells(model, results[model], id))] for id in ids
+    ]
+    return tabulate("recognised", ["persona", *headings], lines)
+
+
+def _recognised_cells(model: str, result: Recognisability, persona_id: str) -> list[TableCell]:
+    if persona_id not in result.persona_ids:
+        return [MISSING_CELL, MISSING_CELL]
+    place = result.persona_ids.index(persona_id)
+    others = {id: count for id, count in zip(result.persona_ids, result.confusion[place], strict=True) if id != persona_id}
+    most = max(others, key=lambda id: others[id])
+    cells = [estimate_cell(result.per_persona[place]), label_cell(most) if others[most] else MISSING_CELL]
+    return [cell.with_sources(SourceRun(model, OPEN_ENDED_KIND)) for cell in cells]
+
+
 def template_table(effects_by_model: Mapping[str, TemplateEffects]) -> Table:
     """Return a table with a row for each model and template."""
     measures, lines = measures_in("templates"), []
@@ -453,7 +510,7 @@ def method_table(methods: Sequence[ReportMethod], pooled: Sequence[PooledMethod]
     rows = [_single_model_row(method) for method in methods]
     judges = {one.name: f"{one.kind}, judge {one.judge}" for row in rows if row for one in row.judged}
     first, *others = (measure.label for measure in measures_in("method_table"))
-    headings = ["model", first, RIGHT_IN_CHARACTER_HEADING, "identifiability", *judges, *others]
+    headings = ["model", first, RIGHT_IN_CHARACTER_HEADING, "identifiability", "recognisability", *judges, *others]
     lines = [_method_row(method, one, row, judges) for method, one, row in zip(methods, pooled, rows, strict=True)]
     kept = [
         column
@@ -462,12 +519,8 @@ def method_table(methods: Sequence[ReportMethod], pooled: Sequence[PooledMethod]
     ]
     kept_headings = [one_line(headings[column], HEADING_WIDTH) for column in kept]
     shown = {measure.label for measure in measures_in("method_table") if measure.name in _FRONT_MEASURES}
-    shown |= {
-        "model",
-        RIGHT_IN_CHARACTER_HEADING,
-        "identifiability",
-        *_trusted_judge_names(row for row in rows if row is not None),
-    }
+    shown |= {"model", RIGHT_IN_CHARACTER_HEADING, "identifiability", "recognisability"}
+    shown |= set(_trusted_judge_names(row for row in rows if row is not None))
     folded = [one_line(heading, HEADING_WIDTH) for heading in headings if heading not in shown]
     return tabulate("methods", kept_headings, [[line[column] for column in kept] for line in lines], folded=folded)
 
@@ -488,8 +541,9 @@ def _method_row(method: ReportMethod, pooled: PooledMethod, row: ModelRow | None
     }
     first, *others = (sourced(_explained(cell, name, method.pss_reason), "stability") for name, cell in cells.items())
     both = sourced(_pooled_cell(pooled.right_in_character, pooled.right_in_character_reasons), "stability")
-    identifiability = sourced(_pooled_identifiability_cell(pooled), OPEN_ENDED_KIND)
-    return [_method_name_cell(method), first, both, identifiability, *scores, *others]
+    characters = [_pooled_identifiability_cell(pooled), _with_chance(estimate_cell(pooled.recognisability), pooled.chance)]
+    shown_characters = (sourced(cell, OPEN_ENDED_KIND) for cell in characters)
+    return [_method_name_cell(method), first, both, *shown_characters, *scores, *others]
 
 
 def _with_method_sources(method: ReportMethod, cell: TableCell, kind: str) -> TableCell:

@@ -104,6 +104,7 @@ class _ConfigFields(_OpenDict, total=False):
     samples: _Count
     resamples: Annotated[int, Field(ge=1, le=1_000_000)]
     folds: Annotated[int, Field(ge=2)]
+    embedder: str
     reference: str | None
     model: dict[str, Any]
     judge: _JudgeSection

@@ -127,7 +127,7 @@ def _open_ended_set(config: TrainConfig, dev_pool: PersonaPool) -> OpenEndedSet:
     stage = FidelityConfig(
         model=ModelConfig(name=config.model.name, thinking=config.model.thinking), threads=config.threads, seed=config.train.seed,
         personas=_dev_personas_config(config, dev_pool, "characters", include),
-        questions_split="dev", n_questions=config.dev_eval.roleplay_questions,
+        questions_split="dev", n_questions=config.dev_eval.roleplay_questions, embedder="none",
         sampling=Sampling(temperature=0.7, max_new_tokens=config.dev_eval.roleplay_max_new_tokens),
     )  # fmt: skip
     return OpenEndedSet(stage, _select_personas(dev_pool, stage.personas), open_ended.load_open_questions(stage))
