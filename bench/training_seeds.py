@@ -131,7 +131,8 @@ def simulate(study: Study, data_sets: int, resamples: int, seed: int) -> dict[st
     one, two = (true_values(study, pss, np.random.default_rng(seed)) for pss in study.pss)
     found: dict[str, list[SeedDifference]] = {}
     for place in range(data_sets):
-        for name, difference in seed_differences(*draw_study(study, rng), "paired", {}, place, resamples).items():
+        first, other = draw_study(study, rng)
+        for name, difference in seed_differences(first, other, "paired", {}, place, resamples).items():
             found.setdefault(name, []).append(difference)
     measures = {
         name: summarize(name, found[name], two[name] - one[name], study.seeds) for name in MEASURE_VIEWS["seed_differences"]
