@@ -1,5 +1,7 @@
 """Sections for training: `[plan]`, `[train]`, `[character]` and `[dev_eval]`, and which settings each method ignores."""
 
+from collections.abc import Collection
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -7,7 +9,7 @@ from pydantic import Field, model_validator
 from permix.config.base import ConfigSection
 from permix.config.data import TrackerNames
 from permix.sanitize import redact_secrets
-from permix.types import PersonaScope
+from permix.types import PersonaScope, n_context_turns
 
 LossName = Literal["grpo", "dr_grpo", "dapo", "bnpo"]
 """The keys of `permix.training.loss.LOSSES`, which the configuration cannot import: it loads torch."""
@@ -25,6 +27,30 @@ DEFAULT_MIX: dict[TrainMethod, float] = {"permix": 0.8, "rlvr": 0.0, "sft": 0.0,
 
 NO_PERSONA_METHODS: tuple[TrainMethod, ...] = ("rlvr", "sft")
 """Methods that train without personas."""
+
+
+def check_contexts(contexts: Collection[str], context_turns: Path | None, *, is_draft: bool) -> None:
+    """Raise ValueError for an unknown or repeated context, and if the contexts and the run of recorded turns do not fit together.
+
+    `is_draft`: flags may still add one of the two.
+    """
+    for context in contexts:
+        try:
+            n_context_turns(context)
+        except ValueError as error:
+            raise ValueError(f"contexts = {context!r}: {error}") from error
+    if repeated := next((one for one in contexts if list(contexts).count(one) > 1), None):
+        raise ValueError(f"contexts: {repeated!r} occurs twice; give each context once")
+    with_turns = next((one for one in contexts if n_context_turns(one)), None)
+    if with_turns is not None and context_turns is None and not is_draft:
+        raise ValueError(
+            f"contexts = {with_turns!r}: needs context_turns, a fidelity run of the base model, whose answers are the turns; "
+            "make one with permix fidelity, with the same personas"
+        )
+    if context_turns is not None and with_turns is None and not is_draft:
+        raise ValueError(
+            f"context_turns = {str(context_turns)!r}: no context of contexts has turns; add turns-4, or leave it out"
+        )
 
 
 class RolloutPlanConfig(ConfigSection):

@@ -139,6 +139,7 @@ class _GridFields(_OpenDict, total=False):
     choosing_question_ids: list[str]
     asked_without_persona: list[str]
     templates: dict[str, str]
+    contexts: list[str]
     persona_texts: dict[str, str]
     turns_asked: dict[str, list[str]]
     questions_asked: list[dict[str, Any]]
@@ -550,6 +551,7 @@ _HASHED_SETTINGS: Mapping[str, _HashedSettings] = {
     "interview.asked by": _HashedSettings(("interviewer", "interview"), "another interviewer, or other questions of its script"),
     "interview.personas": _HashedSettings(("personas",), "other personas"),
     "template": _HashedSettings(("personas.template", "templates"), "another text of personas.template"),
+    "context_turns": _HashedSettings(("context_turns",), "other recorded turns behind context_turns"),
     "prompt": _HashedSettings(("task.prompt_template",), "another prompt of the task"),
     "plan": _HashedSettings(("plan", "plan_file", "task", "personas"), "a plan of other rows (questions, personas or prompts)"),
     "rubrics": _HashedSettings(("judge.rubrics",), "other texts of the rubrics or of the judge's prompt"),
