@@ -45,9 +45,12 @@ def template_hash(template: str) -> str:
     return digest(template_text(template))
 
 
-def template_id(template: str) -> str:
-    """The id of a template in the records of a run with several: its name, or the hash of the user's own text."""
-    text = template_text(template)
+def template_id(template: str, field: str = "personas.template") -> str:
+    """The id of a template in the records of a run with several: its name, or the hash of the user's own text.
+
+    `field` as in `template_text`.
+    """
+    text = template_text(template, field)
     return next((name for name, known_text in TEMPLATES.items() if known_text == text), template_hash(template))
 
 

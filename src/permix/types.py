@@ -341,6 +341,10 @@ class PlanRow(Record):
     spare: bool = False
     """Sampled only to replace a group of the same step whose rollouts all earned the same reward (dynamic sampling)."""
     solution: str | None = None
+    template: str = Field(default="", exclude_if=lambda value: not value)
+    """The id of the row's template, in a plan that draws templates; empty without a persona, as is `context`."""
+    context: str = Field(default="", exclude_if=lambda value: not value)
+    """The row's context, in a plan that draws contexts."""
 
 
 class Estimate(Record):

@@ -1,5 +1,6 @@
 """Contexts: the messages of each, accuracies by context worked out by hand, recorded turns, resume, and what is refused."""
 
+import csv
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from permix.config import ExportConfig, FidelityConfig, PersonasConfig, StabilityConfig, build_config
+import permix
+from permix.config import ExportConfig, FidelityConfig, PersonasConfig, ReportConfig, StabilityConfig, build_config
 from permix.errors import ConfigError, DataError
 from permix.evals.fidelity_records import read_expected_cells
 from permix.evals.grid import GridResults, PromptFormat, build_grid, cell_row, read_grid_results
@@ -20,6 +22,10 @@ from permix.interop.stage import export_run
 from permix.metrics.linear_models import paired_difference, split_by_context, summarize_contexts
 from permix.personas.recorded_turns import RecordedTurns, read_recorded_turns
 from permix.prompts import build_messages
+from permix.report.builder import build_report, run_report
+from permix.report.comparisons import compare_runs, comparison_markdown, terminal_comparison_tables
+from permix.report.html.transcripts import build_sheet, write_transcripts
+from permix.report.runs import Run, collect_models
 from permix.storage.cells import read_run_cells
 from permix.storage.files import read_json
 from permix.storage.run_dir import RunReader
@@ -246,18 +252,10 @@ def test_a_run_in_four_contexts(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert all(one.measures["baseline"].value == 1 for one in found)
     rows = read_json(config.out / "metrics.json")["contexts"]
-    assert rows == [one.model_dump(mode="json") for one in found]
-    assert list(rows[0]) == [
-        "id",
-        "baseline",
-        "mean",
-        "worst",
-        "pss",
-        "mean_minus_baseline",
-        "mean_minus_first",
-        "n_scored",
-        "n_asked",
-    ]
+    assert rows == {one.id: one.model_dump(mode="json") for one in found}
+    assert list(rows) == list(CONTEXTS)
+    measures = ["baseline", "mean", "worst", "pss", "mean_minus_baseline"]
+    assert list(rows["user"]) == ["id", *measures, "mean_minus_first", "n_scored", "n_asked"]
     expected, cells = read_expected_cells(RunReader(config.out)), read_run_cells(config.out)
     assert expected.total == len(cells) == 78
     assert all(expected.contains(key) for key in cells)
@@ -397,3 +395,63 @@ def test_a_template_in_the_question_does_not_go_with_contexts(tmp_path: Path) ->
         with pytest.raises(ConfigError, match="contexts: the template 'in_question' puts the persona into the user's message"):
             preflight_stability(config)
     assert PersonasConfig().template == "you_are"
+
+
+# The report
+
+
+def test_the_report_has_a_row_for_each_context(tmp_path: Path) -> None:
+    with openai_server(reply) as server:
+        turns = record_turns(tmp_path, server)
+        for name in ("one", "two"):
+            config = in_contexts(
+                tmp_path, server.base_url, "user", "turns-2", context_turns=str(turns), out=str(tmp_path / name), label=name
+            )
+            run_stability(config)
+        plain = build_config(StabilityConfig, stability_values(tmp_path, server.base_url), source="test")
+        run_stability(plain)
+    build_report([tmp_path / "one"], tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "## Contexts" in text
+    table = list(csv.reader((tmp_path / "report" / "tables" / "contexts.csv").open()))
+    assert [line[:2] for line in table[1:]] == [["one", "user"], ["one", "turns-2"]]
+    found = read_json(tmp_path / "report" / "table.json")["contexts"]["one"]
+    assert found["turns-2"]["mean_minus_first"]["value"] == pytest.approx(-1 / 3)
+    rows = list(csv.DictReader((tmp_path / "report" / "tables" / "cells.csv").open()))
+    assert {row["context"] for row in rows} == {"", "user", "turns-2"}
+    run = permix.open_run(tmp_path / "one")
+    assert isinstance(run, permix.StabilityRun)
+    assert {row["context"] for row in run.rows()} == {"", "user", "turns-2"}
+    assert [one.id for one in run.contexts] == ["user", "turns-2"]
+
+    compared = compare_runs(tmp_path / "one", tmp_path / "two", resamples=100)
+    assert list(compared.contexts) == ["user", "turns-2"]
+    values = {one.name: (one.first, one.other) for one in compared.contexts["turns-2"].measures}
+    assert values["mean"] == (pytest.approx(1 / 3), pytest.approx(1 / 3))
+    assert "turns-2: mean over personas" in comparison_markdown(compared)
+    assert len(terminal_comparison_tables(compared)) == 3
+    with pytest.raises(DataError, match="not asked in the same words"):
+        compare_runs(tmp_path / "one", plain.out, resamples=100)
+    assert len(terminal_comparison_tables(compare_runs(plain.out, plain.out, resamples=100))) == 2
+
+
+def test_a_transcript_names_its_context(tmp_path: Path) -> None:
+    with openai_server(reply) as server:
+        config = in_contexts(tmp_path, server.base_url, "system", "user")
+        run_stability(config)
+    written = write_transcripts(collect_models([config.out]), tmp_path / "page")
+    (sheet,) = written["sheets"]
+    assert sheet["contexts"] == ["system", "user"]
+    sheet = build_sheet("test", "stability", Run(config.out), 0)
+    keys = [list(sheet.cell_keys(row, 0)) for row in (0, 1)]
+    assert [[key.context for key in some] for some in keys] == [[""], ["system", "user"]]
+
+
+def test_the_terminal_says_each_context(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with openai_server(reply) as server:
+        config = in_contexts(tmp_path, server.base_url, "system", "user")
+        run_stability(config)
+    run_report(ReportConfig(runs=(config.out,), out=tmp_path / "report"))
+    said = capsys.readouterr().out
+    assert "mean − first" in said
+    assert "in-character" not in said

@@ -195,6 +195,7 @@ def _measure_progress(answers: GridResults, rounds: Sequence[Round], config: Sta
 __all__ = [
     "StabilityGrid",
     "StabilitySummary",
+    "measure_contexts",
     "measure_stability",
     "prepare_stability",
     "read_stability_grid",
@@ -530,7 +531,7 @@ def _metrics_json(summary: StabilitySummary, run: Path, answers: GridResults) ->
         | reason
         | cut_off
         | {name: one.model_dump(mode="json") for name, one in additional.items() if one is not None}
-        | ({"contexts": [one.model_dump(mode="json") for one in contexts]} if contexts else {})
+        | ({"contexts": {one.id: one.model_dump(mode="json") for one in contexts}} if contexts else {})
     )
 
 
@@ -557,10 +558,27 @@ def measure_contexts(run: Path, answers: GridResults | None = None) -> tuple[Con
     config = RunReader(run).config
     if not config.get("contexts"):
         return ()
+    grids = read_context_grids(run, answers)
+    correct_X_P_Q_S, baselines_X_Q_S = zip(*((one.correct_P_Q_S, one.baseline_Q_S) for one in grids.values()), strict=True)
+    return summarize_contexts(
+        correct_X_P_Q_S, baselines_X_Q_S[0], tuple(grids), seed=config["seed"], resamples=config["resamples"]
+    )
+
+
+def read_context_grids(run: Path, answers: GridResults | None = None) -> dict[str, "StabilityGrid"]:
+    """Read the scores of a run by context; empty for a run without contexts. `answers` as in `measure_template_effects`.
+
+    All contexts have the same baseline. With several templates axis S holds the samples of each template in turn.
+    """
     answers = answers or read_grid_results(run)
-    correct_P_Q_S, baseline_Q_S = persona_and_baseline_scores(answers)
-    correct_C_P_Q_S = split_by_context(correct_P_Q_S, len(answers.templates), answers.contexts)
-    return summarize_contexts(correct_C_P_Q_S, baseline_Q_S, answers.contexts, seed=config["seed"], resamples=config["resamples"])
+    if answers.contexts == ("",):
+        return {}
+    grid = read_stability_grid(run, answers)
+    correct_X_P_Q_S = split_by_context(grid.correct_P_Q_S, len(answers.templates), answers.contexts)
+    return {
+        context: grid._replace(correct_P_Q_S=correct_P_Q_S)
+        for context, correct_P_Q_S in zip(answers.contexts, correct_X_P_Q_S, strict=True)
+    }
 
 
 def trained_question_hashes(model: ModelConfig, plans: Sequence[Path]) -> frozenset[str]:
