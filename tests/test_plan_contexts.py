@@ -1,5 +1,6 @@
 """Plans that draw templates and contexts: by weight and position alone, with recorded turns, and as files."""
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Mapping
@@ -10,9 +11,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from permix.config import OptimConfig, PersonasConfig, PlanConfig, RolloutPlanConfig, build_config
+from permix.config import OptimConfig, PersonasConfig, PlanConfig, RolloutPlanConfig, TrainConfig, build_config
 from permix.errors import ConfigError, DataError
 from permix.evals.open_ended import run_open_ended
+from permix.interop.engine_export import PlanExport, _json_values, export_identity
 from permix.personas.recorded_turns import RecordedTurns
 from permix.plan import (
     PersonaSampler,
@@ -202,3 +204,12 @@ def test_what_cannot_be_drawn_is_refused(plan: dict[str, Any], personas: dict[st
     with pytest.raises(ConfigError) as caught:
         build()
     assert said in str(caught.value)
+
+
+def test_an_export_of_an_earlier_version_is_the_same_export() -> None:
+    plain = PlanExport(plan=Plan((), {}), config=TrainConfig(), model="m")
+    assert export_identity("verl", plain)["export"] == "020d5db0acd1c3c9"
+    drawn = RolloutPlanConfig.model_validate({"contexts": {"turns-1": 1}, "context_turns": "runs/turns"})
+    other = dataclasses.replace(plain, config=TrainConfig(plan=drawn))
+    assert export_identity("verl", other)["export"] != "020d5db0acd1c3c9"
+    assert json.loads(json.dumps(_json_values(other.settings)))["plan.context_turns"] == "runs/turns"

@@ -11,7 +11,8 @@ import pytest
 
 import permix
 from permix.config import ExportConfig, FidelityConfig, PersonasConfig, ReportConfig, StabilityConfig, build_config
-from permix.errors import ConfigError, DataError
+from permix.dashboard.progress import CellTally
+from permix.errors import ConfigError, DataError, OtherShardsPendingError
 from permix.evals.fidelity_records import read_expected_cells
 from permix.evals.grid import GridResults, PromptFormat, build_grid, cell_row, read_grid_results
 from permix.evals.interview import run_interview
@@ -260,6 +261,9 @@ def test_a_run_in_four_contexts(tmp_path: Path) -> None:
     assert expected.total == len(cells) == 78
     assert all(expected.contains(key) for key in cells)
     assert not expected.contains(next(key for key in cells if key.persona_id)._replace(context=""))
+    tally = CellTally("records.jsonl", expected)
+    tally.add_lines((config.out / "records.jsonl").read_bytes().splitlines())
+    assert (tally.done, tally.n_outside_grid) == (78, 0)
     one = cells[next(key for key in cells if key.context == "turns-2" and key.persona_id == "sailor")]
     roles = [message["role"] for message in one.messages]
     assert roles == ["system", "user", "assistant", "user", "assistant", "user"]
@@ -455,3 +459,25 @@ def test_the_terminal_says_each_context(tmp_path: Path, capsys: pytest.CaptureFi
     said = capsys.readouterr().out
     assert "mean − first" in said
     assert "in-character" not in said
+
+
+# Several workers, batch files, inspect_ai
+
+
+def test_workers_share_a_run_with_contexts(tmp_path: Path) -> None:
+    with openai_server(reply) as server:
+        whole = run_stability(in_contexts(tmp_path, server.base_url, "system", "user", out=str(tmp_path / "whole")))
+        config = in_contexts(tmp_path, server.base_url, "system", "user")
+        with pytest.raises(OtherShardsPendingError):
+            run_stability(config.model_copy(update={"shard": "1/2"}))
+        assert run_stability(config.model_copy(update={"shard": "2/2"})) == whole
+    assert len(read_run_cells(config.out)) == 6 + 2 * 18
+
+
+def test_a_task_of_inspect_refuses_contexts(tmp_path: Path) -> None:
+    pytest.importorskip("inspect_ai")
+    from permix.interop.inspect_task import stability_task
+
+    (tmp_path / "run.toml").write_text('stage = "stability"\ncontexts = ["system", "user"]\n')
+    with pytest.raises(ConfigError, match=r"contexts = \('system', 'user'\): a task of inspect_ai asks only the full grid"):
+        stability_task(config=str(tmp_path / "run.toml"))

@@ -464,7 +464,7 @@ def _recorded_settings(config: BaseModel) -> dict[str, Any]:
 
 
 _SETTINGS_OF_A_MACHINE = (
-    *("out", "threads", "cache"),
+    *("out", "threads", "cache", "context_turns"),
     *("base_url", "same_weights", "api_key_env", "batch_size", "concurrency", "timeout_s", "retries"),
 )  # fmt: skip
 """Last parts of the keys of config.json in which the workers of a run may differ, each on a machine of its own."""
