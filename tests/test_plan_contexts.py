@@ -90,6 +90,8 @@ def test_contexts_and_templates_are_drawn_by_weight() -> None:
 def test_the_order_of_the_names_does_not_matter() -> None:
     one, two = {"a": 1.0, "b": 2.0}, {"b": 2.0, "a": 1.0}
     assert [draw_name(seed, one) for seed in range(50)] == [draw_name(seed, two) for seed in range(50)]
+    named, written = {"adopt": 1, "you_are": 2}, {"You are {persona}.": 2, "adopt": 1}
+    assert plan_of(templates=named).rows == plan_of(templates=written).rows
     assert draw_name(3, {}) == ""
     assert draw_name(3, {"a": 0.0, "b": 1e-9}) == "b"
 

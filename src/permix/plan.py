@@ -131,7 +131,7 @@ class PlanBuilder(NamedTuple):
         for place in range(rows):
             seed = seed_from("plan", config.seed, step, group, place)
             persona = sample_persona(seed, persona_sampler, resolve_mix(config))
-            template = draw_name(seed_from("template", seed), config.templates) if persona else ""
+            template = self._draw_template(seed) if persona else ""
             context = draw_name(seed_from("context", seed), config.contexts) if persona else ""
             yield PlanRow(
                 step=step,
@@ -157,6 +157,11 @@ class PlanBuilder(NamedTuple):
                 template=template_id(template) if template else "",
                 context=context,
             )
+
+    def _draw_template(self, seed: int) -> str:
+        """The text of the row's template; "" if the plan draws none."""
+        # By text: a named template and its own text are the same draw.
+        return draw_name(seed_from("template", seed), {template_text(name): one for name, one in self.config.templates.items()})
 
     def _choose_turns(self, persona: Persona | None, context: str, seed: int) -> tuple[RecordedTurn, ...]:
         n = n_context_turns(context) if context else 0
@@ -462,5 +467,5 @@ def _describe_drawn(plan: Plan) -> dict[str, str]:
             counts[getattr(row, field)] += row.rollouts
         del counts[""]
         if counts:
-            facts[f"{field}s"] = ", ".join(f"{name} {n}" for name, n in sorted(counts.items())) + " rollouts"
+            facts[f"{field}s"] = ", ".join(f"{escape_control(name)} {n}" for name, n in sorted(counts.items())) + " rollouts"
     return facts
