@@ -373,7 +373,7 @@ def test_a_plan_file_trains_as_the_sections_it_was_compiled_from(plain: Path, ti
 
 
 def test_a_plan_trains_in_its_contexts(tiny_model: Path, tmp_path: Path) -> None:
-    config = stage(tiny_model, tmp_path / "run", plan={"steps": 1, "questions_per_step": 4, "group_size": 4, "mix": 1})
+    config = stage(tiny_model, tmp_path / "run", plan={"steps": 1, "questions_per_step": 4, "group_size": 16, "mix": 1})
     contexts = {"system": 1, "user": 1, "in-character": 1, "turns-2": 1}
     drawn = RolloutPlanConfig.model_validate(
         config.plan.model_dump() | {"contexts": contexts, "context_turns": "turns", "seed": 1}
