@@ -432,7 +432,7 @@ def test_the_report_has_a_row_for_each_context(tmp_path: Path) -> None:
     assert list(compared.contexts) == ["user", "turns-2"]
     (mean,) = [one for one in compared.contexts["turns-2"].measures if one.name == "mean"]
     assert mean.first == mean.other == pytest.approx(1 / 3)
-    assert "turns-2: mean over personas" in comparison_markdown(compared)
+    assert "turns-2, mean over personas" in comparison_markdown(compared)
     assert len(terminal_comparison_tables(compared)) == 3
     with pytest.raises(DataError, match="not asked in the same words"):
         compare_runs(tmp_path / "one", plain.out, resamples=100)

@@ -555,10 +555,9 @@ def measure_template_effects(run: Path, answers: GridResults | None = None) -> T
 def measure_contexts(run: Path, answers: GridResults | None = None) -> tuple[ContextSummary, ...]:
     """Measure the stability in each context from a run's records; empty for a run without contexts. `answers` as in
     `measure_template_effects`."""
-    config = RunReader(run).config
-    if not config.get("contexts"):
+    config, grids = RunReader(run).config, read_context_grids(run, answers)
+    if not grids:
         return ()
-    grids = read_context_grids(run, answers)
     correct_X_P_Q_S, baselines_X_Q_S = zip(*((one.correct_P_Q_S, one.baseline_Q_S) for one in grids.values()), strict=True)
     return summarize_contexts(
         correct_X_P_Q_S, baselines_X_Q_S[0], tuple(grids), seed=config["seed"], resamples=config["resamples"]

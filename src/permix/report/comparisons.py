@@ -265,7 +265,7 @@ def terminal_comparison_tables(comparison: RunComparison) -> list[Table]:
 def comparison_markdown(comparison: RunComparison) -> str:
     """Return the tables as a Markdown document."""
     one, two = map(table.md_label, comparison.labels)
-    contexts = _context_rows(comparison)
+    contexts = [[table.md_label(line[0]), *line[1:]] for line in _context_rows(comparison)]
     parts = [
         f"# {two} against {one}",
         f"**{comparison_claim(comparison)}**",
@@ -296,7 +296,7 @@ _CONTEXT_MEASURES = ("mean", "pss")
 def _context_rows(comparison: RunComparison) -> list[Sequence[str]]:
     """Return mean and PSS within each context; empty for runs without contexts."""
     return [
-        (f"{id}: {STABILITY_MEASURES[measure.name].label}", *_comparison_cells(measure, measure.p))
+        (f"{id}, {STABILITY_MEASURES[measure.name].label}", *_comparison_cells(measure, measure.p))
         for id, one in comparison.contexts.items()
         for measure in one.measures
         if measure.name in _CONTEXT_MEASURES
