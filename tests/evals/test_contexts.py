@@ -453,12 +453,14 @@ def test_a_transcript_names_its_context(tmp_path: Path) -> None:
 
 def test_the_terminal_says_each_context(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with openai_server(reply) as server:
-        config = in_contexts(tmp_path, server.base_url, "system", "user")
+        turns = record_turns(tmp_path, server)
+        config = in_contexts(tmp_path, server.base_url, *CONTEXTS, context_turns=str(turns))
         run_stability(config)
     run_report(ReportConfig(runs=(config.out,), out=tmp_path / "report"))
     said = capsys.readouterr().out
-    assert "mean − first" in said
-    assert "in-character" not in said
+    assert said.count("mean − first") == 2  # three contexts fit beside each other
+    for context in CONTEXTS:
+        assert context in said
 
 
 # Several workers, batch files, inspect_ai

@@ -127,7 +127,8 @@ def run_report(config: ReportConfig, caption: str = "") -> None:
     if drift_by_model := {model.label: model.drift for model in models if model.drift is not None}:
         console.print(fidelity_tables.terminal_drift_table(drift_by_model))
     if contexts := {model.label: model.contexts for model in models if model.contexts}:
-        console.print(tables.terminal_context_table(contexts))
+        for one in tables.terminal_context_tables(contexts):
+            console.print(one)
     for model in models:
         if model.template_effects is not None:
             console.print(f"{one_line(model.label)}: {tables.variance_components_text(model.template_effects)}", markup=False)

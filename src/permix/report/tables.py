@@ -327,13 +327,24 @@ def _context_cells(one: ContextSummary) -> list[TableCell]:
     return [*measured, MISSING_CELL if one.mean_minus_first.value is None else difference_cell(one.mean_minus_first)]
 
 
-def terminal_context_table(contexts_by_model: Mapping[str, Sequence[ContextSummary]]) -> TerminalTable:
-    """Return a table for a terminal: a row for each measure and a column for each model and context."""
+def terminal_context_tables(contexts_by_model: Mapping[str, Sequence[ContextSummary]]) -> Iterator[TerminalTable]:
+    """Yield tables for a terminal: a row for each measure and a column for each model and context, at most three in a table."""
+    columns = [
+        (one.id if len(contexts_by_model) == 1 else f"{model}, {one.id}", one)
+        for model, contexts in contexts_by_model.items()
+        for one in contexts
+    ]
+    for start in range(0, len(columns), TERMINAL_COLUMNS):  # a terminal leaves columns out that do not fit
+        yield _terminal_context_table(columns[start : start + TERMINAL_COLUMNS])
+
+
+TERMINAL_COLUMNS = 3
+
+
+def _terminal_context_table(columns: Sequence[tuple[str, ContextSummary]]) -> TerminalTable:
     table = TerminalTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("", width=NAME_WIDTH)
-    columns = [(model, one) for model, contexts in contexts_by_model.items() for one in contexts]
-    for model, one in columns:
-        heading = one.id if len(contexts_by_model) == 1 else f"{model}, {one.id}"
+    for heading, _ in columns:
         table.add_column(
             Text(truncate(escape_control(heading), LABEL_WIDTH)), justify="left", overflow="fold", min_width=VALUE_WIDTH
         )
