@@ -417,11 +417,11 @@ def test_the_report_has_a_row_for_each_context(tmp_path: Path) -> None:
     build_report([tmp_path / "one"], tmp_path / "report")
     text = (tmp_path / "report" / "report.md").read_text()
     assert "## Contexts" in text
-    table = list(csv.reader((tmp_path / "report" / "tables" / "contexts.csv").open()))
+    table = list(csv.reader((tmp_path / "report" / "tables" / "contexts.csv").read_text().splitlines()))
     assert [line[:2] for line in table[1:]] == [["one", "user"], ["one", "turns-2"]]
     found = read_json(tmp_path / "report" / "table.json")["contexts"]["one"]
     assert found["turns-2"]["mean_minus_first"]["value"] == pytest.approx(-1 / 3)
-    rows = list(csv.DictReader((tmp_path / "report" / "tables" / "cells.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "report" / "tables" / "cells.csv").read_text().splitlines()))
     assert {row["context"] for row in rows} == {"", "user", "turns-2"}
     run = permix.open_run(tmp_path / "one")
     assert isinstance(run, permix.StabilityRun)
