@@ -134,8 +134,8 @@ def test_rows_are_a_table_that_a_data_frame_takes(tmp_path: Path) -> None:
     rows = run.rows()
     assert len(rows) == len(run.cells()) == 8
     assert rows[0] | {"question_id": ""} == {
-        "persona_id": None, "question_id": "", "sample": 0, "template": "", "correct": True, "extracted": "5", "gold": "5",
-        "text": "It is 5.", "answer": "It is 5.", "thinking": "",
+        "persona_id": None, "question_id": "", "sample": 0, "template": "", "context": "", "correct": True, "extracted": "5",
+        "gold": "5", "text": "It is 5.", "answer": "It is 5.", "thinking": "",
         "error": None, "prompt_tokens": None, "completion_tokens": None, "finish": None,
     }  # fmt: skip
     table = pandas.DataFrame(rows)

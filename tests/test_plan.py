@@ -73,7 +73,7 @@ def test_the_hash_covers_every_field_of_every_row() -> None:
         "step": 9, "group": 9, "rollouts": 9, "task": "gsm8k", "question_id": "x", "question_hash": "x", "persona_id": "x",
         "persona_tags": ("x",), "seed": 9, "messages": (Message(role="user", content="x"),), "gold": "x",
         "spare": True,
-        "solution": "x",
+        "solution": "x", "template": "x", "context": "x",
     }  # fmt: skip
     assert changes.keys() == PlanRow.model_fields.keys()
     for field, value in changes.items():

@@ -30,12 +30,13 @@ from permix.errors import ConfigError, DataError, IncompleteRunError, OtherShard
 from permix.evals.answer_vectors import measure_or_explain, measure_recognisability
 from permix.evals.fidelity_records import cut_off_warning, fidelity_kind
 from permix.evals.grid import GridResults, cell_row, count_cut_off, persona_rows, read_grid_results
-from permix.evals.stability import StabilityGrid, measure_stability, read_stability_grid, run_stability
+from permix.evals.stability import StabilityGrid, measure_contexts, measure_stability, read_stability_grid, run_stability
 from permix.evals.strategies import STRATEGIES
 from permix.inference import build_model_config
 from permix.inference.base import CompletionResult, Model
 from permix.inference.batch_model import BatchFlags, BatchModel, check_no_shard, open_batch_model, use_batch_backend
 from permix.inference.scripted import MessageFunction, wrap_model
+from permix.metrics.linear_models import ContextSummary
 from permix.metrics.model_comparison import PairedComparison
 from permix.metrics.recognisability import Recognisability
 from permix.metrics.right_in_character import RightInCharacter
@@ -185,6 +186,11 @@ class StabilityRun(EvaluationRun):
 
         path = reference or self.config.get("character_reference")
         return measure_right_in_character(self.path, None if path is None else Path(path), self._results)
+
+    @property
+    def contexts(self) -> tuple[ContextSummary, ...]:
+        """The stability in each context, in the order of the run's contexts; empty for a run without contexts."""
+        return measure_contexts(self.path, self._results)
 
     def persona_rows(self) -> list[dict[str, Any]]:
         """One dict for each persona; `pandas.DataFrame(run.persona_rows())` is a table of numbers.

@@ -2,7 +2,7 @@
 
 Every random draw depends only on the plan's seed and on the row's position (step, group, row in the group). So two plans that
 differ only in `mix` ask the same questions in the same order, and a row with a persona at a small `mix` has the same persona at
-a larger one.
+a larger one, by the same template and in the same context. Drawing templates or contexts changes no persona and no question.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from permix.config import (
 )
 from permix.errors import ConfigError, DataError, option_context
 from permix.personas.pool import PersonaSource, warn_of_misfits
-from permix.prompts import build_messages, template_hash, template_text
+from permix.personas.recorded_turns import RecordedTurns, load_context_turns
+from permix.prompts import build_messages, require_system_template, template_hash, template_id, template_text
 from permix.sanitize import escape_control
 from permix.storage.files import PARSE_ERRORS, parse_error_text, replace_when_done
 from permix.storage.rows import quote_value
 from permix.tasks import TASKS, is_own_task, load_questions, load_selection
-from permix.types import Persona, PlanRow, Question, digest, seed_from
+from permix.types import Persona, PlanRow, Question, RecordedTurn, digest, n_context_turns, seed_from
 
 # pyarrow is optional: evaluations and reports import this module and need no Parquet file.
 if TYPE_CHECKING:
@@ -96,13 +97,15 @@ class PersonaSampler(NamedTuple):
 
 
 class PlanBuilder(NamedTuple):
-    """Builds the rows of a plan. `format_question` makes a prompt of a question; `personas_config` gives the persona template."""
+    """Builds the rows of a plan. `format_question` makes a prompt of a question; `personas_config` gives the persona template,
+    where `config` draws none; `turns` are those of contexts with turns."""
 
     questions: Sequence[Question]
     format_question: Callable[[Question], str]
     persona_sampler: PersonaSampler
     config: RolloutPlanConfig
     personas_config: PersonasConfig
+    turns: RecordedTurns | None = None
 
     def build_rows(self, steps: range, persona_sampler: PersonaSampler | None = None) -> Iterator[PlanRow]:
         """Yield the rows of these steps. `persona_sampler` replaces the builder's own; it changes the personas and nothing else:
@@ -128,6 +131,8 @@ class PlanBuilder(NamedTuple):
         for place in range(rows):
             seed = seed_from("plan", config.seed, step, group, place)
             persona = sample_persona(seed, persona_sampler, resolve_mix(config))
+            template = self._draw_template(seed) if persona else ""
+            context = draw_name(seed_from("context", seed), config.contexts) if persona else ""
             yield PlanRow(
                 step=step,
                 group=group,
@@ -141,13 +146,26 @@ class PlanBuilder(NamedTuple):
                 messages=build_messages(
                     persona,
                     self.format_question(question),
-                    template=self.personas_config.template,
+                    template=template or self.personas_config.template,
                     empty_system_prompt=self.personas_config.empty_system_prompt,
+                    context=context,
+                    turns=self._choose_turns(persona, context, seed),
                 ),
                 gold=question.gold,
                 solution=question.solution,
                 spare=group >= config.questions_per_step,
+                template=template_id(template) if template else "",
+                context=context,
             )
+
+    def _draw_template(self, seed: int) -> str:
+        """The text of the row's template; "" if the plan draws none."""
+        # By text: a named template and its own text are the same draw.
+        return draw_name(seed_from("template", seed), {template_text(name): one for name, one in self.config.templates.items()})
+
+    def _choose_turns(self, persona: Persona | None, context: str, seed: int) -> tuple[RecordedTurn, ...]:
+        n = n_context_turns(context) if context else 0
+        return self.turns.choose(persona.id, n, seed) if persona is not None and self.turns is not None and n else ()
 
 
 def load_training_plan(path: Path, method: TrainMethod, task_name: str = "", task_option: str = "") -> Plan:
@@ -209,12 +227,30 @@ def plan_builder_from_config(
     """
     loaded = load_selection(task)
     pool = source.select(personas)
-    warn_of_misfits(pool, [personas.template])
+    _check_drawn_templates(plan, personas)
+    warn_of_misfits(pool, list(plan.templates) or [personas.template])
     sampler = PersonaSampler(pool.personas, pool.sampling_weights(plan.tag_weights))
-    return PlanBuilder(loaded.questions, loaded.task.prompt, sampler, plan, personas), {
+    contexts = list(plan.contexts) if resolve_mix(plan) > 0 else []
+    turns = load_context_turns(contexts, plan.context_turns, pool.personas, personas, prefix="plan.")
+    return PlanBuilder(loaded.questions, loaded.task.prompt, sampler, plan, personas, turns), {
         "task": loaded.config.model_dump(mode="json"),
         "pool": pool.fingerprint,
+        **({} if turns is None else {"context_turns": turns.content_hash}),
     }
+
+
+def _check_drawn_templates(plan: RolloutPlanConfig, personas: PersonasConfig) -> None:
+    """Raise ConfigError if a template is unknown or given twice, or does not go with contexts or with personas.template."""
+    ids = [template_id(one, "plan.templates") for one in plan.templates]
+    if repeated := next((one for one in plan.templates if ids.count(template_id(one)) > 1), None):
+        raise ConfigError(f"plan.templates: {repeated!r} has the same text as another one; give each text once")
+    if plan.templates and personas.template != PersonasConfig().template:
+        raise ConfigError(
+            f"personas.template = {personas.template!r}: plan.templates replace it; leave it out, or add it to plan.templates"
+        )
+    if plan.contexts:
+        for template in plan.templates or [personas.template]:
+            require_system_template(template, "plan.contexts")
 
 
 def compile_plan_from_config(task: TaskConfig, personas: PersonasConfig, plan: RolloutPlanConfig) -> Plan:
@@ -276,6 +312,16 @@ def sample_persona(seed: int, persona_sampler: PersonaSampler, mix: float) -> Pe
     return persona_sampler.sample(rng) if mixed_in else None
 
 
+def draw_name(seed: int, weights: Mapping[str, float]) -> str:
+    """A name with a probability proportional to its weight, whatever the order of the names; "" without any."""
+    if not weights:
+        return ""
+    names = sorted(name for name, weight in weights.items() if weight > 0)
+    cumulative = list(accumulate(weights[name] for name in names))
+    place = bisect_right(cumulative, random.Random(seed).random() * cumulative[-1])
+    return names[min(place, len(names) - 1)]
+
+
 def write_plan(plan: Plan, path: Path) -> None:
     """Write the plan to one Parquet file. Messages are written as JSON text, so that any Parquet viewer shows them."""
     import pyarrow as pa
@@ -284,7 +330,9 @@ def write_plan(plan: Plan, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [row.model_dump(mode="json") | {"messages": json.dumps(row.messages, ensure_ascii=False)} for row in plan.rows]
     about = plan.metadata | {"format": PLAN_FORMAT, "hash": plan.hash}
-    table = pa.Table.from_pylist(rows, schema=_schema()).replace_schema_metadata({"permix": json.dumps(about)})
+    table = pa.Table.from_pylist(rows, schema=_schema(_optional_columns(plan.rows))).replace_schema_metadata(
+        {"permix": json.dumps(about)}
+    )
     with replace_when_done(path) as scratch:
         pq.write_table(table, scratch)
 
@@ -334,7 +382,8 @@ MAX_PLAN_ERROR_CHARS = 300
 
 def _check_columns(path: Path, schema: pa.Schema) -> None:
     """Raise DataError naming the first column that is missing, additional or of another type."""
-    found, wanted = ({field.name: field.type for field in one} for one in (schema, _schema()))
+    optional = [name for name in OPTIONAL_COLUMNS if name in schema.names]
+    found, wanted = ({field.name: field.type for field in one} for one in (schema, _schema(optional)))
     for name in wanted | found:
         if found.get(name) != wanted.get(name):
             raise DataError(
@@ -351,10 +400,19 @@ def _read_rows(path: Path, file: pq.ParquetFile) -> Iterator[PlanRow]:
         if n_bytes > MAX_PLAN_BYTES:
             raise DataError(f"plan {path}: has more than {MAX_PLAN_BYTES / 1e9:g} GB of rows; give a plan of fewer steps")
         for row in batch.to_pylist():
-            yield PlanRow.model_validate(row | {"messages": json.loads(row["messages"])})
+            optional = {name: row[name] or "" for name in OPTIONAL_COLUMNS if name in row}
+            yield PlanRow.model_validate(row | optional | {"messages": json.loads(row["messages"])})
 
 
-def _schema() -> pa.Schema:
+OPTIONAL_COLUMNS = ("template", "context")
+"""Columns that only the file of a plan that draws them has; null in a row without a persona."""
+
+
+def _optional_columns(rows: Sequence[PlanRow]) -> list[str]:
+    return [name for name in OPTIONAL_COLUMNS if any(getattr(row, name) for row in rows)]
+
+
+def _schema(optional: Sequence[str] = ()) -> pa.Schema:
     """The columns of a plan file."""
     import pyarrow as pa
 
@@ -373,6 +431,7 @@ def _schema() -> pa.Schema:
             ("gold", pa.string()),
             ("spare", pa.bool_()),
             ("solution", pa.string()),
+            *((name, pa.string()) for name in optional),
         ]
     )
 
@@ -393,6 +452,20 @@ def describe_plan(plan: Plan) -> dict[str, str]:
         "questions": str(len({row.question_hash for row in plan.rows})),
         "personas": f"{len(seen)}{spread}",
         "without persona": f"{without / rollouts:.1%} of rollouts",
+        **_describe_drawn(plan),
         "prompt tokens": f"about {characters // 4} over all rollouts (4 characters a token)",
         "completion tokens": f"at most {rollouts} × train.max_new_tokens",
     }
+
+
+def _describe_drawn(plan: Plan) -> dict[str, str]:
+    """How many rollouts have each template and each context; nothing of what the plan does not draw."""
+    facts = {}
+    for field in OPTIONAL_COLUMNS:
+        counts = Counter[str]()
+        for row in plan.rows:
+            counts[getattr(row, field)] += row.rollouts
+        del counts[""]
+        if counts:
+            facts[f"{field}s"] = ", ".join(f"{escape_control(name)} {n}" for name, n in sorted(counts.items())) + " rollouts"
+    return facts

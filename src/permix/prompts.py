@@ -3,6 +3,8 @@
 A template that contains `{persona}` is the system message. A template that contains `{question}` too is the user message, and
 no system message is sent. Records carry the template's hash, so that only runs with the same template are compared.
 
+With a context (`types.n_context_turns`) the template is one of a system message, and the context says where its text goes.
+
 A persona's text is fitted into the template's sentence: its final full stops are left out if the template goes on behind it, and
 a leading "A", "An" or "The" becomes small if the template has words before it. Where the template has only the text in its line,
 as "{persona}" has, the text is sent as it is. A whole prompt replaces "You are {persona}." in a template.
@@ -12,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from permix.errors import ConfigError
-from permix.types import Message, Persona, canonical_text, digest
+from permix.types import Message, Persona, RecordedTurn, canonical_text, digest
 
 TEMPLATES = {
     "you_are": "You are {persona}.",
@@ -22,6 +24,9 @@ TEMPLATES = {
     ),
     "in_question": "You are {persona}.\n\n{question}",
 }
+
+IN_CHARACTER_REQUEST = "Stay in character while you answer."
+"""The end of the user's message in the context "in-character"."""
 
 
 def template_text(template: str, field: str = "personas.template") -> str:
@@ -40,9 +45,12 @@ def template_hash(template: str) -> str:
     return digest(template_text(template))
 
 
-def template_id(template: str) -> str:
-    """The id of a template in the records of a run with several: its name, or the hash of the user's own text."""
-    text = template_text(template)
+def template_id(template: str, field: str = "personas.template") -> str:
+    """The id of a template in the records of a run with several: its name, or the hash of the user's own text.
+
+    `field` as in `template_text`.
+    """
+    text = template_text(template, field)
     return next((name for name, known_text in TEMPLATES.items() if known_text == text), template_hash(template))
 
 
@@ -195,18 +203,45 @@ def pairwise_choice_prompt(question: str, first: str, second: str) -> str:
     )
 
 
+def require_system_template(template: str, field: str) -> None:
+    """Raise ConfigError, naming `field` (of contexts), if the template puts the persona into the user's message by itself."""
+    if "{question}" in template_text(template):
+        raise ConfigError(
+            f"{field}: the template {template!r} puts the persona into the user's message, and the contexts say where it goes; "
+            'give a template without {question}, and the context "user" for a persona in the user\'s message'
+        )
+
+
 def build_messages(
-    persona: Persona | None, prompt: str, *, template: str = "you_are", empty_system_prompt: bool = False
+    persona: Persona | None,
+    prompt: str,
+    *,
+    template: str = "you_are",
+    empty_system_prompt: bool = False,
+    context: str = "",
+    turns: Sequence[RecordedTurn] = (),
 ) -> tuple[Message, ...]:
     """The chat messages of one cell: the persona's message, if there is a persona, and the user message with `prompt`.
 
     Without persona no system message is sent. The model's chat template may then insert its default system message, as it does
     for ordinary users. `empty_system_prompt` sends an empty system message instead, which prevents the default.
+
+    `context` changes the messages of a persona: "user" puts the template's text in front of the prompt, with an empty line
+    between them, and sends no system message for the persona; "in-character" ends the user's message with
+    `IN_CHARACTER_REQUEST`; with "turns-K" the K recorded `turns` go between the persona's message and the user's. "system" is
+    the same as no context.
     """
+    if persona is not None and context == "in-character":
+        prompt = f"{prompt}\n\n{IN_CHARACTER_REQUEST}"
     user = Message(role="user", content=prompt)
     if persona is not None:
-        message = persona_message(persona, prompt, template)
+        in_context = f"{template_text(template)}\n\n{{question}}" if context == "user" else template
+        message = persona_message(persona, prompt, in_context)
         if message["role"] == "system":
-            return (message, user)
+            return (message, *(one for turn in turns for one in _turn_messages(turn)), user)
         user = message
     return (Message(role="system", content=""), user) if empty_system_prompt else (user,)
+
+
+def _turn_messages(turn: RecordedTurn) -> tuple[Message, Message]:
+    return Message(role="user", content=turn.question), Message(role="assistant", content=turn.answer)

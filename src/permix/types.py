@@ -107,6 +107,34 @@ class Shard(NamedTuple):
         return f"{self.number}of{self.total}"
 
 
+CONTEXTS = ("system", "user", "in-character")
+"""How a persona is brought in, besides "turns-1", "turns-2" and so on (`n_context_turns`). `prompts.build_messages` says how."""
+
+MAX_CONTEXT_TURNS = 100
+
+_TURNS_CONTEXT = re.compile(r"turns-([1-9]\d{0,2})")
+
+
+def n_context_turns(context: str) -> int:
+    """The number of recorded turns in front of the question: K in the context "turns-K", else 0.
+
+    Raises ValueError, which says what is valid, if `context` is no name of a context.
+    """
+    if context in CONTEXTS:
+        return 0
+    found = _TURNS_CONTEXT.fullmatch(context)
+    if found is None or int(found[1]) > MAX_CONTEXT_TURNS:
+        raise ValueError(f"give {', '.join(CONTEXTS)}, or turns-K with K from 1 to {MAX_CONTEXT_TURNS}, as turns-4")
+    return int(found[1])
+
+
+class RecordedTurn(NamedTuple):
+    """A question and its recorded answer: one turn of a conversation."""
+
+    question: str
+    answer: str
+
+
 class Question(Record):
     """A question whose answer can be checked. `text` is the bare question; `Task.prompt` puts it into the task's template.
 
@@ -220,17 +248,20 @@ class Failure(Record):
 class CellKey(NamedTuple):
     """Identifies a cell: persona × question × sample, the unit of evaluation, caching, failure and resume.
 
-    `template` names the persona template of a run with several; it is empty in other runs and in cells without persona.
+    `template` names the persona template of a run with several, and `context` the context of a run with contexts. Each is empty
+    in other runs and in cells without persona.
     """
 
     persona_id: str | None
     question_id: str
     sample: int
     template: str = ""
+    context: str = ""
 
     def __str__(self) -> str:
         template = f" by {self.template!r}" if self.template else ""
-        return f"{self.persona_id!r} × {self.question_id!r}, sample {self.sample}{template}"
+        context = f" in context {self.context!r}" if self.context else ""
+        return f"{self.persona_id!r} × {self.question_id!r}, sample {self.sample}{template}{context}"
 
 
 class Cell(Record):
@@ -243,6 +274,7 @@ class Cell(Record):
     question_id: str
     sample: int = 0
     template: str = ""
+    context: str = Field(default="", exclude_if=lambda value: not value)
     seed: int
     messages: tuple[Message, ...]
     gold: str | None = None
@@ -252,7 +284,7 @@ class Cell(Record):
 
     @property
     def key(self) -> CellKey:
-        return CellKey(self.persona_id, self.question_id, self.sample, self.template)
+        return CellKey(self.persona_id, self.question_id, self.sample, self.template, self.context)
 
     @property
     def prompt(self) -> str:
@@ -309,6 +341,10 @@ class PlanRow(Record):
     spare: bool = False
     """Sampled only to replace a group of the same step whose rollouts all earned the same reward (dynamic sampling)."""
     solution: str | None = None
+    template: str = Field(default="", exclude_if=lambda value: not value)
+    """The id of the row's template, in a plan that draws templates; empty without a persona, as is `context`."""
+    context: str = Field(default="", exclude_if=lambda value: not value)
+    """The row's context, in a plan that draws contexts."""
 
 
 class Estimate(Record):

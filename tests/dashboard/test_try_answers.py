@@ -113,6 +113,8 @@ def test_what_cannot_be_asked_is_noted_with_its_reason(tmp_path: Path, tiny_mode
 def test_personas_and_questions_are_those_that_the_run_sent(tmp_path: Path) -> None:
     run = endpoint_run(tmp_path / "run", "http://127.0.0.1:9/v1")
     append(run, cell("in-question", persona_id="nurse"))  # its persona is in the user message
+    # In a context the question is no bare one, and the persona is in the user's message by the user's own wish.
+    append(run, cell("in-context", persona_id="nurse", context="user"))
     with (run / "records.jsonl").open("ab") as file:
         file.write(b'{"half": \n\xff\n[]\n')
     prompts = read_prompts(monitor(run, tmp_path))

@@ -26,8 +26,10 @@ from permix.config import (
 )
 from permix.errors import ConfigError, DataError, PermixError
 from permix.inference.hf import HFModel, folder_fingerprint
+from permix.personas.pool import PersonaSource, select_personas
+from permix.personas.recorded_turns import RecordedTurns
 from permix.pipelines.train import build_trained_on, run_training
-from permix.plan import compile_plan_from_config, read_plan, write_plan
+from permix.plan import compile_plan, compile_plan_from_config, plan_builder_from_config, read_plan, write_plan
 from permix.storage.cells import read_cells
 from permix.storage.files import read_json
 from permix.tasks.base import TrainedOn, read_trained_on, write_trained_on
@@ -35,7 +37,7 @@ from permix.trackers import TRACKERS, TrackedRun
 from permix.training.checkpoints import newest_checkpoint
 from permix.training.job import TrainJob
 from permix.training.run_log import read_training_log
-from permix.types import Completion, Message, Request, Sampling, digest
+from permix.types import Completion, Message, RecordedTurn, Request, Sampling, digest
 from tests.killable import Moment, command
 from tests.test_trackers import scalars
 from tests.tiny import CHATML_DEFAULT, make_base_folder, make_tokenizer
@@ -368,6 +370,27 @@ def test_a_plan_file_trains_as_the_sections_it_was_compiled_from(plain: Path, ti
     folder = run_training(other_sizes)
     assert log_of(tmp_path / "run") == log_of(plain)
     assert (folder / "model.safetensors").read_bytes() == (plain / "model" / "model.safetensors").read_bytes()
+
+
+def test_a_plan_trains_in_its_contexts(tiny_model: Path, tmp_path: Path) -> None:
+    config = stage(tiny_model, tmp_path / "run", plan={"steps": 1, "questions_per_step": 4, "group_size": 16, "mix": 1})
+    contexts = {"system": 1, "user": 1, "in-character": 1, "turns-2": 1}
+    drawn = RolloutPlanConfig.model_validate(
+        config.plan.model_dump() | {"contexts": contexts, "context_turns": "turns", "seed": 1}
+    )
+    pool = select_personas(config.personas)
+    turns = {one.id: (RecordedTurn("Who are you?", "Me."), RecordedTurn("And?", "Still me.")) for one in pool.personas}
+    plain, _ = plan_builder_from_config(
+        config.task, config.personas, config.plan, PersonaSource(config.personas.pool, config.personas.column)
+    )
+    recorded = RecordedTurns(tmp_path / "turns", turns, {}, is_conversation=True)
+    plan = compile_plan(plain._replace(config=drawn, turns=recorded))
+    assert {row.context for row in plan.rows} >= {"turns-2", "user"}
+    write_plan(plan, tmp_path / "plan.parquet")
+    folder = run_training(config.model_copy(update={"plan_file": tmp_path / "plan.parquet"}))
+    assert_trained(tiny_model, folder)
+    assert read_plan(tmp_path / "run" / "plan.parquet").rows == plan.rows
+    assert "turns-2" in (folder / "README.md").read_text()
 
 
 def test_a_prompt_over_the_limit_is_refused_before_training_and_names_its_row(tiny_model: Path, tmp_path: Path) -> None:

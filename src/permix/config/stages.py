@@ -28,6 +28,7 @@ from permix.config.training import (
     RolloutPlanConfig,
     TrainerBackendName,
     TrainMethod,
+    check_contexts,
     resolve_mix,
 )
 from permix.types import Sampling, Shard, Split
@@ -227,6 +228,14 @@ class StabilityConfig(SharedRunConfig):
     templates: tuple[str, ...] = ()
     """Two or more persona templates, named as in --personas.template: each persona and question is asked with each of them, to
     separate the effect of the template from the effect of the persona."""
+    contexts: tuple[str, ...] = ()
+    """How the persona is brought in, and how far it has been played when the question is asked: each persona and question is
+    asked in each of these contexts. system: in the system message; user: in the user's message, before the question;
+    in-character: as system, with a request to stay in character behind the question; turns-4: as system, with four recorded turns
+    in character (context_turns) before the question. When not given, the prompt is that of system."""
+    context_turns: Path | None = None
+    """A fidelity run of the base model, open or an interview: its answers are the turns of the contexts turns-K. Give the same
+    run for every model that is compared."""
     seed: int = Field(default=0, ge=0)
     """Seed for sampling completions, and for the bootstrap and the permutation tests."""
     resamples: int = Field(default=2000, ge=100)
@@ -282,11 +291,19 @@ class StabilityConfig(SharedRunConfig):
         return self
 
     @model_validator(mode="after")
+    def _check_contexts(self, info: ValidationInfo) -> "StabilityConfig":
+        check_contexts(self.contexts, self.context_turns, is_draft=bool(info.context and info.context.get("draft")))
+        if self.contexts and self.strategy != "none":
+            raise ValueError(f'contexts: strategy = "{self.strategy}" asks in one context; leave contexts out')
+        return self
+
+    @model_validator(mode="after")
     def _check_adaptive_allocation(self) -> "StabilityConfig":
         field = "budget" if self.budget is not None else "precision"
         value = getattr(self, field)
-        if value is not None and (self.strategy != "none" or self.templates):
-            other = f'strategy = "{self.strategy}"' if self.strategy != "none" else "templates"
+        if value is not None and (self.strategy != "none" or self.templates or self.contexts):
+            crossed = "templates" if self.templates else "contexts"
+            other = f'strategy = "{self.strategy}"' if self.strategy != "none" else crossed
             raise ValueError(f"{field} = {value}: {other} asks the whole grid; leave one of the two out")
         return self
 

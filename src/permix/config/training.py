@@ -1,13 +1,16 @@
 """Sections for training: `[plan]`, `[train]`, `[character]` and `[dev_eval]`, and which settings each method ignores."""
 
+import math
+from collections.abc import Collection
+from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from permix.config.base import ConfigSection
 from permix.config.data import TrackerNames
 from permix.sanitize import redact_secrets
-from permix.types import PersonaScope
+from permix.types import PersonaScope, n_context_turns
 
 LossName = Literal["grpo", "dr_grpo", "dapo", "bnpo"]
 """The keys of `permix.training.loss.LOSSES`, which the configuration cannot import: it loads torch."""
@@ -27,6 +30,30 @@ NO_PERSONA_METHODS: tuple[TrainMethod, ...] = ("rlvr", "sft")
 """Methods that train without personas."""
 
 
+def check_contexts(contexts: Collection[str], context_turns: Path | None, *, is_draft: bool) -> None:
+    """Raise ValueError for an unknown or repeated context, and if the contexts and the run of recorded turns do not fit together.
+
+    `is_draft`: flags may still add one of the two.
+    """
+    for context in contexts:
+        try:
+            n_context_turns(context)
+        except ValueError as error:
+            raise ValueError(f"contexts = {context!r}: {error}") from error
+    if repeated := next((one for one in contexts if list(contexts).count(one) > 1), None):
+        raise ValueError(f"contexts: {repeated!r} occurs twice; give each context once")
+    with_turns = next((one for one in contexts if n_context_turns(one)), None)
+    if with_turns is not None and context_turns is None and not is_draft:
+        raise ValueError(
+            f"contexts = {with_turns!r}: needs context_turns, a fidelity run of the base model, whose answers are the turns; "
+            "make one with permix fidelity, with the same personas"
+        )
+    if context_turns is not None and with_turns is None and not is_draft:
+        raise ValueError(
+            f"context_turns = {str(context_turns)!r}: no context of contexts has turns; add turns-4, or leave it out"
+        )
+
+
 class RolloutPlanConfig(ConfigSection):
     """The training plan: how many steps, groups and rollouts, and under which personas."""
 
@@ -35,6 +62,15 @@ class RolloutPlanConfig(ConfigSection):
     tag_weights: dict[str, float] = Field(default={})
     """Factors by tag on the chance that a persona is drawn: "expert 2 harmful 0" doubles the weight of experts and leaves out
     harmful personas."""
+    templates: dict[str, float] = Field(default={})
+    """Persona templates, named as in --personas.template, and the weight with which a row with a persona draws each: "you_are 2
+    adopt 1"; personas.template alone when not given."""
+    contexts: dict[str, float] = Field(default={})
+    """Contexts, named as in --contexts of permix stability, and the weight with which a row with a persona draws each: "system 2
+    in-character 1 turns-4 1"; the persona's system message alone when not given."""
+    context_turns: Path | None = None
+    """A fidelity run of the base model with the training personas, open or an interview: its answers are the turns of the
+    contexts turns-K."""
     scope: PersonaScope = "group"
     """"group": the rollouts of a group share one persona; "rollout": each rollout draws its own persona."""
     steps: int = Field(default=100, gt=0)
@@ -54,6 +90,17 @@ class RolloutPlanConfig(ConfigSection):
     """Lower bound on a persona's chance of being drawn, as a share of its chance without curriculum (0 to 1)."""
     seed: int = Field(default=0, ge=0)
     """Seed of the plan. Plans that differ only in `mix` ask the same questions in the same order."""
+
+    @model_validator(mode="after")
+    def _check_templates_and_contexts(self, info: ValidationInfo) -> "RolloutPlanConfig":
+        for field, weights in (("templates", self.templates), ("contexts", self.contexts)):
+            for name, weight in weights.items():
+                if not 0 <= weight < math.inf:
+                    raise ValueError(f"{field} = {name!r}: weight {weight}: must be a finite number, 0 or above")
+            if weights and not 0 < math.fsum(weights.values()) < math.inf:
+                raise ValueError(f"{field}: the weights add up to {sum(weights.values())}; the sum must be finite and above 0")
+        check_contexts(self.contexts, self.context_turns, is_draft=bool(info.context and info.context.get("draft")))
+        return self
 
 
 def resolve_mix(plan: RolloutPlanConfig, method: TrainMethod = "permix") -> float:

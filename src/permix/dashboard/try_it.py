@@ -205,7 +205,10 @@ def _read_prompts(beginnings: tuple[tuple[Path, int, int], ...]) -> RunPrompts:
             continue
         system = cell.messages[0]["content"] if cell.messages and cell.messages[0]["role"] == "system" else ""
         if cell.persona_id is not None and not system:
-            in_question += 1  # the persona is in the user message, and cannot be separated from the question
+            in_question += not cell.context  # the persona is in the user message, and cannot be separated from the question
+        elif cell.context not in ("", "system"):  # its question is not the bare one, or follows recorded turns
+            if cell.persona_id is not None and len(personas) < _MAX_CHOICES:
+                personas.setdefault(cell.persona_id, system)
         elif len(cell.messages) <= 2:  # a later turn of an interview means nothing without the turns before
             if cell.persona_id is not None and len(personas) < _MAX_CHOICES:
                 personas.setdefault(cell.persona_id, system)

@@ -176,7 +176,8 @@ def read_expected_cells(run: RunReader) -> ExpectedCells:
 
 def _expected_stability_cells(asked: Mapping[str, Any]) -> ExpectedCells:
     samples = int(asked["samples"])
-    grid = expected_grid_cells(asked["persona_ids"], asked["question_ids"], samples, asked.get("templates", ("",)))
+    crossed = asked.get("templates", ("",)), asked.get("contexts", ("",))
+    grid = expected_grid_cells(asked["persona_ids"], asked["question_ids"], samples, *crossed)
     if not asked.get("rounds"):
         return grid
     return grid._replace(total=count_cells([Round.model_validate(one) for one in asked["rounds"]], samples))
@@ -208,12 +209,13 @@ def read_persona_cells(run: Path) -> list[Cell]:
     outside its present grid are left out.
     """
     answers = read_grid_results(run)
-    axes = (answers.persona_ids, answers.question_ids, answers.templates)
-    personas, questions, templates = ({id: place for place, id in enumerate(axis)} for axis in axes)
+    axes = (answers.persona_ids, answers.question_ids, answers.templates, answers.contexts)
+    personas, questions, templates, contexts = ({id: place for place, id in enumerate(axis)} for axis in axes)
     keys = [key for key in answers.grid_summaries if key.persona_id is not None]
     keys.sort(
         key=lambda key: (
-            personas[key.persona_id or ""], templates[key.template], questions[key.question_id], key.sample,
+            personas[key.persona_id or ""], templates[key.template], contexts[key.context], questions[key.question_id],
+            key.sample,
         )
     )  # fmt: skip
     return [answers.cells[key] for key in keys]

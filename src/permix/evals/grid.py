@@ -1,8 +1,8 @@
-"""Build the grid, answer its cells, and read its results: personas and no persona × questions × samples (× templates).
+"""Build the grid, answer its cells, and read its results: personas and no persona × questions × samples (× templates × contexts).
 
 Contract: a cell on disk is reused if its messages and seed are the same. A cell with a completion but no verdict is scored again,
-not generated again. A cell that could not be answered or scored stays pending. With several templates each cell of a persona is
-asked once per template; a cell without a persona has no template and is asked once.
+not generated again. A cell that could not be answered or scored stays pending. With several templates, or with contexts, each
+cell of a persona is asked once per template and context; a cell without a persona has neither and is asked once.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +20,7 @@ from permix.inference.cost import RequestGroup, estimate_cost, find_measured, ru
 from permix.metrics.stability import StabilitySummary
 from permix.metrics.statistics import Array
 from permix.personas.pool import PersonaPool
+from permix.personas.recorded_turns import RecordedTurns
 from permix.progress import ProgressBar, print_status, progress_bar
 from permix.prompts import build_messages, template_id, template_text
 from permix.storage.cells import CellIndex, CellSummary, cell_summaries, read_run_cells
@@ -33,10 +34,12 @@ from permix.types import (
     Persona,
     Question,
     Record,
+    RecordedTurn,
     Request,
     Sampling,
     Verdict,
     digest,
+    n_context_turns,
     seed_from,
 )
 
@@ -48,18 +51,30 @@ class PromptFormat(NamedTuple):
     """How persona and question become messages.
 
     `crossed_templates`: if given, every persona is asked once with each of these templates, and `template` is not used.
+    `contexts`: if given, every persona is asked once in each of these contexts; those with turns take them from `turns`.
     """
 
     prompt: Callable[[Question], str]
     template: str
     empty_system_prompt: bool
     crossed_templates: tuple[str, ...] = ()
+    contexts: tuple[str, ...] = ()
+    turns: RecordedTurns | None = None
 
     def templates_for(self, persona: Persona | None) -> dict[str, str]:
         """Template id, as cells store it, to template. The id is "" if there is a single template, or without a persona."""
         if persona is None or not self.crossed_templates:
             return {"": self.template}
         return {template_id(template): template for template in self.crossed_templates}
+
+    def contexts_for(self, persona: Persona | None, seed: int) -> dict[str, tuple[RecordedTurn, ...]]:
+        """Context, as cells store it, to the recorded turns before the question. "" without contexts or without a persona."""
+        if persona is None or not self.contexts:
+            return {"": ()}
+        return {
+            context: () if (n := n_context_turns(context)) == 0 or self.turns is None else self.turns.choose(persona.id, n, seed)
+            for context in self.contexts
+        }
 
 
 def build_grid(
@@ -70,9 +85,16 @@ def build_grid(
     # from checked records is not checked again. That takes less than a third of the memory.
     known: dict[tuple[str, str], Message] = {}
 
-    def messages(persona: Persona | None, question: Question, template: str) -> tuple[Message, ...]:
+    def messages(
+        persona: Persona | None, question: Question, template: str, context: str, turns: tuple[RecordedTurn, ...]
+    ) -> tuple[Message, ...]:
         built = build_messages(
-            persona, prompt_format.prompt(question), template=template, empty_system_prompt=prompt_format.empty_system_prompt
+            persona,
+            prompt_format.prompt(question),
+            template=template,
+            empty_system_prompt=prompt_format.empty_system_prompt,
+            context=context,
+            turns=turns,
         )
         return tuple(known.setdefault((one["role"], one["content"]), one) for one in built)
 
@@ -83,18 +105,26 @@ def build_grid(
             question_id=question.id,
             sample=sample,
             template=name,
-            seed=seed_from("cell", seed, persona.id if persona else "", question.id, sample, *([name] if name else [])),
-            messages=messages(persona, question, template),
+            context=context,
+            seed=_cell_seed(seed, persona, question, sample, name, context),
+            messages=messages(persona, question, template, context, turns),
             gold=question.gold or None,
         )
         for persona in personas
         for name, template in prompt_format.templates_for(persona).items()
+        for context, turns in prompt_format.contexts_for(persona, seed).items()
         for question in questions
         for sample in range(samples)
     ]
 
 
-_BUILT_FIELDS = {"persona_id", "question_id", "sample", "template", "seed", "messages", "gold"}
+_BUILT_FIELDS = {"persona_id", "question_id", "sample", "template", "context", "seed", "messages", "gold"}
+
+
+def _cell_seed(seed: int, persona: Persona | None, question: Question, sample: int, template: str, context: str) -> int:
+    """The seed of a cell; without a template and a context as in earlier versions."""
+    crossed = [*([template] if template else []), *(["context", context] if context else [])]
+    return seed_from("cell", seed, persona.id if persona else "", question.id, sample, *crossed)
 
 
 def warn_trained_personas(model: ModelConfig, pool: PersonaPool) -> None:
@@ -105,17 +135,25 @@ def warn_trained_personas(model: ModelConfig, pool: PersonaPool) -> None:
 
 
 def describe_grid(
-    personas: Sequence[Persona], questions: Sequence[Question], samples: int, templates: Sequence[str] = ()
+    personas: Sequence[Persona],
+    questions: Sequence[Question],
+    samples: int,
+    templates: Sequence[str] = (),
+    contexts: Sequence[str] = (),
 ) -> dict[str, object]:
     """Content of grid.json: ids, so that missing cells are known, and content hashes, so that changed data are noticed."""
-    crossed = {"templates": {template_id(one): template_text(one) for one in templates}} if templates else {}
-    return crossed | {
-        "persona_ids": [persona.id for persona in personas],
-        "question_ids": [question.id for question in questions],
-        "samples": samples,
-        "personas": digest(*(persona.model_dump_json() for persona in personas)),
-        "questions": digest(*(question.content_hash for question in questions)),
-    }
+    crossed: dict[str, object] = {"templates": {template_id(one): template_text(one) for one in templates}} if templates else {}
+    return (
+        crossed
+        | ({"contexts": list(contexts)} if contexts else {})
+        | {
+            "persona_ids": [persona.id for persona in personas],
+            "question_ids": [question.id for question in questions],
+            "samples": samples,
+            "personas": digest(*(persona.model_dump_json() for persona in personas)),
+            "questions": digest(*(question.content_hash for question in questions)),
+        }
+    )
 
 
 class ExpectedCells(NamedTuple):
@@ -123,7 +161,8 @@ class ExpectedCells(NamedTuple):
 
     `total` is their number, None if unknown; `n_without_persona` of them have no persona. `personas`, `questions` and `samples`
     restrict the cells, and None means no restriction. `pairs` are the (persona, question) pairs of a run that asks each persona
-    its own questions. `templates` are the template ids of cells with a persona; a cell without a persona has the id "".
+    its own questions. `templates` are the template ids of cells with a persona, `contexts` their contexts; a cell without a
+    persona has "" for both.
     """
 
     total: int | None = None
@@ -133,6 +172,7 @@ class ExpectedCells(NamedTuple):
     pairs: frozenset[tuple[str | None, str]] | None = None
     samples: int | None = None
     templates: tuple[str, ...] = ("",)
+    contexts: tuple[str, ...] = ("",)
 
     @property
     def n_with_persona(self) -> int | None:
@@ -146,21 +186,27 @@ class ExpectedCells(NamedTuple):
             and (self.pairs is None or (key.persona_id, key.question_id) in self.pairs)
             and (self.samples is None or key.sample < self.samples)
             and key.template in (("",) if key.persona_id is None else self.templates)
+            and key.context in (("",) if key.persona_id is None else self.contexts)
         )
 
 
 def expected_grid_cells(
-    persona_ids: Sequence[str], question_ids: Sequence[str], samples: int, templates: Sequence[str] = ("",)
+    persona_ids: Sequence[str],
+    question_ids: Sequence[str],
+    samples: int,
+    templates: Sequence[str] = ("",),
+    contexts: Sequence[str] = ("",),
 ) -> ExpectedCells:
-    """Cells of a full grid: every question with every persona and template, and without a persona."""
+    """Cells of a full grid: every question with every persona, template and context, and without a persona."""
     n_without_persona = len(question_ids) * samples
     return ExpectedCells(
-        total=(len(persona_ids) * len(templates) + 1) * n_without_persona,
+        total=(len(persona_ids) * len(templates) * len(contexts) + 1) * n_without_persona,
         n_without_persona=n_without_persona,
         personas=frozenset([None, *persona_ids]),
         questions=frozenset(question_ids),
         samples=samples,
         templates=tuple(templates),
+        contexts=tuple(contexts),
     )
 
 
@@ -168,7 +214,7 @@ class GridResults(NamedTuple):
     """The cells of a run, and the axes of its grid.
 
     `selection_persona_ids` and `selection_question_ids` are the candidates and the questions of a persona search. `templates` are
-    template ids as cells store them.
+    template ids, and `contexts` contexts, as cells store them.
     """
 
     cells: Mapping[CellKey, Cell]
@@ -178,15 +224,16 @@ class GridResults(NamedTuple):
     selection_persona_ids: tuple[str, ...] = ()
     selection_question_ids: tuple[str, ...] = ()
     templates: tuple[str, ...] = ("",)
+    contexts: tuple[str, ...] = ("",)
 
     @property
     def grid_summaries(self) -> dict[CellKey, CellSummary]:
         """Summaries of the recorded cells that belong to the grid; additional cells of a strategy are left out."""
-        expected = expected_grid_cells(self.persona_ids, self.question_ids, self.samples, self.templates)
+        expected = expected_grid_cells(self.persona_ids, self.question_ids, self.samples, self.templates, self.contexts)
         return {key: summary for key, summary in cell_summaries(self.cells).items() if expected.contains(key)}
 
     def get_cell(self, persona_id: str | None, question_id: str, sample: int) -> Cell | None:
-        """The recorded cell with the template id "", or None."""
+        """The recorded cell with the template id "" and the context "", or None."""
         return self.cells.get(CellKey(persona_id, question_id, sample))
 
     def read_cell(self, key: CellKey) -> Cell:
@@ -196,19 +243,20 @@ class GridResults(NamedTuple):
     def scores(self, persona_ids: Sequence[str | None], question_ids: Sequence[str]) -> Array:
         """correct_P_Q_S: 1 right, 0 wrong, NaN without a score.
 
-        With several templates, axis S holds the samples of each template in turn. If `persona_ids` contains None, S holds only
-        the cells without a template id.
+        With several templates, axis S holds the samples of each template in turn, and with several contexts, within each template
+        those of each context in turn. If `persona_ids` contains None, S holds only the cells without a template id and a context.
         """
         summaries, no_record = cell_summaries(self.cells), CellSummary(None, False, None, 0)
-        templates = ("",) if None in persona_ids else self.templates
+        templates, contexts = (("",), ("",)) if None in persona_ids else (self.templates, self.contexts)
         table = [
-            summaries.get(CellKey(persona, question, sample, template), no_record).reward
+            summaries.get(CellKey(persona, question, sample, template, context), no_record).reward
             for persona in persona_ids
             for question in question_ids
             for template in templates
+            for context in contexts
             for sample in range(self.samples)
         ]
-        shape = len(persona_ids), len(question_ids), len(templates) * self.samples
+        shape = len(persona_ids), len(question_ids), len(templates) * len(contexts) * self.samples
         return np.array(table, dtype=np.float64).reshape(shape)  # None becomes NaN
 
 
@@ -280,6 +328,7 @@ def cell_row(cell: Cell) -> dict[str, Any]:
         "question_id": cell.question_id,
         "sample": cell.sample,
         "template": cell.template,
+        "context": cell.context,
         "correct": None if verdict is None else verdict.correct,
         "extracted": None if verdict is None else verdict.extracted,
         "gold": cell.gold,
@@ -345,6 +394,7 @@ def grid_results(run: RunReader) -> GridResults:
             tuple(dict.fromkeys(key.question_id for key in cells)),
             1 + max((key.sample for key in cells), default=0),
             templates=tuple(dict.fromkeys(key.template for key in cells if key.persona_id is not None)) or ("",),
+            contexts=tuple(dict.fromkeys(key.context for key in cells if key.persona_id is not None)) or ("",),
         )
     found = GridResults(
         cells,
@@ -354,8 +404,10 @@ def grid_results(run: RunReader) -> GridResults:
         tuple(grid.get("choosing_persona_ids", ())),
         tuple(grid.get("choosing_question_ids", ())),
         tuple(grid.get("templates", ("",))),
+        tuple(grid.get("contexts", ("",))),
     )
-    asked = (len(found.persona_ids) + 1) * len(found.question_ids) * len(found.templates) * found.samples
+    crossed = len(found.templates) * len(found.contexts)
+    asked = (len(found.persona_ids) + 1) * len(found.question_ids) * crossed * found.samples
     if asked > MAX_GRID_CELLS:
         raise DataError(f"{run.path / 'grid.json'}: asks for {asked} cells, above {MAX_GRID_CELLS}; the file is damaged")
     return found

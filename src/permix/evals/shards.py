@@ -1,10 +1,10 @@
 """Divide the cells of a run between several workers, and say which parts are pending.
 
-The rule: the cells are put into the order of (persona and template, question, sample), where personas with their templates, and
-questions, are each in the order of a hash of their ids; the sequence is cut into n parts whose sizes differ by at most one cell.
-So every cell belongs to exactly one part; the parts depend on the ids of the grid and on n alone, not on the order of the cells,
-on the data's order or on what is pending; and a persona's prompts, which share their beginning, are in as few parts as equal
-sizes allow: P personas (no persona counts as one) are in at most P + n - 1 (persona, part) pairs.
+The rule: the cells are put into the order of (persona with template and context, question, sample), where personas with theirs,
+and questions, are each in the order of a hash of their ids; the sequence is cut into n parts whose sizes differ by at most one
+cell. So every cell belongs to exactly one part; the parts depend on the ids of the grid and on n alone, not on the order of the
+cells, on the data's order or on what is pending; and a persona's prompts, which share their beginning, are in as few parts as
+equal sizes allow: P personas (no persona counts as one) are in at most P + n - 1 (persona, part) pairs.
 
 Interviews are divided by persona, since each turn needs the answers before it: the personas, in the order of the hash, are cut
 into n parts whose sizes differ by at most one.
@@ -24,13 +24,18 @@ from permix.types import Cell, CellKey, Shard, digest
 
 def assign_shards(keys: Collection[CellKey], count: int) -> dict[CellKey, int]:
     """For each cell of a grid the number of its part, from 1 to `count`."""
-    prefix_ranks = _rank((key.persona_id or "", key.template) for key in keys)
+    prefix_ranks = _rank(map(_prefix_of, keys))
     question_ranks = _rank((key.question_id,) for key in keys)
     ordered = sorted(
         keys,
-        key=lambda key: (prefix_ranks[key.persona_id or "", key.template], question_ranks[key.question_id,], key.sample),
+        key=lambda key: (prefix_ranks[_prefix_of(key)], question_ranks[key.question_id,], key.sample),
     )
     return {key: 1 + place * count // len(ordered) for place, key in enumerate(ordered)}
+
+
+def _prefix_of(key: CellKey) -> tuple[str, ...]:
+    """What cells have in common whose prompts begin alike; without a context as in runs of earlier versions."""
+    return (key.persona_id or "", key.template, *([key.context] if key.context else []))
 
 
 def assign_personas(persona_ids: Collection[str], count: int) -> dict[str, int]:

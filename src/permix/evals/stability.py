@@ -42,14 +42,22 @@ from permix.inference.base import Model
 from permix.inference.batch_model import again_text, is_only_writing
 from permix.inference.cache import cached_model
 from permix.metrics import sequential, statistics
-from permix.metrics.linear_models import TemplateEffects, split_by_template, summarize_template_effects
+from permix.metrics.linear_models import (
+    ContextSummary,
+    TemplateEffects,
+    split_by_context,
+    split_by_template,
+    summarize_contexts,
+    summarize_template_effects,
+)
 from permix.metrics.sequential import Round, SequentialProgress, StoppingRule, summarize_rounds
 from permix.metrics.stability import StabilitySummary, summarize_stability
 from permix.metrics.statistics import mean_over_samples
 from permix.personas.pool import PersonaPool, select_personas, select_recorded_personas, warn_of_misfits
+from permix.personas.recorded_turns import RecordedTurns, load_context_turns
 from permix.plan import read_plan
 from permix.progress import print_status
-from permix.prompts import template_hash, template_text
+from permix.prompts import require_system_template, template_hash, template_text
 from permix.storage.cells import cell_summaries, explain_missing, find_failures, has_records
 from permix.storage.files import write_json
 from permix.storage.run_dir import RunDir, RunReader
@@ -188,6 +196,7 @@ def _measure_progress(answers: GridResults, rounds: Sequence[Round], config: Sta
 __all__ = [
     "StabilityGrid",
     "StabilitySummary",
+    "measure_contexts",
     "measure_stability",
     "prepare_stability",
     "read_stability_grid",
@@ -241,7 +250,7 @@ def evaluate_setup(model: Model, config: StabilityConfig, task: Task, setup: Eva
     shard = config.worker_shard
     divided = None if shard is None else divide_cells(first, shard)
     gains = ("strategy",) if strategy.is_full_grid else ()
-    identity, endpoint = stability_identity(config, task, model), check_addresses(model, config.out)
+    identity, endpoint = stability_identity(config, task, model, setup.prompt_format.turns), check_addresses(model, config.out)
     own, grid_json = first if divided is None else divided.own, None if divided is None else strategy.describe_grid(setup, ())
     with RunDir.open(config.out, config, identity, own, gains, endpoints=[endpoint], shard=shard, grid=grid_json) as run:
         description = f"stability {config.label or model.name}"
@@ -428,13 +437,26 @@ def prepare_stability(
         load_selection_questions(config, questions, trained_hashes) if STRATEGIES[config.strategy].selects_persona else ()
     )
     prompt_format = PromptFormat(
-        task.prompt, config.personas.template, config.personas.empty_system_prompt, require_distinct_templates(config.templates)
+        task.prompt,
+        config.personas.template,
+        config.personas.empty_system_prompt,
+        require_distinct_templates(config.templates),
+        config.contexts,
+        _load_turns(config, pool),
     )
     warn_of_misfits(pool, config.templates or [config.personas.template])
     setup = EvalSetup(questions, pool, prompt_format, config.samples, config.seed, selection_questions)
     if config.right_in_character:
         check_right_in_character(config, setup)
     return PreparedStability(config, task, setup)
+
+
+def _load_turns(config: StabilityConfig, pool: PersonaPool) -> RecordedTurns | None:
+    """The recorded turns of the contexts. Raises ConfigError for a template that does not go with contexts."""
+    if config.contexts:
+        for template in config.templates or [config.personas.template]:
+            require_system_template(template, "contexts")
+    return load_context_turns(config.contexts, config.context_turns, pool.personas, config.personas)
 
 
 def _load_asked_questions(config: StabilityConfig, trained_hashes: Collection[str]) -> LoadedTask:
@@ -471,13 +493,19 @@ def require_distinct_templates(templates: Sequence[str]) -> tuple[str, ...]:
     return tuple(templates)
 
 
-def stability_identity(config: StabilityConfig, task: Task, model: Model) -> dict[str, Any]:
-    """The identity of a run: the settings that all its cells share."""
-    plain = grid_identity(config, task) | {
-        "model": model.fingerprint,
-        "default_system": None if config.personas.empty_system_prompt else model.default_system,
-        "sampling": config.sampling.model_dump(),
-    }
+def stability_identity(config: StabilityConfig, task: Task, model: Model, turns: RecordedTurns | None = None) -> dict[str, Any]:
+    """The identity of a run: the settings that all its cells share, and the hash of the recorded turns of its contexts."""
+    contexts = {"contexts": list(config.contexts)} if config.contexts else {}
+    plain = (
+        grid_identity(config, task)
+        | contexts
+        | ({} if turns is None else {"context_turns": turns.content_hash})
+        | {
+            "model": model.fingerprint,
+            "default_system": None if config.personas.empty_system_prompt else model.default_system,
+            "sampling": config.sampling.model_dump(),
+        }
+    )
     return plain if config.strategy == "none" else plain | {"strategy": config.strategy}
 
 
@@ -496,9 +524,10 @@ def grid_identity(config: StabilityConfig, task: Task) -> dict[str, Any]:
 
 def _metrics_json(summary: StabilitySummary, run: Path, answers: GridResults) -> Mapping[str, Any]:
     """Content of metrics.json: stability measures; "pss_reason", why PSS has no value, only then; counts of answers that were cut
-    off ("cut_off"); measures of a strategy ("strategy") and of several templates ("crossed").
+    off ("cut_off"); measures of a strategy ("strategy"), of several templates ("crossed") and of each context ("contexts").
     """
     additional = {"strategy": measure_strategy(run, answers), "crossed": measure_template_effects(run, answers)}
+    contexts = measure_contexts(run, answers)
     cut_off = {"cut_off": count_cut_off(answers).model_dump(mode="json")}
     reason = {} if summary.pss_reason is None else {"pss_reason": summary.pss_reason}
     return (
@@ -506,6 +535,7 @@ def _metrics_json(summary: StabilitySummary, run: Path, answers: GridResults) ->
         | reason
         | cut_off
         | {name: one.model_dump(mode="json") for name, one in additional.items() if one is not None}
+        | ({"contexts": {one.id: one.model_dump(mode="json") for one in contexts}} if contexts else {})
     )
 
 
@@ -535,6 +565,34 @@ def measure_template_effects(run: Path, answers: GridResults | None = None) -> T
         split_by_template(correct_P_Q_S, answers.templates), baseline_Q_S, reader.grid["templates"],
         seed=config["seed"], resamples=config["resamples"],
     )  # fmt: skip
+
+
+def measure_contexts(run: Path, answers: GridResults | None = None) -> tuple[ContextSummary, ...]:
+    """Measure the stability in each context from a run's records; empty for a run without contexts. `answers` as in
+    `measure_template_effects`."""
+    config, grids = RunReader(run).config, read_context_grids(run, answers)
+    if not grids:
+        return ()
+    correct_X_P_Q_S, baselines_X_Q_S = zip(*((one.correct_P_Q_S, one.baseline_Q_S) for one in grids.values()), strict=True)
+    return summarize_contexts(
+        correct_X_P_Q_S, baselines_X_Q_S[0], tuple(grids), seed=config["seed"], resamples=config["resamples"]
+    )
+
+
+def read_context_grids(run: Path, answers: GridResults | None = None) -> dict[str, "StabilityGrid"]:
+    """Read the scores of a run by context; empty for a run without contexts. `answers` as in `measure_template_effects`.
+
+    All contexts have the same baseline. With several templates axis S holds the samples of each template in turn.
+    """
+    answers = answers or read_grid_results(run)
+    if answers.contexts == ("",):
+        return {}
+    grid = read_stability_grid(run, answers)
+    correct_X_P_Q_S = split_by_context(grid.correct_P_Q_S, len(answers.templates), answers.contexts)
+    return {
+        context: grid._replace(correct_P_Q_S=correct_P_Q_S)
+        for context, correct_P_Q_S in zip(answers.contexts, correct_X_P_Q_S, strict=True)
+    }
 
 
 def trained_question_hashes(model: ModelConfig, plans: Sequence[Path]) -> frozenset[str]:

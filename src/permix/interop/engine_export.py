@@ -207,13 +207,21 @@ def write_export(engine: TrainingEngine, format_name: str, export: PlanExport, o
 
 def export_identity(format_name: str, export: PlanExport) -> dict[str, str]:
     """What makes two exports the same one: format, plan, and a hash of model, settings, dev questions and machines."""
-    parts = [repr(sorted(_json_values(export.settings).items())), export.model, export.config.method]
+    settings = {name: value for name, value in _json_values(export.settings).items() if value or name not in LATER_SETTINGS}
+    parts = [repr(sorted(settings.items())), export.model, export.config.method]
     parts += [f"{export.nnodes} x {export.gpus_per_node}", *(row.model_dump_json() for row in export.dev_rows)]
     return {"format": format_name, "plan": export.plan.hash, "export": digest(*parts)}
 
 
+LATER_SETTINGS = ("plan.templates", "plan.contexts", "plan.context_turns")
+"""Settings that exports of earlier versions lack: where they are empty, they are no part of an export's identity."""
+
+
 def _json_values(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+    return {
+        name: list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+        for name, value in settings.items()
+    }
 
 
 def _check_folder(out: Path, identity: Mapping[str, str]) -> bool:

@@ -74,7 +74,7 @@ def _build_config(config: str | None, task_fields: dict[str, Any], pool: str | N
     if samples is not None:
         values["samples"] = samples
     stability_config = build_config(StabilityConfig, values, source=config or "-T")
-    for field in ("strategy", "templates", "budget", "precision"):
+    for field in ("strategy", "templates", "contexts", "budget", "precision"):
         if (value := getattr(stability_config, field)) != StabilityConfig.model_fields[field].default:
             raise ConfigError(f"{config}: {field} = {value!r}: a task of inspect_ai asks only the full grid; leave it out")
     return stability_config

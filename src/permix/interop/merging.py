@@ -69,7 +69,7 @@ class ExportableRun(NamedTuple):
 
 
 def read_exportable_run(path: Path) -> ExportableRun:
-    """Read a stability run. Raises DataError if it has another stage, no records, rounds, or several templates."""
+    """Read a stability run. Raises DataError if it has another stage, no records, rounds, several templates, or contexts."""
     run = RunReader(path)
     if run.stage != "stability":
         raise DataError(f"{path}: config.json has stage {run.config.get('stage')!r}; only stability runs can be exported")
@@ -80,6 +80,8 @@ def read_exportable_run(path: Path) -> ExportableRun:
         raise DataError(f"{path}: is a sequential run (budget, precision); a log can only hold a full grid")
     if results.templates != ("",):
         raise DataError(f"{path}: uses {len(results.templates)} templates; a log can only hold one")
+    if results.contexts != ("",):
+        raise DataError(f"{path}: uses {len(results.contexts)} contexts; a log can only hold a run without contexts")
     return ExportableRun(run.config, identity, run.provenance["created"], results)
 
 

@@ -41,6 +41,9 @@ PRIME_RL_SETTINGS: Mapping[str, SettingRule] = {
     "model.thinking_budget": harmless("has no effect in training"),
     "plan.mix": _DRAWN_AS_GIVEN,
     "plan.tag_weights": _DRAWN_AS_GIVEN,
+    "plan.templates": _DRAWN_AS_GIVEN,
+    "plan.contexts": _DRAWN_AS_GIVEN,
+    "plan.context_turns": _DRAWN_AS_GIVEN,
     "plan.scope": refused(
         lambda value: value == "rollout",
         "a task of verifiers is one prompt for all rollouts of a group; give a plan made with --plan.scope group",

@@ -1,12 +1,15 @@
-"""Linear models: effects of templates and personas on accuracy, and drift over the turns of an interview.
+"""Linear models: effects of templates, contexts and personas on accuracy, and drift over the turns of an interview.
 
 Contract: pure functions; no files, no global random state. NaN is no score: left out, never zero.
-Axes: W templates, P personas, Q questions, S samples, I turns, R resamples of personas.
+Axes: W templates, X contexts, P personas, Q questions, S samples, I turns, R resamples of personas.
 
 *Templates.* Does the persona change the accuracy, or the template that brings it into the prompt? Templates and personas are
 fixed effects and questions are random. So an effect is compared with its variation over questions, and every interval is over
 questions. The standard deviations are variance components of a three-way analysis of variance, on the questions with a score
 under every template and persona. Other questions count only in each template's own row.
+
+*Contexts.* How does the context in which a persona is asked change the accuracy? Each context is measured by itself, and against
+the first one by the paired differences of the same personas and questions.
 
 *Drift.* How does a measure change with the turn? Turn and question are separated by least squares on
 value_pi = a_p + c_q(p,i) + b z_i + noise: a level for each persona, a level for each question that all personas share, and the
@@ -23,7 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from permix.metrics import statistics
 from permix.metrics.measures import MeasureRecord, select_measures
-from permix.metrics.stability import summarize_stability
+from permix.metrics.stability import BOOTSTRAP_BLOCK_FLOATS, summarize_stability
 from permix.metrics.statistics import TIE_TOLERANCE, Array
 from permix.metrics.text_stats import ngrams, tokenize_words
 from permix.types import Estimate, Record
@@ -113,6 +116,75 @@ def split_by_template(correct_P_Q_S: Array, templates: Sequence[str]) -> Array:
     """correct_W_P_Q_S from scores whose axis S holds the samples of the first template, then of the second, and so on."""
     P, Q, _ = correct_P_Q_S.shape
     return np.moveaxis(correct_P_Q_S.reshape(P, Q, len(templates), -1), 2, 0)
+
+
+class ContextSummary(MeasureRecord):
+    """The stability in one context by itself; measures as in `StabilitySummary`.
+
+    `mean_minus_first`: mean accuracy over personas minus that in the run's first context, on the personas and questions with a
+    score in both; without a value for the first context itself. `n_scored` and `n_asked` count cells of personas.
+    """
+
+    VIEW = "contexts"
+
+    id: str
+    measures: dict[str, Estimate]
+    mean_minus_first: Estimate
+    n_scored: int
+    n_asked: int
+
+
+def summarize_contexts(
+    correct_X_P_Q_S: ArrayLike, baseline_Q_S: ArrayLike, contexts: Sequence[str], *, seed: int = 0, resamples: int = 2000
+) -> tuple[ContextSummary, ...]:
+    """Stability in each context, and its difference to the first one. Scores lie in [0, 1]; NaN is no score.
+
+    Raises ValueError as `summarize_stability` does.
+    """
+    correct = np.asarray(correct_X_P_Q_S, dtype=float)
+    mean_X_P_Q = statistics.mean_over_samples(correct)
+    rows = []
+    for place, (id, one_P_Q_S) in enumerate(zip(contexts, correct, strict=True)):
+        summary = summarize_stability(one_P_Q_S, baseline_Q_S, seed=seed, resamples=resamples)
+        difference = Estimate(value=None, n=0)
+        if place:
+            difference = paired_difference(mean_X_P_Q[0], mean_X_P_Q[place], seed=seed, resamples=resamples)
+        rows.append(
+            ContextSummary(
+                id=id,
+                measures=select_measures("contexts", summary.measures),
+                mean_minus_first=difference,
+                n_scored=summary.n_scored,
+                n_asked=summary.n_asked,
+            )
+        )
+    return tuple(rows)
+
+
+def paired_difference(first_P_Q: Array, other_P_Q: Array, *, seed: int, resamples: int) -> Estimate:
+    """Mean over personas of their mean difference other − first over questions, with its 95 % interval over questions.
+
+    Only cells with both scores count; n is the number of questions with such a cell. No value without any.
+    """
+    difference_P_Q = other_P_Q - first_P_Q
+    paired_P_Q = difference_P_Q[~np.isnan(difference_P_Q).all(axis=1)]
+    if not len(paired_P_Q):
+        return Estimate(value=None, n=0)
+
+    def mean(counts_R_Q: Array) -> dict[str, Array]:
+        return {"mean": statistics.weighted_question_mean(paired_P_Q, counts_R_Q).mean(axis=1)}
+
+    P, Q = paired_P_Q.shape
+    block_size = max(1, BOOTSTRAP_BLOCK_FLOATS // (P * max(P, Q)))
+    found = statistics.bootstrap(mean, Q, np.random.default_rng(seed), resamples, block_size)["mean"]
+    return statistics.bootstrap_paired(float(found.value), found.replicates, statistics.mean_over_samples(paired_P_Q.T))
+
+
+def split_by_context(correct_P_Q_S: Array, n_templates: int, contexts: Sequence[str]) -> Array:
+    """correct_X_P_Q_S from scores whose axis S holds, for each template in turn, the samples of each context in turn."""
+    P, Q, _ = correct_P_Q_S.shape
+    by_context_P_Q_W_X_S = correct_P_Q_S.reshape(P, Q, n_templates, len(contexts), -1)
+    return np.moveaxis(by_context_P_Q_W_X_S, 3, 0).reshape(len(contexts), P, Q, -1)
 
 
 QuestionIndex = NDArray[np.int64]

@@ -37,7 +37,7 @@ ScoredQuestions = Literal["personas", "baseline", "both"]
 """The questions that n counts: with a score of some persona ("personas"), with a baseline score ("baseline"), or with both."""
 
 MeasureView = Literal[
-    "main_table", "table_row", "templates", "comparison", "differences", "seed_differences", "methods", "method_table",
+    "main_table", "table_row", "templates", "contexts", "comparison", "differences", "seed_differences", "methods", "method_table",
     "dev_eval", "dev_eval_log", "dev_eval_card", "dev_eval_curves", "live_page",
 ]  # fmt: skip
 
@@ -178,6 +178,8 @@ MEASURE_VIEWS: dict[MeasureView, tuple[str, ...]] = {
     ),
     # a line for each persona template
     "templates": ("mean", "worst", "pss", "mean_minus_baseline"),
+    # a line for each context
+    "contexts": ("baseline", "mean", "worst", "pss", "mean_minus_baseline"),
     # `permix compare`
     "comparison": (
         "baseline", "mean", "worst", "best", "pss", "pss_crossfit", "spread", "persona_sd", "relative_persona_sd",

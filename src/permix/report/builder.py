@@ -108,7 +108,7 @@ REPORT_FIGURE_FILES = re.compile(
 """Names of the figures that a report may have."""
 
 REPORT_TABLE_NAMES = re.compile(
-    r"methods|method-differences|models|cells|personas_tidy|personas|wordings|strategies|identifiability|right-in-character"
+    r"methods|method-differences|models|cells|personas_tidy|personas|wordings|contexts|strategies|identifiability|right-in-character"
     r"|recognisability|recognised|as-published|unjudged|drift|step-times|runs"
     r"|(scores|differences|trial|agreement|interview|said)(-.+)?"
 )
@@ -135,6 +135,9 @@ def run_report(config: ReportConfig, caption: str = "") -> None:
         console.print(tables.terminal_strategy_table(strategies))
     if drift_by_model := {model.label: model.drift for model in models if model.drift is not None}:
         console.print(fidelity_tables.terminal_drift_table(drift_by_model))
+    if contexts := {model.label: model.contexts for model in models if model.contexts}:
+        for one in tables.terminal_context_tables(contexts):
+            console.print(one)
     for model in models:
         if model.template_effects is not None:
             console.print(f"{one_line(model.label)}: {tables.variance_components_text(model.template_effects)}", markup=False)
@@ -354,6 +357,9 @@ def _report_json(models: Sequence[ModelRuns], comparisons: Sequence[Comparison],
         },
         "template_effects": {
             model.label: model.template_effects.model_dump(mode="json") for model in models if model.template_effects is not None
+        },
+        "contexts": {
+            model.label: {one.id: one.model_dump(mode="json") for one in model.contexts} for model in models if model.contexts
         },
         "dev_evals": {
             model.label: {

@@ -6,6 +6,7 @@ prompts, sampling and scorer are the same; otherwise the comparison is refused a
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -20,7 +21,7 @@ from permix.errors import ConfigError, DataError
 from permix.evals.fidelity_records import cut_off_warning
 from permix.evals.grid import CutOffCounts, count_cut_off
 from permix.evals.in_character import measure_right_in_character
-from permix.evals.stability import StabilityGrid, read_stability_grid
+from permix.evals.stability import StabilityGrid, read_context_grids, read_stability_grid
 from permix.metrics import statistics
 from permix.metrics.measures import STABILITY_MEASURES, MeasureRecord
 from permix.metrics.model_comparison import (
@@ -182,6 +183,8 @@ class RunComparison(NamedTuple):
     right_in_character: MeasureDifference | None = None
     """None unless both runs ask for it, with the same classifier, and their answers allow it."""
     characters: CharacterComparison | None = None
+    contexts: Mapping[str, PairedComparison] = MappingProxyType({})
+    """The same comparison within each context, for runs with contexts."""
 
     @property
     def labels(self) -> tuple[str, str]:
@@ -203,7 +206,8 @@ def run_compare(config: CompareConfig) -> None:
     if len(config.runs) != 2:
         raise ConfigError(f"runs: compare takes two runs, not {len(config.runs)}: permix compare FIRST SECOND [--out DIR]")
     compared = compare_runs(*config.runs, seed=config.seed, resamples=config.resamples)
-    add_result(claim=plain_text(comparison_claim(compared)), comparison=compared.result.model_dump(mode="json"))
+    result = compared.result.model_dump(mode="json") | _contexts_json(compared)
+    add_result(claim=plain_text(comparison_claim(compared)), comparison=result)
     console = Console()
     for line in (comparison_claim(compared), *comparison_cautions(compared)):
         console.print(plain_text(line), markup=False, highlight=False, soft_wrap=not console.is_terminal)
@@ -216,7 +220,7 @@ def run_compare(config: CompareConfig) -> None:
         cut_off = dict(zip(paths, (one.model_dump(mode="json") for one in compared.cut_off), strict=True))
         both = compared.right_in_character
         in_character = {} if both is None else {"right_in_character": both.model_dump(mode="json")}
-        content = paths | compared.result.model_dump(mode="json") | in_character | {"cut_off": cut_off}
+        content = paths | compared.result.model_dump(mode="json") | in_character | {"cut_off": cut_off} | _contexts_json(compared)
         if compared.characters is not None:
             content["characters"] = compared.characters.differences.model_dump(mode="json")
         write_json(config.out / "comparison.json", content)
@@ -234,11 +238,25 @@ def compare_runs(first: Path, other: Path, *, seed: int = 0, resamples: int = 20
     if reasons := run_incompatibilities(one, two, grid, other_grid):
         why = "; ".join(escape_control(reason[:1].lower() + reason[1:]) for reason in reasons)
         raise DataError(f"{one.path} and {two.path} cannot be compared: {why}")
+    grids, other_grids = read_context_grids(one.path, one.grid_results), read_context_grids(two.path, two.grid_results)
+    contexts = {id: _compare_grids(grids[id], other_grids[id], seed, resamples) for id in grids}
+    return RunComparison(
+        one, two, _compare_grids(grid, other_grid, seed, resamples),
+        right_in_character=_compare_right_in_character(one, two, seed, resamples),
+        characters=_compare_characters(first, other), contexts=contexts,
+    )  # fmt: skip
+
+
+def _compare_grids(grid: StabilityGrid, other_grid: StabilityGrid, seed: int, resamples: int) -> PairedComparison:
     scores = (aligned_sample_means(grid, one_grid) for one_grid in (grid, other_grid))
     rows = [np.vstack([under_P_Q, without_Q[None]]) for under_P_Q, without_Q in scores]
-    result = compare_models_paired(rows[0], rows[1], grid.persona_ids, seed=seed, resamples=resamples)
-    in_character = _compare_right_in_character(one, two, seed, resamples)
-    return RunComparison(one, two, result, in_character, _compare_characters(first, other))
+    return compare_models_paired(rows[0], rows[1], grid.persona_ids, seed=seed, resamples=resamples)
+
+
+def _contexts_json(comparison: RunComparison) -> dict[str, Any]:
+    """Return "contexts": the comparison within each context, by its name; nothing for runs without contexts."""
+    found = {id: one.model_dump(mode="json") for id, one in comparison.contexts.items()}
+    return {"contexts": found} if found else {}
 
 
 def _compare_right_in_character(first: Run, other: Run, seed: int, resamples: int) -> MeasureDifference | None:
@@ -313,13 +331,17 @@ def _count_persona_scores(run: Run) -> tuple[int, int]:
 
 
 def terminal_comparison_tables(comparison: RunComparison) -> list[Table]:
-    """Return two tables for a terminal: the measures, then the personas, with the largest loss of accuracy first."""
+    """Return the tables for a terminal: the measures, the contexts of runs with contexts, and the personas, with the largest loss
+    of accuracy first.
+    """
     labels = [Text(one_line(label)) for label in comparison.labels]
     tables = []
-    for heading, lines in (
-        ("", [*_measure_rows(comparison), *_character_rows(comparison)]),
-        ("persona", _persona_rows(comparison.result)),
-    ):
+    parts = {
+        "": [*_measure_rows(comparison), *_character_rows(comparison)],
+        "context": _context_rows(comparison),
+        "persona": _persona_rows(comparison.result),
+    }
+    for heading, lines in ((heading, lines) for heading, lines in parts.items() if lines or heading != "context"):
         table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
         table.add_column(heading)
         for column in (*labels, Text("second − first"), Text("p")):
@@ -331,14 +353,16 @@ def terminal_comparison_tables(comparison: RunComparison) -> list[Table]:
 
 
 def comparison_markdown(comparison: RunComparison) -> str:
-    """Return both tables as a Markdown document."""
+    """Return the tables as a Markdown document."""
     one, two = map(table.md_label, comparison.labels)
+    contexts = [[table.md_label(line[0]), *line[1:]] for line in _context_rows(comparison)]
     parts = [
         f"# {two} against {one}",
         f"**{comparison_claim(comparison)}**",
         "\n>\n".join(f"> {line}" for line in comparison_cautions(comparison)),
         _COMPARISON_NOTE.format(questions=comparison.result.n_questions),
         markdown_table(["", one, two, "second − first", "p"], [*_measure_rows(comparison), *_character_rows(comparison)]),
+        markdown_table(["context", one, two, "second − first", "p"], contexts) if contexts else "",
         markdown_table(
             ["persona", one, two, "second − first", "p"],
             [[table.md_label(line[0]), *line[1:]] for line in _persona_rows(comparison.result)],
@@ -360,6 +384,19 @@ def _measure_rows(comparison: RunComparison) -> list[Sequence[str]]:
 def _character_rows(comparison: RunComparison) -> list[Sequence[str]]:
     rows = comparison.characters.rows if comparison.characters is not None else []
     return [(*map(one_line, row), MISSING_TEXT) for row in rows]
+
+
+_CONTEXT_MEASURES = ("mean", "pss")
+
+
+def _context_rows(comparison: RunComparison) -> list[Sequence[str]]:
+    """Return mean and PSS within each context; empty for runs without contexts."""
+    return [
+        (f"{id}, {STABILITY_MEASURES[measure.name].label}", *_comparison_cells(measure, measure.p))
+        for id, one in comparison.contexts.items()
+        for measure in one.measures
+        if measure.name in _CONTEXT_MEASURES
+    ]
 
 
 def _persona_rows(result: PairedComparison) -> list[Sequence[str]]:
@@ -526,6 +563,7 @@ def _setup_mismatches(first: Run, other: Run, *, compare_messages: bool = True) 
         (
             "Not asked in the same words",
             set(first.grid_results.templates) != set(other.grid_results.templates)
+            or set(first.grid_results.contexts) != set(other.grid_results.contexts)
             or (not compare_messages and _interview_setup(first) != _interview_setup(other))
             or (
                 compare_messages

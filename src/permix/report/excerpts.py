@@ -88,7 +88,7 @@ def completion_excerpts(models: Sequence[ModelRuns], kind: str) -> list[Document
         persona_keys = _evenly_spaced((key for key in keys if key.persona_id == persona_id), _MAX_QUESTIONS)
         cells = next(iter(cells_by_model.values()))
         lines = [
-            [_cut_text_cell(_message_text(cells[key], "user")), *(_answer_cell(run.get(key)) for run in cells_by_model.values())]
+            [_cut_text_cell(_asked_text(cells[key], kind)), *(_answer_cell(run.get(key)) for run in cells_by_model.values())]
             for key in persona_keys
         ]
         parts.append(f"**{md_label(persona_id or '')}** – {_quote_markdown(_persona_text(cells[persona_keys[0]]))}")
@@ -350,11 +350,11 @@ def _default_system_text(run: Run) -> str:
 
 
 def _shared_keys(runs: Sequence[Mapping[CellKey, Asked]]) -> list[CellKey]:
-    """Return the persona cells of the first sample and template that every run has; when the runs share
-    no cell, the cells of the first run.
+    """Return the persona cells of the first sample, template and context that every run has; when the runs share no cell, the
+    cells of the first run.
     """
     persona_keys = [key for key in runs[0] if key.persona_id is not None and key.sample == 0]
-    keys = [key for key in persona_keys if key.template == persona_keys[0].template]
+    keys = [key for key in persona_keys if (key.template, key.context) == (persona_keys[0].template, persona_keys[0].context)]
     return [key for key in keys if all(key in run for run in runs)] or keys
 
 
@@ -370,6 +370,11 @@ def _evenly_spaced(items: Iterable[_T], count: int) -> list[_T]:
 
 def _persona_text(cell: Asked) -> str:
     return "" if cell.persona_id is None else persona_prompt(cell.messages)
+
+
+def _asked_text(cell: Asked, kind: str) -> str:
+    """Return what the user said; of a question with a checkable answer only the question, without the turns before it."""
+    return cell.prompt if kind == "stability" else _message_text(cell, "user")
 
 
 def _message_text(cell: Asked, role: str) -> str:

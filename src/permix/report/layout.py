@@ -44,6 +44,12 @@ TEMPLATE_NOTE = (
     "Where the interval of a standard deviation begins at 0, no such difference was shown."
 )
 
+CONTEXT_NOTE = (
+    "The same personas and questions in several contexts: how the persona is brought in, and how far it has been played when the "
+    "question is asked. Each row is one context alone; the tables above average over all contexts. No persona was asked once, "
+    "without a context. The last difference is paired by persona and question, against the first context of the run."
+)
+
 STRATEGY_NOTE = (
     "What personas gain without training, and at what cost. The gain is paired by question. Tokens are those read and written in "
     "all calls for one answer; next to them are the tokens of asking the same question once without a persona."
@@ -143,6 +149,8 @@ def _sections(
     yield from optional_section("heat-map", "Heat map", _figures_of_chart(figures, "grid"), GRID_NOTE)
     yield from optional_section("best-of-k", "Best of k personas", _figures_of_chart(figures, "lottery"), LOTTERY_NOTE)
     yield from optional_section("templates", "Templates", _template_parts(models), TEMPLATE_NOTE)
+    contexts = {model.label: model.contexts for model in models if model.contexts}
+    yield from optional_section("contexts", "Contexts", [tables.context_table(contexts)] if contexts else [], CONTEXT_NOTE)
     yield from optional_section(
         "strategies", "Inference-time strategies", [tables.strategy_table(strategies)] if strategies else [], STRATEGY_NOTE
     )

@@ -28,7 +28,7 @@ from permix.evals.text_metrics import TextMetrics, measure_text_metrics
 from permix.judges.runner import find_judge_failures
 from permix.metrics.dev_curve import DevCurve
 from permix.metrics.identifiability import Identifiability
-from permix.metrics.linear_models import TemplateEffects
+from permix.metrics.linear_models import ContextSummary, TemplateEffects
 from permix.metrics.measures import MeasureRecord, select_measures
 from permix.metrics.recognisability import Recognisability
 from permix.metrics.right_in_character import RightInCharacter
@@ -202,6 +202,8 @@ class ModelRuns(NamedTuple):
     identifiability: Identifiability | None
     strategies: tuple[StrategySummary, ...]
     template_effects: TemplateEffects | None = None
+    contexts: tuple[ContextSummary, ...] = ()
+    """The stability in each context of a run with contexts."""
     text_metrics: Mapping[str, TextMetrics] = MappingProxyType({})
     """By kind of fidelity run."""
     drift: Drift | None = None
@@ -364,6 +366,7 @@ def _measure_model(label: str, runs: dict[str, Run]) -> ModelRuns:
         grid=None if stable is None else stability.read_stability_grid(stable.path, stable.grid_results),
         identifiability=identifiability,
         template_effects=None if stable is None else stability.measure_template_effects(stable.path, stable.grid_results),
+        contexts=() if stable is None else stability.measure_contexts(stable.path, stable.grid_results),
         text_metrics={kind: measure_text_metrics(runs[kind].path) for kind in FIDELITY_RUN_KINDS if kind in runs},
         strategies=tuple(one for run in runs.values() if (one := measure_strategy(run.path, run.grid_results)) is not None),
         drift=None if talk is None else measure_drift(talk.path, find_reference_run(talk), _scores_by_judge(talk)),

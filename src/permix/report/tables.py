@@ -18,7 +18,7 @@ from rich.text import Text
 from permix.evals.grid import CutOffCounts, cell_row, persona_rows
 from permix.evals.strategies.base import StrategySummary, StrategyTokens
 from permix.metrics.identifiability import Identifiability
-from permix.metrics.linear_models import TemplateEffects
+from permix.metrics.linear_models import ContextSummary, TemplateEffects
 from permix.metrics.measures import measures_in
 from permix.metrics.recognisability import Recognisability
 from permix.metrics.right_in_character import RightInCharacter
@@ -262,8 +262,8 @@ def _cut_off_share_cell(share: float | None) -> TableCell:
 
 
 TIDY_CELL_COLUMNS: Mapping[str, type] = {
-    "model": str, "kind": str, "persona_id": str, "question_id": str, "sample": int, "template": str, "correct": int,
-    "extracted": str, "gold": str, "error": str, "prompt_tokens": int, "completion_tokens": int, "finish": str,
+    "model": str, "kind": str, "persona_id": str, "question_id": str, "sample": int, "template": str, "context": str,
+    "correct": int, "extracted": str, "gold": str, "error": str, "prompt_tokens": int, "completion_tokens": int, "finish": str,
 }  # fmt: skip
 """The columns of tables/cells.csv; texts of the answers are in records.jsonl."""
 
@@ -398,6 +398,56 @@ def template_table(effects_by_model: Mapping[str, TemplateEffects]) -> Table:
             template = TableCell(one_line(one.id), one_line(one.text, DETAILS_WIDTH))
             lines.append([label_cell(model), template, *(cell.with_sources(_stability_source(model)) for cell in cells)])
     return tabulate("wordings", ["model", "template", *(measure.label for measure in measures)], lines, n_label_columns=2)
+
+
+MEAN_MINUS_FIRST_LABEL = "mean − first context"
+
+
+def context_table(contexts_by_model: Mapping[str, Sequence[ContextSummary]]) -> Table:
+    """Return a table with a row for each model and context."""
+    measures, lines = measures_in("contexts"), []
+    for model, contexts in contexts_by_model.items():
+        for one in contexts:
+            cells = [*_context_cells(one), trusted_cell(format_ratio(one.n_scored, one.n_asked))]
+            source = _stability_source(model)
+            lines.append([label_cell(model), TableCell(one_line(one.id)), *(cell.with_sources(source) for cell in cells)])
+    headings = ["model", "context", *(measure.label for measure in measures), MEAN_MINUS_FIRST_LABEL, "scored"]
+    return tabulate("contexts", headings, lines, n_label_columns=2)
+
+
+def _context_cells(one: ContextSummary) -> list[TableCell]:
+    measured = [
+        (difference_cell if measure.is_difference else estimate_cell)(one.measures[measure.name])
+        for measure in measures_in("contexts")
+    ]
+    return [*measured, MISSING_CELL if one.mean_minus_first.value is None else difference_cell(one.mean_minus_first)]
+
+
+def terminal_context_tables(contexts_by_model: Mapping[str, Sequence[ContextSummary]]) -> Iterator[TerminalTable]:
+    """Yield tables for a terminal: a row for each measure and a column for each model and context, at most three in a table."""
+    columns = [
+        (one.id if len(contexts_by_model) == 1 else f"{model}, {one.id}", one)
+        for model, contexts in contexts_by_model.items()
+        for one in contexts
+    ]
+    for start in range(0, len(columns), TERMINAL_COLUMNS):  # a terminal leaves columns out that do not fit
+        yield _terminal_context_table(columns[start : start + TERMINAL_COLUMNS])
+
+
+TERMINAL_COLUMNS = 3
+
+
+def _terminal_context_table(columns: Sequence[tuple[str, ContextSummary]]) -> TerminalTable:
+    table = TerminalTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("", width=NAME_WIDTH)
+    for heading, _ in columns:
+        table.add_column(
+            Text(truncate(escape_control(heading), LABEL_WIDTH)), justify="left", overflow="fold", min_width=VALUE_WIDTH
+        )
+    labels = [*(measure.label for measure in measures_in("contexts")), MEAN_MINUS_FIRST_LABEL]
+    for place, label in enumerate(labels):
+        table.add_row(Text(label), *(_terminal_text(_context_cells(one)[place]) for _, one in columns))
+    return table
 
 
 def _stability_source(model: str) -> SourceRun:

@@ -73,6 +73,7 @@ class CellLine(TypedDict):
     question_id: str
     sample: NotRequired[int]
     template: NotRequired[str]
+    context: NotRequired[str]
     seed: int
     messages: tuple[Message, ...]
     gold: NotRequired[str | None]
@@ -98,6 +99,7 @@ def cell_line_key(cell: CellLine) -> CellKey:
         intern(cell["question_id"]),
         cell.get("sample", 0),
         intern(cell.get("template", "")),
+        intern(cell.get("context", "")),
     )
 
 

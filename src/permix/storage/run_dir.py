@@ -140,6 +140,7 @@ class _GridFields(_OpenDict, total=False):
     choosing_question_ids: list[str]
     asked_without_persona: list[str]
     templates: dict[str, str]
+    contexts: list[str]
     persona_texts: dict[str, str]
     turns_asked: dict[str, list[str]]
     questions_asked: list[dict[str, Any]]
@@ -464,7 +465,7 @@ def _recorded_settings(config: BaseModel) -> dict[str, Any]:
 
 
 _SETTINGS_OF_A_MACHINE = (
-    *("out", "threads", "cache"),
+    *("out", "threads", "cache", "context_turns"),
     *("base_url", "same_weights", "api_key_env", "batch_size", "concurrency", "timeout_s", "retries"),
 )  # fmt: skip
 """Last parts of the keys of config.json in which the workers of a run may differ, each on a machine of its own."""
@@ -551,6 +552,7 @@ _HASHED_SETTINGS: Mapping[str, _HashedSettings] = {
     "interview.asked by": _HashedSettings(("interviewer", "interview"), "another interviewer, or other questions of its script"),
     "interview.personas": _HashedSettings(("personas",), "other personas"),
     "template": _HashedSettings(("personas.template", "templates"), "another text of personas.template"),
+    "context_turns": _HashedSettings(("context_turns",), "other recorded turns behind context_turns"),
     "prompt": _HashedSettings(("task.prompt_template",), "another prompt of the task"),
     "plan": _HashedSettings(("plan", "plan_file", "task", "personas"), "a plan of other rows (questions, personas or prompts)"),
     "rubrics": _HashedSettings(("judge.rubrics",), "other texts of the rubrics or of the judge's prompt"),

@@ -77,6 +77,11 @@ def check_plan(plan: Plan, config: OptimConfig) -> None:
             f'train.kl_reference_prompt = "no-persona": persona {row.persona_id} of step {row.step} is in the user\'s message, '
             'with the question, and cannot be removed from it; give "same-persona", or a personas.template without {question}'
         )
+    if config.kl_reference_prompt == "no-persona" and (row := next(filter(_is_persona_beyond_system, plan.rows), None)):
+        raise ConfigError(
+            f'train.kl_reference_prompt = "no-persona": step {row.step} has a row in context {row.context!r}, whose turns or '
+            'question belong to the persona too; give "same-persona", or a plan without contexts'
+        )
     mixed = len({(row.step, row.group) for row in plan.rows}) < len(plan.rows)
     if config.use_vllm and config.vllm_mode == "server" and mixed:
         raise ConfigError(
@@ -88,6 +93,11 @@ def check_plan(plan: Plan, config: OptimConfig) -> None:
 
 def _has_persona_in_user_message(row: PlanRow) -> bool:
     return row.persona_id is not None and not any(message["role"] == "system" and message["content"] for message in row.messages)
+
+
+def _is_persona_beyond_system(row: PlanRow) -> bool:
+    """Whether the row's context brings the persona into other messages than the system message."""
+    return row.context not in ("", "system")
 
 
 def _check_group_sizes(plan: Plan) -> None:

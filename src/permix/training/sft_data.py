@@ -268,7 +268,7 @@ def _teacher_cell(row: PlanRow, number: int, sample: int) -> Cell:
     return Cell(
         # The seed of the rollout with this number in RL.
         persona_id=row.persona_id, question_id=row.question_id, sample=sample, seed=seed_from(row.seed, number),
-        messages=row.messages, gold=row.gold,
+        messages=row.messages, gold=row.gold, template=row.template, context=row.context,
     )  # fmt: skip
 
 

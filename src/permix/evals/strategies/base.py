@@ -91,7 +91,8 @@ def _zero_followups(setup: EvalSetup) -> int:
 
 
 def _describe_full_grid(setup: EvalSetup, followup_cells: Sequence[Cell]) -> dict[str, object]:
-    return describe_grid(setup.pool.personas, setup.questions, setup.samples, setup.prompt_format.crossed_templates)
+    crossed = setup.prompt_format.crossed_templates, setup.prompt_format.contexts
+    return describe_grid(setup.pool.personas, setup.questions, setup.samples, *crossed)
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def persona_infos(models: Sequence[ModelRuns]) -> dict[str, PersonaInfo]:
 
 def _persona_infos_of_run(run: Run) -> dict[str, PersonaInfo]:
     first_cell: dict[str, CellKey] = {}
-    for key in run.cells:
+    for key in sorted(run.cells, key=lambda key: key.context == "user"):  # there the persona's message holds a question too
         if key.persona_id is not None:
             first_cell.setdefault(key.persona_id, key)
     section = run.config.get("personas", {})

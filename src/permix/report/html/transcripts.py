@@ -20,6 +20,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,13 +134,13 @@ class TranscriptSheet(NamedTuple):
         return all(row == self.questions_by_row[0] for row in self.questions_by_row)
 
     def cell_keys(self, row: int, column: int) -> Iterator[CellKey]:
-        """Yield the keys of the recorded cells at this row and column: all templates and samples, in order."""
+        """Yield the keys of the recorded cells at this row and column: all templates, contexts and samples, in order."""
         persona, question, answers = self.personas[row], self.questions_by_row[row][column], self.run.grid_results
-        for template in ("",) if persona is None else answers.templates:
-            for sample in range(answers.samples):
-                key = CellKey(persona, question, sample, template)
-                if key in self.run.cell_summaries:
-                    yield key
+        templates, contexts = (("",), ("",)) if persona is None else (answers.templates, answers.contexts)
+        for template, context, sample in product(templates, contexts, range(answers.samples)):
+            key = CellKey(persona, question, sample, template, context)
+            if key in self.run.cell_summaries:
+                yield key
 
 
 def build_sheet(label: str, kind: str, run: Run, model_index: int) -> TranscriptSheet:
@@ -261,6 +262,7 @@ def _sheet_json(sheet: TranscriptSheet, tile: Tiling) -> dict[str, Any]:
         "personas": [None if one is None else escape_control(one) for one in sheet.personas],
         "questions": gzip_base64_json(rows[0] if sheet.has_shared_columns and rows else rows),
         "templates": _template_texts(sheet.run),
+        "contexts": [escape_control(one) for one in sheet.run.grid_results.contexts if one],
         "samples": sheet.run.grid_results.samples,
         "without_system": _no_system_message_text(sheet.run),
         "records": escape_control(_records_text(sheet.run)),
@@ -305,7 +307,11 @@ def _cell_json(cell: Cell, text_index: dict[str, int]) -> dict[str, Any]:
         "sample": cell.sample,
         "messages": messages,
     }
-    optional: dict[str, Any] = {"template": escape_control(cell.template) or None, "gold": _cut_text_or_none(cell.gold)}
+    optional: dict[str, Any] = {
+        "template": escape_control(cell.template) or None,
+        "context": escape_control(cell.context) or None,
+        "gold": _cut_text_or_none(cell.gold),
+    }
     if completion is not None:
         optional |= {
             "text": _cut_text(completion.answer),

@@ -83,7 +83,7 @@
   permix.tileOf = ({ key, tile: [rows, columns] }, { row, column }) =>
     `${key}-${Math.floor(row / rows)}-${Math.floor(column / columns)}`;
 
-  /** Returns a Promise of the recorded cells at {row, column}, by template and sample. An Error's message explains why loading failed. */
+  /** Returns a Promise of the recorded cells at {row, column}, by template, context and sample. An Error's message explains why loading failed. */
   permix.cellsAt = async (sheet, place) => {
     const name = permix.tileOf(sheet, place);
     const { stamp, texts, cells } = await tile(name);

@@ -98,9 +98,9 @@
     return text === undefined ? [] : permix.longText(text, sheet);
   }
 
-  /** The sample and template of a cell, if its run has several. */
+  /** The sample, template and context of a cell, if its run has several. */
   function variant(cell, sheet) {
-    const several = sheet.samples > 1 || Object.keys(sheet.templates).length > 1;
+    const several = sheet.samples > 1 || Object.keys(sheet.templates).length > 1 || sheet.contexts.length > 1;
     return several ? [permix.el("p", { class: "variant" }, permix.variantName(cell, sheet))] : [];
   }
 

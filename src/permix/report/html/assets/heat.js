@@ -92,7 +92,8 @@
       if (value === undefined) return "not asked";
       if (value === null) return "no score";
       if (state.other) return `${value > 0 ? "+" : ""}${value.toFixed(2)} against ${state.other.sheet.label}`.replace("-", "−");
-      const asked = state.grid.sheet.samples * Math.max(1, Object.keys(state.grid.sheet.templates).length);
+      const { samples, templates, contexts } = state.grid.sheet;
+      const asked = samples * Math.max(1, Object.keys(templates).length) * Math.max(1, contexts.length);
       if (asked === 1) return value === 1 ? "right (1)" : "wrong (0)";
       return `mean score ${value.toFixed(2)}`;
     }

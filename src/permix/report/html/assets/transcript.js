@@ -7,7 +7,7 @@
   const LONG = 3000; // number of characters from which a text gets its own scroll bar
   const parts = {}; // elements of the dialog, made at first use
   let at = null; // the open cell: {label, kind, row, column}
-  let chosen = ""; // the selected template and sample
+  let chosen = ""; // the selected template, context and sample
   let lastShow = 0; // a slower earlier call must not overwrite a later one
 
   /** Opens the transcript at {label, kind, row, column}; the Promise resolves when it is shown. */
@@ -30,7 +30,7 @@
       personaBefore: button("‹ persona", [-1, 0]), personaAfter: button("persona ›", [1, 0]),
       questionBefore: button("‹ question", [0, -1]), questionAfter: button("question ›", [0, 1]),
     };
-    parts.sample = el("select", { "aria-label": "sample and template" });
+    parts.sample = el("select", { "aria-label": "sample, template and context" });
     parts.sample.addEventListener("change", () => {
       chosen = parts.sample.value;
       show();
@@ -124,7 +124,7 @@
     }
   }
 
-  const variant = (cell) => JSON.stringify([cell.template ?? "", cell.sample]);
+  const variant = (cell) => JSON.stringify([cell.template ?? "", cell.context ?? "", cell.sample]);
 
   function setSamples(models) {
     const variants = new Map();
@@ -136,10 +136,11 @@
     parts.sample.hidden = variants.size < 2;
   }
 
-  /** The sample and template of a cell, in words. */
+  /** The sample, template and context of a cell, in words. */
   permix.variantName = (cell, sheet) => {
     const template = cell.template ? `, “${sheet.templates[cell.template] ?? cell.template}”` : "";
-    return `sample ${cell.sample + 1}${template}`;
+    const context = cell.context ? `, context ${cell.context}` : "";
+    return `sample ${cell.sample + 1}${template}${context}`;
   };
 
   function modelElements(models) {
@@ -208,7 +209,7 @@
     const rows = [
       ["Extracted answer", cell.extracted], ["Gold", cell.gold], ["Finish reason", finishes[cell.finish]],
       ["Prompt tokens", cell.read], ["Completion tokens", cell.written],
-      ["Template", cell.template && (sheet.templates[cell.template] ?? cell.template)],
+      ["Template", cell.template && (sheet.templates[cell.template] ?? cell.template)], ["Context", cell.context],
     ].filter(([, value]) => value !== undefined);
     return el("dl", {}, ...rows.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, String(plain(value)))]));
   }
