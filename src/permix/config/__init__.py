@@ -35,10 +35,8 @@ from permix.config.data import (
     rubric_entries,
 )
 from permix.config.stages import (
-    CONFIGS_BY_STAGE,
     DEFAULTS_FROM_DATA,
     ENGINE_FORMATS,
-    AnyConfig,
     CompareConfig,
     EngineFormat,
     ExportConfig,
@@ -61,6 +59,18 @@ from permix.config.stages import (
     TrainConfig,
     ViewConfig,
 )
+from permix.config.study import (
+    BASE_UNIT,
+    FILE_ONLY_FIELDS,
+    OVERRIDABLE_SECTIONS,
+    TRAIN_PART,
+    HeadlineConfig,
+    PartConfig,
+    StudyConfig,
+    StudyRatesConfig,
+    StudyUnit,
+    merge_values,
+)
 from permix.config.training import (
     BOOKKEEPING_FIELDS,
     DEFAULT_MIX,
@@ -79,9 +89,42 @@ from permix.config.training import (
     resolve_mix,
 )
 
+AnyConfig = (
+    PlanConfig
+    | TrainConfig
+    | StabilityConfig
+    | FidelityConfig
+    | JudgeConfig
+    | QuestionsConfig
+    | ReportConfig
+    | CompareConfig
+    | ViewConfig
+    | ImportConfig
+    | ExportConfig
+    | QuickstartConfig
+    | StudyConfig
+)
+
+CONFIGS_BY_STAGE: dict[str, type[AnyConfig]] = {
+    "plan": PlanConfig,
+    "train": TrainConfig,
+    "stability": StabilityConfig,
+    "fidelity": FidelityConfig,
+    "judge": JudgeConfig,
+    "questions": QuestionsConfig,
+    "report": ReportConfig,
+    "compare": CompareConfig,
+    "view": ViewConfig,
+    "import": ImportConfig,
+    "export": ExportConfig,
+    "quickstart": QuickstartConfig,
+    "study": StudyConfig,
+}
+
 __all__ = [
     "ANSWER_KINDS",
     "BACKENDS",
+    "BASE_UNIT",
     "BATCH_BACKEND",
     "BOOKKEEPING_FIELDS",
     "CONFIGS_BY_STAGE",
@@ -90,12 +133,15 @@ __all__ = [
     "DEFAULT_MIX",
     "ENGINE_FIELDS",
     "ENGINE_FORMATS",
+    "FILE_ONLY_FIELDS",
     "IGNORED_FIELDS",
     "NO_PERSONA_METHODS",
+    "OVERRIDABLE_SECTIONS",
     "OWN_OBJECT_NAME",
     "RUNTIME_ONLY_FIELDS",
     "SUPERVISED_METHODS",
     "TRACKER_PACKAGES",
+    "TRAIN_PART",
     "AnyConfig",
     "BackendCapabilities",
     "CharacterConfig",
@@ -106,6 +152,7 @@ __all__ = [
     "EngineFormat",
     "ExportConfig",
     "FidelityConfig",
+    "HeadlineConfig",
     "ImportConfig",
     "ImportedFidelityConfig",
     "ImportedModelConfig",
@@ -119,6 +166,7 @@ __all__ = [
     "LossName",
     "ModelConfig",
     "OptimConfig",
+    "PartConfig",
     "PersonaGymConfig",
     "PersonaGymTask",
     "PersonasConfig",
@@ -129,6 +177,9 @@ __all__ = [
     "RolloutPlanConfig",
     "RunConfig",
     "StabilityConfig",
+    "StudyConfig",
+    "StudyRatesConfig",
+    "StudyUnit",
     "TaskConfig",
     "TeacherConfig",
     "ThinkingSwitch",
@@ -141,6 +192,7 @@ __all__ = [
     "configurable_backends",
     "format_validation_error",
     "load_config",
+    "merge_values",
     "quote_input",
     "read_config_values",
     "resolve_mix",

@@ -62,6 +62,18 @@ def cores_per_process(cores: int) -> int:
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; empty without a GPU or without torch."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [one.strip() for one in named.split(",") if one.strip() not in ("", "-1")]
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return []
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
 def pick_device() -> str:
     import torch
 

@@ -289,9 +289,13 @@ def compare_stability_grids(first: StabilityGrid, other: StabilityGrid, seed: in
 
 
 def identifiability_difference(
-    first: Sequence[Identifiability], other: Sequence[Identifiability], seed: int, resamples: int
+    first: Sequence[Identifiability],
+    other: Sequence[Identifiability],
+    seed: int,
+    resamples: int,
+    change: statistics.Change = np.subtract,
 ) -> Estimate:
-    """Return other − first in identifiability, where each is the mean over its models.
+    """Return other − first, or another change, in identifiability, where each is the mean over its models.
 
     All models use the same bootstrap draws of questions; only questions that every model answered count. n is the number of
     questions.
@@ -300,7 +304,7 @@ def identifiability_difference(
 
     def measures(counts_R_Q: Array) -> dict[str, Array]:
         one, two = (mean_identifiability(models, questions, counts_R_Q) for models in (first, other))
-        return {"identifiability": two - one}
+        return {"identifiability": change(two, one)}
 
     drawn = statistics.bootstrap(measures, len(questions), np.random.default_rng(seed), resamples, block_size=resamples)
     value, replicate_R = drawn["identifiability"]

@@ -182,8 +182,12 @@ def group_methods(models: Sequence[ModelRuns], specs: Sequence[str] = ()) -> lis
     """Return the methods, in the order of their first model. Raises ConfigError when `specs` is malformed or names unknown
     labels.
     """
+    return group_assigned_methods(models, _parse_method_specs(specs, [model.label for model in models]))
+
+
+def group_assigned_methods(models: Sequence[ModelRuns], assigned: Mapping[str, str]) -> list[ReportMethod]:
+    """Return the methods, in the order of their first model; `assigned` names the methods of some models, by label."""
     trainings = {model.label: find_training_run(model) for model in models}
-    assigned = _parse_method_specs(specs, [model.label for model in models])
     groups: dict[str, list[ModelRuns]] = {}
     for model in models:
         groups.setdefault(_group_key(model.label, trainings[model.label], assigned), []).append(model)
@@ -378,8 +382,8 @@ def pool_seeds(method: ReportMethod) -> PooledMethod:
     )  # fmt: skip
 
 
-def method_difference(one: ReportMethod, other: ReportMethod) -> MethodDifference:
-    """Return one − other, paired by persona and question."""
+def method_difference(one: ReportMethod, other: ReportMethod, change: statistics.Change = np.subtract) -> MethodDifference:
+    """Return one − other, or another change from other to one, paired by persona and question."""
     (stable, fidelity), (other_stable, other_fidelity) = measured_models(one), measured_models(other)
     reasons = _seed_incompatibilities([*other_stable, *stable], fidelity=False)
     fidelity_reasons = _seed_incompatibilities([*other_fidelity, *fidelity], fidelity=True)
@@ -388,11 +392,14 @@ def method_difference(one: ReportMethod, other: ReportMethod) -> MethodDifferenc
     if stable and other_stable and not reasons:
         grids = _aligned_grids([*other_stable, *stable])
         differences = stability_differences(
-            grids[: len(other_stable)], grids[len(other_stable) :], *_bootstrap_settings(other_stable[0].runs["stability"])
+            grids[: len(other_stable)],
+            grids[len(other_stable) :],
+            *_bootstrap_settings(other_stable[0].runs["stability"]),
+            change,
         )
     if fidelity and other_fidelity and not fidelity_reasons:
         results = _identifiability_results(other_fidelity), _identifiability_results(fidelity)
-        identifiability = identifiability_difference(*results, *_bootstrap_settings(other_fidelity[0].runs["fidelity"]))
+        identifiability = identifiability_difference(*results, *_bootstrap_settings(other_fidelity[0].runs["fidelity"]), change)
     personas = {len(model.grid.persona_ids) for model in (*stable, *other_stable) if model.grid is not None}
     return MethodDifference(
         name=one.name, against=other.name, measures=differences, identifiability=identifiability,
