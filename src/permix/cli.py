@@ -719,8 +719,8 @@ OUTPUT_OPTIONS_HELP = (
 DRY_RUN_HELP = "With --dry-run it prints what would be asked, and what that costs; it asks, loads and writes nothing."
 
 STUDY_HELP = (
-    "What a study consists of is in its file; --train.FIELD, --arms.NAME.FIELD and --evaluations.NAME.FIELD replace single values "
-    "of it, and --seeds is short for --only-seeds."
+    "What a study consists of is in its file; --train.FIELD, --arms.NAME.FIELD and --evaluations.NAME.FIELD replace single "
+    "values of it, and --seeds is short for --only-seeds."
 )
 
 BATCH_OPTIONS = ("--batch-out", "--batch-in", "--shards")

@@ -173,7 +173,7 @@ class StudyConfig(ConfigSection):
     @classmethod
     def _check_evaluations(cls, evaluations: dict[str, dict[str, Any]], info: ValidationInfo) -> dict[str, dict[str, Any]]:
         for name in evaluations:
-            _check_name(name, taken=(TRAIN_PART,))
+            _check_name(name, taken=(TRAIN_PART, *info.data.get("arms", ())), also="an arm or a folder")
         for name, values in evaluations.items():
             _raise_as_value_error(lambda name=name, values=values: build_evaluation(name, values))  # type: ignore[misc]
         return evaluations
@@ -400,11 +400,11 @@ def _refuse_fields(values: Mapping[str, Any], names: Sequence[str], owner: str) 
             raise ConfigError(f"{f'{owner}: ' if owner else ''}{name}: the study sets it; leave it out")
 
 
-def _check_name(name: str, taken: Sequence[str]) -> None:
+def _check_name(name: str, taken: Sequence[str], also: str = "a folder") -> None:
     if not _NAME.fullmatch(name):
         raise ValueError(f"{quote_input(name)}: a name has letters, digits, '-', '_' and '.', and names a folder")
     if name in taken:
-        raise ValueError(f"{quote_input(name)}: a folder of the study has this name; choose another")
+        raise ValueError(f"{quote_input(name)}: {also} of the study has this name; choose another")
 
 
 def _require_one_of(name: str, known: Any, what: str) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import sys
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -36,8 +37,11 @@ def tune_malloc() -> None:
 
 
 def release_memory() -> None:
-    """Free objects that only reference cycles keep alive (a trainer, its optimizer) and return freed memory to the kernel."""
+    """Free objects that only reference cycles keep alive (a trainer, its optimizer) and return freed memory to the kernel, and
+    that of a GPU to its driver."""
     gc.collect()
+    if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 

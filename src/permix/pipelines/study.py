@@ -15,87 +15,20 @@ evaluations of it are finished.
 """
 
 import os
-import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, NamedTuple
 
-from permix.config import (
-    BASE_UNIT,
-    BOOKKEEPING_FIELDS,
-    ENGINE_FIELDS,
-    RUNTIME_ONLY_FIELDS,
-    TRAIN_PART,
-    FidelityConfig,
-    PartConfig,
-    StabilityConfig,
-    StudyConfig,
-    StudyUnit,
-    TrainConfig,
-)
+from permix.config import TRAIN_PART, StudyConfig, StudyUnit
 from permix.errors import ConfigError, IncompleteRunError, PermixError
+from permix.pipelines.study_cost import check_study
 from permix.pipelines.study_jobs import UNIT_CLAIM_VARIABLE, UnitFailure, run_in_processes
+from permix.pipelines.study_units import check_same_settings, delete_model, finished_parts, pending_parts, require_content, run_unit
 from permix.progress import add_result, print_status
-from permix.storage.files import read_json, write_json
-from permix.storage.run_dir import SETTINGS_OF_A_MACHINE, describe_setting_differences
-from permix.storage.workers import claim_folder, hold_shared_files, holds_claim, is_claimed
+from permix.report.study import write_study_report
+from permix.storage.files import write_json
+from permix.storage.workers import claim_folder, hold_shared_files, holds_claim
 
-STUDY_FILE, UNIT_FILE, LOG_FILE = "study.json", "unit.json", "log.txt"
-
-CHANGEABLE_SETTINGS = frozenset(
-    (
-        *SETTINGS_OF_A_MACHINE,
-        *BOOKKEEPING_FIELDS,
-        *RUNTIME_ONLY_FIELDS,
-        *ENGINE_FIELDS,
-        *("microbatch_tokens", "gradient_checkpointing", "prices", "max_cost", "attempts", "headers", "shard"),
-    )
-)
-"""Last parts of the settings of a part that may differ between two starts of a study."""
-
-WAIT_S = 2.0
-"""Pause between two looks at the untrained model's run, which another process is making."""
-
-
-class UnitRecord(NamedTuple):
-    """The content of unit.json: the settings of the parts that were started, and the names of those that are finished."""
-
-    settings: Mapping[str, Any]
-    finished: tuple[str, ...]
-
-
-def read_unit_record(unit: StudyUnit) -> UnitRecord:
-    """The record of a unit; empty if the unit was not started. Raises DataError for a damaged file."""
-    path = unit.folder / UNIT_FILE
-    values = read_json(path) if path.exists() else {}
-    return UnitRecord(values.get("parts", {}), tuple(values.get("finished", ())))
-
-
-def pending_parts(unit: StudyUnit) -> list[str]:
-    """The parts of a unit that are not finished, in order.
-
-    Without an evaluation that needs it, a training counts as finished also if its model was deleted.
-    """
-    finished = finished_parts(unit)
-    evaluations = [name for name in unit.evaluations if name not in finished]
-    if unit.training is None:
-        return evaluations
-    needs_training = not has_model(unit) if evaluations else TRAIN_PART not in finished
-    return [TRAIN_PART, *evaluations] if needs_training else evaluations
-
-
-def finished_parts(unit: StudyUnit) -> list[str]:
-    """The parts that are recorded as finished and whose files are there."""
-    recorded = read_unit_record(unit).finished
-    files = {name: "config.json" if name == TRAIN_PART else "metrics.json" for name in unit.parts}
-    return [name for name, part in unit.parts.items() if name in recorded and (part.out / files[name]).exists()]
-
-
-def has_model(unit: StudyUnit) -> bool:
-    """Whether the trained model of a unit is there."""
-    return unit.training is not None and (unit.training.out / "model" / "config.json").exists()
+STUDY_FILE = "study.json"
 
 
 def run_study(config: StudyConfig) -> None:
@@ -113,6 +46,7 @@ def run_study(config: StudyConfig) -> None:
         with _claimed(config.chosen_units()[0]) as unit:
             run_unit(config, unit)
         return
+    check_study(config)
     with hold_shared_files(config.out):
         write_json(config.out / STUDY_FILE, without_choice(config))
     chosen = config.chosen_units()
@@ -122,6 +56,8 @@ def run_study(config: StudyConfig) -> None:
         "again to go on"
     )
     failed = run_in_processes(config, waiting, lambda unit: not pending_parts(unit))
+    for unit in chosen if not config.keep_models else ():
+        delete_model(unit)  # of a unit whose process was killed before it could
     report_study(config)
     _require_finished(config, chosen, failed)
 
@@ -129,12 +65,6 @@ def run_study(config: StudyConfig) -> None:
 def without_choice(config: StudyConfig) -> StudyConfig:
     """The study without what one start of it chooses."""
     return config.model_copy(update={"only": (), "only_seeds": (), "unit": None, "jobs": 1, "threads": None, "report": False})
-
-
-def require_content(config: StudyConfig) -> None:
-    """Raise ConfigError for a study without an evaluation: nothing could be reported."""
-    if not config.evaluations:
-        raise ConfigError("evaluations: names no evaluation; give one or more, such as [evaluations.accuracy]")
 
 
 def _require_finished(config: StudyConfig, chosen: Sequence[StudyUnit], failed: Sequence[UnitFailure]) -> None:
@@ -170,132 +100,11 @@ def _claimed(unit: StudyUnit) -> Iterator[StudyUnit]:
         os.close(descriptor)
 
 
-def run_unit(config: StudyConfig, unit: StudyUnit) -> None:
-    """Run the pending parts of a unit, one after the other, in this process. The caller has claimed the unit.
-
-    An evaluation that fails does not stop the others; its error is raised at the end.
-    """
-    from permix.inference.hardware import release_memory
-
-    errors: list[PermixError] = []
-    for name in pending_parts(unit):
-        part = unit.parts[name]
-        _write_record(unit, name, finished=False)
-        print_status(f"{unit.name}: {name}")
-        try:
-            _await_reference(config, part)
-            PART_RUNNERS[type(part)](part)
-            _write_record(unit, name, finished=True)
-        except PermixError as error:
-            if isinstance(part, TrainConfig):
-                raise
-            print_status(f"{unit.name}: {name}: {error}")
-            errors.append(error)
-        release_memory()
-    if errors:
-        raise next((one for one in errors if not isinstance(one, IncompleteRunError)), errors[0])
-    if not config.keep_models:
-        delete_model(unit)
-
-
-def delete_model(unit: StudyUnit) -> None:
-    """Delete the trained model of a unit whose evaluations are all finished; does nothing if one is not."""
-    if unit.training is None or pending_parts(unit):
-        return
-    model, doomed = unit.training.out / "model", unit.training.out / ".model.deleted"
-    if model.exists():
-        model.rename(doomed)  # a folder named `model` is whole, also if this process is killed
-    shutil.rmtree(doomed, ignore_errors=True)
-
-
-def _run_training_part(part: TrainConfig) -> None:
-    from permix.pipelines.train import run_training
-
-    run_training(part)
-
-
-def _run_stability_part(part: StabilityConfig) -> None:
-    from permix.evals.stability import run_stability
-
-    run_stability(part)
-
-
-def _run_fidelity_part(part: FidelityConfig) -> None:
-    from permix.pipelines.fidelity import run_fidelity
-
-    run_fidelity(part)
-
-
-PART_RUNNERS: Mapping[type[PartConfig], Callable[[Any], None]] = {
-    TrainConfig: _run_training_part,
-    StabilityConfig: _run_stability_part,
-    FidelityConfig: _run_fidelity_part,
-}
-"""For each kind of part: a function that runs or resumes it."""
-
-
-def _await_reference(config: StudyConfig, part: PartConfig) -> None:
-    """Wait while another process makes the untrained model's run that this part compares with.
-
-    Raises ConfigError if that run is not finished and no process works on it.
-    """
-    reference = part.reference if isinstance(part, FidelityConfig) else None
-    base = config.units()[0]
-    if reference is None or reference.parent != base.folder:
-        return
-    waited = False
-    while reference.name not in finished_parts(base):
-        if not is_claimed(base.folder) and reference.name not in finished_parts(base):
-            raise ConfigError(f'reference = "{BASE_UNIT}": {reference} is not finished, and no process is running unit base')
-        if not waited:
-            print_status(f"waiting for {reference}, which another process is making")
-        waited = True
-        time.sleep(WAIT_S)
-
-
-# The settings of parts
-
-
-def check_same_settings(config: StudyConfig) -> None:
-    """Raise ConfigError for a part that was started with other settings than the study has now: their numbers would be mixed."""
-    for unit in config.units():
-        recorded = read_unit_record(unit).settings
-        for name, part in unit.parts.items():
-            if name not in recorded:
-                continue
-            found = describe_setting_differences(recorded[name], _part_settings(config.out, part), CHANGEABLE_SETTINGS)
-            if found:
-                raise ConfigError(
-                    f"out = {config.out}: {unit.name}/{name} was started with {'; '.join(found)}; give another folder, or the "
-                    f"same settings to go on with it; or delete {unit.folder}"
-                )
-
-
-def _part_settings(out: Path, part: PartConfig) -> dict[str, Any]:
-    """The settings of a part without the places of the study's own folders, so that a study may be moved."""
-    values = part.model_dump(mode="json")
-    if not isinstance(part, TrainConfig) and Path(part.model.name).is_relative_to(out):
-        values["model"]["name"] = TRAIN_PART
-    if isinstance(part, FidelityConfig) and part.reference is not None and part.reference.is_relative_to(out):
-        values["reference"] = BASE_UNIT
-    return values
-
-
-def _write_record(unit: StudyUnit, name: str, *, finished: bool) -> None:
-    """Record that a part was started, with its settings, or that it is finished."""
-    record = read_unit_record(unit)
-    done = [one for one in record.finished if one != name] + ([name] if finished else [])
-    settings = {**record.settings, name: _part_settings(unit.folder.parent, unit.parts[name])}
-    write_json(unit.folder / UNIT_FILE, {"parts": settings, "finished": done})
-
-
 def report_study(config: StudyConfig) -> None:
     """Write the report of everything that is finished; several commands that end at the same time do it one after the other."""
-    from permix.report.study import write_study_report
-
     finished = {unit.name: finished_parts(unit) for unit in config.units()}
     if not any(set(parts) - {TRAIN_PART} for parts in finished.values()):
         print_status(f"study {config.out}: no evaluation is finished, so there is no report yet")
         return
-    with hold_shared_files(config.out):
+    with hold_shared_files(config.out / "report"):
         write_study_report(config, finished, config.out / "report")

@@ -139,7 +139,7 @@ def write_study_report(config: StudyConfig, finished: Mapping[str, Sequence[str]
 
 
 def terminal_arms_table(page: StudyPage) -> TerminalTable:
-    """A table for a terminal: a row for each arm, or for each model where no arm has several, and the columns that are not folded."""
+    """A table for a terminal: a row for each arm, or each model if no arm has several, without the folded columns."""
     shown = front_table(page.methods, [pool_seeds(one) for one in page.methods], [model.row for model in page.models])
     columns = [at for at, heading in enumerate(shown.headings) if heading not in shown.folded]
     table = TerminalTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
@@ -158,7 +158,7 @@ class _StudyReport:
 
     @cached_property
     def pages(self) -> list[StudyPage]:
-        pages = []
+        pages = list[StudyPage]()
         for number, evaluations in enumerate(divide_into_pages(self.units[0])):
             names = list(evaluations.values())
             runs = list(self._finished_runs(names, with_training=number == 0))
@@ -384,7 +384,7 @@ def compare_arms(
                 found.fidelity_reasons,
             )
     if kind in RUN_KIND_OF_FIDELITY.values() and all(measured):
-        scores, score_reasons = _score_changes(*measured, kind, change)
+        scores, score_reasons = _score_changes(measured[0], measured[1], kind, change)
         reasons = (*reasons, *score_reasons)
     return ArmDifference(
         one.name, other.name, evaluation, (len(measured[0]), len(measured[1])), measures, scores, tuple(dict.fromkeys(reasons))
