@@ -22,7 +22,14 @@ from permix.config import TRAIN_PART, StudyConfig, StudyUnit
 from permix.errors import ConfigError, IncompleteRunError, PermixError
 from permix.pipelines.study_cost import check_study
 from permix.pipelines.study_jobs import UNIT_CLAIM_VARIABLE, UnitFailure, run_in_processes
-from permix.pipelines.study_units import check_same_settings, delete_model, finished_parts, pending_parts, require_content, run_unit
+from permix.pipelines.study_units import (
+    check_same_settings,
+    delete_model,
+    finished_parts,
+    pending_parts,
+    require_content,
+    run_unit,
+)
 from permix.progress import add_result, print_status
 from permix.report.study import write_study_report
 from permix.storage.files import write_json
