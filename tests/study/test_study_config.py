@@ -240,7 +240,7 @@ def test_a_wrong_flag_is_named(words: list[str], said: str, tmp_path: Path, caps
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_a_shipped_study_is_valid_and_says_what_it_needs(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
-    head = [line for line in lines[: next(place for place, line in enumerate(lines) if not line.startswith("#"))]]
+    head = lines[: next(place for place, line in enumerate(lines) if not line.startswith("#"))]
     assert [line[2:].partition(":")[0] for line in head if line.startswith(("# Purpose:", "# Hardware:", "# Time:"))] == [
         "Purpose", "Hardware", "Time",
     ]  # fmt: skip

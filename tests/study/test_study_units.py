@@ -1,4 +1,4 @@
-"""The units of a study on disk, without a model: what is finished, what is refused, what may be deleted, and what it all costs."""
+"""The units of a study on disk, without a model: what is finished, refused and deleted, and what it all costs."""
 
 import os
 from pathlib import Path
