@@ -17,7 +17,6 @@ from permix.pipelines.fidelity import count_later_calls, load_judge_setup, prefl
 from permix.pipelines.study_units import check_same_settings, finished_parts, pending_parts, require_content
 from permix.pipelines.train import preflight_training, training_requests
 from permix.progress import add_result, separate_result
-from permix.report.study import check_headlines
 from permix.storage.run_dir import RunReader
 from permix.training.job import prepare_training
 from permix.training.sft_data import teacher_cells
@@ -69,6 +68,8 @@ def check_study(config: StudyConfig) -> None:
 
     Of an arm the first seed is checked, and of an evaluation the untrained model's: no other needs different data.
     """
+    from permix.report.study import check_headlines  # `permix check` of other stages does without the report
+
     require_content(config)
     check_headlines(config)
     check_same_settings(config)
