@@ -113,6 +113,13 @@ def test_a_record_without_the_files_of_a_part_does_not_count(tmp_path: Path) -> 
     assert read_unit_record(unit).finished == ("accuracy",)
 
 
+@pytest.mark.parametrize("text", ['{"parts": [], "finished": []}', '{"parts": {"train": 1}}', '{"finished": 3}', "{", "[]"])
+def test_a_damaged_record_is_named(text: str, tmp_path: Path) -> None:
+    (make(tmp_path / "base") / "unit.json").write_text(text)
+    with pytest.raises(DataError, match=r"base/unit\.json: "):
+        run_study(study(tmp_path))
+
+
 # Changed settings
 
 

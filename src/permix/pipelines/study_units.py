@@ -24,7 +24,7 @@ from permix.config import (
     StudyUnit,
     TrainConfig,
 )
-from permix.errors import ConfigError, IncompleteRunError, PermixError
+from permix.errors import ConfigError, DataError, IncompleteRunError, PermixError
 from permix.progress import print_status
 from permix.storage.files import read_json, write_json
 from permix.storage.run_dir import SETTINGS_OF_A_MACHINE, describe_setting_differences
@@ -58,27 +58,32 @@ def read_unit_record(unit: StudyUnit) -> UnitRecord:
     """The record of a unit; empty if the unit was not started. Raises DataError for a damaged file."""
     path = unit.folder / UNIT_FILE
     values = read_json(path) if path.exists() else {}
-    return UnitRecord(values.get("parts", {}), tuple(values.get("finished", ())))
+    parts, finished = values.get("parts", {}), values.get("finished", [])
+    if not isinstance(parts, dict) or not all(isinstance(one, dict) for one in parts.values()) or not isinstance(finished, list):
+        raise DataError(
+            f"{path}: must hold the settings of each part, and a list of those that are finished; it was edited or is damaged"
+        )
+    return UnitRecord(parts, tuple(map(str, finished)))
 
 
 def pending_parts(unit: StudyUnit) -> list[str]:
     """The parts of a unit that are not finished, in order.
 
-    Without an evaluation that needs it, a training counts as finished also if its model was deleted.
+    A training is pending as long as its model is missing and an evaluation needs it.
     """
     finished = finished_parts(unit)
     evaluations = [name for name in unit.evaluations if name not in finished]
     if unit.training is None:
         return evaluations
-    needs_training = not has_model(unit) if evaluations else TRAIN_PART not in finished
-    return [TRAIN_PART, *evaluations] if needs_training else evaluations
+    return [TRAIN_PART, *evaluations] if evaluations and not has_model(unit) else evaluations
 
 
 def finished_parts(unit: StudyUnit) -> list[str]:
-    """The parts that are recorded as finished and whose files are there."""
+    """The parts that are recorded as finished and whose files are there, and a training whose model is there."""
     recorded = read_unit_record(unit).finished
     files = {name: "config.json" if name == TRAIN_PART else "metrics.json" for name in unit.parts}
-    return [name for name, part in unit.parts.items() if name in recorded and (part.out / files[name]).exists()]
+    done = [name for name, part in unit.parts.items() if name in recorded and (part.out / files[name]).exists()]
+    return [TRAIN_PART, *done] if TRAIN_PART not in done and has_model(unit) else done
 
 
 def has_model(unit: StudyUnit) -> bool:
