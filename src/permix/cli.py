@@ -741,7 +741,9 @@ def parse_asking_config(
     verb: str, cls: type[_ConfigT], args: Sequence[str], overrides: Mapping[str, Any] | None = None
 ) -> tuple[_ConfigT, bool]:
     """`parse_config`, and whether --dry-run is among `args`."""
-    return parse_config(verb, cls, [word for word in args if word != "--dry-run"], overrides), "--dry-run" in args
+    words = [word for word in args if word != "--dry-run"]
+    settings = parse_config(verb, cls, words, overrides) if overrides else parse_config(verb, cls, words)
+    return settings, "--dry-run" in args
 
 
 def show_estimate(settings: BaseModel) -> None:

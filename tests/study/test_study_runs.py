@@ -150,7 +150,7 @@ def tiny_paper(folder: Path, model: Path, url: str, *, with_code: bool) -> Path:
     endpoint = {"backend": "openai", "base_url": url, "concurrency": 1, "retries": 0}
     values["train"]["task"] |= {"path": str(math_rows(folder / "train.jsonl", 60)), "n": 4}
     values["train"]["plan"] |= {"steps": 1, "questions_per_step": 2, "group_size": 2}
-    values["train"]["train"] |= {"max_new_tokens": 8, "precision": "float32", "microbatch_tokens": 1024}
+    values["train"]["train"] |= {"max_new_tokens": 32, "precision": "float32", "microbatch_tokens": 1024}
     values["arms"]["distillation"]["teacher"] = endpoint | {"name": "teacher", "max_samples_per_row": 1}
     asked = values["evaluations"]
     for name, rows in (("math500", math_rows(folder / "math500.jsonl", 8)), ("aime24", math_rows(folder / "aime.jsonl", 8))):
