@@ -181,7 +181,8 @@ def run_paper(folder: Path, model: Path, capsys: pytest.CaptureFixture[str], *, 
         nonlocal process, n_judged
         text = body["messages"][-1]["content"]
         if body["model"] == "teacher":
-            return f"It is \\boxed{{{re.findall(r'(\d+) plus none', text)[-1]}}}."
+            asked = re.findall(r"(\d+) plus none", text)[-1]
+            return f"It is \\boxed{{{asked}}}."
         n_judged += 1
         if n_judged == 3 and process is not None:
             os.killpg(process.pid, signal.SIGKILL)  # the command and the process of its unit, in the middle of a judging
