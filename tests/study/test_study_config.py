@@ -127,6 +127,8 @@ def test_thinking_is_the_models_own_setting() -> None:
         ),
         ({"arms": {"a": {"method": "rlvr", "label": "base"}}}, "arms: a: label = 'base': base has a model of this label"),
         ({"arms": {"a": 1}}, "arms.a = 1: must be a section of fields"),
+        ({"arms": {"a": {"method": "rlvr", "plan": 5}}}, "arms: a: plan = 5: must be a section of fields"),
+        ({"train": {"task": [3]}}, "arms: rlvr: task = [3]: must be a section of fields"),
         ({"train": {"lr": 1e-5}}, "train: unknown key lr; "),
         ({"train": {"label": "x"}}, "train: label: the study sets it"),
         ({"train": {"task": {"seed": 1}}}, "train: task: seed: the study sets it"),

@@ -288,7 +288,8 @@ def build_training(
     mine = {name: value for name, value in own.items() if name not in ARM_FIELDS}
     values = merge_values(_without_ignored(shared, own.get("method")), mine)
     for section in SEED_SECTIONS:
-        values[section] = {**values.get(section, {}), "seed": seed}
+        given_section = values.get(section, {})
+        values[section] = {**given_section, "seed": seed} if isinstance(given_section, Mapping) else given_section
     model = {"name": base.name, **({} if base.thinking == "default" else {"thinking": base.thinking})}
     given = {name: value for name, value in fields.items() if value is not None and not (name == "threads" and name in values)}
     return build_config(TrainConfig, values | {"model": model} | given, source=arm)
