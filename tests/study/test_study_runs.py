@@ -18,7 +18,7 @@ from permix import cli
 from permix.config import StudyConfig, load_config
 from permix.pipelines.study_units import pending_parts
 from permix.storage.files import read_json
-from permix.storage.workers import claim_folder
+from permix.storage.workers import claim_folder, is_claimed
 from tests.judges.judgeable import quoted_answer, verdict
 from tests.personagym_files import write_gym
 from tests.sandboxed import needs_sandbox
@@ -108,6 +108,19 @@ def test_units_that_other_commands_run_are_left_to_them(
     assert "1 of 1 units are not finished (base): other processes are running them" in said
     os.close(claim)
     assert not (tmp_path / "out" / "base" / "log.txt").exists()
+
+
+def test_an_interrupted_command_ends_its_units_and_leaves_them_free(tiny_model: Path, tmp_path: Path) -> None:
+    file = write_study(tmp_path, tiny_model, arms={})
+    command = [sys.executable, "-m", "permix", "study", str(file)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stderr is not None
+    assert any("base: started" in line for line in process.stderr)
+    assert is_claimed(tmp_path / "out" / "base")
+    process.send_signal(signal.SIGINT)  # not to the process of the unit, as a terminal would
+    process.communicate()
+    assert process.returncode == 130
+    assert not is_claimed(tmp_path / "out" / "base")
 
 
 # The paper's study
