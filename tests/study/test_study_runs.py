@@ -172,7 +172,7 @@ def tiny_paper(folder: Path, model: Path, url: str, *, with_code: bool) -> Path:
     if not with_code:
         del asked["livecodebench"]
     for evaluation in asked.values():
-        evaluation["sampling"]["max_new_tokens"] = 8
+        evaluation["sampling"] = evaluation.get("sampling", {}) | {"max_new_tokens": 8}
         evaluation["resamples"] = 100
         evaluation.get("personas", {}).setdefault("n", 3)
         if evaluation["stage"] == "stability":
