@@ -230,6 +230,7 @@ def run_paper(folder: Path, model: Path, capsys: pytest.CaptureFixture[str], *, 
     assert "score on personagym, PerMix-RLVR against RLVR: " in text
     assert "published +21.2 %" in text
     assert "published +11.4 %" in text
+    assert "PersonaScore, judge judge †" in text  # it scores by length
     further = {"aime24", "livecodebench"} if with_code else {"aime24"}
     assert {path.parent.name for path in (out / "report").glob("*/index.html")} == further
 

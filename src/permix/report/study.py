@@ -49,7 +49,7 @@ from permix.rendering.table import (
 from permix.report.builder import ReportAdditions, print_conclusion, write_pooled_report
 from permix.report.comparisons import compare_judge_scores
 from permix.report.document import DocumentPart, DocumentSection, optional_section
-from permix.report.judges import OPEN_ENDED_KIND, RUN_KIND_OF_FIDELITY, score_name
+from permix.report.judges import OPEN_ENDED_KIND, RUN_KIND_OF_FIDELITY, UNTRUSTED_MARK, score_name
 from permix.report.methods import ReportMethod, group_assigned_methods, method_difference, pool_seeds
 from permix.report.runs import ModelRuns, collect_models
 from permix.report.tables import front_table
@@ -60,10 +60,15 @@ IDENTIFIABILITY, SCORE = "identifiability", "score"
 
 INTERVAL_INCLUDES_ZERO = "the interval includes 0"
 
+UNTRUSTED_JUDGE_TEXT = (
+    "the judge does not tell an answer's persona from a wrong one on all of these models, so the score means nothing"
+)
+
 DIFFERENCES_NOTE = (
     "Arm − other, as means over the training seeds, paired by persona and question (a judge's scores by persona), with 95 % "
     "intervals over questions (over personas). They do not cover other training seeds. Where an interval includes 0, no "
-    "difference was shown."
+    "difference was shown. "
+    f"{UNTRUSTED_MARK}: {UNTRUSTED_JUDGE_TEXT}."
 )
 
 HEADLINES_NOTE = (
@@ -154,6 +159,7 @@ class _StudyReport:
     def __init__(self, config: StudyConfig, finished: Mapping[str, Sequence[str]], out: Path) -> None:
         self.config, self.finished, self.out = config, finished, out
         self.units = config.units()
+        self.untrusted_headlines: set[HeadlineConfig] = set()
         self.arm_names = {BASE_UNIT: config.base.label, **{arm: config.label_of(arm) for arm in config.arms}}
 
     @cached_property
@@ -238,7 +244,7 @@ class _StudyReport:
 
     @cached_property
     def headlines(self) -> list[tuple[HeadlineConfig, Estimate | None]]:
-        """Each published figure with the study's own; None for what is not measured yet."""
+        """Each published figure with the study's own; None for what is not measured yet, or what no judge tells."""
         return [(one, self._headline(one)) for one in self.config.headlines]
 
     def _headline(self, headline: HeadlineConfig) -> Estimate | None:
@@ -249,6 +255,8 @@ class _StudyReport:
                     if one is None or other is None:
                         return None
                     change = compare_arms(one, other, evaluation, kind, statistics.relative_change)
+                    if headline.measure == SCORE and any(UNTRUSTED_MARK in name for name in change.scores):
+                        self.untrusted_headlines.add(headline)
                     return change.of_measure(headline.measure)
         return None
 
@@ -286,7 +294,8 @@ class _StudyReport:
             return f"{what}: {format_change(found.value)}, without an interval; {published}."
         inside = "in" if found.low <= headline.published <= found.high else "outside"
         zero = f"; {INTERVAL_INCLUDES_ZERO}: {NOT_SIGNIFICANT}" if found.low <= 0 <= found.high else ""
-        return f"{what}: {format_changes(found)}{zero}; {published}, {inside} this interval."
+        untrusted = f"; {UNTRUSTED_JUDGE_TEXT}" if headline in self.untrusted_headlines else ""
+        return f"{what}: {format_changes(found)}{zero}; {published}, {inside} this interval{untrusted}."
 
     # Other parts
 
@@ -408,7 +417,9 @@ def _score_changes(
         if all(label in run.results_by_judge for runs in known for run in runs):
             mine, theirs = ([run.results_by_judge[label] for run in runs] for runs in known)
             run = known[1][0]
-            found[f"{score_name(kind, results.rubrics)}, judge {label}"] = pooled_score_change(
+            is_trusted = all(run.judges[label].discriminates_persona for runs in known for run in runs)
+            mark = "" if is_trusted else f" {UNTRUSTED_MARK}"
+            found[f"{score_name(kind, results.rubrics)}, judge {label}{mark}"] = pooled_score_change(
                 theirs, mine, seed=run.seed, resamples=run.resamples, change=change
             )
     return found, ()
