@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart test test-engines test-lowest browser lint bench calibration study docs-figures clean
+.PHONY: quickstart test test-engines test-lowest browser lint bench calibration study paper docs-figures clean
 
 quickstart: .venv/.ready
 	$(BIN)/permix quickstart $(ARGS)
@@ -60,9 +60,13 @@ bench: .venv/.ready
 calibration: .venv/.ready
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m bench.calibration $(ARGS)
 
-# Every method, seed by seed, on the dev or the held-out side: make study ARGS="--arms rlvr permix --seeds 1 2 3 --side heldout".
+# Every method by three seeds on the bundled model: make study ARGS="--only rlvr permix --seeds 1 --jobs 2".
 study: .venv/.ready
-	$(BIN)/python -m bench.study $(ARGS)
+	$(BIN)/permix study configs/study/arithmetic.toml $(ARGS)
+
+# The comparison of PerMix-RLVR's paper, for GPUs: make paper ARGS=--dry-run says what it costs.
+paper: .venv/.ready
+	$(BIN)/permix study configs/study/paper.toml $(ARGS)
 
 # The pictures of docs/gallery.md, from the recorded runs; those of the page need a browser.
 docs-figures: .venv/.ready

@@ -77,7 +77,8 @@ def test_help_names_every_option_of_a_verb(verb: str, capsys: pytest.CaptureFixt
     shown = capsys.readouterr().out
     others: dict[str, type[BaseModel]] = {"models": cli.ModelsOptions, "personas": cli.PersonasOptions}
     assert cli.VERBS[verb].help.split("\n")[0] in " ".join(shown.split())
-    expected = [option for option in options(config.CONFIGS_BY_STAGE.get(verb) or others[verb]) if option != "--stage"]
+    hidden = {"--stage", *(f"--{name}" for name in (config.FILE_ONLY_FIELDS if verb == "study" else ()))}
+    expected = [option for option in options(config.CONFIGS_BY_STAGE.get(verb) or others[verb]) if option not in hidden]
     assert [option for option in expected if option not in shown] == []
     assert "--stage" not in shown
     assert f"Example: {cli.EXAMPLES[verb]}" in " ".join(shown.split())

@@ -67,6 +67,13 @@ def changed(stage: type[config.AnyConfig]) -> dict[str, Any]:
         config.ImportConfig: {"lm_eval": ["none=a", "pirate=b"], "filter": "strict-match", "label": "x", "out": "c", "seed": 3},
         config.ExportConfig: {"plan": "a.toml", "format": "verl", "out": "b", "model": "m", "nnodes": 2, "n_gpus_per_node": 4},
         config.QuickstartConfig: {"fast": True, "seed": 3},
+        config.StudyConfig: {
+            "seeds": [3, 1],
+            "arms": {"a": {"method": "rlvr", "train": {"lr": 1e-6}}},
+            "evaluations": {"e": {"stage": "stability", "task": {"n": 5}}},
+            "keep_models": False,
+            "rates": {"training_tokens_per_s": 2.5},
+        },
     }
     return values[stage]
 

@@ -11,11 +11,11 @@ import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
-from bench import study
 from permix import cli, config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,16 +93,16 @@ def test_python_runs_and_prints_what_it_says(name: str, code: str, tmp_path: Pat
     assert printed == expected(code)
 
 
-@pytest.mark.parametrize("path", [*DOCUMENTS, *sorted((ROOT / "configs").glob("*.toml"))], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*DOCUMENTS, *sorted((ROOT / "configs").rglob("*.toml"))], ids=lambda path: path.stem)
 def test_commands_are_make_targets_or_parse_as_permix_verbs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     for program, *words in map(launched, commands(path)):
         if program == "make":
             assert words[0] in targets
-            if words[0] == "study":
-                given = [word.removeprefix("ARGS=") for word in words[1:] if word.startswith("ARGS=")]
-                study.parser().parse_args(shlex.split(given[0]))
+            given = [word.removeprefix("ARGS=") for word in words[1:] if word.startswith("ARGS=")]
+            if words[0] in STUDY_TARGETS and not is_former_study(path, given):
+                refuse_bad_flags("study", [f"configs/study/{STUDY_TARGETS[words[0]]}.toml", *shlex.split(" ".join(given))])
         elif program == "permix" and words[0] != "VERB":
             assert words[0] in cli.VERBS
             refuse_bad_flags(words[0], words[1:])
@@ -110,6 +110,16 @@ def test_commands_are_make_targets_or_parse_as_permix_verbs(path: Path, monkeypa
             import_module(words[1]).parser().parse_args(words[2:])
         else:
             assert (program, words[0]) in OTHERS
+
+
+STUDY_TARGETS = {"study": "arithmetic", "paper": "paper"}
+"""The study's configuration that a target of make runs."""
+
+
+def is_former_study(path: Path, given: list[str]) -> bool:
+    """Whether a dated section of the results gives the arguments that `make study` took before it ran `permix study`."""
+    former = {"--arms", "--side", "--page"} & {word for one in given for word in shlex.split(one)}
+    return path.name == "results.md" and bool(former)
 
 
 def launched(words: list[str]) -> list[str]:
@@ -138,6 +148,11 @@ def refuse_bad_flags(verb: str, words: list[str]) -> None:
     if "--dry-run" in words:
         assert verb in cli.ASKING_VERBS
         words.remove("--dry-run")
+    overrides: dict[str, Any] = {}
+    if verb == "study":
+        words, overrides = cli.take_section_values(
+            [re.sub("^--seeds$", "--only-seeds", word) for word in words], config.OVERRIDABLE_SECTIONS
+        )
     if verb in cli.BATCH_VERBS:
         words, _ = cli.take_options(words, cli.BATCH_OPTIONS)
     if verb == "check":
@@ -149,7 +164,7 @@ def refuse_bad_flags(verb: str, words: list[str]) -> None:
         words = ["--run", *words]
     if verb == "export":
         words = list(cli.insert_export_source(words))
-    cli.parse_config(verb, SETTINGS[verb], words)
+    cli.parse_config(verb, SETTINGS[verb], words, overrides)
 
 
 def anchors(path: Path) -> set[str]:
@@ -203,7 +218,7 @@ def test_the_tree_names_what_exists_and_every_folder_of_the_package() -> None:
 
 
 def test_the_project_speaks_of_itself_alone() -> None:
-    for path in [*DOCUMENTS, *HISTORY, *(ROOT / "configs").glob("*.toml")]:
+    for path in [*DOCUMENTS, *HISTORY, *(ROOT / "configs").rglob("*.toml")]:
         assert not re.search(r"(?<![\w.])/(?:work|tmp|root|home)/", path.read_text(encoding="utf-8")), path.name
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from permix.api import judge as judge
     from permix.api import load_personas as load_personas
     from permix.api import open_run as open_run
+    from permix.api import study as study
     from permix.api import train as train
     from permix.api import write_report as write_report
     from permix.errors import ConfigError as ConfigError
@@ -68,6 +69,7 @@ _MODULES = {
     "load_task": "permix.tasks",
     "mix_personas": "permix.interop.trl",
     "open_run": "permix.api",
+    "study": "permix.api",
     "train": "permix.api",
     "verifiable_reward": "permix.interop.trl",
     "write_report": "permix.api",
@@ -103,6 +105,7 @@ __all__ = [
     "metrics",
     "mix_personas",
     "open_run",
+    "study",
     "train",
     "verifiable_reward",
     "write_report",

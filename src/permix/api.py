@@ -21,9 +21,11 @@ from permix.config import (
     ModelConfig,
     PersonasConfig,
     StabilityConfig,
+    StudyConfig,
     TaskConfig,
     TrainConfig,
     build_config,
+    merge_values,
     read_config_values,
 )
 from permix.errors import ConfigError, DataError, IncompleteRunError, OtherShardsPendingError
@@ -440,6 +442,25 @@ def train(config: str | Path | Mapping[str, Any] | TrainConfig | None = None, **
         for key, value in fields.items()
     }
     return run_training(build_config(TrainConfig, values | merged, source=source))
+
+
+def study(config: str | Path | Mapping[str, Any] | StudyConfig, **fields: Any) -> Path:
+    """Run a study or go on with it, as `permix study` does. Returns the path of its report's page.
+
+    `config`: a TOML file, or its content as a dict. `fields` override it at any depth: `only=["rlvr"]`, `jobs=2`,
+    `train={"plan": {"steps": 50}}`. With `report=True` nothing is run, and the report of everything that is finished is written.
+    The units run in processes of their own. Raises ConfigError or DataError for bad input, and IncompleteRunError or PermixError
+    at the end if units are pending or have failed.
+    """
+    from permix.pipelines.study import run_study
+
+    if isinstance(config, str | Path):
+        values, source = read_config_values(Path(config)), str(config)
+    else:
+        values, source = config.model_dump(exclude_unset=True) if isinstance(config, StudyConfig) else dict(config), "study"
+    stage = build_config(StudyConfig, merge_values(values, fields), source=source)
+    run_study(stage)
+    return stage.out / "report" / "index.html"
 
 
 def write_report(

@@ -15,7 +15,8 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from functools import partial
 from pathlib import Path
@@ -57,6 +58,55 @@ def quickstart_command(args: Sequence[str]) -> None:
     from permix.pipelines.quickstart import run_quickstart as run
 
     run(settings)
+
+
+def study_command(args: Sequence[str]) -> None:
+    """Train several methods with several seeds, measure all models alike, and report on them."""
+    words = [re.sub("^--seeds(?==|$)", "--only-seeds", word) for word in args]
+    words, overrides = take_section_values(words, config.OVERRIDABLE_SECTIONS)
+    settings, dry_run = parse_asking_config("study", config.StudyConfig, words, overrides)
+    silence_libraries()
+    if dry_run:
+        return show_estimate(settings)
+    from permix.pipelines.study import run_study as run
+
+    run(settings)
+
+
+def take_section_values(args: Sequence[str], sections: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """The arguments without options such as --train.plan.steps 3, for these sections, and the values of these, nested.
+
+    A value is read as TOML has it, or else as a text; several words are a list. Raises ConfigError for an option without a value.
+    """
+    rest, found, words = list[str](), dict[str, Any](), list(args)
+    while words:
+        word = words.pop(0)
+        option, equals, value = word.partition("=")
+        section, *keys = option.removeprefix("--").split(".")
+        if not option.startswith("--") or section not in sections or not keys:
+            rest.append(word)
+            continue
+        given = [value] if equals else []
+        while words and not equals and not words[0].startswith("--"):
+            given.append(words.pop(0))
+        if not given:
+            raise ConfigError(f"{option}: its value is missing")
+        # The name of an arm or an evaluation may have hyphens; fields have underscores.
+        names = keys[: section != "train"]
+        *outer, last = [section, *names, *(key.replace("-", "_") for key in keys[len(names) :])]
+        place = found
+        for key in outer:
+            place = place.setdefault(key, {})
+        values = [_read_toml_value(one) for one in given]
+        place[last] = values[0] if len(values) == 1 else values
+    return rest, found
+
+
+def _read_toml_value(word: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {word}")["value"]
+    except tomllib.TOMLDecodeError:
+        return word
 
 
 def plan_command(args: Sequence[str]) -> None:
@@ -503,6 +553,7 @@ EXAMPLES = {
     "models": "permix models --fetch",
     "personas": "permix personas --pool my.csv --show",
     "check": "permix check configs/arithmetic-permix.toml",
+    "study": "permix study configs/study/arithmetic.toml --only rlvr permix --seeds 1",
 }
 """One example for each verb."""
 
@@ -513,6 +564,7 @@ VERBS = {
         Verb,
         (
             quickstart_command,
+            study_command,
             plan_command,
             train_command,
             stability_command,
@@ -683,6 +735,11 @@ OUTPUT_OPTIONS_HELP = (
 
 DRY_RUN_HELP = "With --dry-run it prints what would be asked, and what that costs; it asks, loads and writes nothing."
 
+STUDY_HELP = (
+    "What a study consists of is in its file; --train.FIELD, --arms.NAME.FIELD and --evaluations.NAME.FIELD replace single "
+    "values of it, and --seeds is short for --only-seeds."
+)
+
 BATCH_OPTIONS = ("--batch-out", "--batch-in", "--shards")
 
 BATCH_HELP = (
@@ -693,13 +750,17 @@ BATCH_HELP = (
 BATCH_VERBS = ("stability", "fidelity", "judge", "questions")
 """The verbs that take `BATCH_OPTIONS`."""
 
-ASKING_VERBS = ("quickstart", "train", "stability", "fidelity", "judge", "questions")
+ASKING_VERBS = ("quickstart", "study", "train", "stability", "fidelity", "judge", "questions")
 """The verbs that ask a model, and so take --dry-run."""
 
 
-def parse_asking_config(verb: str, cls: type[_ConfigT], args: Sequence[str]) -> tuple[_ConfigT, bool]:
+def parse_asking_config(
+    verb: str, cls: type[_ConfigT], args: Sequence[str], overrides: Mapping[str, Any] | None = None
+) -> tuple[_ConfigT, bool]:
     """`parse_config`, and whether --dry-run is among `args`."""
-    return parse_config(verb, cls, [word for word in args if word != "--dry-run"]), "--dry-run" in args
+    words = [word for word in args if word != "--dry-run"]
+    settings = parse_config(verb, cls, words, overrides) if overrides else parse_config(verb, cls, words)
+    return settings, "--dry-run" in args
 
 
 def show_estimate(settings: BaseModel) -> None:
@@ -733,10 +794,10 @@ def find_verb(name: str) -> Verb:
     return VERBS[name]
 
 
-def parse_config(verb: str, cls: type[_ConfigT], args: Sequence[str]) -> _ConfigT:
+def parse_config(verb: str, cls: type[_ConfigT], args: Sequence[str], overrides: Mapping[str, Any] | None = None) -> _ConfigT:
     """Build the stage's configuration from flags and an optional file, the first argument.
 
-    Raises ConfigError for an invalid file, flag or value.
+    `overrides` replace values of the file, at any depth. Raises ConfigError for an invalid file, flag or value.
     """
     from permix.tasks import check_task_name
 
@@ -754,8 +815,10 @@ def parse_config(verb: str, cls: type[_ConfigT], args: Sequence[str]) -> _Config
         if stage != verb:
             shown = stage if isinstance(stage, str) and stage in VERBS else config.quote_input(stage)
             raise ConfigError(f'{path}: configures "permix {shown}", not "permix {verb}"')
-        base = config.build_config(cls, values, source=str(path), partial=True)
+        base = config.build_config(cls, config.merge_values(values, overrides or {}), source=str(path), partial=True)
         check_task_name(base, str(path))
+    elif overrides:
+        base = config.build_config(cls, overrides, source="flags", partial=True)
     options: dict[str, Any] = {} if base is None else {"default": base}
     _check_known_options(cls, rest)
     try:
@@ -776,7 +839,8 @@ def parse_config(verb: str, cls: type[_ConfigT], args: Sequence[str]) -> _Config
 def _description(verb: str) -> str:
     dry_run = [DRY_RUN_HELP] if verb in ASKING_VERBS else []
     batch = [BATCH_HELP] if verb in BATCH_VERBS else []
-    return " ".join([VERBS[verb].help, *dry_run, *batch, OUTPUT_OPTIONS_HELP]) + f"\n\nExample: {VERBS[verb].example}"
+    study = [STUDY_HELP] if verb == "study" else []
+    return " ".join([VERBS[verb].help, *study, *dry_run, *batch, OUTPUT_OPTIONS_HELP]) + f"\n\nExample: {VERBS[verb].example}"
 
 
 def _parse_flags(cls: type[_ConfigT], *, args: Sequence[str], **options: Any) -> _ConfigT:
@@ -804,7 +868,13 @@ def _text_in_box(box: str) -> str:
 
 def _check_known_options(cls: type[BaseModel], args: Sequence[str]) -> None:
     """Raise ConfigError for words that are no option of the class, naming the nearest one."""
-    known = {f"--{prefix}{name}".replace("_", "-") for section, prefix in _section_prefixes(cls) for name in section.model_fields}
+    file_only = config.FILE_ONLY_FIELDS if cls is config.StudyConfig else ()
+    known = {
+        f"--{prefix}{name}".replace("_", "-")
+        for section, prefix in _section_prefixes(cls)
+        for name in section.model_fields
+        if prefix or name not in file_only
+    }
     unknown = []
     for word in args:
         option = word.partition("=")[0].replace("_", "-")
@@ -838,6 +908,8 @@ def _section_rules(stage: type[BaseModel], args: Sequence[str]) -> ConstructorRe
             return None
         types = _types_of_named_fields(info.type)
         given = info.default if isinstance(info.default, info.type) else None
+        file_only = config.FILE_ONLY_FIELDS if info.type is config.StudyConfig else ()
+        kept = {name: info.type.model_fields[name].get_default() if given is None else getattr(given, name) for name in file_only}
         fields = [
             StructFieldSpec(
                 name,
@@ -848,11 +920,14 @@ def _section_rules(stage: type[BaseModel], args: Sequence[str]) -> ConstructorRe
                 helptext=field.description,
             )
             for name, field in info.type.model_fields.items()
+            if name not in kept
         ]
         prefix, set_fields = prefixes[info.type], given.model_fields_set if given else set()
         decided_later = (*config.DEFAULTS_FROM_DATA.get(info.type, ()), *({"backend"} & types.keys()))
         left_out = [name for name in decided_later if name not in set_fields and f"{prefix}{name}" not in flags]
-        return StructConstructorSpec(instantiate=partial(_build_section, info.type, prefix, left_out), fields=tuple(fields))
+        return StructConstructorSpec(
+            instantiate=partial(_build_section, info.type, prefix, left_out, **kept), fields=tuple(fields)
+        )
 
     return rules
 

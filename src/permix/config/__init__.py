@@ -35,10 +35,8 @@ from permix.config.data import (
     rubric_entries,
 )
 from permix.config.stages import (
-    CONFIGS_BY_STAGE,
     DEFAULTS_FROM_DATA,
     ENGINE_FORMATS,
-    AnyConfig,
     CompareConfig,
     EngineFormat,
     ExportConfig,
@@ -62,6 +60,18 @@ from permix.config.stages import (
     TrainConfig,
     ViewConfig,
 )
+from permix.config.study import (
+    BASE_UNIT,
+    FILE_ONLY_FIELDS,
+    OVERRIDABLE_SECTIONS,
+    TRAIN_PART,
+    HeadlineConfig,
+    PartConfig,
+    StudyConfig,
+    StudyRatesConfig,
+    StudyUnit,
+    merge_values,
+)
 from permix.config.training import (
     BOOKKEEPING_FIELDS,
     DEFAULT_MIX,
@@ -80,9 +90,44 @@ from permix.config.training import (
     resolve_mix,
 )
 
+AnyConfig = (
+    PlanConfig
+    | TrainConfig
+    | StabilityConfig
+    | FidelityConfig
+    | JudgeConfig
+    | QuestionsConfig
+    | ReportConfig
+    | CompareConfig
+    | PowerConfig
+    | ViewConfig
+    | ImportConfig
+    | ExportConfig
+    | QuickstartConfig
+    | StudyConfig
+)
+
+CONFIGS_BY_STAGE: dict[str, type[AnyConfig]] = {
+    "plan": PlanConfig,
+    "train": TrainConfig,
+    "stability": StabilityConfig,
+    "fidelity": FidelityConfig,
+    "judge": JudgeConfig,
+    "questions": QuestionsConfig,
+    "report": ReportConfig,
+    "compare": CompareConfig,
+    "power": PowerConfig,
+    "view": ViewConfig,
+    "import": ImportConfig,
+    "export": ExportConfig,
+    "quickstart": QuickstartConfig,
+    "study": StudyConfig,
+}
+
 __all__ = [
     "ANSWER_KINDS",
     "BACKENDS",
+    "BASE_UNIT",
     "BATCH_BACKEND",
     "BOOKKEEPING_FIELDS",
     "CONFIGS_BY_STAGE",
@@ -91,12 +136,15 @@ __all__ = [
     "DEFAULT_MIX",
     "ENGINE_FIELDS",
     "ENGINE_FORMATS",
+    "FILE_ONLY_FIELDS",
     "IGNORED_FIELDS",
     "NO_PERSONA_METHODS",
+    "OVERRIDABLE_SECTIONS",
     "OWN_OBJECT_NAME",
     "RUNTIME_ONLY_FIELDS",
     "SUPERVISED_METHODS",
     "TRACKER_PACKAGES",
+    "TRAIN_PART",
     "AnyConfig",
     "BackendCapabilities",
     "CharacterConfig",
@@ -107,6 +155,7 @@ __all__ = [
     "EngineFormat",
     "ExportConfig",
     "FidelityConfig",
+    "HeadlineConfig",
     "ImportConfig",
     "ImportedFidelityConfig",
     "ImportedModelConfig",
@@ -120,6 +169,7 @@ __all__ = [
     "LossName",
     "ModelConfig",
     "OptimConfig",
+    "PartConfig",
     "PersonaGymConfig",
     "PersonaGymTask",
     "PersonasConfig",
@@ -131,6 +181,9 @@ __all__ = [
     "RolloutPlanConfig",
     "RunConfig",
     "StabilityConfig",
+    "StudyConfig",
+    "StudyRatesConfig",
+    "StudyUnit",
     "TaskConfig",
     "TeacherConfig",
     "ThinkingSwitch",
@@ -143,6 +196,7 @@ __all__ = [
     "configurable_backends",
     "format_validation_error",
     "load_config",
+    "merge_values",
     "quote_input",
     "read_config_values",
     "resolve_mix",

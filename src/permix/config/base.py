@@ -119,6 +119,13 @@ def build_config(cls: type[_ConfigT], values: Mapping[str, Any], *, source: str,
     return config
 
 
+def require_known_keys(cls: type[BaseModel], values: Mapping[str, Any], *, source: str) -> None:
+    """Raise ConfigError, prefixed with `source`, for keys that `cls` does not have, at any depth."""
+    unknown, _ = _split_known_keys(cls, values)
+    if unknown:
+        raise ConfigError(f"{f'{source}: ' if source else ''}{'; '.join(unknown)}")
+
+
 def _split_known_keys(cls: type[BaseModel], values: Mapping[str, Any], prefix: str = "") -> tuple[list[str], dict[str, Any]]:
     """A message for each key that `cls` does not have, naming the nearest known one; and the values without these keys."""
     unknown, kept = [], {}

@@ -778,36 +778,3 @@ class ImportedTrainConfig(ConfigSection):
     train: OptimConfig | None = Field(default=None, exclude_if=lambda value: value is None)
     dev_eval: DevEvalConfig = DevEvalConfig()
     imported: ImportConfig
-
-
-AnyConfig = (
-    PlanConfig
-    | TrainConfig
-    | StabilityConfig
-    | FidelityConfig
-    | JudgeConfig
-    | QuestionsConfig
-    | ReportConfig
-    | CompareConfig
-    | PowerConfig
-    | ViewConfig
-    | ImportConfig
-    | ExportConfig
-    | QuickstartConfig
-)
-
-CONFIGS_BY_STAGE: dict[str, type[AnyConfig]] = {
-    "plan": PlanConfig,
-    "train": TrainConfig,
-    "stability": StabilityConfig,
-    "fidelity": FidelityConfig,
-    "judge": JudgeConfig,
-    "questions": QuestionsConfig,
-    "report": ReportConfig,
-    "compare": CompareConfig,
-    "power": PowerConfig,
-    "view": ViewConfig,
-    "import": ImportConfig,
-    "export": ExportConfig,
-    "quickstart": QuickstartConfig,
-}

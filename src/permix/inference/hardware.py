@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import sys
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -36,8 +37,11 @@ def tune_malloc() -> None:
 
 
 def release_memory() -> None:
-    """Free objects that only reference cycles keep alive (a trainer, its optimizer) and return freed memory to the kernel."""
+    """Free objects that only reference cycles keep alive (a trainer, its optimizer) and return freed memory to the kernel, and
+    that of a GPU to its driver."""
     gc.collect()
+    if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
@@ -60,6 +64,18 @@ def set_threads(threads: int | None) -> int:
 def cores_per_process(cores: int) -> int:
     """Whole cores for each process of a launcher (torchrun, accelerate) on this machine; at least 1."""
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; empty without a GPU or without torch."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [one.strip() for one in named.split(",") if one.strip() not in ("", "-1")]
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return []
+    return [str(number) for number in range(torch.cuda.device_count())]
 
 
 def pick_device() -> str:

@@ -111,6 +111,31 @@ def measure_score_difference(first: JudgeResults, other: JudgeResults, *, seed: 
     )
 
 
+def pooled_score_change(
+    first: Sequence[JudgeResults],
+    other: Sequence[JudgeResults],
+    *,
+    seed: int,
+    resamples: int,
+    change: statistics.Change = np.subtract,
+) -> Estimate:
+    """The change of a judge's mean score from `first` to `other`, each the mean over the runs of a model's training seeds.
+
+    Only answers with a score in all runs count. All runs share the draws of personas; n is the number of personas.
+    """
+    scores = [one.scores["none"] for one in (*first, *other)]
+    grid = AnswerKeyGrid(key for key in scores[0] if all(key in one for one in scores))
+    if not (P := len(grid.persona_ids)):
+        return Estimate(value=None, n=0)
+    score_P_U_Q = [grid.to_array(one) for one in scores]
+
+    def measure(counts_R_P: Array) -> Array:
+        value_S_R = np.stack([judge_scores.persona_score(one, counts_R_P) for one in score_P_U_Q])
+        return change(value_S_R[len(first) :].mean(axis=0), value_S_R[: len(first)].mean(axis=0))
+
+    return PersonaBootstrap(P, seed, resamples).estimate(measure, P)
+
+
 def _compare_judges(first: str, second: str, score_J_P_N: Array, draws: PersonaBootstrap) -> JudgePair:
     one_P_N, two_P_N = score_J_P_N
     exact, near = (judge_scores.within_tolerance(one_P_N, two_P_N, tolerance) for tolerance in (0, 1))

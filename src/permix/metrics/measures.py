@@ -37,8 +37,8 @@ ScoredQuestions = Literal["personas", "baseline", "both"]
 """The questions that n counts: with a score of some persona ("personas"), with a baseline score ("baseline"), or with both."""
 
 MeasureView = Literal[
-    "main_table", "table_row", "templates", "contexts", "comparison", "differences", "seed_differences", "methods", "method_table",
-    "dev_eval", "dev_eval_log", "dev_eval_card", "dev_eval_curves", "live_page",
+    "main_table", "table_row", "templates", "contexts", "comparison", "differences", "seed_differences", "methods",
+    "method_table", "dev_eval", "dev_eval_log", "dev_eval_card", "dev_eval_curves", "live_page",
 ]  # fmt: skip
 
 

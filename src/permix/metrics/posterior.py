@@ -359,8 +359,10 @@ JOINT_STREAM = 3
 """Stream of random numbers for several grids drawn together."""
 
 
-def posterior_differences(first: Sequence[AccuracyGrid], other: Sequence[AccuracyGrid], *, seed: int) -> dict[str, Estimate]:
-    """Estimates of (mean of `other`'s grids − mean of `first`'s grids) by measure; the draws of all grids are joint.
+def posterior_differences(
+    first: Sequence[AccuracyGrid], other: Sequence[AccuracyGrid], *, seed: int, change: statistics.Change = np.subtract
+) -> dict[str, Estimate]:
+    """Estimates of the change from the mean of `first`'s grids to that of `other`'s, by measure; the draws of all are joint.
 
     The value is the difference of the values of `posterior_estimates`; the interval is the central 95 % of the draws, stretched
     to include the value.
@@ -371,9 +373,9 @@ def posterior_differences(first: Sequence[AccuracyGrid], other: Sequence[Accurac
     estimates = {}
     for name in one:
         a, b = one[name], two[name]
-        value = None if a is None or b is None else b - a
+        value = None if a is None or b is None else _none_if_undefined(float(change(np.asarray(b), np.asarray(a))))
         means = [_mean_over_grids(part, name) for part in (drawn[: len(first)], drawn[len(first) :])] if drawn else []
-        estimates[name] = interval_around(value, means[1] - means[0] if means else None, n)
+        estimates[name] = interval_around(value, change(means[1], means[0]) if means else None, n)
     return estimates
 
 
@@ -393,6 +395,10 @@ def posterior_by_grid(grids: Sequence[AccuracyGrid], *, seed: int) -> dict[str, 
         )
         for one in drawn_measures()
     }
+
+
+def _none_if_undefined(value: float) -> float | None:
+    return None if np.isnan(value) else value
 
 
 def pooled_estimates(grids: Sequence[AccuracyGrid], *, seed: int, no_effect: bool) -> dict[str, Estimate]:

@@ -223,9 +223,14 @@ def _count_scored_questions(mean_P_Q: Array, baseline_Q: Array) -> dict[ScoredQu
 
 
 def stability_differences(
-    first: Sequence[AccuracyGrid], other: Sequence[AccuracyGrid], seed: int, resamples: int
+    first: Sequence[AccuracyGrid],
+    other: Sequence[AccuracyGrid],
+    seed: int,
+    resamples: int,
+    change: statistics.Change = np.subtract,
 ) -> dict[str, Estimate]:
-    """Other − first in the measures of the view "differences"; the grids of each are those of a model's training seeds.
+    """Other − first, or another change, in the measures of the view "differences"; the grids of each are those of a model's
+    training seeds.
 
     Each measure is the mean over the grids, on the personas that have a score in all grids. All grids share the draws of
     questions. Empty if no persona has a score in all grids.
@@ -245,14 +250,14 @@ def stability_differences(
     )
     n_by_questions = _count_scored_in_all([*first, *other]) | {"personas": first[0][0].shape[1]}
     one, two = (_bootstrap_grid_means(measures, grids, seed, resamples) for grids in (first, other))
-    from_draws = posterior.posterior_differences(first, other, seed=seed)
+    from_draws = posterior.posterior_differences(first, other, seed=seed, change=change)
     differences = {}
     for measure in measures:
         if measure.estimator == "posterior":
             differences[measure.name] = from_draws[measure.name]
         else:
             a, b = one[measure.name], two[measure.name]
-            difference = BootstrapResult(b.value - a.value, b.replicates - a.replicates)
+            difference = BootstrapResult(change(b.value, a.value), change(b.replicates, a.replicates))
             differences[measure.name] = _estimate(difference, n_by_questions[measure.questions])
     return differences
 

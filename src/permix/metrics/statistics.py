@@ -501,6 +501,15 @@ def safe_divide(numerator: Array | NDArray[np.int64], denominator: Array | NDArr
     return np.asarray(np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0))
 
 
+Change = Callable[[Array, Array], Array]
+"""How two models' values of a measure are compared: (other, first) -> other − first (`numpy.subtract`), or `relative_change`."""
+
+
+def relative_change(other: Array, first: Array) -> Array:
+    """(other − first) / first, NaN where `first` is not positive."""
+    return safe_divide(np.asarray(other, dtype=float), np.asarray(first, dtype=float)) - 1
+
+
 SIGNIFICANCE_LEVEL, TARGET_POWER = 0.05, 0.8
 
 

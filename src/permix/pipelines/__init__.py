@@ -1,1 +1,1 @@
-"""Commands that need several layers: train, fidelity, judge, quickstart and check."""
+"""Commands that need several layers: train, fidelity, judge, quickstart, study and check."""

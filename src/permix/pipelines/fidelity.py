@@ -300,12 +300,18 @@ def preflight_fidelity(config: FidelityConfig) -> dict[str, str]:
     return facts | {"judge": _describe_later_judging(config, setup, int(facts["answers"]))}
 
 
-def _describe_later_judging(config: FidelityConfig, setup: JudgeSetup, n_answers: int) -> str:
-    """How many calls the judge at the end of a fidelity run takes. Its prompts contain the answers, so they are not known yet."""
+def count_later_calls(config: FidelityConfig, setup: JudgeSetup, n_answers: int) -> tuple[int, int]:
+    """(most calls of the judge at the end of a fidelity run with this number of answers, how many of them test the judge)."""
     calls = n_answers * (1 if config.kind == "personagym" else len(setup.rubrics))
     trials = N_ADDED_CONTROLS * min(config.judge.answers_per_control, calls)
-    tokens = (calls + trials) * config.judge.max_new_tokens
-    return f"at most {calls + trials} calls afterwards, {trials} of them to test the judge; at most {tokens} new tokens"
+    return calls + trials, trials
+
+
+def _describe_later_judging(config: FidelityConfig, setup: JudgeSetup, n_answers: int) -> str:
+    """How many calls the judge at the end of a fidelity run takes. Its prompts contain the answers, so they are not known yet."""
+    calls, trials = count_later_calls(config, setup, n_answers)
+    tokens = calls * config.judge.max_new_tokens
+    return f"at most {calls} calls afterwards, {trials} of them to test the judge; at most {tokens} new tokens"
 
 
 def run_fidelity(

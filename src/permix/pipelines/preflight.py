@@ -21,6 +21,7 @@ from permix.personas.pool import select_personas
 from permix.pipelines.engine_export import describe_export
 from permix.pipelines.fidelity import load_judge_setup, preflight_fidelity, preflight_judging, required_rubrics
 from permix.pipelines.quickstart import preflight_quickstart
+from permix.pipelines.study_cost import preflight_study
 from permix.pipelines.train import preflight_training, require_training_packages
 from permix.pipelines.verl_import import describe_verl_training
 from permix.plan import load_training_plan, preflight_plan
@@ -65,6 +66,8 @@ def _missing_packages(settings: config.AnyConfig) -> dict[str, str]:
             require_training_packages("training", settings.train.lora_rank)
         elif isinstance(settings, config.QuickstartConfig):
             require_training_packages("the quickstart")
+        elif isinstance(settings, config.StudyConfig) and settings.arms:
+            require_training_packages("the arms")
         for model in used:
             if model.capabilities.is_local:
                 require_model_packages(model)
@@ -192,5 +195,6 @@ PREFLIGHTS: dict[type[config.ConfigSection], Callable[[Any], dict[str, str]]] = 
     config.ImportConfig: _preflight_import,
     config.ExportConfig: _preflight_export,
     config.QuickstartConfig: preflight_quickstart,
+    config.StudyConfig: preflight_study,
 }
 """For each configuration class: a function that returns facts about it, and raises ConfigError or DataError for a problem."""

@@ -13,10 +13,12 @@ import itertools
 import re
 import shlex
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
@@ -31,7 +33,7 @@ from permix.rendering.plots import plot_drift
 from permix.rendering.table import SourceRun, one_line, plain_text
 from permix.report import fidelity_tables, score_plots, tables
 from permix.report.comparisons import Comparison, compare_models
-from permix.report.document import Document, render_card_results, render_report_markdown
+from permix.report.document import Document, DocumentSection, render_card_results, render_report_markdown
 from permix.report.html.charts import build_charts, persona_infos
 from permix.report.html.page import RunIndex, write_page
 from permix.report.html.transcripts import write_transcripts
@@ -110,7 +112,7 @@ REPORT_FIGURE_FILES = re.compile(
 REPORT_TABLE_NAMES = re.compile(
     r"methods|method-differences|models|cells|personas_tidy|personas|wordings|contexts|strategies|identifiability|right-in-character"
     r"|recognisability|recognised|as-published|unjudged|drift|step-times|runs"
-    r"|(scores|differences|trial|agreement|interview|said)(-.+)?"
+    r"|(scores|differences|trial|agreement|interview|said)(-.+)?|runs-study"
 )
 """Names of the tables that a report may have."""
 
@@ -123,9 +125,9 @@ def run_report(config: ReportConfig, caption: str = "") -> None:
     if config.cards:
         model_card_paths(models)  # errors in the cards are raised before any figure is drawn
     methods, published = group_methods(models, config.methods), collect_published(models, config)
-    document = _write_report(models, methods, config.out, caption, published, cards=config.cards)
+    document = write_pooled_report(models, methods, config.out, caption, published=published, cards=config.cards)
     console, strategies = Console(), _strategy_results(models)
-    _print_conclusion(document, console)
+    print_conclusion(document, console)
     if any(model.stability or model.identifiability or model.judged_runs or "train" in model.runs for model in models):
         console.print(tables.terminal_models_table([model.row for model in models]))
     text_metrics = {SourceRun(model.label, kind): one for model in models for kind, one in model.text_metrics.items()}
@@ -150,7 +152,7 @@ def run_report(config: ReportConfig, caption: str = "") -> None:
         console.print(str(config.out / file), markup=False, highlight=False, soft_wrap=True)
 
 
-def _print_conclusion(document: Document, console: Console) -> None:
+def print_conclusion(document: Document, console: Console) -> None:
     """Print the claim and the warnings of a report, as plain text."""
     for line in (document.claim.sentence, *document.warnings.split("\n")):
         if text := plain_text(line).strip():
@@ -164,24 +166,35 @@ def build_report(runs: Sequence[Path], out: Path, caption: str = "") -> list[Mod
     contains a run, or when two runs of one kind have the same label.
     """
     models = collect_models(runs)
-    _write_report(models, group_methods(models), out, caption)
+    write_pooled_report(models, group_methods(models), out, caption)
     return [model.row for model in models]
 
 
-def _write_report(
+class ReportAdditions(NamedTuple):
+    """What a caller adds to a report: sections before all others, and fields of table.json."""
+
+    sections: tuple[DocumentSection, ...] = ()
+    json: Mapping[str, Any] = MappingProxyType({})
+
+
+def write_pooled_report(
     models: Sequence[ModelRuns],
     methods: Sequence[ReportMethod],
     out: Path,
     caption: str = "",
+    additions: ReportAdditions | None = None,
     published: PublishedComparison | None = None,
     *,
     cards: bool = False,
 ) -> Document:
+    """Write the report on these models, pooled by these methods, into `out`. `caption` as in `build_report`."""
     comparisons = [compare_models(one, other) for one, other in comparison_pairs(models)]
     pooled = [pool_seeds(method) for method in methods]
     figures = draw_report_figures(models, methods, pooled, comparisons, out)
     differences = reference_differences(methods)
     document = build_document(models, comparisons, methods, pooled, figures, caption, published, differences)
+    added = additions or ReportAdditions()
+    document = document._replace(sections=(*added.sections, *document.sections))
     add_result(
         claim=plain_text(document.claim.sentence),
         claim_support=plain_text(document.claim.support),
@@ -203,7 +216,9 @@ def _write_report(
         "methods": [one.model_dump(mode="json") for one in pooled],
         "method_differences": [one.model_dump(mode="json") for one in differences],
     }
-    write_json(out / "table.json", _report_json(models, comparisons, caption) | seeds | published_json(published))
+    write_json(
+        out / "table.json", _report_json(models, comparisons, caption) | seeds | published_json(published) | dict(added.json)
+    )
     if cards:
         update_model_cards(models, render_card_results(document), out / "tradeoff.png" if "tradeoff.png" in figures else None)
     return document

@@ -427,9 +427,13 @@ class QuestionShares(Protocol):
 
 
 def question_share_difference(
-    first: Sequence[QuestionShares], other: Sequence[QuestionShares], seed: int, resamples: int
+    first: Sequence[QuestionShares],
+    other: Sequence[QuestionShares],
+    seed: int,
+    resamples: int,
+    change: statistics.Change = np.subtract,
 ) -> Estimate:
-    """Return other − first in a share of answers, where each is the mean over its models.
+    """Return other − first, or another change, in a share of answers, where each is the mean over its models.
 
     All models use the same bootstrap draws of questions; only questions that every model answered count. n is the number of
     questions.
@@ -440,7 +444,7 @@ def question_share_difference(
 
     def measures(counts_R_Q: Array) -> dict[str, Array]:
         one, two = (mean_question_share(models, questions, counts_R_Q) for models in (first, other))
-        return {"difference": two - one}
+        return {"difference": change(two, one)}
 
     drawn = statistics.bootstrap(measures, len(questions), np.random.default_rng(seed), resamples, block_size=resamples)
     value, replicate_R = drawn["difference"]

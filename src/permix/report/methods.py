@@ -206,8 +206,12 @@ def group_methods(models: Sequence[ModelRuns], specs: Sequence[str] = ()) -> lis
     """Return the methods, in the order of their first model. Raises ConfigError when `specs` is malformed or names unknown
     labels.
     """
+    return group_assigned_methods(models, _parse_method_specs(specs, [model.label for model in models]))
+
+
+def group_assigned_methods(models: Sequence[ModelRuns], assigned: Mapping[str, str]) -> list[ReportMethod]:
+    """Return the methods, in the order of their first model; `assigned` names the methods of some models, by label."""
     trainings = {model.label: find_training_run(model) for model in models}
-    assigned = _parse_method_specs(specs, [model.label for model in models])
     groups: dict[str, list[ModelRuns]] = {}
     for model in models:
         groups.setdefault(_group_key(model.label, trainings[model.label], assigned), []).append(model)
@@ -434,8 +438,11 @@ def pool_seeds(method: ReportMethod) -> PooledMethod:
     )  # fmt: skip
 
 
-def method_difference(one: ReportMethod, other: ReportMethod) -> MethodDifference:
-    """Return one − other, paired by persona and question."""
+def method_difference(one: ReportMethod, other: ReportMethod, change: statistics.Change = np.subtract) -> MethodDifference:
+    """Return one − other, or another change from other to one, paired by persona and question.
+
+    Only a difference (`numpy.subtract`) has intervals over training seeds too.
+    """
     (stable, fidelity), (other_stable, other_fidelity) = measured_models(one), measured_models(other)
     reasons = _seed_incompatibilities([*other_stable, *stable], stability_incompatibilities)
     fidelity_reasons = _seed_incompatibilities([*other_fidelity, *fidelity], identifiability_incompatibilities)
@@ -444,17 +451,21 @@ def method_difference(one: ReportMethod, other: ReportMethod) -> MethodDifferenc
     identifiability, pairing, fidelity_pairing = None, None, None
     if stable and other_stable and not reasons:
         grids, settings = _aligned_grids([*other_stable, *stable]), _bootstrap_settings(other_stable[0].runs["stability"])
-        differences = stability_differences(grids[: len(other_stable)], grids[len(other_stable) :], *settings)
+        differences = stability_differences(grids[: len(other_stable)], grids[len(other_stable) :], *settings, change)
         pairing, first, second = _pair_seeds(other_stable, stable)
         grid_of = dict(zip(map(id, [*other_stable, *stable]), grids, strict=True))
-        over_seeds |= seed_differences(
-            [grid_of[id(model)] for model in first], [grid_of[id(model)] for model in second], pairing, differences, *settings
-        )
+        if change is np.subtract:
+            over_seeds |= seed_differences(
+                [grid_of[id(model)] for model in first], [grid_of[id(model)] for model in second], pairing, differences, *settings
+            )
     if fidelity and other_fidelity and not fidelity_reasons:
         settings = _bootstrap_settings(other_fidelity[0].runs["fidelity"])
         fidelity_pairing, first, second = _pair_seeds(other_fidelity, fidelity)
-        identifiability = _share_difference(other_fidelity, fidelity, "identifiability")
-        over_seeds["identifiability"] = _identifiability_over_seeds(identifiability, first, second, fidelity_pairing, settings)
+        identifiability = _share_difference(other_fidelity, fidelity, "identifiability", change)
+        if change is np.subtract:
+            over_seeds["identifiability"] = _identifiability_over_seeds(
+                identifiability, first, second, fidelity_pairing, settings
+            )
     one_both, other_both = (
         [model for model in models if model.right_in_character is not None] for models in (stable, other_stable)
     )
@@ -608,10 +619,12 @@ def _pooled_share(models: Sequence[ModelRuns], measure: ShareName) -> Estimate:
     return pooled.model_copy(update={"n": sum(one.accuracy.n for one in results)})
 
 
-def _share_difference(first: Sequence[ModelRuns], other: Sequence[ModelRuns], measure: ShareName) -> Estimate:
-    """Return other − first, paired by question."""
+def _share_difference(
+    first: Sequence[ModelRuns], other: Sequence[ModelRuns], measure: ShareName, change: statistics.Change = np.subtract
+) -> Estimate:
+    """Return other − first, or another change, paired by question."""
     results = _share_results(first, measure), _share_results(other, measure)
-    return question_share_difference(*results, *_bootstrap_settings(first[0].runs["fidelity"]))
+    return question_share_difference(*results, *_bootstrap_settings(first[0].runs["fidelity"]), change)
 
 
 def _share_results(models: Sequence[ModelRuns], measure: ShareName) -> list[Identifiability | Recognisability]:

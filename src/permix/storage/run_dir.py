@@ -464,7 +464,7 @@ def _recorded_settings(config: BaseModel) -> dict[str, Any]:
     return values | {"shard": None} if "shard" in values else values
 
 
-_SETTINGS_OF_A_MACHINE = (
+SETTINGS_OF_A_MACHINE = (
     *("out", "threads", "cache", "context_turns"),
     *("base_url", "same_weights", "api_key_env", "batch_size", "concurrency", "timeout_s", "retries"),
 )  # fmt: skip
@@ -479,7 +479,7 @@ def _check_same_work(path: Path, settings: Mapping[str, Any], grid: Mapping[str,
     found = [
         _show_difference(*leaf)
         for leaf in _differing_leaves(read_run_file(path / "config.json"), settings)
-        if leaf[0].rpartition(".")[2] not in _SETTINGS_OF_A_MACHINE
+        if leaf[0].rpartition(".")[2] not in SETTINGS_OF_A_MACHINE
     ]
     known = json.loads(json.dumps(grid))
     if not found and known is not None:
@@ -520,6 +520,19 @@ def _check_same_identity(path: Path, recorded: Mapping[str, Any], requested: Map
             f"out = {path}: this run was made with {'; '.join(found[:MAX_SHOWN_DIFFERENCES])}{further}; "
             "give another folder, or the same settings to go on with it"
         )
+
+
+def describe_setting_differences(
+    recorded: Mapping[str, Any], requested: Mapping[str, Any], ignored: Collection[str] = ()
+) -> list[str]:
+    """A text for each setting that differs, such as "train.lr = 1e-05, not 3e-05".
+
+    Settings that `recorded` lacks, as an earlier version of permix had fewer, and those whose last part is among `ignored` do not
+    count. At most `MAX_SHOWN_DIFFERENCES` texts.
+    """
+    leaves = _differing_leaves(recorded, _with_keys_of(recorded, requested))
+    found = [_show_difference(*leaf) for leaf in leaves if leaf[0].rpartition(".")[2] not in ignored]
+    return found[:MAX_SHOWN_DIFFERENCES]
 
 
 def _differing_leaves(

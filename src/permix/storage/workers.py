@@ -4,6 +4,7 @@
     .lock                   held alone by a start without a shard, shared by all workers with one
     .lock-2of4              held by worker 2 of 4
     .lock-shared            held while a worker starts, and while it reads and writes a file that all workers share
+    .lock-unit              held by the process that works on a unit of a study (`claim_folder`)
 
 Contract: a worker appends to its own files only. A file that all of them share is written in `hold_shared_files`. Locks are
 the operating system's (flock), so a killed process holds none; a file system that machines share must support them. The content
@@ -14,6 +15,7 @@ import contextlib
 import fcntl
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -94,6 +96,46 @@ def hold_shared_files(run: Path) -> Iterator[None]:
         yield
 
 
+UNIT_LOCK_FILE = ".lock-unit"
+
+CLAIM_ATTEMPTS, CLAIM_PAUSE_S = 10, 0.05
+"""`is_claimed` holds the lock for a moment, which must not look like a claim."""
+
+
+def claim_folder(folder: Path) -> int | None:
+    """Claim a folder for this process and all that inherit the file descriptor that is returned; None if another one has it.
+
+    The claim ends when the last of these processes has closed the descriptor, or ended. Creates the folder if it is missing.
+    """
+    with guard_writes(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    lock = _LockFile(folder / UNIT_LOCK_FILE).__enter__()
+    for _ in range(CLAIM_ATTEMPTS):
+        if lock.try_lock(fcntl.LOCK_EX):
+            lock.write_owner()
+            descriptor = os.dup(lock.fileno())
+            lock.__exit__()
+            return descriptor
+        time.sleep(CLAIM_PAUSE_S)
+    lock.__exit__()
+    return None
+
+
+def is_claimed(folder: Path) -> bool:
+    """Whether a process has claimed the folder with `claim_folder`."""
+    if not (folder / UNIT_LOCK_FILE).exists():
+        return False
+    with _LockFile(folder / UNIT_LOCK_FILE) as lock:
+        return not lock.try_lock(fcntl.LOCK_SH)
+
+
+def holds_claim(folder: Path, descriptor: int) -> bool:
+    """Whether an inherited file descriptor is the claim of the folder."""
+    with contextlib.suppress(OSError):
+        return os.path.samestat(os.fstat(descriptor), os.stat(folder / UNIT_LOCK_FILE))
+    return False
+
+
 class _LockFile:
     """A file that processes lock, open during a `with` block, whose end releases the lock."""
 
@@ -107,6 +149,9 @@ class _LockFile:
 
     def __exit__(self, *error: object) -> None:
         self._file.close()
+
+    def fileno(self) -> int:
+        return self._file.fileno()
 
     def try_lock(self, kind: int) -> bool:
         """Whether the lock was free for this kind of holder; if so, this process holds it."""

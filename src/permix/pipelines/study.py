@@ -1,0 +1,117 @@
+"""Run `permix study`: train every arm with every seed, measure the untrained and the trained models alike, and report on all.
+
+    OUT/study.json                 the study's configuration at the newest start: permix study OUT/study.json goes on with it
+    OUT/base/EVALUATION/           an evaluation of the untrained model
+    OUT/ARM-SEED/train/            a training
+    OUT/ARM-SEED/EVALUATION/       an evaluation of its model
+    OUT/ARM-SEED/unit.json         the settings of the unit's parts, and which parts are finished
+    OUT/ARM-SEED/log.txt           what the unit's processes printed
+    OUT/report/                    the report of everything that is finished
+
+Every part is a run directory like any other, whose config.json runs it alone. A unit is worked on by one process at a time, which
+has claimed its folder (`permix.storage.workers.claim_folder`), so several commands, also on machines that share OUT, divide a
+study among them. Finished parts are skipped; an interrupted part resumes as its own command does. A model may be deleted when all
+evaluations of it are finished.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from permix.config import TRAIN_PART, StudyConfig, StudyUnit
+from permix.errors import ConfigError, IncompleteRunError, PermixError
+from permix.pipelines.study_cost import check_study
+from permix.pipelines.study_jobs import UNIT_CLAIM_VARIABLE, UnitFailure, run_in_processes
+from permix.pipelines.study_units import (
+    check_same_settings,
+    delete_model,
+    finished_parts,
+    pending_parts,
+    require_content,
+    run_unit,
+)
+from permix.progress import add_result, print_status
+from permix.report.study import write_study_report
+from permix.storage.files import write_json
+from permix.storage.workers import claim_folder, hold_shared_files, holds_claim
+
+STUDY_FILE = "study.json"
+
+
+def run_study(config: StudyConfig) -> None:
+    """Run or resume a study, as far as `only`, `only_seeds` and `unit` choose, and write its report.
+
+    Raises ConfigError, before anything is started, for settings that differ from those of a part that was started. Raises
+    PermixError at the end if units have failed, and IncompleteRunError if units are pending.
+    """
+    require_content(config)
+    check_same_settings(config)
+    if config.report:
+        report_study(config)
+        return
+    if config.unit is not None:
+        with _claimed(config.chosen_units()[0]) as unit:
+            run_unit(config, unit)
+        return
+    check_study(config)
+    with hold_shared_files(config.out):
+        write_json(config.out / STUDY_FILE, without_choice(config))
+    chosen = config.chosen_units()
+    waiting = [unit for unit in chosen if pending_parts(unit)]
+    print_status(
+        f"study {config.out}: {len(chosen) - len(waiting)} of {len(chosen)} units are finished; stop it at any time and start it "
+        "again to go on"
+    )
+    failed = run_in_processes(config, waiting, lambda unit: not pending_parts(unit))
+    for unit in chosen if not config.keep_models else ():
+        delete_model(unit)  # of a unit whose process was killed before it could
+    report_study(config)
+    _require_finished(config, chosen, failed)
+
+
+def without_choice(config: StudyConfig) -> StudyConfig:
+    """The study without what one start of it chooses."""
+    return config.model_copy(update={"only": (), "only_seeds": (), "unit": None, "jobs": 1, "threads": None, "report": False})
+
+
+def _require_finished(config: StudyConfig, chosen: Sequence[StudyUnit], failed: Sequence[UnitFailure]) -> None:
+    pending = [unit for unit in chosen if pending_parts(unit)]
+    add_result(paths={"study": config.out}, pending=len(pending), failed=[one.unit for one in failed])
+    if not pending:
+        return
+    if broken := [one for one in failed if one.exit_code != IncompleteRunError.exit_code]:
+        raise PermixError(
+            f"{config.out}: {len(pending)} of {len(chosen)} units are not finished; failed: "
+            f"{'; '.join(one.text for one in broken)}; run the same command again to go on with them"
+        )
+    why = "; ".join(one.text for one in failed) or "other processes are running them"
+    names = ", ".join(unit.name for unit in pending)
+    raise IncompleteRunError(
+        f"{config.out}: {len(pending)} of {len(chosen)} units are not finished ({names}): {why}", len(pending)
+    )
+
+
+@contextmanager
+def _claimed(unit: StudyUnit) -> Iterator[StudyUnit]:
+    """The unit, claimed by this process in the block. Raises ConfigError if another process has it."""
+    inherited = os.environ.get(UNIT_CLAIM_VARIABLE, "")
+    if inherited.isdigit() and holds_claim(unit.folder, int(inherited)):
+        yield unit
+        return
+    descriptor = claim_folder(unit.folder)
+    if descriptor is None:
+        raise ConfigError(f'unit = "{unit.name}": another process is running this unit; wait for it, or give another unit')
+    try:
+        yield unit
+    finally:
+        os.close(descriptor)
+
+
+def report_study(config: StudyConfig) -> None:
+    """Write the report of everything that is finished; several commands that end at the same time do it one after the other."""
+    finished = {unit.name: finished_parts(unit) for unit in config.units()}
+    if not any(set(parts) - {TRAIN_PART} for parts in finished.values()):
+        print_status(f"study {config.out}: no evaluation is finished, so there is no report yet")
+        return
+    with hold_shared_files(config.out / "report"):
+        write_study_report(config, finished, config.out / "report")

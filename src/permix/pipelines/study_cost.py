@@ -1,0 +1,213 @@
+"""What a study costs, before a model is loaded: units, rollouts, tokens, cells, judge calls, and time.
+
+Contract: counts are of the whole study, and the most that there can be; time is that of the parts that are not finished. Time
+comes from finished parts of the study (wall seconds in their usage.json), else from the rates of the configuration; what neither
+tells is unknown, never a guess.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
+from typing import NamedTuple
+
+from permix.config import SUPERVISED_METHODS, TRAIN_PART, FidelityConfig, StabilityConfig, StudyConfig, StudyUnit, TrainConfig
+from permix.errors import error_context
+from permix.evals.stability import count_most_cells, preflight_stability
+from permix.inference.cost import duration_text
+from permix.pipelines.fidelity import count_later_calls, load_judge_setup, preflight_fidelity, required_rubrics
+from permix.pipelines.study_units import check_same_settings, finished_parts, pending_parts, require_content
+from permix.pipelines.train import preflight_training, training_requests
+from permix.progress import add_result, separate_result
+from permix.storage.run_dir import RunReader
+from permix.training.job import prepare_training
+from permix.training.sft_data import teacher_cells
+
+
+class PartCost(NamedTuple):
+    """The most that one run of a part takes. `answers`: cells of a stability run, or answers of a fidelity run; 0 for a training.
+
+    `generated` and `trained` count tokens.
+    """
+
+    rollouts: int = 0
+    answers: int = 0
+    judge_calls: int = 0
+    judge_tokens: int = 0
+    generated: int = 0
+    trained: int = 0
+
+
+def preflight_study(config: StudyConfig) -> dict[str, str]:
+    """Facts about a study, without loading a model. Raises ConfigError or DataError for what is wrong in one of its parts."""
+    check_study(config)
+    units = config.chosen_units()
+    costs = study_costs(config)
+    counts = {name: sum(1 for unit in units if name in (unit.arm or TRAIN_PART, *unit.evaluations)) for name in costs}
+    total = PartCost(*(sum(counts[name] * cost[at] for name, cost in costs.items()) for at in range(len(PartCost._fields))))
+    n_finished = sum(not pending_parts(unit) for unit in units)
+    facts = {
+        "units": f"{len(units)}: the untrained model and {len(units) - 1} trained ones; {n_finished} of them finished",
+        **{f"arm {arm}": _arm_text(config, arm, counts[arm], costs[arm]) for arm in config.arms if counts[arm]},
+        **{f"evaluation {name}": _evaluation_text(config, name, counts[name], costs[name]) for name in config.evaluations},
+        "rollouts": f"{total.rollouts}",
+        "cells and answers": f"{total.answers}",
+        "judge calls": f"at most {total.judge_calls}, at most {total.judge_tokens} new tokens" if total.judge_calls else "none",
+        "new tokens": f"at most {total.generated}",
+        "tokens trained on": f"at most {total.trained}",
+    }
+    time = estimate_time(config, units, costs)
+    add_result(
+        estimates={
+            "study": {**total._asdict(), "units": len(units), "units_finished": n_finished, "seconds": time.seconds},
+        }
+    )
+    return facts | {"time": time.text(config.jobs)}
+
+
+def check_study(config: StudyConfig) -> None:
+    """Check every part that is not finished as `permix check` does. Raises ConfigError or DataError for the first problem.
+
+    Of an arm the first seed is checked, and of an evaluation the untrained model's: no other needs different data.
+    """
+    from permix.report.study import check_headlines  # `permix check` of other stages does without the report
+
+    require_content(config)
+    check_headlines(config)
+    check_same_settings(config)
+    base = config.units()[0]
+    with separate_result():
+        for unit in first_units(config):
+            if TRAIN_PART in pending_parts(unit) and unit.training is not None:
+                with error_context(f"arm {unit.arm}"):
+                    preflight_training(unit.training)
+        for name, evaluation in base.evaluations.items():
+            with error_context(f"evaluation {name}"):
+                if isinstance(evaluation, FidelityConfig):
+                    preflight_fidelity(evaluation)
+                else:
+                    preflight_stability(evaluation)
+
+
+def first_units(config: StudyConfig) -> Iterator[StudyUnit]:
+    """The first chosen unit of each arm."""
+    seen = set[str]()
+    for unit in config.chosen_units():
+        if unit.arm is not None and unit.arm not in seen:
+            seen.add(unit.arm)
+            yield unit
+
+
+def study_costs(config: StudyConfig) -> dict[str, PartCost]:
+    """The cost of one training of each arm, and of each evaluation of one model, by name."""
+    trainings = {str(unit.arm): training_cost(unit.training) for unit in first_units(config) if unit.training is not None}
+    with separate_result():
+        evaluations = {name: evaluation_cost(part) for name, part in config.units()[0].evaluations.items()}
+    return dict.fromkeys(config.arms, PartCost()) | trainings | evaluations
+
+
+def training_cost(training: TrainConfig) -> PartCost:
+    """The cost of a training. A supervised method on given answers has no rollouts; a distillation has as many as RL."""
+    job = prepare_training(training)
+    settings, method = job.config.train, job.config.method
+    groups = training_requests(job)
+    generated = sum(group.n_at_most * group.max_new_tokens for group in groups)
+    if method not in SUPERVISED_METHODS:
+        rollouts = sum(row.rollouts for row in job.plan.rows)
+        trained = rollouts * settings.max_new_tokens * settings.updates_per_rollout
+    elif method == "seqkd":
+        rollouts = sum(len(cells) for _, cells in teacher_cells(job.plan))
+        generated += rollouts * settings.max_new_tokens
+        trained = rollouts * settings.max_new_tokens * settings.epochs
+    else:
+        rollouts, trained = 0, len(job.plan.rows) * settings.max_new_tokens * settings.epochs
+    return PartCost(rollouts=rollouts, generated=generated, trained=trained)
+
+
+def evaluation_cost(evaluation: StabilityConfig | FidelityConfig) -> PartCost:
+    """The cost of an evaluation of one model."""
+    if isinstance(evaluation, StabilityConfig):
+        cells, limit = count_most_cells(evaluation)
+        return PartCost(answers=cells, generated=cells * limit)
+    answers = int(preflight_fidelity(evaluation)["answers"])
+    calls = 0
+    if evaluation.judge.name != "none":
+        calls, _ = count_later_calls(evaluation, load_judge_setup(evaluation.judge, required_rubrics(evaluation)), answers)
+    return PartCost(
+        answers=answers,
+        judge_calls=calls,
+        judge_tokens=calls * evaluation.judge.max_new_tokens,
+        generated=answers * evaluation.sampling.max_new_tokens,
+    )
+
+
+def _arm_text(config: StudyConfig, arm: str, n: int, cost: PartCost) -> str:
+    rollouts = f"{cost.rollouts} rollouts, " if cost.rollouts else ""
+    return f"method {config.arms[arm]['method']}, {n} trainings of {rollouts}at most {cost.generated} new tokens each"
+
+
+def _evaluation_text(config: StudyConfig, name: str, n: int, cost: PartCost) -> str:
+    what = "cells" if config.evaluations[name]["stage"] == "stability" else "answers"
+    judged = f", at most {cost.judge_calls} judge calls" if cost.judge_calls else ""
+    return f"{n} models, each {cost.answers} {what}{judged}, at most {cost.generated} new tokens"
+
+
+class StudyTime(NamedTuple):
+    """The time of the pending parts on one device. `seconds`: of the parts whose time is known, None if that is no part;
+    `sources`: where it comes from; `unknown`: the parts whose time nothing tells."""
+
+    seconds: float | None
+    sources: Sequence[str]
+    unknown: Sequence[str]
+
+    def text(self, jobs: int) -> str:
+        if self.seconds is None:
+            if not self.unknown:
+                return "none: every part is finished"
+            return "unknown: no part of this study is finished, and [rates] gives no rate"
+        divided = f", about {duration_text(self.seconds / jobs)} with {jobs} jobs on as many devices" if jobs > 1 else ""
+        unknown = f"; unknown for {', '.join(self.unknown)}" if self.unknown else ""
+        return f"about {duration_text(self.seconds)} on one device{divided} ({'; '.join(self.sources)}){unknown}"
+
+
+def estimate_time(config: StudyConfig, units: Sequence[StudyUnit], costs: Mapping[str, PartCost]) -> StudyTime:
+    """The time of the parts of these units that are not finished."""
+    known, unknown, total, n_known = dict[str, None](), dict[str, None](), 0.0, 0
+    measured = _measured_seconds(config)
+    for unit in units:
+        for name in pending_parts(unit):
+            key = str(unit.arm) if name == TRAIN_PART else name
+            seconds, source = _part_seconds(config, key, unit, name, costs[key], measured)
+            if seconds is None:
+                unknown[key] = None
+                continue
+            known[source] = None
+            total, n_known = total + seconds, n_known + 1
+    return StudyTime(total if n_known else None, list(known), list(unknown))
+
+
+def _part_seconds(
+    config: StudyConfig, key: str, unit: StudyUnit, name: str, cost: PartCost, measured: Mapping[str, Sequence[float]]
+) -> tuple[float | None, str]:
+    method = f"method {unit.training.method}" if name == TRAIN_PART and unit.training is not None else key
+    for found in (key, method):
+        if seconds := measured.get(found):
+            return fmean(seconds), f"{found}: mean of {len(seconds)} finished, {duration_text(fmean(seconds))} each"
+    rates = config.rates
+    parts = ((cost.generated, rates.generation_tokens_per_s), (cost.trained, rates.training_tokens_per_s))
+    if any(tokens and rate is None for tokens, rate in parts):
+        return None, ""
+    where = f", measured on {rates.measured_on}" if rates.measured_on else ""
+    return sum(tokens / rate for tokens, rate in parts if rate is not None), f"at most, by [rates]{where}"
+
+
+def _measured_seconds(config: StudyConfig) -> dict[str, list[float]]:
+    """Wall seconds of the finished parts, by arm and by method of a training, and by name of an evaluation."""
+    found: dict[str, list[float]] = {}
+    for unit in config.units():
+        for name in finished_parts(unit):
+            seconds = RunReader(unit.parts[name].out).usage.get("wall_seconds")
+            if not seconds:
+                continue
+            keys = [name] if unit.training is None or name != TRAIN_PART else [str(unit.arm), f"method {unit.training.method}"]
+            for key in keys:
+                found.setdefault(key, []).append(seconds)
+    return found

@@ -1,0 +1,216 @@
+"""The units of a study on disk: which parts are finished, with which settings they were started, and how a unit is run.
+
+A part is finished when unit.json says so and its files are there. The settings of every part that was started are recorded, and a
+study with other settings is refused: its numbers would be mixed with those of the finished parts. A trained model is deleted, if
+the study says so, when all evaluations of it are finished, never before.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from permix.config import (
+    BASE_UNIT,
+    BOOKKEEPING_FIELDS,
+    ENGINE_FIELDS,
+    RUNTIME_ONLY_FIELDS,
+    TRAIN_PART,
+    FidelityConfig,
+    PartConfig,
+    StabilityConfig,
+    StudyConfig,
+    StudyUnit,
+    TrainConfig,
+)
+from permix.errors import ConfigError, DataError, IncompleteRunError, PermixError
+from permix.progress import print_status
+from permix.storage.files import read_json, write_json
+from permix.storage.run_dir import SETTINGS_OF_A_MACHINE, describe_setting_differences
+from permix.storage.workers import is_claimed
+
+UNIT_FILE = "unit.json"
+
+CHANGEABLE_SETTINGS = frozenset(
+    (
+        *SETTINGS_OF_A_MACHINE,
+        *BOOKKEEPING_FIELDS,
+        *RUNTIME_ONLY_FIELDS,
+        *ENGINE_FIELDS,
+        *("microbatch_tokens", "gradient_checkpointing", "prices", "max_cost", "attempts", "headers", "shard"),
+    )
+)
+"""Last parts of the settings of a part that may differ between two starts of a study."""
+
+WAIT_S = 2.0
+"""Pause between two looks at the untrained model's run, which another process is making."""
+
+
+class UnitRecord(NamedTuple):
+    """The content of unit.json: the settings of the parts that were started, and the names of those that are finished."""
+
+    settings: Mapping[str, Any]
+    finished: tuple[str, ...]
+
+
+def read_unit_record(unit: StudyUnit) -> UnitRecord:
+    """The record of a unit; empty if the unit was not started. Raises DataError for a damaged file."""
+    path = unit.folder / UNIT_FILE
+    values = read_json(path) if path.exists() else {}
+    parts, finished = values.get("parts", {}), values.get("finished", [])
+    if not isinstance(parts, dict) or not all(isinstance(one, dict) for one in parts.values()) or not isinstance(finished, list):
+        raise DataError(
+            f"{path}: must hold the settings of each part, and a list of those that are finished; it was edited or is damaged"
+        )
+    return UnitRecord(parts, tuple(map(str, finished)))
+
+
+def pending_parts(unit: StudyUnit) -> list[str]:
+    """The parts of a unit that are not finished, in order.
+
+    A training is pending as long as its model is missing and an evaluation needs it.
+    """
+    finished = finished_parts(unit)
+    evaluations = [name for name in unit.evaluations if name not in finished]
+    if unit.training is None:
+        return evaluations
+    return [TRAIN_PART, *evaluations] if evaluations and not has_model(unit) else evaluations
+
+
+def finished_parts(unit: StudyUnit) -> list[str]:
+    """The parts that are recorded as finished and whose files are there, and a training whose model is there."""
+    recorded = read_unit_record(unit).finished
+    files = {name: "config.json" if name == TRAIN_PART else "metrics.json" for name in unit.parts}
+    done = [name for name, part in unit.parts.items() if name in recorded and (part.out / files[name]).exists()]
+    return [TRAIN_PART, *done] if TRAIN_PART not in done and has_model(unit) else done
+
+
+def has_model(unit: StudyUnit) -> bool:
+    """Whether the trained model of a unit is there."""
+    return unit.training is not None and (unit.training.out / "model" / "config.json").exists()
+
+
+def require_content(config: StudyConfig) -> None:
+    """Raise ConfigError for a study without an evaluation: nothing could be reported."""
+    if not config.evaluations:
+        raise ConfigError("evaluations: names no evaluation; give one or more, such as [evaluations.accuracy]")
+
+
+def run_unit(config: StudyConfig, unit: StudyUnit) -> None:
+    """Run the pending parts of a unit, one after the other, in this process. The caller has claimed the unit.
+
+    An evaluation that fails does not stop the others; its error is raised at the end.
+    """
+    from permix.inference.hardware import release_memory
+
+    errors: list[PermixError] = []
+    for name in pending_parts(unit):
+        part = unit.parts[name]
+        _write_record(unit, name, finished=False)
+        print_status(f"{unit.name}: {name}")
+        try:
+            _await_reference(config, part)
+            PART_RUNNERS[type(part)](part)
+            _write_record(unit, name, finished=True)
+        except PermixError as error:
+            if isinstance(part, TrainConfig):
+                raise
+            print_status(f"{unit.name}: {name}: {error}")
+            errors.append(error)
+        release_memory()
+    if errors:
+        raise next((one for one in errors if not isinstance(one, IncompleteRunError)), errors[0])
+    if not config.keep_models:
+        delete_model(unit)
+
+
+def delete_model(unit: StudyUnit) -> None:
+    """Delete the trained model of a unit whose evaluations are all finished; does nothing if one is not."""
+    if unit.training is None or pending_parts(unit):
+        return
+    model, doomed = unit.training.out / "model", unit.training.out / ".model.deleted"
+    if model.exists():
+        model.rename(doomed)  # a folder named `model` is whole, also if this process is killed
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _run_training_part(part: TrainConfig) -> None:
+    from permix.pipelines.train import run_training
+
+    run_training(part)
+
+
+def _run_stability_part(part: StabilityConfig) -> None:
+    from permix.evals.stability import run_stability
+
+    run_stability(part)
+
+
+def _run_fidelity_part(part: FidelityConfig) -> None:
+    from permix.pipelines.fidelity import run_fidelity
+
+    run_fidelity(part)
+
+
+PART_RUNNERS: Mapping[type[PartConfig], Callable[[Any], None]] = {
+    TrainConfig: _run_training_part,
+    StabilityConfig: _run_stability_part,
+    FidelityConfig: _run_fidelity_part,
+}
+"""For each kind of part: a function that runs or resumes it."""
+
+
+def _await_reference(config: StudyConfig, part: PartConfig) -> None:
+    """Wait while another process makes the untrained model's run that this part compares with.
+
+    Raises ConfigError if that run is not finished and no process works on it.
+    """
+    reference = part.reference if isinstance(part, FidelityConfig) else None
+    base = config.units()[0]
+    if reference is None or reference.parent != base.folder:
+        return
+    waited = False
+    while reference.name not in finished_parts(base):
+        if not is_claimed(base.folder) and reference.name not in finished_parts(base):
+            raise ConfigError(f'reference = "{BASE_UNIT}": {reference} is not finished, and no process is running unit base')
+        if not waited:
+            print_status(f"waiting for {reference}, which another process is making")
+        waited = True
+        time.sleep(WAIT_S)
+
+
+# The settings of parts
+
+
+def check_same_settings(config: StudyConfig) -> None:
+    """Raise ConfigError for a part that was started with other settings than the study has now: their numbers would be mixed."""
+    for unit in config.units():
+        recorded = read_unit_record(unit).settings
+        for name, part in unit.parts.items():
+            if name not in recorded:
+                continue
+            found = describe_setting_differences(recorded[name], _part_settings(config.out, part), CHANGEABLE_SETTINGS)
+            if found:
+                raise ConfigError(
+                    f"out = {config.out}: {unit.name}/{name} was started with {'; '.join(found)}; give another folder, or the "
+                    f"same settings to go on with it; or delete {unit.folder}"
+                )
+
+
+def _part_settings(out: Path, part: PartConfig) -> dict[str, Any]:
+    """The settings of a part without the places of the study's own folders, so that a study may be moved."""
+    values = part.model_dump(mode="json")
+    if not isinstance(part, TrainConfig) and Path(part.model.name).is_relative_to(out):
+        values["model"]["name"] = TRAIN_PART
+    if isinstance(part, FidelityConfig) and part.reference is not None and part.reference.is_relative_to(out):
+        values["reference"] = BASE_UNIT
+    return values
+
+
+def _write_record(unit: StudyUnit, name: str, *, finished: bool) -> None:
+    """Record that a part was started, with its settings, or that it is finished."""
+    record = read_unit_record(unit)
+    done = [one for one in record.finished if one != name] + ([name] if finished else [])
+    settings = {**record.settings, name: _part_settings(unit.folder.parent, unit.parts[name])}
+    write_json(unit.folder / UNIT_FILE, {"parts": settings, "finished": done})

@@ -1,0 +1,477 @@
+"""The report of a study: every model that is finished so far, arms pooled over training seeds, each arm against the chosen one
+and against the untrained model, and published figures beside those of the study.
+
+A page shows one run of each kind for a model. Of several evaluations of one kind the first is on the page of the report, and each
+further one on a page of its own, in a folder of its name. The tables of differences and of published figures are on the first
+page, and cover all evaluations.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table as TerminalTable
+from rich.text import Text
+
+from permix.config import (
+    BASE_UNIT,
+    TRAIN_PART,
+    FidelityConfig,
+    HeadlineConfig,
+    PartConfig,
+    StabilityConfig,
+    StudyConfig,
+    StudyUnit,
+)
+from permix.errors import ConfigError, DataError
+from permix.judges.summary import pooled_score_change
+from permix.metrics import statistics
+from permix.metrics.measures import measures_in
+from permix.progress import add_result
+from permix.rendering.table import (
+    MISSING_CELL,
+    NOT_SIGNIFICANT,
+    SourceRun,
+    Table,
+    TableCell,
+    difference_cell,
+    difference_direction,
+    label_cell,
+    md_label,
+    plain_text,
+    tabulate,
+    trusted_cell,
+)
+from permix.report.builder import ReportAdditions, print_conclusion, write_pooled_report
+from permix.report.comparisons import compare_judge_scores
+from permix.report.document import DocumentPart, DocumentSection, optional_section
+from permix.report.judges import OPEN_ENDED_KIND, RUN_KIND_OF_FIDELITY, UNTRUSTED_MARK, score_name
+from permix.report.methods import ReportMethod, group_assigned_methods, method_difference, pool_seeds
+from permix.report.runs import ModelRuns, collect_models
+from permix.report.tables import front_table
+from permix.types import Estimate
+
+IDENTIFIABILITY, SCORE = "identifiability", "score"
+"""Measures of a headline besides those of stability."""
+
+INTERVAL_INCLUDES_ZERO = "the interval includes 0"
+
+UNTRUSTED_JUDGE_TEXT = (
+    "the judge does not tell an answer's persona from a wrong one on all of these models, so the score means nothing"
+)
+
+DIFFERENCES_NOTE = (
+    "Arm − other, as means over the training seeds, paired by persona and question (a judge's scores by persona), with 95 % "
+    "intervals over questions (over personas). They do not cover other training seeds. Where an interval includes 0, no "
+    "difference was shown. "
+    f"{UNTRUSTED_MARK}: {UNTRUSTED_JUDGE_TEXT}."
+)
+
+HEADLINES_NOTE = (
+    "Relative change (arm − other) / other of the means over the training seeds, beside the published figure. Models, sizes and "
+    "data may differ from those of the publication."
+)
+
+PROGRESS_NOTE = "Every unit of the study, with its finished parts. The tables of this report hold what is finished."
+
+
+class StudyPage(NamedTuple):
+    """The models of one page of the report, and the evaluations that it shows, by kind of run."""
+
+    folder: Path
+    evaluations: Mapping[str, str]
+    models: Sequence[ModelRuns]
+    methods: Sequence[ReportMethod]
+
+    def method(self, name: str) -> ReportMethod | None:
+        return next((one for one in self.methods if one.name == name), None)
+
+
+def run_kind(evaluation: PartConfig) -> str:
+    """The kind of run that an evaluation makes, as a report names it."""
+    if isinstance(evaluation, FidelityConfig):
+        return RUN_KIND_OF_FIDELITY[evaluation.kind]
+    strategy = evaluation.strategy if isinstance(evaluation, StabilityConfig) else "none"
+    return "stability" if strategy == "none" else f"stability, {strategy}"
+
+
+def check_headlines(config: StudyConfig) -> None:
+    """Raise ConfigError for a headline whose measure its evaluation does not have."""
+    base = config.units()[0]
+    for number, one in enumerate(config.headlines, 1):
+        known = headline_measures(base.parts[one.evaluation])
+        if one.measure not in known:
+            raise ConfigError(
+                f"headlines: measure = {one.measure!r} (headline {number}): {one.evaluation} has {', '.join(known) or 'none'}"
+            )
+
+
+def headline_measures(evaluation: PartConfig) -> list[str]:
+    """The measures of an evaluation that can be compared between arms."""
+    if not isinstance(evaluation, FidelityConfig):
+        return [measure.name for measure in measures_in("differences")]
+    judged = [SCORE] if evaluation.judge.name != "none" else []
+    return [IDENTIFIABILITY, *judged] if evaluation.kind == "open" else judged
+
+
+def write_study_report(config: StudyConfig, finished: Mapping[str, Sequence[str]], out: Path) -> None:
+    """Write the report into `out`, and print its conclusion.
+
+    `finished`: for each unit, by name, its finished parts. Raises DataError if no evaluation is finished.
+    """
+    report = _StudyReport(config, finished, out)
+    if not report.pages:
+        raise DataError(f"{config.out}: no evaluation is finished yet, so there is nothing to report")
+    first, *others = report.pages
+    for page in others:
+        write_pooled_report(
+            page.models, page.methods, page.folder, f"Evaluation {md_label(', '.join(page.evaluations.values()))} of the study."
+        )
+    document = write_pooled_report(first.models, first.methods, first.folder, report.caption, report.additions)
+    console = Console()
+    print_conclusion(document, console)
+    for page in report.pages:
+        if len(report.pages) > 1:
+            console.print(", ".join(page.evaluations.values()), markup=False, highlight=False)
+        console.print(terminal_arms_table(page))
+    for line in (*report.headline_sentences, *(str(page.folder / "index.html") for page in report.pages)):
+        console.print(plain_text(line), markup=False, highlight=False, soft_wrap=True)
+    add_result(paths={"report": out / "report.md", "page": out / "index.html", "table": out / "table.json"})
+
+
+def terminal_arms_table(page: StudyPage) -> TerminalTable:
+    """A table for a terminal: a row for each arm, or each model if no arm has several, without the folded columns."""
+    shown = front_table(page.methods, [pool_seeds(one) for one in page.methods], [model.row for model in page.models])
+    columns = [at for at, heading in enumerate(shown.headings) if heading not in shown.folded]
+    table = TerminalTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for at in columns:
+        table.add_column(Text(shown.headings[at]), overflow="fold")
+    for row in shown.rows:
+        table.add_row(*(Text(row[at].text) for at in columns))
+    return table
+
+
+class _StudyReport:
+    def __init__(self, config: StudyConfig, finished: Mapping[str, Sequence[str]], out: Path) -> None:
+        self.config, self.finished, self.out = config, finished, out
+        self.units = config.units()
+        self.untrusted_headlines: set[HeadlineConfig] = set()
+        self.arm_names = {BASE_UNIT: config.base.label, **{arm: config.label_of(arm) for arm in config.arms}}
+
+    @cached_property
+    def pages(self) -> list[StudyPage]:
+        pages = list[StudyPage]()
+        for number, evaluations in enumerate(divide_into_pages(self.units[0])):
+            names = list(evaluations.values())
+            runs = list(self._finished_runs(names, with_training=number == 0))
+            if runs:
+                models = collect_models(runs)
+                methods = group_assigned_methods(models, self._arm_of_label())
+                pages.append(StudyPage(self.out / names[0] if pages else self.out, evaluations, models, methods))
+        return pages
+
+    def _finished_runs(self, evaluations: Sequence[str], *, with_training: bool) -> Iterator[Path]:
+        """The finished runs of these evaluations, arm by arm, the untrained model's first."""
+        order = {arm: place for place, arm in enumerate(self.config.arms)}
+        for unit in sorted(self.units, key=lambda one: -1 if one.arm is None else order[one.arm]):
+            finished = self.finished.get(unit.name, ())
+            measured = [unit.parts[name].out for name in evaluations if name in finished]
+            if measured and with_training and TRAIN_PART in finished:
+                yield unit.parts[TRAIN_PART].out
+            yield from measured
+
+    def _arm_of_label(self) -> dict[str, str]:
+        return {unit.label: self.arm_names[unit.arm or BASE_UNIT] for unit in self.units}
+
+    @property
+    def caption(self) -> str:
+        arms = ", ".join(md_label(self.arm_names[arm]) for arm in self.config.arms)
+        seeds = sorted({unit.seed for unit in self.units if unit.seed is not None})
+        further = "".join(
+            f" Evaluation {md_label(', '.join(page.evaluations.values()))}: {page.folder.name}/index.html."
+            for page in self.pages[1:]
+        )
+        return (
+            f"A study: {arms} and the untrained model {md_label(self.arm_names[BASE_UNIT])}, training seeds "
+            f"{', '.join(map(str, seeds))}.{further}"
+        )
+
+    @property
+    def additions(self) -> ReportAdditions:
+        sections = [
+            *optional_section("published", "Published figures", self._headline_parts(), HEADLINES_NOTE),
+            *optional_section(
+                "study-differences", "Differences between the arms", list(self._difference_parts()), DIFFERENCES_NOTE
+            ),
+            *self._further_sections(),
+            DocumentSection("study-progress", "Units of the study", PROGRESS_NOTE, (self._progress_table(),)),
+        ]
+        return ReportAdditions(tuple(sections), {"study": self._json()})
+
+    # Differences
+
+    @cached_property
+    def differences(self) -> list["ArmDifference"]:
+        """Each arm against the chosen one and against the untrained model, for every evaluation."""
+        found = []
+        for page in self.pages:
+            for kind, evaluation in page.evaluations.items():
+                for name in (self.config.against_arm, BASE_UNIT):
+                    other = None if name is None else page.method(self.arm_names[name])
+                    for arm in self.config.arms:
+                        one = page.method(self.arm_names[arm])
+                        if one is not None and other is not None and one is not other:
+                            found.append(compare_arms(one, other, evaluation, kind))
+        return found
+
+    def _difference_parts(self) -> Iterator[DocumentPart]:
+        for evaluation in dict.fromkeys(one.evaluation for one in self.differences):
+            rows = [one for one in self.differences if one.evaluation == evaluation]
+            yield f"### {md_label(evaluation)}"
+            yield difference_table(f"differences-study-{evaluation}", rows)
+            if reasons := [
+                f"- {md_label(one.arm)} against {md_label(one.against)}: {md_label(reason, 200)}."
+                for one in rows
+                for reason in one.reasons
+            ]:
+                yield "\n".join(["Not compared:", "", *reasons])
+
+    # Headlines
+
+    @cached_property
+    def headlines(self) -> list[tuple[HeadlineConfig, Estimate | None]]:
+        """Each published figure with the study's own; None for what is not measured yet, or what no judge tells."""
+        return [(one, self._headline(one)) for one in self.config.headlines]
+
+    def _headline(self, headline: HeadlineConfig) -> Estimate | None:
+        for page in self.pages:
+            for kind, evaluation in page.evaluations.items():
+                if evaluation == headline.evaluation:
+                    one, other = (page.method(self.arm_names[name]) for name in (headline.arm, headline.against))
+                    if one is None or other is None:
+                        return None
+                    change = compare_arms(one, other, evaluation, kind, statistics.relative_change)
+                    if headline.measure == SCORE and any(UNTRUSTED_MARK in name for name in change.scores):
+                        self.untrusted_headlines.add(headline)
+                    return change.of_measure(headline.measure)
+        return None
+
+    def _headline_parts(self) -> list[DocumentPart]:
+        if not self.headlines:
+            return []
+        rows = [
+            [
+                label_cell(one.evaluation),
+                label_cell(one.measure),
+                label_cell(f"{self.arm_names[one.arm]} against {self.arm_names[one.against]}"),
+                _change_cell(found),
+                trusted_cell(format_change(one.published), number=one.published),
+                label_cell(one.source),
+            ]
+            for one, found in self.headlines
+        ]
+        headings = ("evaluation", "measure", "arms", "this study", "published", "source")
+        return [
+            tabulate("differences-published", headings, rows, n_label_columns=3),
+            "\n".join(f"- {line}" for line in self.headline_sentences),
+        ]
+
+    @property
+    def headline_sentences(self) -> list[str]:
+        return [self._headline_sentence(one, found) for one, found in self.headlines]
+
+    def _headline_sentence(self, headline: HeadlineConfig, found: Estimate | None) -> str:
+        arms = f"{md_label(self.arm_names[headline.arm])} against {md_label(self.arm_names[headline.against])}"
+        what = f"{md_label(headline.measure)} on {md_label(headline.evaluation)}, {arms}"
+        published = f"published {format_change(headline.published)}"
+        if found is None or found.value is None:
+            return f"{what}: not measured; {published}."
+        if found.low is None or found.high is None:
+            return f"{what}: {format_change(found.value)}, without an interval; {published}."
+        inside = "in" if found.low <= headline.published <= found.high else "outside"
+        zero = f"; {INTERVAL_INCLUDES_ZERO}: {NOT_SIGNIFICANT}" if found.low <= 0 <= found.high else ""
+        untrusted = f"; {UNTRUSTED_JUDGE_TEXT}" if headline in self.untrusted_headlines else ""
+        return f"{what}: {format_changes(found)}{zero}; {published}, {inside} this interval{untrusted}."
+
+    # Other parts
+
+    def _further_sections(self) -> Iterator[DocumentSection]:
+        for page in self.pages[1:]:
+            name = ", ".join(page.evaluations.values())
+            table = front_table(page.methods, [pool_seeds(one) for one in page.methods], [model.row for model in page.models])
+            named = table._replace(name=f"scores-study-{next(iter(page.evaluations.values()))}")
+            note = f"The page {page.folder.name}/index.html has the whole evaluation."
+            yield DocumentSection(f"study-{page.folder.name}", f"Evaluation {name}", note, (_without_sources(named),))
+
+    def _progress_table(self) -> Table:
+        rows = []
+        for unit in self.units:
+            finished = self.finished.get(unit.name, ())
+            pending = [name for name in unit.parts if name not in finished]
+            seed = MISSING_CELL if unit.seed is None else trusted_cell(str(unit.seed), number=float(unit.seed))
+            rows.append(
+                [
+                    label_cell(self.arm_names[unit.arm or BASE_UNIT]),
+                    seed,
+                    label_cell(", ".join(finished) or "–"),
+                    label_cell(", ".join(pending) or "–"),
+                ]
+            )
+        return tabulate("runs-study", ("arm", "seed", "finished", "pending"), rows, n_label_columns=2)
+
+    def _json(self) -> dict[str, Any]:
+        return {
+            "arms": {arm: {"label": self.arm_names[arm], "seeds": list(self.config.seeds_of(arm))} for arm in self.config.arms},
+            "differences": [one.to_json() for one in self.differences],
+            "headlines": [
+                one.model_dump(mode="json") | {"ours": None if found is None else found.model_dump(mode="json")}
+                for one, found in self.headlines
+            ],
+            "evaluations": {
+                evaluation: {one.name: pool_seeds(one).model_dump(mode="json") for one in page.methods}
+                for page in self.pages
+                for evaluation in page.evaluations.values()
+            },
+            "units": {unit.name: list(self.finished.get(unit.name, ())) for unit in self.units},
+        }
+
+
+def divide_into_pages(base: StudyUnit) -> list[dict[str, str]]:
+    """The evaluations of each page, by kind of run: each evaluation on the first page that has none of its kind."""
+    pages: list[dict[str, str]] = []
+    for name, part in base.parts.items():
+        kind = run_kind(part)
+        page = next((one for one in pages if kind not in one), None)
+        if page is None:
+            pages.append(page := {})
+        page[kind] = name
+    return pages
+
+
+class ArmDifference(NamedTuple):
+    """The change from one arm to another in one evaluation. `scores`: of each judge, by name of its score and judge."""
+
+    arm: str
+    against: str
+    evaluation: str
+    n_seeds: tuple[int, int]
+    measures: Mapping[str, Estimate]
+    scores: Mapping[str, Estimate]
+    reasons: tuple[str, ...]
+
+    def of_measure(self, name: str) -> Estimate | None:
+        """The change of a headline's measure; of several judges that of the first."""
+        return next(iter(self.scores.values()), None) if name == SCORE else self.measures.get(name)
+
+    def to_json(self) -> dict[str, Any]:
+        values = {name: one.model_dump(mode="json") for name, one in {**self.measures, **self.scores}.items()}
+        return {
+            "arm": self.arm, "against": self.against, "evaluation": self.evaluation, "n_seeds": list(self.n_seeds),
+            "measures": values, "reasons": list(self.reasons),
+        }  # fmt: skip
+
+
+def compare_arms(
+    one: ReportMethod, other: ReportMethod, evaluation: str, kind: str, change: statistics.Change = np.subtract
+) -> ArmDifference:
+    """The change from `other` to `one` in the evaluation that is the run of this kind of their models."""
+    measures: dict[str, Estimate] = {}
+    scores: dict[str, Estimate] = {}
+    measured = [[model for model in method.models if kind in model.runs] for method in (one, other)]
+    reasons: tuple[str, ...] = ()
+    if kind in ("stability", OPEN_ENDED_KIND):
+        found = method_difference(one, other, change)
+        if kind == "stability":
+            measures, reasons = dict(found.measures), found.reasons
+        else:
+            measures, reasons = (
+                ({} if found.identifiability is None else {IDENTIFIABILITY: found.identifiability}),
+                found.fidelity_reasons,
+            )
+    if kind in RUN_KIND_OF_FIDELITY.values() and all(measured):
+        scores, score_reasons = _score_changes(measured[0], measured[1], kind, change)
+        reasons = (*reasons, *score_reasons)
+    return ArmDifference(
+        one.name, other.name, evaluation, (len(measured[0]), len(measured[1])), measures, scores, tuple(dict.fromkeys(reasons))
+    )
+
+
+def _score_changes(
+    one: Sequence[ModelRuns], other: Sequence[ModelRuns], kind: str, change: statistics.Change
+) -> tuple[dict[str, Estimate], tuple[str, ...]]:
+    """The change of each judge's mean score, by its name, and why scores cannot be compared."""
+    judged = [[model.runs[kind].judged_run for model in models] for models in (one, other)]
+    if any(run is None for runs in judged for run in runs):
+        return {}, ()
+    known = [[run for run in runs if run is not None] for runs in judged]
+    first = other[0]
+    reasons = tuple(reason for model in (*other[1:], *one) for reason in compare_judge_scores(first, model)[1])
+    if reasons:
+        return {}, reasons
+    found = {}
+    for label, results in known[1][0].results_by_judge.items():
+        if all(label in run.results_by_judge for runs in known for run in runs):
+            mine, theirs = ([run.results_by_judge[label] for run in runs] for runs in known)
+            run = known[1][0]
+            is_trusted = all(run.judges[label].discriminates_persona for runs in known for run in runs)
+            mark = "" if is_trusted else f" {UNTRUSTED_MARK}"
+            found[f"{score_name(kind, results.rubrics)}, judge {label}{mark}"] = pooled_score_change(
+                theirs, mine, seed=run.seed, resamples=run.resamples, change=change
+            )
+    return found, ()
+
+
+def difference_table(name: str, rows: Sequence[ArmDifference]) -> Table:
+    """A row for each pair of arms, and a column for each measure; a note says where an interval includes 0."""
+    labels = {measure.name: measure.label for measure in measures_in("differences")}
+    names = list(dict.fromkeys(key for one in rows for key in (*one.measures, *one.scores)))
+    lines = [
+        [
+            label_cell(one.arm),
+            label_cell(one.against),
+            trusted_cell(f"{one.n_seeds[0]} and {one.n_seeds[1]}"),
+            *(_difference_cell({**one.measures, **one.scores}.get(key)) for key in names),
+        ]
+        for one in rows
+    ]
+    headings = ["arm", "against", "seeds", *(labels.get(key, key) for key in names)]
+    return tabulate(name, headings, lines, n_label_columns=2)
+
+
+def _difference_cell(difference: Estimate | None) -> TableCell:
+    cell = difference_cell(difference)
+    return (
+        cell._replace(note=f"{cell.note}; {INTERVAL_INCLUDES_ZERO}")
+        if difference_direction(difference) == NOT_SIGNIFICANT
+        else cell
+    )
+
+
+def _change_cell(change: Estimate | None) -> TableCell:
+    if change is None or change.value is None:
+        return MISSING_CELL
+    zero = f"; {INTERVAL_INCLUDES_ZERO}" if difference_direction(change) == NOT_SIGNIFICANT else ""
+    return trusted_cell(format_changes(change), f"n = {change.n}{zero}", change)
+
+
+def format_change(value: float) -> str:
+    """0.212 -> "+21.2 %"."""
+    return f"{100 * value:+.1f} %".replace("-", "−")
+
+
+def format_changes(change: Estimate) -> str:
+    """A relative change with its interval: "+21.2 % [+3.0 %, +40.1 %]"."""
+    if change.value is None:
+        return "–"
+    ends = "" if change.low is None or change.high is None else f" [{format_change(change.low)}, {format_change(change.high)}]"
+    return format_change(change.value) + ends
+
+
+def _without_sources(table: Table) -> Table:
+    """The table without links to runs: they are on another page."""
+    empty: tuple[SourceRun, ...] = ()
+    return table._replace(rows=tuple(tuple(cell._replace(sources=empty) for cell in row) for row in table.rows))

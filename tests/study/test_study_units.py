@@ -1,0 +1,394 @@
+"""The units of a study on disk, without a model: what is finished, refused and deleted, and what it all costs."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from permix.config import StudyConfig, StudyUnit, build_config
+from permix.errors import ConfigError, DataError, PermixError
+from permix.judges.results import JudgeResults, JudgeUsage
+from permix.judges.summary import pooled_score_change
+from permix.metrics import statistics
+from permix.metrics.stability import stability_differences
+from permix.pipelines import study_units
+from permix.pipelines.study import run_study
+from permix.pipelines.study_cost import PartCost, estimate_time, preflight_study, study_costs
+from permix.pipelines.study_jobs import cores_of_job, gpus_of_slot
+from permix.pipelines.study_units import check_same_settings, delete_model, finished_parts, pending_parts, read_unit_record
+from permix.report.study import write_study_report
+from permix.storage.files import read_json, write_json
+from permix.storage.workers import claim_folder, holds_claim, is_claimed
+from permix.types import AnswerKey
+from tests.seeded import fidelity_run, share, stability_run, torn, train_run
+
+ACCURACY: dict[str, Any] = {
+    "stage": "stability",
+    "task": {"levels": ["add-1"], "n": 5},
+    "personas": {"n": 3},
+    "samples": 2,
+    "sampling": {"max_new_tokens": 16},
+}
+CHARACTER: dict[str, Any] = {
+    "stage": "fidelity",
+    "personas": {"include": ["character"], "n": 3},
+    "n_questions": 10,
+    "sampling": {"max_new_tokens": 20},
+    "reference": "base",
+}
+TRAIN: dict[str, Any] = {
+    "task": {"levels": ["add-1"], "n": 4},
+    "plan": {"steps": 2, "questions_per_step": 3, "group_size": 4},
+    "train": {"max_new_tokens": 8},
+}
+ARMS = {"rlvr": {"method": "rlvr"}, "sft": {"method": "sft"}}
+
+
+def study(out: Path, **values: Any) -> StudyConfig:
+    given = {
+        "out": out,
+        "seeds": [1, 2],
+        "train": TRAIN,
+        "arms": ARMS,
+        "evaluations": {"accuracy": ACCURACY, "character": CHARACTER},
+    }
+    return build_config(StudyConfig, given | values, source="study.toml")
+
+
+def unit_of(settings: StudyConfig, name: str) -> StudyUnit:
+    return next(unit for unit in settings.units() if unit.name == name)
+
+
+def make_finished(unit: StudyUnit, *names: str, seconds: float = 1.0) -> None:
+    """The files of these parts, as finished runs leave them, and their record."""
+    for name in names:
+        part = unit.parts[name]
+        write_json(make(part.out) / ("config.json" if name == "train" else "metrics.json"), {"stage": part.stage})
+        write_json(part.out / "usage.json", {"wall_seconds": seconds, "cpu_seconds": seconds})
+        if name == "train":
+            write_json(make(part.out / "model") / "config.json", {})
+        study_units._write_record(unit, name, finished=True)
+
+
+def make(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+# What is finished
+
+
+def test_a_unit_is_finished_when_all_of_its_parts_are(tmp_path: Path) -> None:
+    unit = unit_of(study(tmp_path), "rlvr-1")
+    assert pending_parts(unit) == ["train", "accuracy", "character"]
+    make_finished(unit, "train")
+    assert pending_parts(unit) == ["accuracy", "character"]
+    make_finished(unit, "accuracy", "character")
+    assert pending_parts(unit) == []
+
+
+def test_a_deleted_model_is_needed_again_only_for_a_pending_evaluation(tmp_path: Path) -> None:
+    unit = unit_of(study(tmp_path, keep_models=False), "rlvr-1")
+    make_finished(unit, "train", "accuracy")
+    delete_model(unit)
+    assert unit.training is not None
+    assert (unit.training.out / "model").exists()  # an evaluation is pending
+    make_finished(unit, "character")
+    delete_model(unit)
+    assert not (unit.training.out / "model").exists()
+    assert not list(unit.training.out.glob(".model*"))
+    assert pending_parts(unit) == []
+    delete_model(unit)
+    more = study(tmp_path, evaluations={"accuracy": ACCURACY, "character": CHARACTER, "more": ACCURACY | {"seed": 5}})
+    assert pending_parts(unit_of(more, "rlvr-1")) == ["train", "more"]
+
+
+def test_a_record_without_the_files_of_a_part_does_not_count(tmp_path: Path) -> None:
+    unit = unit_of(study(tmp_path), "base")
+    make_finished(unit, "accuracy")
+    (unit.parts["accuracy"].out / "metrics.json").unlink()
+    assert finished_parts(unit) == []
+    assert read_unit_record(unit).finished == ("accuracy",)
+
+
+@pytest.mark.parametrize("text", ['{"parts": [], "finished": []}', '{"parts": {"train": 1}}', '{"finished": 3}', "{", "[]"])
+def test_a_damaged_record_is_named(text: str, tmp_path: Path) -> None:
+    (make(tmp_path / "base") / "unit.json").write_text(text)
+    with pytest.raises(DataError, match=r"base/unit\.json: "):
+        run_study(study(tmp_path))
+
+
+# Changed settings
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"train": TRAIN | {"train": {"max_new_tokens": 9}}}, "rlvr-1/train was started with train.max_new_tokens = 8, not 9"),
+        (
+            {"arms": ARMS | {"rlvr": {"method": "rlvr", "label": "x"}}},
+            "rlvr-1/train was started with label = 'rlvr 1', not 'x 1'",
+        ),
+        ({"base": {"name": "other"}}, "base/accuracy was started with model.name = 'bundled', not 'other'"),
+        ({"evaluations": {"accuracy": ACCURACY | {"samples": 3}}}, "base/accuracy was started with samples = 2, not 3"),
+    ],
+)
+def test_a_started_part_is_not_mixed_with_other_settings(values: dict[str, Any], words: str, tmp_path: Path) -> None:
+    settings = study(tmp_path)
+    make_finished(unit_of(settings, "base"), "accuracy")
+    study_units._write_record(unit_of(settings, "rlvr-1"), "train", finished=False)
+    check_same_settings(settings)
+    with pytest.raises(ConfigError) as caught:
+        run_study(study(tmp_path, **values))
+    assert words in str(caught.value)
+    assert f"or delete {tmp_path}" in str(caught.value)
+
+
+def test_what_changes_no_number_may_change_and_a_study_may_be_moved(tmp_path: Path) -> None:
+    settings = study(tmp_path / "one")
+    for unit in settings.units():
+        make_finished(unit, *unit.parts)
+    (tmp_path / "one").rename(tmp_path / "two")
+    changed = ACCURACY | {"model": {"batch_size": 3}}
+    moved = study(
+        tmp_path / "two", threads=3, keep_models=False, train=TRAIN | {"train": {"max_new_tokens": 8, "save_every": 2}},
+        evaluations={"accuracy": changed, "character": CHARACTER, "new": ACCURACY | {"seed": 1}},
+    )  # fmt: skip
+    check_same_settings(moved)
+
+
+# Claims, devices
+
+
+def test_a_claim_holds_until_its_last_descriptor_is_closed(tmp_path: Path) -> None:
+    assert not is_claimed(tmp_path)
+    claim = claim_folder(tmp_path / "unit")
+    assert claim is not None
+    assert is_claimed(tmp_path / "unit")
+    assert holds_claim(tmp_path / "unit", claim)
+    assert not holds_claim(tmp_path / "unit", 0)
+    assert claim_folder(tmp_path / "unit") is None
+    copy = os.dup(claim)
+    os.close(claim)
+    assert is_claimed(tmp_path / "unit")
+    os.close(copy)
+    assert not is_claimed(tmp_path / "unit")
+
+
+def test_a_unit_that_another_process_runs_is_refused(tmp_path: Path) -> None:
+    settings = study(tmp_path, unit="rlvr-1")
+    claim = claim_folder(tmp_path / "rlvr-1")
+    assert claim is not None
+    with pytest.raises(ConfigError, match='unit = "rlvr-1": another process is running this unit'):
+        run_study(settings)
+    os.close(claim)
+
+
+def test_gpus_and_cores_are_divided_among_jobs() -> None:
+    four = ["0", "1", "2", "5"]
+    assert [gpus_of_slot(four, slot, 4) for slot in range(4)] == [["0"], ["1"], ["2"], ["5"]]
+    assert [gpus_of_slot(four, slot, 2) for slot in range(2)] == [["0", "1"], ["2", "5"]]
+    assert [gpus_of_slot(four[:2], slot, 3) for slot in range(3)] == [["0"], ["1"], ["0"]]
+    assert gpus_of_slot([], 0, 2) == []
+    cores = len(os.sched_getaffinity(0))
+    assert cores_of_job(cores) == 1
+    assert cores_of_job(1) == cores
+    assert cores_of_job(10 * cores) == 1
+
+
+# What it costs
+
+
+def test_the_numbers_of_a_dry_run_by_hand(tmp_path: Path) -> None:
+    judge = {"name": "j", "base_url": "http://127.0.0.1:1/v1", "answers_per_control": 20, "max_new_tokens": 50}
+    settings = study(tmp_path, evaluations={"accuracy": ACCURACY, "character": CHARACTER | {"judge": judge}})
+    assert study_costs(settings) == {
+        # 2 steps × 3 questions × 4 rollouts, of 8 tokens each
+        "rlvr": PartCost(rollouts=24, generated=24 * 8, trained=24 * 8),
+        # 6 gold answers
+        "sft": PartCost(trained=6 * 8),
+        # (3 personas and none) × 5 questions × 2 samples, of 16 tokens each
+        "accuracy": PartCost(answers=40, generated=40 * 16),
+        # 3 personas × 10 questions; the judge scores 30 answers, and 20 of them in each of 4 controls
+        "character": PartCost(answers=30, judge_calls=30 + 4 * 20, judge_tokens=110 * 50, generated=30 * 20),
+    }
+    facts = preflight_study(settings)
+    assert facts["units"] == "5: the untrained model and 4 trained ones; 0 of them finished"
+    assert facts["rollouts"] == "48"
+    assert facts["cells and answers"] == str(5 * 70)
+    assert facts["judge calls"] == f"at most {5 * 110}, at most {5 * 110 * 50} new tokens"
+    assert facts["new tokens"] == f"at most {2 * 24 * 8 + 5 * (40 * 16 + 30 * 20)}"
+    assert facts["tokens trained on"] == f"at most {2 * 24 * 8 + 2 * 6 * 8}"
+    assert facts["time"] == "unknown: no part of this study is finished, and [rates] gives no rate"
+    chosen = preflight_study(study(tmp_path, only=["rlvr"], only_seeds=[2]))
+    assert (chosen["units"], chosen["rollouts"]) == ("2: the untrained model and 1 trained ones; 0 of them finished", "24")
+    assert "arm sft" not in chosen
+
+
+def test_time_comes_from_finished_parts_then_from_rates(tmp_path: Path) -> None:
+    rates = {"generation_tokens_per_s": 10.0, "training_tokens_per_s": 2.0, "measured_on": "a laptop"}
+    settings = study(tmp_path, evaluations={"accuracy": ACCURACY}, rates=rates)
+    costs, units = study_costs(settings), settings.units()
+    by_rate = estimate_time(settings, units, costs)
+    rlvr, sft, accuracy = 192 / 10 + 192 / 2, 48 / 2, 640 / 10
+    assert by_rate.seconds == pytest.approx(2 * rlvr + 2 * sft + 5 * accuracy)
+    assert by_rate.sources == ["at most, by [rates], measured on a laptop"]
+    make_finished(unit_of(settings, "rlvr-1"), "train", "accuracy", seconds=30.0)
+    make_finished(unit_of(settings, "base"), "accuracy", seconds=10.0)
+    found = estimate_time(settings, units, costs)
+    assert found.seconds == pytest.approx(30 + 2 * sft + 3 * 20)  # rlvr-2; sft-1 and sft-2; three evaluations at a mean of 20 s
+    assert "rlvr: mean of 1 finished, 30 s each" in found.sources
+    without = study(tmp_path, evaluations={"accuracy": ACCURACY})
+    unknown = estimate_time(without, units, costs)
+    assert unknown.seconds == pytest.approx(30 + 3 * 20)
+    assert unknown.unknown == ["sft"]
+    assert unknown.text(2).startswith("about 90 s on one device, about 45 s with 2 jobs on as many devices (")
+    assert unknown.text(1).endswith("; unknown for sft")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"evaluations": {}}, "evaluations: names no evaluation"),
+        ({"train": TRAIN | {"task": {"levels": ["add-x"]}}}, "arm rlvr: "),
+        ({"evaluations": {"a": ACCURACY | {"personas": {"pool": "nowhere.csv"}}}}, "nowhere.csv"),
+        (
+            {"headlines": [{"evaluation": "character", "measure": "pss", "arm": "rlvr", "against": "base", "published": 1}]},
+            "headlines: measure = 'pss' (headline 1): character has identifiability",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_part_is_said_before_anything_is_started(values: dict[str, Any], words: str, tmp_path: Path) -> None:
+    for run in (preflight_study, run_study):
+        with pytest.raises(PermixError) as caught:
+            run(study(tmp_path / "out", **values))
+        assert isinstance(caught.value, (ConfigError, DataError))
+        assert words in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+# The report
+
+
+def write_finished_study(settings: StudyConfig) -> dict[str, list[str]]:
+    """Base; rlvr, right on half and on three of five questions; permix, right on four of five: hand-checkable means."""
+    rights = {"rlvr-1": torn, "rlvr-2": share(3), "permix-1": share(4), "permix-2": share(4)}
+    for unit in settings.units():
+        asked = (
+            "bundled"
+            if unit.training is None
+            else str(train_run(unit.training.out, unit.label, int(unit.seed or 0), method=unit.training.method) / "model")
+        )
+        for name in ("accuracy", "more"):
+            stability_run(unit.parts[name].out, unit.label, asked, rights.get(unit.name, torn))
+        base = None if unit.arm is None else settings.units()[0].parts["character"].out
+        fidelity_run(unit.parts["character"].out, unit.label, asked, base)
+    return {unit.name: list(unit.parts) for unit in settings.units()}
+
+
+def test_the_report_pools_seeds_compares_arms_and_sets_published_figures_beside(tmp_path: Path) -> None:
+    headline = {
+        "evaluation": "accuracy",
+        "measure": "mean",
+        "arm": "permix",
+        "against": "rlvr",
+        "published": 0.212,
+        "source": "paper",
+    }
+    settings = study(
+        tmp_path, arms={"rlvr": {"method": "rlvr", "label": "RLVR"}, "permix": {"method": "permix", "label": "PerMix"}},
+        evaluations={"accuracy": ACCURACY, "character": CHARACTER, "more": ACCURACY | {"seed": 9}},
+        headlines=[headline, headline | {"evaluation": "character", "measure": "identifiability", "published": 0.5}],
+    )  # fmt: skip
+    write_study_report(settings, write_finished_study(settings), tmp_path / "report")
+    table = read_json(tmp_path / "report" / "table.json")
+    assert [row["label"] for row in table["rows"]] == ["base", "RLVR 1", "RLVR 2", "PerMix 1", "PerMix 2"]
+    pooled = {one["name"]: one for one in table["methods"]}
+    assert {name: one["labels"] for name, one in pooled.items()} == {
+        "base": ["base"], "RLVR": ["RLVR 1", "RLVR 2"], "PerMix": ["PerMix 1", "PerMix 2"],
+    }  # fmt: skip
+    # torn: .2, .4, .6 and .8 by persona; so RLVR has the mean of .5 and .6
+    assert pooled["RLVR"]["mean"]["value"] == pytest.approx(0.55)
+    found = {(one["arm"], one["against"], one["evaluation"]): one for one in table["study"]["differences"]}
+    assert set(found) == {
+        (*pair, evaluation)
+        for pair in (("PerMix", "RLVR"), ("RLVR", "base"), ("PerMix", "base"))
+        for evaluation in ("accuracy", "character", "more")
+    }
+    assert found["PerMix", "RLVR", "accuracy"]["measures"]["mean"]["value"] == pytest.approx(0.25)
+    assert found["PerMix", "base", "accuracy"]["n_seeds"] == [2, 1]
+    ours = table["study"]["headlines"]
+    assert ours[0]["ours"]["value"] == pytest.approx(0.8 / 0.55 - 1)
+    assert ours[0]["published"] == 0.212
+    assert ours[1]["ours"]["value"] == pytest.approx(0.0)  # all speak alike
+    text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert "mean on accuracy, PerMix against RLVR: +45.5 % [" in text
+    assert (
+        "identifiability on character, PerMix against RLVR: +0.0 % [+0.0 %, +0.0 %]; the interval includes 0: no difference shown"
+        in text
+    )
+    assert "published +50.0 %, outside this interval" in text
+    assert "; the interval includes 0</sub>" in text
+    page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert "Published figures" in page
+    assert "Differences between the arms" in page
+    other = read_json(tmp_path / "report" / "more" / "table.json")
+    assert [one["name"] for one in other["methods"]] == ["base", "RLVR", "PerMix"]
+
+
+def test_a_report_of_half_a_study_says_what_is_pending(tmp_path: Path) -> None:
+    settings = study(
+        tmp_path, arms={"rlvr": {"method": "rlvr"}, "permix": {"method": "permix"}},
+        evaluations={"accuracy": ACCURACY, "character": CHARACTER, "more": ACCURACY | {"seed": 9}},
+        headlines=[{"evaluation": "accuracy", "measure": "pss", "arm": "permix", "against": "rlvr", "published": 0.212}],
+    )  # fmt: skip
+    finished = write_finished_study(settings)
+    finished = {"base": ["accuracy"], "rlvr-1": ["train", "accuracy"], "rlvr-2": finished["rlvr-2"], "permix-1": ["train"]}
+    write_study_report(settings, finished, tmp_path / "report")
+    table = read_json(tmp_path / "report" / "table.json")
+    assert [row["label"] for row in table["rows"]] == ["base", "rlvr 1", "rlvr 2"]
+    assert table["study"]["units"]["permix-1"] == ["train"]
+    text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert "pss on accuracy, permix against rlvr: not measured; published +21.2 %." in text
+    assert "| permix | 1 | train | accuracy, character, more |" in text
+    with pytest.raises(DataError, match="no evaluation is finished yet"):
+        write_study_report(settings, {"permix-1": ["train"]}, tmp_path / "report")
+
+
+# Relative changes
+
+
+def test_relative_changes_by_hand() -> None:
+    np.testing.assert_allclose(
+        statistics.relative_change(np.array([0.6, 0.2, 0.3]), np.array([0.5, 0.4, 0.0])), [0.2, -0.5, np.nan]
+    )
+    Q = 20
+    first = (np.array([[1.0, 0.0] * 10, [1.0, 0.0] * 10]), np.full(Q, np.nan))  # mean .5
+    other = (np.array([[1.0, 1.0, 0.0, 0.0] * 5, [1.0, 1.0, 1.0, 1.0, 0.0] * 4]), np.full(Q, np.nan))  # means .5 and .8
+    found = stability_differences([first], [other], 0, 200, statistics.relative_change)["mean"]
+    assert found.value == pytest.approx(0.65 / 0.5 - 1)
+    assert stability_differences([first], [other], 0, 200)["mean"].value == pytest.approx(0.15)
+    pss = stability_differences([first], [other], 0, 200, statistics.relative_change)["pss"]
+    assert pss.low is not None
+    assert pss.high is not None
+    assert pss.low <= (pss.value or 0.0) <= pss.high
+
+
+def results(*scores: int) -> JudgeResults:
+    keys = [AnswerKey(f"p{place}", "In Character", "q", 0) for place in range(len(scores))]
+    usage = JudgeUsage(calls=0, calls_without_score=0, prompt_tokens=0, completion_tokens=0, cost=None)
+    return JudgeResults("j", {}, 0, {}, (), {}, {"none": dict(zip(keys, scores, strict=True))}, {}, frozenset(), usage, {})
+
+
+def test_a_judges_scores_are_pooled_over_seeds_by_hand() -> None:
+    first, other = [results(2, 4, 3, 3), results(4, 4, 3, 5)], [results(4, 4, 4, 4), results(5, 5, 5, 5)]  # means 3, 4; 4, 5
+    difference = pooled_score_change(first, other, seed=0, resamples=200)
+    assert difference.value == pytest.approx(1.0)
+    assert difference.n == 4
+    relative = pooled_score_change(first, other, seed=0, resamples=200, change=statistics.relative_change)
+    assert relative.value == pytest.approx(4.5 / 3.5 - 1)
+    assert relative.low is not None
+    assert relative.low > 0
+    assert pooled_score_change([results(3)], [results()], seed=0, resamples=200).value is None
