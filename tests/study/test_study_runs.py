@@ -44,7 +44,7 @@ def write_study(folder: Path, model: Path, **values: Any) -> Path:
         "train": {
             "task": {"levels": ["add-1"], "n": 4},
             "plan": {"steps": 1, "questions_per_step": 2, "group_size": 2},
-            "train": {"max_new_tokens": 8},
+            "train": {"max_new_tokens": 16},  # the gold answers have 11
         },
         "arms": {"rlvr": {"method": "rlvr"}, "sft": {"method": "sft"}},
         "evaluations": {

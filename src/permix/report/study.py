@@ -232,7 +232,7 @@ class _StudyReport:
         for evaluation in dict.fromkeys(one.evaluation for one in self.differences):
             rows = [one for one in self.differences if one.evaluation == evaluation]
             yield f"### {md_label(evaluation)}"
-            yield difference_table(f"differences-study-{evaluation}", rows)
+            yield arm_difference_table(f"differences-study-{evaluation}", rows)
             if reasons := [
                 f"- {md_label(one.arm)} against {md_label(one.against)}: {md_label(reason, 200)}."
                 for one in rows
@@ -425,7 +425,7 @@ def _score_changes(
     return found, ()
 
 
-def difference_table(name: str, rows: Sequence[ArmDifference]) -> Table:
+def arm_difference_table(name: str, rows: Sequence[ArmDifference]) -> Table:
     """A row for each pair of arms, and a column for each measure; a note says where an interval includes 0."""
     labels = {measure.name: measure.label for measure in measures_in("differences")}
     names = list(dict.fromkeys(key for one in rows for key in (*one.measures, *one.scores)))
