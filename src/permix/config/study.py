@@ -19,7 +19,10 @@ from permix.config.training import IGNORED_FIELDS, NO_PERSONA_METHODS, TrainMeth
 from permix.errors import ConfigError, closest_match
 
 BASE_UNIT = "base"
-"""The name of the unit that measures the untrained model, and what `reference` of a fidelity evaluation calls it."""
+"""The name of the unit that measures the untrained model, and what the `REFERENCE_FIELDS` of an evaluation call it."""
+
+REFERENCE_FIELDS = ("reference", "character_reference")
+"""Fields of an evaluation that name the run whose answers train the classifier of personas."""
 
 TRAIN_PART = "train"
 """The name of the training among the parts of a unit."""
@@ -133,7 +136,7 @@ class StudyConfig(ConfigSection):
     """What each arm has of its own: `method`, any other fields of a configuration of `permix train`, `label` and `seeds`."""
     evaluations: dict[str, dict[str, Any]] = Field(default={})
     """Configurations of `permix stability` and `permix fidelity`, each with its `stage`: every model is measured by each of them.
-    `reference = "base"` is the untrained model's run of the same evaluation."""
+    `reference = "base"` and `character_reference = "base"` are the untrained model's run of the same evaluation."""
     against: str | None = None
     """The arm that all others are compared with in the report; rlvr, if there is such an arm, when not given."""
     headlines: tuple[HeadlineConfig, ...] = ()
@@ -269,8 +272,9 @@ class StudyConfig(ConfigSection):
 
     def _evaluation(self, name: str, folder: Path, label: str, model: Mapping[str, Any]) -> StabilityConfig | FidelityConfig:
         values = _with_heldout_side(self.evaluations[name], self.train)
-        if values.get("reference") == BASE_UNIT:
-            values["reference"] = None if folder.name == BASE_UNIT else self.out / BASE_UNIT / name
+        for field in REFERENCE_FIELDS:
+            if values.get(field) == BASE_UNIT:
+                values[field] = None if folder.name == BASE_UNIT else self.out / BASE_UNIT / name
         values |= {"out": folder / name, "label": label, "model": {**model, **values.get("model", {})}}
         values.setdefault("threads", self.threads)
         return build_evaluation(name, values, of_unit=True)

@@ -166,7 +166,7 @@ def _await_reference(config: StudyConfig, part: PartConfig) -> None:
 
     Raises ConfigError if that run is not finished and no process works on it.
     """
-    reference = part.reference if isinstance(part, FidelityConfig) else None
+    reference = _reference_of(part)
     base = config.units()[0]
     if reference is None or reference.parent != base.folder:
         return
@@ -178,6 +178,13 @@ def _await_reference(config: StudyConfig, part: PartConfig) -> None:
             print_status(f"waiting for {reference}, which another process is making")
         waited = True
         time.sleep(WAIT_S)
+
+
+def _reference_of(part: PartConfig) -> Path | None:
+    """The run whose answers train the classifier that this part is measured by."""
+    if isinstance(part, FidelityConfig):
+        return part.reference
+    return part.character_reference if isinstance(part, StabilityConfig) else None
 
 
 # The settings of parts
@@ -203,8 +210,9 @@ def _part_settings(out: Path, part: PartConfig) -> dict[str, Any]:
     values = part.model_dump(mode="json")
     if not isinstance(part, TrainConfig) and Path(part.model.name).is_relative_to(out):
         values["model"]["name"] = TRAIN_PART
-    if isinstance(part, FidelityConfig) and part.reference is not None and part.reference.is_relative_to(out):
-        values["reference"] = BASE_UNIT
+    reference = _reference_of(part)
+    if reference is not None and reference.is_relative_to(out):
+        values["reference" if isinstance(part, FidelityConfig) else "character_reference"] = BASE_UNIT
     return values
 
 

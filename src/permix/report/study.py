@@ -66,8 +66,8 @@ UNTRUSTED_JUDGE_TEXT = (
 
 DIFFERENCES_NOTE = (
     "Arm − other, as means over the training seeds, paired by persona and question (a judge's scores by persona), with 95 % "
-    "intervals over questions (over personas). They do not cover other training seeds. Where an interval includes 0, no "
-    "difference was shown. "
+    "intervals over questions (over personas). From two seeds on, the interval over questions and training seeds is below, where "
+    "the measure has one. Where the widest interval includes 0, no difference was shown. "
     f"{UNTRUSTED_MARK}: {UNTRUSTED_JUDGE_TEXT}."
 )
 
@@ -353,7 +353,10 @@ def divide_into_pages(base: StudyUnit) -> list[dict[str, str]]:
 
 
 class ArmDifference(NamedTuple):
-    """The change from one arm to another in one evaluation. `scores`: of each judge, by name of its score and judge."""
+    """The change from one arm to another in one evaluation. `scores`: of each judge, by name of its score and judge.
+
+    `over_seeds`: of the measures that have one, the interval over questions and training seeds.
+    """
 
     arm: str
     against: str
@@ -362,6 +365,7 @@ class ArmDifference(NamedTuple):
     measures: Mapping[str, Estimate]
     scores: Mapping[str, Estimate]
     reasons: tuple[str, ...]
+    over_seeds: Mapping[str, Estimate]
 
     def of_measure(self, name: str) -> Estimate | None:
         """The change of a headline's measure; of several judges that of the first."""
@@ -372,6 +376,7 @@ class ArmDifference(NamedTuple):
         return {
             "arm": self.arm, "against": self.against, "evaluation": self.evaluation, "n_seeds": list(self.n_seeds),
             "measures": values, "reasons": list(self.reasons),
+            "over_seeds": {name: one.model_dump(mode="json") for name, one in self.over_seeds.items()},
         }  # fmt: skip
 
 
@@ -382,22 +387,25 @@ def compare_arms(
     measures: dict[str, Estimate] = {}
     scores: dict[str, Estimate] = {}
     measured = [[model for model in method.models if kind in model.runs] for method in (one, other)]
+    over_seeds: dict[str, Estimate] = {}
     reasons: tuple[str, ...] = ()
     if kind in ("stability", OPEN_ENDED_KIND):
         found = method_difference(one, other, change)
         if kind == "stability":
-            measures, reasons = dict(found.measures), found.reasons
+            shares = {"right and in character": found.right_in_character}
+            measures, reasons = dict(found.measures), (*found.reasons, *found.right_in_character_reasons)
         else:
-            measures, reasons = (
-                ({} if found.identifiability is None else {IDENTIFIABILITY: found.identifiability}),
-                found.fidelity_reasons,
-            )
+            shares = {IDENTIFIABILITY: found.identifiability, "recognisability": found.recognisability}
+            reasons = found.fidelity_reasons
+        measures |= {name: share for name, share in shares.items() if share is not None}
+        over_seeds = {name: found.over_seeds[name].over_seeds for name in measures if found.covers_seeds(name)}
     if kind in RUN_KIND_OF_FIDELITY.values() and all(measured):
         scores, score_reasons = _score_changes(measured[0], measured[1], kind, change)
         reasons = (*reasons, *score_reasons)
     return ArmDifference(
-        one.name, other.name, evaluation, (len(measured[0]), len(measured[1])), measures, scores, tuple(dict.fromkeys(reasons))
-    )
+        one.name, other.name, evaluation, (len(measured[0]), len(measured[1])), measures, scores, tuple(dict.fromkeys(reasons)),
+        over_seeds,
+    )  # fmt: skip
 
 
 def _score_changes(
@@ -434,7 +442,7 @@ def arm_difference_table(name: str, rows: Sequence[ArmDifference]) -> Table:
             label_cell(one.arm),
             label_cell(one.against),
             trusted_cell(f"{one.n_seeds[0]} and {one.n_seeds[1]}"),
-            *(_difference_cell({**one.measures, **one.scores}.get(key)) for key in names),
+            *(_difference_cell({**one.measures, **one.scores}.get(key), one.over_seeds.get(key)) for key in names),
         ]
         for one in rows
     ]
@@ -442,13 +450,12 @@ def arm_difference_table(name: str, rows: Sequence[ArmDifference]) -> Table:
     return tabulate(name, headings, lines, n_label_columns=2)
 
 
-def _difference_cell(difference: Estimate | None) -> TableCell:
+def _difference_cell(difference: Estimate | None, over_seeds: Estimate | None) -> TableCell:
     cell = difference_cell(difference)
-    return (
-        cell._replace(note=f"{cell.note}; {INTERVAL_INCLUDES_ZERO}")
-        if difference_direction(difference) == NOT_SIGNIFICANT
-        else cell
-    )
+    notes = [] if over_seeds is None else [f"over questions and seeds {over_seeds.format_difference().partition(' ')[2]}"]
+    if difference_direction(over_seeds or difference) == NOT_SIGNIFICANT:
+        notes.append(INTERVAL_INCLUDES_ZERO)
+    return cell._replace(note="; ".join([cell.note, *notes])) if cell.note else cell
 
 
 def _change_cell(change: Estimate | None) -> TableCell:
