@@ -123,15 +123,15 @@ def test_without_the_extra_all_else_is_measured_and_one_line_says_so(tmp_path: P
     config = make_run(tmp_path)
     lines = [line for line in capsys.readouterr().err.splitlines() if "recognisability" in line]
     assert len(lines) == 1
-    assert "note: recognisability was not measured: the extra `embed` is not installed: pip install" in lines[0]
+    assert "note: recognisability was not measured: the extra embed is not installed: pip install" in lines[0]
     metrics = read_json(config.out / "metrics.json")
     assert metrics["accuracy"]["value"] == 1
-    assert (metrics["recognisability"], metrics["recognisability_reason"]) == (None, "the extra `embed` is not installed")
+    assert (metrics["recognisability"], metrics["recognisability_reason"]) == (None, "the extra embed is not installed")
     run_report(ReportConfig(runs=(config.out,), out=tmp_path / "report"))
     text = (tmp_path / "report" / "report.md").read_text()
     assert text.count("Recognisability was not measured for test: ") == 1
     assert "| recognisability" not in text
-    with pytest.raises(ConfigError, match="the extra `embed` is not installed"):
+    with pytest.raises(ConfigError, match="the extra embed is not installed"):
         _ = permix.FidelityRun(config.out).recognisability
     assert not any(row["name"].startswith("recognisability") for row in permix.FidelityRun(config.out).measures())
 
@@ -141,7 +141,7 @@ def test_a_run_of_an_older_version_is_read(tmp_path: Path) -> None:
     values = read_json(config.out / "config.json")
     del values["embedder"]
     write_json(config.out / "config.json", values)
-    assert measure_or_explain(config.out) == (None, "the extra `embed` is not installed")
+    assert measure_or_explain(config.out) == (None, "the extra embed is not installed")
     assert collect_models([config.out])[0].recognisability is None
 
 

