@@ -1,8 +1,9 @@
 """The recorded runs of a study as one compressed file a unit: a folder of run directories becomes UNIT.tar.xz, and back.
 
-Packing leaves out what `bench.record` leaves out (weights, checkpoints, what can be made anew) and refuses runs that name a path
-of this machine. Only units whose runs are all measured are packed. A unit that has its file already is packed again only with
---again. The bytes depend on the content alone: sorted names, no times, no owners. Unpacking never replaces a unit.
+Packing takes the finished units of a study (by its study.json and each unit's unit.json), and single finished runs in its folder,
+such as recorded turns. It leaves out what `bench.record` leaves out and the folder of the trained model, and refuses runs that
+name a path of this machine. What has its file already is packed again only with --again. The bytes depend on the content alone:
+sorted names, no times, no owners. Unpacking never replaces a folder.
 
     python -m bench.archive pack runs/study docs/recorded/study
     python -m bench.archive unpack docs/recorded/study runs/study
@@ -12,36 +13,59 @@ import argparse
 import io
 import json
 import lzma
+import shutil
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from bench.record import record
 
 SUFFIX = ".tar.xz"
+LEFT_OUT = ("model", "log.txt", ".lock*")
+"""Of a unit, besides what `bench.record` leaves out."""
 
 
-def is_measured(unit: Path) -> bool:
-    """Whether every run of a unit has ended: an evaluation has metrics.json, a training usage.json. A unit has an evaluation."""
-    configs = list(unit.glob("*/config.json"))
-    stages = {path.parent: json.loads(path.read_text(encoding="utf-8")).get("stage") for path in configs}
-    ended = all((run / ("usage.json" if stage == "train" else "metrics.json")).exists() for run, stage in stages.items())
-    return ended and any(stage != "train" for stage in stages.values())
+def is_finished(folder: Path) -> bool:
+    """Whether a folder of a study is a unit with all its parts finished, or a single run with its measures."""
+    if (folder / "config.json").exists():
+        return (folder / "metrics.json").exists()
+    unit, study = folder / "unit.json", folder.parent / "study.json"
+    if not unit.exists() or not study.exists():
+        return False
+    finished = set(_read(unit)["finished"])
+    return finished >= set(_read(study)["evaluations"]) | ({"train"} if (folder / "train").exists() else set())
 
 
-def pack(unit: Path, target: Path) -> int:
-    """Write the unit's recorded runs to the file `target`; returns its bytes."""
-    with tempfile.TemporaryDirectory(dir=unit.parent) as scratch:
-        record(unit, Path(scratch) / unit.name)
+def pack(folder: Path, target: Path) -> int:
+    """Write the recorded runs of a unit, or a single run, to the file `target`; returns its bytes."""
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        copied, recorded = Path(scratch) / "copied" / folder.name, Path(scratch) / "recorded" / folder.name
+        shutil.copytree(folder, copied, ignore=shutil.ignore_patterns(*LEFT_OUT, "checkpoints"))
+        for provenance in copied.rglob("provenance.json"):
+            _level_command(provenance)
+        record(copied, recorded)
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive:
-            for path in sorted(Path(scratch).rglob("*")):
+            for path in sorted(recorded.rglob("*")):
                 if path.is_file():
-                    _add(archive, path, path.relative_to(scratch))
+                    _add(archive, path, path.relative_to(recorded.parent))
     data = lzma.compress(packed.getvalue(), preset=9 | lzma.PRESET_EXTREME)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(data)
     return len(data)
+
+
+def _level_command(provenance: Path) -> None:
+    """Keep only the last part of the absolute paths in a run's command."""
+    born = _read(provenance)
+    command = [Path(word).name if Path(word).is_absolute() else word for word in born.get("command", [])]
+    provenance.write_text(json.dumps(born | {"command": command}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 def _add(archive: tarfile.TarFile, path: Path, name: Path) -> None:
@@ -52,7 +76,7 @@ def _add(archive: tarfile.TarFile, path: Path, name: Path) -> None:
 
 
 def unpack(packed: Path, target: Path) -> bool:
-    """Write the runs of a packed unit below `target`; returns False if the unit is there already.
+    """Write the runs of a packed unit below `target`; returns False if its folder is there already.
 
     Raises tarfile.FilterError for an entry that leads out of `target`.
     """
@@ -67,18 +91,18 @@ def unpack(packed: Path, target: Path) -> bool:
 def main() -> None:
     options = argparse.ArgumentParser(prog="python -m bench.archive", description=(__doc__ or "").partition(":")[0])
     options.add_argument("action", choices=["pack", "unpack"])
-    options.add_argument("source", type=Path, help="pack: a folder of units; unpack: a folder of packed units")
+    options.add_argument("source", type=Path, help="pack: a study's folder; unpack: a folder of packed units")
     options.add_argument("target", type=Path, help="where they are to lie")
-    options.add_argument("--again", action="store_true", help="pack units that have their file already, too")
+    options.add_argument("--again", action="store_true", help="pack what has its file already, too")
     given = options.parse_args()
     if given.action == "unpack":
         for packed in sorted(given.source.glob(f"*{SUFFIX}")):
             print(f"{packed.name}: {'unpacked' if unpack(packed, given.target) else 'is there already'}")
         return
-    for unit in sorted(path for path in given.source.iterdir() if path.is_dir() and is_measured(path)):
-        target = given.target / f"{unit.name}{SUFFIX}"
+    for folder in sorted(path for path in given.source.iterdir() if path.is_dir() and is_finished(path)):
+        target = given.target / f"{folder.name}{SUFFIX}"
         if given.again or not target.exists():
-            print(f"{target}: {pack(unit, target) / 1000:.0f} kB")
+            print(f"{target}: {pack(folder, target) / 1000:.0f} kB")
 
 
 if __name__ == "__main__":

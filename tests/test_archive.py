@@ -1,4 +1,4 @@
-"""Recorded units: what is packed is what comes back, only what is measured is packed, and nothing is replaced."""
+"""Recorded units: what is packed is what comes back, only what is finished is packed, and nothing is replaced."""
 
 import json
 import sys
@@ -10,34 +10,49 @@ import pytest
 from bench import archive
 
 
-def unit(folder: Path, *, metrics: bool = True) -> Path:
-    for name, stage in (("train", "train"), ("stability", "stability")):
-        run = folder / name
-        run.mkdir(parents=True)
-        (run / "config.json").write_text(json.dumps({"stage": stage}))
-        (run / "provenance.json").write_text(json.dumps({"platform": "Linux-6.1.0-13-amd64-x86_64-with-glibc2.36"}))
-    (folder / "train" / "usage.json").write_text("{}")
-    (folder / "train" / "model").mkdir()
-    (folder / "train" / "model" / "model.safetensors").write_bytes(b"weights")
-    (folder / "stability" / "records.jsonl").write_text('{"text": "Arr, é"}\n')
-    if metrics:
-        (folder / "stability" / "metrics.json").write_text('{"pss": 0.5}')
+def run(folder: Path, stage: str) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"stage": stage}))
+    command = ["permix", "study", "/somewhere/else/study.json", "--unit", "rlvr-1"]
+    born = {"platform": "Linux-6.1.0-13-amd64-x86_64-with-glibc2.36", "command": command}
+    (folder / "provenance.json").write_text(json.dumps(born))
     return folder
 
 
-def test_what_is_packed_comes_back_without_weights(tmp_path: Path) -> None:
+def unit(folder: Path, *, finished: tuple[str, ...] = ("train", "stability")) -> Path:
+    """A trained unit of a study with one evaluation."""
+    run(folder / "train", "train")
+    run(folder / "stability", "stability")
+    (folder / "unit.json").write_text(json.dumps({"parts": {}, "finished": list(finished)}))
+    (folder / "log.txt").write_text(str(folder.resolve()))
+    (folder / ".lock-unit").write_text("17")
+    (folder / "train" / "model").mkdir()
+    (folder / "train" / "model" / "config.json").write_text("{}")
+    (folder / "stability" / "records.jsonl").write_text('{"text": "Arr, é"}\n')
+    (folder.parent / "study.json").write_text(json.dumps({"evaluations": {"stability": {}}}))
+    return folder
+
+
+def pack_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setattr(sys, "argv", ["archive", "pack", str(tmp_path / "study"), str(tmp_path / "packed")])
+    archive.main()
+    return sorted(path.name for path in (tmp_path / "packed").iterdir())
+
+
+def test_what_is_packed_comes_back_without_model_and_log(tmp_path: Path) -> None:
     unit(tmp_path / "study" / "rlvr-1")
     size = archive.pack(tmp_path / "study" / "rlvr-1", tmp_path / "packed" / "rlvr-1.tar.xz")
     assert size == (tmp_path / "packed" / "rlvr-1.tar.xz").stat().st_size
-    assert [path.name for path in (tmp_path / "study").iterdir()] == ["rlvr-1"]
+    assert sorted(path.name for path in (tmp_path / "study").iterdir()) == ["rlvr-1", "study.json"]
     assert archive.unpack(tmp_path / "packed" / "rlvr-1.tar.xz", tmp_path / "again")
     back = tmp_path / "again" / "rlvr-1"
     assert sorted(str(path.relative_to(back)) for path in back.rglob("*") if path.is_file()) == [
-        "stability/config.json", "stability/metrics.json", "stability/provenance.json", "stability/records.jsonl",
-        "train/config.json", "train/provenance.json", "train/usage.json",
+        "stability/config.json", "stability/provenance.json", "stability/records.jsonl",
+        "train/config.json", "train/provenance.json", "unit.json",
     ]  # fmt: skip
     assert (back / "stability" / "records.jsonl").read_text() == '{"text": "Arr, é"}\n'
-    assert json.loads((back / "train" / "provenance.json").read_text())["platform"] == "Linux-x86_64"
+    born = json.loads((back / "train" / "provenance.json").read_text())
+    assert born == {"platform": "Linux-x86_64", "command": ["permix", "study", "study.json", "--unit", "rlvr-1"]}
 
 
 def test_equal_runs_have_equal_bytes(tmp_path: Path) -> None:
@@ -50,29 +65,36 @@ def test_equal_runs_have_equal_bytes(tmp_path: Path) -> None:
 def test_a_unit_that_is_there_is_not_replaced(tmp_path: Path) -> None:
     unit(tmp_path / "study" / "rlvr-1")
     archive.pack(tmp_path / "study" / "rlvr-1", tmp_path / "rlvr-1.tar.xz")
-    metrics = tmp_path / "study" / "rlvr-1" / "stability" / "metrics.json"
-    metrics.write_text("newer")
+    records = tmp_path / "study" / "rlvr-1" / "stability" / "records.jsonl"
+    records.write_text("newer")
     assert not archive.unpack(tmp_path / "rlvr-1.tar.xz", tmp_path / "study")
-    assert metrics.read_text() == "newer"
+    assert records.read_text() == "newer"
 
 
-def test_only_measured_units_are_packed_and_once(
+def test_only_what_is_finished_is_packed_and_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     unit(tmp_path / "study" / "done-1")
-    unit(tmp_path / "study" / "half-1", metrics=False)
-    (tmp_path / "study" / "only-train").mkdir()
-    monkeypatch.setattr(sys, "argv", ["archive", "pack", str(tmp_path / "study"), str(tmp_path / "packed")])
-    archive.main()
-    assert [path.name for path in (tmp_path / "packed").iterdir()] == ["done-1.tar.xz"]
+    unit(tmp_path / "study" / "half-1", finished=("train",))
+    unit(tmp_path / "study" / "untrained-1", finished=("stability",))
+    run(tmp_path / "study" / "turns", "fidelity").joinpath("metrics.json").write_text("{}")
+    run(tmp_path / "study" / "turns-half", "fidelity")
+    assert pack_all(tmp_path, monkeypatch) == ["done-1.tar.xz", "turns.tar.xz"]
     capsys.readouterr()
-    archive.main()
+    pack_all(tmp_path, monkeypatch)
     assert capsys.readouterr().out == ""
+
+
+def test_the_base_unit_has_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unit(tmp_path / "study" / "rlvr-1", finished=("train",))
+    run(tmp_path / "study" / "base" / "stability", "stability")
+    (tmp_path / "study" / "base" / "unit.json").write_text(json.dumps({"parts": {}, "finished": ["stability"]}))
+    assert pack_all(tmp_path, monkeypatch) == ["base.tar.xz"]
 
 
 def test_a_run_that_names_a_path_of_this_machine_is_refused(tmp_path: Path) -> None:
     folder = unit(tmp_path / "study" / "rlvr-1")
-    (folder / "stability" / "records.jsonl").write_text(json.dumps({"path": str(tmp_path / "study")}))
+    (folder / "stability" / "records.jsonl").write_text(json.dumps({"path": str(Path.home())}))
     with pytest.raises(SystemExit, match=r"records\.jsonl: names"):
         archive.pack(folder, tmp_path / "rlvr-1.tar.xz")
 
