@@ -229,13 +229,13 @@ class StabilityConfig(SharedRunConfig):
     """Two or more persona templates, named as in --personas.template: each persona and question is asked with each of them, to
     separate the effect of the template from the effect of the persona."""
     contexts: tuple[str, ...] = ()
-    """How the persona is brought in, and how far it has been played when the question is asked: each persona and question is
-    asked in each of these contexts. system: in the system message; user: in the user's message, before the question;
-    in-character: as system, with a request to stay in character behind the question; turns-4: as system, with four recorded turns
-    in character (context_turns) before the question. When not given, the prompt is that of system."""
+    """Contexts: each persona is asked every question in each of them. system: the persona is in the system message; user: in the
+    user's message, before the question; in-character: as system, with a request to stay in character after the question;
+    turns-4: as system, with four recorded turns in character (context_turns) before the question. When not given, the prompt is
+    that of system."""
     context_turns: Path | None = None
-    """A fidelity run of the base model, open or an interview: its answers are the turns of the contexts turns-K. Give the same
-    run for every model that is compared."""
+    """A fidelity run of the base model (open questions or an interview) whose answers are the turns of the contexts turns-K. Give
+    the same run for every model that is compared."""
     seed: int = Field(default=0, ge=0)
     """Seed for sampling completions, and for the bootstrap and the permutation tests."""
     resamples: int = Field(default=2000, ge=100)
@@ -255,11 +255,11 @@ class StabilityConfig(SharedRunConfig):
     """Ask in rounds until the interval of PSS has this half width or less; each round asks only personas that may still be the
     worst or the best, and at most task.n questions."""
     right_in_character: bool = False
-    """Also measure how many answers are right and recognisable as their persona's, by a classifier of the answers' text (seconds
-    to minutes of CPU time). With a finished run the same command adds it and asks nothing."""
+    """Also measure how many answers are right and recognisable as their persona's, by a text classifier (seconds to minutes of
+    CPU time). On a finished run the same command adds the measure and asks the model nothing."""
     character_reference: Path | None = None
-    """The base model's stability run on the same questions and personas: its answers train the classifier of
-    --right-in-character; this run's own answers when not given."""
+    """The base model's stability run on the same questions and personas, whose answers train the classifier of
+    --right-in-character. When not given, this run's own answers train it."""
     report_to: TrackerNames = ()
     """Experiment trackers that receive the measures, besides metrics.json: tensorboard, wandb, trackio, mlflow."""
     plan_power: float | None = Field(default=None, gt=0, le=1)
@@ -354,7 +354,7 @@ class FidelityConfig(SharedRunConfig):
     """Folds of the cross-validation over questions: the classifier never sees the questions that it is tested on."""
     embedder: str = Field(default="auto", min_length=1)
     """The sentence embedder that compares answers with the persona texts (recognisability): "auto" (all-MiniLM-L6-v2, if the
-    extra embed is installed), "none", a folder or a hub id."""
+    extra embed is installed), "none" (do not measure it), a folder, or a hub id."""
     sampling: Sampling = Sampling(temperature=0.7, max_new_tokens=48)
     seed: int = Field(default=0, ge=0)
     """Seed for sampling completions, for the folds and for the bootstrap."""
@@ -548,17 +548,19 @@ class PowerConfig(ConfigSection):
     stage: Literal["power"] = "power"
     """Fixed: names the verb in a configuration file."""
     runs: tuple[Path, ...] = ()
-    """Pilot runs of two methods, or folders that contain them: stability runs, fidelity runs, and the training runs."""
+    """Pilot runs of two methods (stability runs, fidelity runs and training runs), or folders that contain them."""
     methods: tuple[str, ...] = ()
-    """Models that differ only in the training seed: NAME=LABEL,LABEL; when not given, the training runs decide."""
+    """Methods and the labels of their models, which differ only in the training seed: NAME=LABEL,LABEL. When not given, the
+    training runs decide."""
     effects: tuple[str, ...] = ()
-    """Differences to plan for: MEASURE=SIZE, as in pss=0.1; when not given, usual ones of five measures."""
+    """Differences to plan for: MEASURE=SIZE, such as pss=0.1. When not given: default sizes for pss, worst,
+    worst_minus_baseline, mean_minus_baseline and identifiability."""
     questions: tuple[Annotated[int, Field(ge=10)], ...] = (100, 200, 400, 800)
     """Numbers of questions to plan with."""
     seeds: tuple[Annotated[int, Field(ge=2)], ...] = (2, 3, 5, 8)
-    """Numbers of training seeds of each method to plan with; one seed does not cover other seeds."""
+    """Numbers of training seeds of each method to plan with, at least 2: one seed has no interval over seeds."""
     seed_sds: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.0, 0.02, 0.04)
-    """Assumed standard deviations of a measure between training seeds of one method; used where a method has a single seed."""
+    """Assumed standard deviations of a measure between training seeds of one method; used if a method has only one seed."""
     out: Path | None = None
     """The folder for power.json; when not given, the table is only printed."""
 

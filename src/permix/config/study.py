@@ -2,7 +2,8 @@
 
 A study has one unit for the base model and one for each arm and seed. A unit of an arm is a training, whose seed goes into
 plan.seed, train.seed and task.seed, and an evaluation of the trained model by each entry of `evaluations`. No seed of a unit goes
-into an evaluation, so all models are asked the same cells. `StudyConfig.units` lists the units and what each part is made by.
+into an evaluation, so all models are asked the same cells. `StudyConfig.units` lists the units with the configuration of each
+part.
 """
 
 import re
@@ -75,11 +76,11 @@ class HeadlineConfig(ConfigSection):
     evaluation: str
     """The evaluation of the study that measures it."""
     measure: str
-    """A stability measure (pss, worst, mean), identifiability, or score: a judge's mean score, such as PersonaScore."""
+    """pss, worst, mean, relative_persona_sd, identifiability, or score: a judge's mean score, such as PersonaScore."""
     arm: str
     """The arm, or "base"."""
     against: str
-    """The arm that it is compared with, or "base"."""
+    """The arm that `arm` is compared with, or "base"."""
     published: float
     """The published relative change: 0.212 is +21.2 %."""
     source: str = ""
@@ -87,14 +88,14 @@ class HeadlineConfig(ConfigSection):
 
 
 class StudyRatesConfig(ConfigSection):
-    """Measured speeds of the machine, from which --dry-run estimates the time of parts that no finished part tells."""
+    """Measured speeds of the machine. --dry-run uses them for parts whose time no finished part of the study shows."""
 
     generation_tokens_per_s: float | None = Field(default=None, gt=0)
     """New tokens generated per second on one device."""
     training_tokens_per_s: float | None = Field(default=None, gt=0)
     """Completion tokens trained on per second on one device."""
     measured_on: str = ""
-    """Where and when the two were measured."""
+    """Where and when both rates were measured."""
 
 
 class StudyUnit(NamedTuple):
@@ -127,35 +128,35 @@ class StudyConfig(ConfigSection):
     out: Path = Path("runs/study")
     """The folder of the study: one folder for each unit (the untrained model, and each arm with each seed), and report/."""
     seeds: StudySeeds = (1,)
-    """The seeds of every arm that names none of its own."""
+    """The seeds of every arm without seeds of its own."""
     base: StudyBaseConfig = StudyBaseConfig()
     train: dict[str, Any] = Field(default={})
-    """A configuration of `permix train` that all arms share, without out, label, model and seeds. What a method ignores is left
-    out of its arms."""
+    """A configuration of `permix train` that all arms share, without out, label, model and seeds. Settings that a method ignores
+    are left out of its arms."""
     arms: dict[str, dict[str, Any]] = Field(default={})
-    """What each arm has of its own: `method`, any other fields of a configuration of `permix train`, `label` and `seeds`."""
+    """The settings of each arm: `method`, any other fields of a configuration of `permix train`, `label` and `seeds`."""
     evaluations: dict[str, dict[str, Any]] = Field(default={})
-    """Configurations of `permix stability` and `permix fidelity`, each with its `stage`: every model is measured by each of them.
-    `reference = "base"` and `character_reference = "base"` are the untrained model's run of the same evaluation."""
+    """Configurations of `permix stability` and `permix fidelity`, each with its `stage`. Every model is measured by each of them.
+    `reference = "base"` and `character_reference = "base"` name the untrained model's run of the same evaluation."""
     against: str | None = None
-    """The arm that all others are compared with in the report; rlvr, if there is such an arm, when not given."""
+    """The arm that the report compares all others with. When not given: rlvr, if there is such an arm."""
     headlines: tuple[HeadlineConfig, ...] = ()
-    """Published figures, shown in the report beside those of the study."""
+    """Published figures; the report shows them next to those of the study."""
     rates: StudyRatesConfig = StudyRatesConfig()
     keep_models: bool = True
-    """Keep the trained models; else the folder model/ of a training is deleted when all evaluations of the model are complete."""
+    """Keep the trained models. Otherwise a training's folder model/ is deleted when all evaluations of the model are complete."""
     only: tuple[str, ...] = ()
-    """Only these arms, besides the untrained model; all when not given. The report has everything that is finished."""
+    """Run only these arms and the untrained model; all arms when not given. The report has everything that is finished."""
     only_seeds: tuple[int, ...] = ()
-    """Only these of the study's seeds (also --seeds); all when not given."""
+    """Run only these of the study's seeds (short: --seeds); all when not given."""
     unit: str | None = None
-    """Run this unit alone, in this process: base, or ARM-SEED."""
+    """Run only this unit, in this process: base, or ARM-SEED."""
     jobs: int = Field(default=1, gt=0)
-    """Number of units at the same time, each in a process of its own: on a GPU of its own, or with its share of the cores."""
+    """Number of units that run at the same time, each in its own process, with its own GPUs or its share of the cores."""
     threads: int | None = Field(default=None, gt=0)
     """CPU threads of each of these processes; the cores divided by jobs when not given."""
     report: bool = False
-    """Run nothing: write the report of everything that is finished."""
+    """Run no unit; only write the report of everything that is finished."""
 
     @field_validator("train")
     @classmethod
@@ -238,7 +239,7 @@ class StudyConfig(ConfigSection):
         return [self._base_unit(), *trained]
 
     def chosen_units(self) -> list[StudyUnit]:
-        """The units that `only`, `only_seeds` and `unit` leave: the untrained model is always among them, but for `unit`."""
+        """The units that `only`, `only_seeds` and `unit` choose. Without `unit` the untrained model is always among them."""
         if self.unit is not None:
             return [unit for unit in self.units() if unit.name == self.unit]
         return [
@@ -300,7 +301,7 @@ def build_training(
 
 
 def build_evaluation(name: str, values: Mapping[str, Any], *, of_unit: bool = False) -> StabilityConfig | FidelityConfig:
-    """An evaluation of the study; `of_unit` says that the study's own fields are among the values. Raises ConfigError."""
+    """An evaluation of the study; with `of_unit` the values contain the fields that the study sets. Raises ConfigError."""
     stage = values.get("stage")
     if not isinstance(stage, str) or stage not in EVALUATION_CONFIGS:
         shown = "is missing" if stage is None else f"= {quote_input(stage)}"
@@ -313,7 +314,7 @@ def build_evaluation(name: str, values: Mapping[str, Any], *, of_unit: bool = Fa
 
 
 def _check_training_fields(values: Mapping[str, Any], owner: str = "") -> None:
-    """Raise ConfigError for a key that no training has, and for what the study sets."""
+    """Raise ConfigError for a key that no training has, and for a field that the study sets."""
     prefix = f"{owner}: " if owner else ""
     require_known_keys(TrainConfig, values, source=owner)
     if values.get("stage", TRAIN_PART) != TRAIN_PART:
@@ -325,7 +326,7 @@ def _check_training_fields(values: Mapping[str, Any], owner: str = "") -> None:
 
 
 def _check_arms_differ(arms: Mapping[str, Mapping[str, Any]], data: Mapping[str, Any]) -> None:
-    """Raise ConfigError for an arm that is no training, for two equal trainings, and for models with one label."""
+    """Raise ConfigError for an arm that is no valid training, for two equal trainings, and for models with the same label."""
     found: dict[str, str] = {}
     labels = {data["base"].label: BASE_UNIT}
     for arm, values in arms.items():
@@ -374,7 +375,7 @@ def _without_ignored(shared: Mapping[str, Any], method: Any) -> dict[str, Any]:
 
 
 def _with_heldout_side(values: Mapping[str, Any], train: Mapping[str, Any]) -> dict[str, Any]:
-    """The evaluation, on the held-out side of a file of your own that is trained on too.
+    """The evaluation, on the held-out part of a file of your own that is also used for training.
 
     Without a split a trained model would be asked the held-out part, and the untrained one all of it.
     """

@@ -63,14 +63,14 @@ class RolloutPlanConfig(ConfigSection):
     """Factors by tag on the chance that a persona is drawn: "expert 2 harmful 0" doubles the weight of experts and leaves out
     harmful personas."""
     templates: dict[str, float] = Field(default={})
-    """Persona templates, named as in --personas.template, and the weight with which a row with a persona draws each: "you_are 2
-    adopt 1"; personas.template alone when not given."""
+    """Persona templates, named as in --personas.template, and their weights: each row with a persona draws one of them, as in
+    "you_are 2 adopt 1". When not given, all rows use personas.template."""
     contexts: dict[str, float] = Field(default={})
-    """Contexts, named as in --contexts of permix stability, and the weight with which a row with a persona draws each: "system 2
-    in-character 1 turns-4 1"; the persona's system message alone when not given."""
+    """Contexts, named as in --contexts of permix stability, and their weights: each row with a persona draws one of them, as in
+    "system 2 in-character 1 turns-4 1". When not given, all rows have the context system."""
     context_turns: Path | None = None
-    """A fidelity run of the base model with the training personas, open or an interview: its answers are the turns of the
-    contexts turns-K."""
+    """A fidelity run of the base model with the training personas (open questions or an interview) whose answers are the turns of
+    the contexts turns-K."""
     scope: PersonaScope = "group"
     """"group": the rollouts of a group share one persona; "rollout": each rollout draws its own persona."""
     steps: int = Field(default=100, gt=0)

@@ -1,8 +1,8 @@
 """Recognisability of a run of open-ended questions, from its records and the vectors of its texts.
 
-`permix fidelity` writes the vectors to `embeddings.npz` in the run directory. Whoever measures the run later takes them from
-there and needs no embedder; texts that have no vector there, as in a run of an older version, are embedded and not written. A run
-that cannot be measured, since no embedder is installed, has all of its other measures.
+`permix fidelity` writes the vectors to `embeddings.npz` in the run directory, so later measurements need no embedder. Texts
+without a stored vector, as in a run of an older version, are embedded again, and their vectors are not written. Without an
+embedder a run still has all of its other measures.
 """
 
 import zipfile
@@ -27,7 +27,7 @@ VECTORS_FILE = "embeddings.npz"
 
 
 def check_embedder(name: str) -> None:
-    """Raise ConfigError for an embedder that is named and cannot be found. "auto" is left out where it is not installed."""
+    """Raise ConfigError if a named embedder cannot be found. "auto" is no error: without the extra the measure is left out."""
     if name not in ("auto", "none"):
         resolve_embedder(name)
 
@@ -127,7 +127,7 @@ def measure_or_explain(run: Path, resamples: int | None = None) -> tuple[Recogni
 def describe_recognisability(run: Path) -> Mapping[str, object]:
     """The entries of metrics.json on recognisability, after writing the vectors of the run's texts to its folder.
 
-    What cannot be measured is named, on the terminal with what to install: the run's other measures do not depend on it.
+    If it cannot be measured, the terminal says why and what to install; the run's other measures do not depend on it.
     """
     try:
         embedder = _open_embedder(run)

@@ -1,8 +1,8 @@
 """Measure right and in character from the records of a stability run (`metrics.right_in_character`); asks no model.
 
-Contract: everything comes from the records of the run and of its reference, so it can be computed for any finished run. Every
-cell of a persona and a question (samples, templates) is one answer of that persona to that question. Of a sequential run only
-the questions of the first round count, since later rounds do not ask all personas.
+Contract: the measure is computed from the records of the run and of its reference alone, so it works for any finished run. Every
+cell of a persona and a question (samples, templates, contexts) is one answer of that persona to that question. Of a sequential
+run only the questions of the first round count, since later rounds do not ask all personas.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -153,7 +153,7 @@ def check_character_reference(reference: Path, persona_ids: Collection[str], gol
 
 
 def check_right_in_character(config: StabilityConfig, setup: EvalSetup) -> None:
-    """Raise ConfigError or DataError if right and in character could not be measured of this run, whatever it answers."""
+    """Raise ConfigError or DataError if right and in character cannot be measured with this configuration."""
     strategy = STRATEGIES[config.strategy]
     if config.strategy != "none" and not strategy.is_full_grid:
         raise ConfigError(

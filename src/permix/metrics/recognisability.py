@@ -1,22 +1,22 @@
-"""Recognisability: how often the persona text nearest to an answer, by a sentence embedder, is that of the persona who gave it.
+"""Recognisability: how often the persona text nearest to an answer, by a sentence embedder, is that of the persona that gave it.
 
 Contract: texts and an embedder in, one record out; no files, no global random state. Nothing is trained. Identifiability asks
 whether personas differ from one another; recognisability asks whether an answer is like the text of its own persona. It is not a
-PersonaScore: it sees likeness of content and not whether a character is played well.
+PersonaScore: it measures similarity of content, not whether a character is played well.
 
-- *Persona words removed.* Every content word of any persona's text is taken out of all answers (`mask_persona_words`), so an
+- *Persona words removed.* Every content word of any persona's text is removed from all answers (`mask_persona_words`), so an
   answer that only repeats the words of its persona's text is not recognised by them.
-- *The question's mean taken off.* From the vector of an answer the mean over the personas that answered the same question is
+- *The question's mean subtracted.* From the vector of an answer the mean over the personas that answered the same question is
   subtracted, and from the vector of each persona's text the mean over the texts of the same personas. What all answers to a
   question share says nothing about a persona. Both means are over the same personas, so a missing answer shifts neither side
   against the other.
 - *Nearest text.* The prediction is the persona whose text has the largest cosine. Equal cosines share an answer: of n equal ones
   each gets 1 / n. So answers that are the same under all personas, and answers without a word left, give exactly chance.
-- *Missing is not wrong.* None is no answer: it is left out and counted. A question that only one persona answered has no mean to
-  compare with, so its answer is not scored. "" is an answer.
+- *Missing is not wrong.* None means no answer: it is left out and counted. A question that only one persona answered has no mean
+  to compare with, so its answer is not scored. "" is an answer.
 
 Three controls go through the same steps: the question in place of the answer (exactly chance); the answer's length alone (each of
-its words replaced by the same word); and the persona texts given to the wrong personas.
+its words replaced by the same word); and the persona texts assigned to the personas at random.
 
 Result and intervals depend on the content of personas and questions and on the seed, not on their order. Intervals resample
 questions.
@@ -65,11 +65,11 @@ class Recognisability(Record):
     """Share of answers whose nearest persona text is that of their persona, with controls.
 
     `n` of each estimate is the number of scored answers. `margin` is the mean of an answer's cosine to its own persona's text
-    minus its mean cosine to the other texts; 0 is chance. `shuffled` is the mean share if the texts are given to the personas at
-    random, with the 2.5 and 97.5 percentiles of these shares; `shuffled_p` is how often such a share reaches `accuracy`.
+    minus its mean cosine to the other texts; 0 is chance. `shuffled` is the mean share if the texts are assigned to the personas
+    at random, with the 2.5 and 97.5 percentiles of these shares; `shuffled_p` is how often such a share reaches `accuracy`.
     `confusion[true][predicted]` counts answers (equal cosines share one) and `per_persona` has the share of each persona, both in
-    the order of `persona_ids`. `removed_words` is the share of the answers' words that the mask takes out. `right_by_question`
-    has for each question's text the answers recognised and the answers scored, which a paired comparison of two models resamples.
+    the order of `persona_ids`. `removed_words` is the share of the answers' words that the mask removes. `right_by_question` has
+    for each question's text the answers recognised and the answers scored, which a paired comparison of two models resamples.
     """
 
     accuracy: Estimate

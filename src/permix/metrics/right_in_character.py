@@ -1,15 +1,15 @@
 """Right and in character: the share of a task's answers that are right and that a classifier attributes to their persona.
 
 Contract: texts and scores in, one record out; no language model, no files, no global random state. A model may stay right under a
-persona only because it drops the persona. Stability (on the task) and identifiability (on open questions) are measured on
-different answers and do not show that; this measure uses the same answers for both.
+persona because it drops the persona. Stability (on the task) and identifiability (on open questions) are measured on different
+answers and do not show that. This measure uses the same answers for both.
 
 - *Held out by question*, and *persona words masked*, as in `identifiability`. All answers of a persona to a question (samples,
   templates) are in the fold of the question. To compare checkpoints, train on the answers of one run (`reference_P_Q_S`).
 - *Answers masked.* Every number and number word, and each of the question's `values_Q` (its right answer and all answers that
   were extracted), is replaced by one token in all answers to the question. So the masking depends neither on the persona nor on
-  whether the answer is right. `score_only` is how often the score alone names the persona: what the text would show at most if
-  the result were visible in it.
+  whether the answer is right. `score_only` is how often the score alone names the persona: an upper bound on what the score could
+  contribute if the text showed it.
 - *Missing is not wrong.* Only answers with a text and a score count. A persona with such answers to fewer than `MIN_ANSWERS`
   questions is left out, and named.
 
@@ -158,8 +158,9 @@ def summarize_right_in_character(
     """Measure how many answers are right and recognisably their persona's.
 
     `scores_P_Q_S` are in [0, 1], with NaN for no score, in the shape of the answers padded to the longest list of samples.
-    `values_Q`: for each question the answers to mask, beside numbers: its right answer and every extracted one, also those of the
-    reference. `reference_P_Q_S`: the texts that train the classifier, with any number of samples; the answers themselves if None.
+    `values_Q`: for each question the answers to mask in addition to numbers: its right answer and all extracted ones, including
+    those of the reference. `reference_P_Q_S`: the texts that train the classifier, with any number of samples; the answers
+    themselves if None.
 
     Raises DataError, with the reason, where the result would mean nothing: another shape, a score outside [0, 1], repeated ids,
     fewer questions than folds or than `MIN_ANSWERS`, or fewer than two personas with enough answers.

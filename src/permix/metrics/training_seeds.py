@@ -2,18 +2,19 @@
 
 A method is trained with S seeds, and all models answer the same questions. The value of seed s is d_s: a measure of that model,
 or the difference of two methods trained with that seed. Its error has three parts: the seed's own effect (variance σ²), the part
-of the question noise that all seeds share (variance c), and the part that each seed has of its own (variance e). So the mean of S
-seeds has the variance c + (σ² + e) / S.
+of the question noise that all seeds share (variance c), and the part of it that differs between seeds (variance e). So the mean
+of S seeds has the variance c + (σ² + e) / S.
 
 The observed variance s² of the d_s estimates σ² + e. Resampled questions, or joint posterior draws, give replicates of the d_s: c
-is the mean covariance of two seeds' replicates. Nothing is counted twice: s² / S holds the seeds' own question noise, c the rest.
+is the mean covariance of two seeds' replicates. No part is counted twice: s² / S contains e, and c is the rest.
 The interval has the half-width √((t s)² / S + (h √(c / v))²), with t of S − 1 degrees of freedom, h the half-width over questions
-alone, and v the variance that h stands for, c + e / S. It is never narrower than h. Both ends may have half-widths of their own.
+alone, and v the variance that h stands for, c + e / S. The half-width is at least h. It may differ between the two ends.
 
-Values of posterior draws have a small bias from shrinkage too, alike in all seeds, which covariances of replicates do not show.
-For them h counts in full (`QuestionNoise`).
+Values of posterior draws also have a small bias from shrinkage. It is the same in all seeds, and the covariances of replicates do
+not contain it. For these values h counts in full (`QuestionNoise`).
 
-Contract: pure functions. With one seed σ² is not known, and there is no interval. `bench/training_seeds.py` has the coverage.
+Contract: pure functions. With one seed σ² is not known, and there is no interval. `bench/training_seeds.py` measures the
+coverage.
 
 Axes: S seeds, R replicates. Sources: Graybill, Wang (1980), Confidence intervals on nonnegative linear combinations of variances,
 JASA 75; Zou, Donner (2008), Construction of confidence limits about effect measures, Statistics in Medicine 27.
@@ -72,7 +73,7 @@ class SeedVarianceComponents(Record):
 class SeedDifference(Record):
     """A number with its interval over questions, and with its interval over questions and training seeds.
 
-    `p` is the two-sided p of the value 0 over questions and seeds: it is below .05 where that interval excludes 0. With one seed,
+    `p` is the two-sided p of the value 0 over questions and seeds: it is below .05 if that interval excludes 0. With one seed,
     `over_seeds` has no ends, and there is no p. `components` are None where nothing can be resampled or drawn.
     """
 

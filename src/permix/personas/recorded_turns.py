@@ -1,11 +1,11 @@
-"""Recorded turns in character: the conversations that the contexts "turns-K" put in front of a question.
+"""Recorded turns in character: the conversations that the contexts "turns-K" put before a question.
 
-The turns are the answers of a fidelity run: of an open one, whose questions all personas share, or of an interview, whose
-conversation is taken from its first turn on. Of a thinking model's answer the part behind the thinking is taken. An answer that
-the token limit cut off is taken as it is; one without any text counts as missing.
+The turns are the answers of a fidelity run. In an open run all personas share the questions; of an interview the first turns are
+used. From a thinking model's answer the thinking is removed. An answer that the token limit cut off is used as it is; an answer
+without any text counts as missing.
 
-Contract: the turns of a persona depend on the run's content, the persona, the number of turns and the seed alone. The first turns
-of a longer conversation are those of a shorter one. Nothing but files is read.
+Contract: the turns of a persona depend only on the run's content, the persona, the number of turns and the seed. A longer
+conversation begins with the turns of a shorter one. The module reads files only and asks no model.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -108,7 +108,7 @@ def load_context_turns(
 
 
 def read_recorded_turns(path: Path) -> RecordedTurns:
-    """The turns of a fidelity run. Raises DataError if it is none, or one of PersonaGym's questions."""
+    """The turns of a fidelity run. Raises DataError if it is no fidelity run, or one with PersonaGym's questions."""
     run = require_run(path)
     if run.stage != "fidelity":
         raise DataError(f"{path}: config.json has stage {run.stage!r}; give a run of permix fidelity, whose answers become turns")

@@ -1,16 +1,16 @@
-"""Run `permix study`: train every arm with every seed, measure the untrained and the trained models alike, and report on all.
+"""Run `permix study`: train every arm with every seed, run the same evaluations on all models, and write a report.
 
-    OUT/study.json                 the study's configuration at the newest start: permix study OUT/study.json goes on with it
+    OUT/study.json                 the study's configuration at the newest start: permix study OUT/study.json resumes the study
     OUT/base/EVALUATION/           an evaluation of the untrained model
     OUT/ARM-SEED/train/            a training
     OUT/ARM-SEED/EVALUATION/       an evaluation of its model
     OUT/ARM-SEED/unit.json         the settings of the unit's parts, and which parts are finished
-    OUT/ARM-SEED/log.txt           what the unit's processes printed
+    OUT/ARM-SEED/log.txt           the output of the unit's processes
     OUT/report/                    the report of everything that is finished
 
-Every part is a run directory like any other, whose config.json runs it alone. A unit is worked on by one process at a time, which
-has claimed its folder (`permix.storage.workers.claim_folder`), so several commands, also on machines that share OUT, divide a
-study among them. Finished parts are skipped; an interrupted part resumes as its own command does. A model may be deleted when all
+Every part is an ordinary run directory; its config.json can be run alone. One process at a time works on a unit, and claims the
+unit's folder first (`permix.storage.workers.claim_folder`). So several commands, also on machines that share OUT, divide a study
+among them. Finished parts are skipped; an interrupted part resumes like its own command. A model may be deleted when all
 evaluations of it are finished.
 """
 
@@ -39,7 +39,7 @@ STUDY_FILE = "study.json"
 
 
 def run_study(config: StudyConfig) -> None:
-    """Run or resume a study, as far as `only`, `only_seeds` and `unit` choose, and write its report.
+    """Run or resume the units that `only`, `only_seeds` and `unit` choose, and write the study's report.
 
     Raises ConfigError, before anything is started, for settings that differ from those of a part that was started. Raises
     PermixError at the end if units have failed, and IncompleteRunError if units are pending.
@@ -70,7 +70,7 @@ def run_study(config: StudyConfig) -> None:
 
 
 def without_choice(config: StudyConfig) -> StudyConfig:
-    """The study without what one start of it chooses."""
+    """The study without the choices that hold for one start only."""
     return config.model_copy(update={"only": (), "only_seeds": (), "unit": None, "jobs": 1, "threads": None, "report": False})
 
 
@@ -93,7 +93,7 @@ def _require_finished(config: StudyConfig, chosen: Sequence[StudyUnit], failed: 
 
 @contextmanager
 def _claimed(unit: StudyUnit) -> Iterator[StudyUnit]:
-    """The unit, claimed by this process in the block. Raises ConfigError if another process has it."""
+    """The unit, claimed by this process within the block. Raises ConfigError if another process has claimed it."""
     inherited = os.environ.get(UNIT_CLAIM_VARIABLE, "")
     if inherited.isdigit() and holds_claim(unit.folder, int(inherited)):
         yield unit

@@ -1,8 +1,8 @@
-"""What a study costs, before a model is loaded: units, rollouts, tokens, cells, judge calls, and time.
+"""Estimate the cost of a study before a model is loaded: units, rollouts, tokens, cells, judge calls, and time.
 
-Contract: counts are of the whole study, and the most that there can be; time is that of the parts that are not finished. Time
-comes from finished parts of the study (wall seconds in their usage.json), else from the rates of the configuration; what neither
-tells is unknown, never a guess.
+Contract: counts are upper bounds for the whole study; time is that of the parts that are not finished. Time comes from finished
+parts of the study (wall seconds in their usage.json), or else from the rates of the configuration, or else is unknown; it is
+never guessed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ from permix.training.sft_data import teacher_cells
 
 
 class PartCost(NamedTuple):
-    """The most that one run of a part takes. `answers`: cells of a stability run, or answers of a fidelity run; 0 for a training.
+    """Upper bounds of one run of a part. `answers`: cells of a stability run, or answers of a fidelity run; 0 for a training.
 
     `generated` and `trained` count tokens.
     """
@@ -37,7 +37,7 @@ class PartCost(NamedTuple):
 
 
 def preflight_study(config: StudyConfig) -> dict[str, str]:
-    """Facts about a study, without loading a model. Raises ConfigError or DataError for what is wrong in one of its parts."""
+    """Facts about a study, without loading a model. Raises ConfigError or DataError for a problem in one of its parts."""
     check_study(config)
     units = config.chosen_units()
     costs = study_costs(config)
@@ -66,7 +66,7 @@ def preflight_study(config: StudyConfig) -> dict[str, str]:
 def check_study(config: StudyConfig) -> None:
     """Check every part that is not finished as `permix check` does. Raises ConfigError or DataError for the first problem.
 
-    Of an arm the first seed is checked, and of an evaluation the untrained model's: no other needs different data.
+    Only the first seed of an arm and the untrained model's evaluations are checked, since the others need the same data.
     """
     from permix.report.study import check_headlines  # `permix check` of other stages does without the report
 
@@ -151,8 +151,8 @@ def _evaluation_text(config: StudyConfig, name: str, n: int, cost: PartCost) -> 
 
 
 class StudyTime(NamedTuple):
-    """The time of the pending parts on one device. `seconds`: of the parts whose time is known, None if that is no part;
-    `sources`: where it comes from; `unknown`: the parts whose time nothing tells."""
+    """The time of the pending parts on one device. `seconds`: of the parts whose time is known, None without such a part;
+    `sources`: where the time comes from; `unknown`: the parts whose time is unknown."""
 
     seconds: float | None
     sources: Sequence[str]

@@ -1,8 +1,8 @@
-"""Run the units of a study in processes of their own, several at a time: each on its own GPUs, or with its share of the cores.
+"""Run the units of a study in their own processes, several at a time: each on its own GPUs, or with its share of the cores.
 
-A unit is claimed before its process starts, and the process inherits the claim, so it holds also if this process is killed. What
-a process prints goes to log.txt in the unit's folder. A unit that another command has claimed is left to it; if it is free and
-still pending at the end, it is run here.
+A unit is claimed before its process starts. The process inherits the claim, so the claim still holds if this process is killed.
+The output of a process goes to log.txt in the unit's folder. A unit that another command has claimed is skipped; if it is
+unclaimed and still pending at the end, it is run here.
 """
 
 import contextlib
@@ -183,7 +183,7 @@ def cores_of_job(jobs: int) -> int:
 
 
 def gpus_of_slot(gpus: Sequence[str], slot: int, jobs: int) -> list[str]:
-    """The GPUs of one of several jobs: an equal part of them or, with more jobs than GPUs, one that jobs share."""
+    """The GPUs of one of several jobs: an equal share of them or, with more jobs than GPUs, one GPU that several jobs share."""
     if len(gpus) < jobs:
         return [gpus[slot % len(gpus)]] if gpus else []
     each = len(gpus) // jobs

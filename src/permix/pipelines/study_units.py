@@ -1,8 +1,8 @@
 """The units of a study on disk: which parts are finished, with which settings they were started, and how a unit is run.
 
-A part is finished when unit.json says so and its files are there. The settings of every part that was started are recorded, and a
-study with other settings is refused: its numbers would be mixed with those of the finished parts. A trained model is deleted, if
-the study says so, when all evaluations of it are finished, never before.
+A part is finished if unit.json says so and its files exist. The settings of every part that was started are recorded. A study
+with other settings is refused, since results of different settings would be mixed. With keep_models = false a trained model is
+deleted when all evaluations of it are finished, never before.
 """
 
 import shutil
@@ -162,7 +162,7 @@ PART_RUNNERS: Mapping[type[PartConfig], Callable[[Any], None]] = {
 
 
 def _await_reference(config: StudyConfig, part: PartConfig) -> None:
-    """Wait while another process makes the untrained model's run that this part compares with.
+    """Wait while another process works on the untrained model's run that this part is compared with.
 
     Raises ConfigError if that run is not finished and no process works on it.
     """
@@ -181,7 +181,7 @@ def _await_reference(config: StudyConfig, part: PartConfig) -> None:
 
 
 def _reference_of(part: PartConfig) -> Path | None:
-    """The run whose answers train the classifier that this part is measured by."""
+    """The run whose answers train the classifier of this part."""
     if isinstance(part, FidelityConfig):
         return part.reference
     return part.character_reference if isinstance(part, StabilityConfig) else None
@@ -191,7 +191,7 @@ def _reference_of(part: PartConfig) -> Path | None:
 
 
 def check_same_settings(config: StudyConfig) -> None:
-    """Raise ConfigError for a part that was started with other settings than the study has now: their numbers would be mixed."""
+    """Raise ConfigError for a part that was started with other settings than the study has now; results would be mixed."""
     for unit in config.units():
         recorded = read_unit_record(unit).settings
         for name, part in unit.parts.items():
@@ -206,7 +206,7 @@ def check_same_settings(config: StudyConfig) -> None:
 
 
 def _part_settings(out: Path, part: PartConfig) -> dict[str, Any]:
-    """The settings of a part without the places of the study's own folders, so that a study may be moved."""
+    """The settings of a part without the paths of the study's own folders, so that a study may be moved."""
     values = part.model_dump(mode="json")
     if not isinstance(part, TrainConfig) and Path(part.model.name).is_relative_to(out):
         values["model"]["name"] = TRAIN_PART

@@ -1,8 +1,8 @@
-"""`permix power`: which numbers of questions and training seeds show a difference of two methods, from their pilot runs.
+"""`permix power`: how many questions and training seeds are needed to show a difference of two methods, from pilot runs.
 
 Contract: calls no model. The variances come from the difference of the two methods as the report computes it
 (`permix.report.methods.method_difference`), the power from `permix.metrics.power`. With one seed of a method the variance of
-seeds is not known: assumed standard deviations take its place, and each line says so. Personas are those of the pilot runs.
+seeds is not known: assumed standard deviations replace it, and each line says so. The result is for the pilot runs' personas.
 """
 
 from collections.abc import Iterator, Sequence

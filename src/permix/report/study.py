@@ -1,9 +1,9 @@
-"""The report of a study: every model that is finished so far, arms pooled over training seeds, each arm against the chosen one
-and against the untrained model, and published figures beside those of the study.
+"""The report of a study: every model that is finished so far, arms pooled over training seeds, each arm compared with the chosen
+arm and with the untrained model, and published figures next to those of the study.
 
-A page shows one run of each kind for a model. Of several evaluations of one kind the first is on the page of the report, and each
-further one on a page of its own, in a folder of its name. The tables of differences and of published figures are on the first
-page, and cover all evaluations.
+A page shows one run of each kind for a model. If there are several evaluations of one kind, the first is on the main page, and
+each other one has its own page in a folder with its name. The tables of differences and of published figures are on the main page
+and cover all evaluations.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -216,7 +216,7 @@ class _StudyReport:
 
     @cached_property
     def differences(self) -> list["ArmDifference"]:
-        """Each arm against the chosen one and against the untrained model, for every evaluation."""
+        """The differences of each arm to the chosen arm and to the untrained model, for every evaluation."""
         found = []
         for page in self.pages:
             for kind, evaluation in page.evaluations.items():
