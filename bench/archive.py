@@ -22,8 +22,8 @@ from typing import Any
 from bench.record import record
 
 SUFFIX = ".tar.xz"
-LEFT_OUT = ("model", "log.txt", ".lock*")
-"""Of a unit, besides what `bench.record` leaves out."""
+LEFT_OUT = ("model", "log.txt", ".lock*", "embeddings.npz")
+"""Of a unit, besides what `bench.record` leaves out. The vectors of texts are large, and the extra embed computes them again."""
 
 
 def is_finished(folder: Path) -> bool:
