@@ -18,6 +18,7 @@ from permix.pipelines.study import run_study
 from permix.pipelines.study_cost import PartCost, estimate_time, preflight_study, study_costs
 from permix.pipelines.study_jobs import cores_of_job, gpus_of_slot
 from permix.pipelines.study_units import check_same_settings, delete_model, finished_parts, pending_parts, read_unit_record
+from permix.rendering.table import format_p_value
 from permix.report.study import write_study_report
 from permix.storage.files import read_json, write_json
 from permix.storage.workers import claim_folder, holds_claim, is_claimed
@@ -319,6 +320,17 @@ def test_the_report_pools_seeds_compares_arms_and_sets_published_figures_beside(
     }
     assert found["PerMix", "RLVR", "accuracy"]["measures"]["mean"]["value"] == pytest.approx(0.25)
     assert found["PerMix", "base", "accuracy"]["n_seeds"] == [2, 1]
+    against = found["PerMix", "RLVR", "accuracy"]
+    assert list(against["measures"]) == [
+        "pss", "relative_persona_sd", "worst", "mean", "mean_minus_baseline", "worst_minus_baseline",
+    ]  # fmt: skip
+    # Without persona RLVR has .8 and .6, PerMix .8: (.8 − .8) − (.55 − .7)
+    assert against["measures"]["mean_minus_baseline"]["value"] == pytest.approx(0.15)
+    assert against["seeds"]["mean"]["text"] == "2 of each, paired"
+    # .3 and .2: t = 5 with one degree of freedom has p = .126
+    assert 0.125 < against["p"]["mean"] < 0.14
+    assert against["over_seeds"]["mean"]["low"] < 0
+    assert next(iter(found["PerMix", "RLVR", "character"]["p"])) == "identifiability"
     ours = table["study"]["headlines"]
     assert ours[0]["ours"]["value"] == pytest.approx(0.8 / 0.55 - 1)
     assert ours[0]["published"] == 0.212
@@ -331,6 +343,8 @@ def test_the_report_pools_seeds_compares_arms_and_sets_published_figures_beside(
     )
     assert "published +50.0 %, outside this interval" in text
     assert "; the interval includes 0</sub>" in text
+    assert f", p = {format_p_value(against['p']['mean'])}; the interval includes 0</sub>" in text
+    assert "mean − no persona" in text
     page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
     assert "Published figures" in page
     assert "Differences between the arms" in page
@@ -355,6 +369,22 @@ def test_a_report_of_half_a_study_says_what_is_pending(tmp_path: Path) -> None:
     assert "| permix | 1 | train | accuracy, character, more |" in text
     with pytest.raises(DataError, match="no evaluation is finished yet"):
         write_study_report(settings, {"permix-1": ["train"]}, tmp_path / "report")
+
+
+def test_a_measure_without_an_interval_over_seeds_is_marked(tmp_path: Path) -> None:
+    arms = {"rlvr": {"method": "rlvr"}, "permix": {"method": "permix"}}
+    settings = study(tmp_path, arms=arms, evaluations={"accuracy": ACCURACY, "character": CHARACTER, "more": ACCURACY})
+    finished = write_finished_study(settings) | {"permix-2": []}
+    write_study_report(settings, finished, tmp_path / "report")
+    (found,) = (
+        one
+        for one in read_json(tmp_path / "report" / "table.json")["study"]["differences"]
+        if (one["arm"], one["against"], one["evaluation"]) == ("permix", "rlvr", "accuracy")
+    )
+    assert (found["over_seeds"], found["p"], found["n_seeds"]) == ({}, {}, [1, 2])
+    text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    row = next(line for line in text.splitlines() if line.startswith("| permix | rlvr | 1 and 2, not paired |"))
+    assert row.count("seeds not covered") == 6
 
 
 # Relative changes

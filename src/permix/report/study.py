@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as TerminalTable
@@ -28,7 +27,6 @@ from permix.config import (
     StudyUnit,
 )
 from permix.errors import ConfigError, DataError
-from permix.judges.summary import pooled_score_change
 from permix.metrics import statistics
 from permix.metrics.measures import measures_in
 from permix.progress import add_result
@@ -38,7 +36,6 @@ from permix.rendering.table import (
     SourceRun,
     Table,
     TableCell,
-    difference_cell,
     difference_direction,
     label_cell,
     md_label,
@@ -46,19 +43,21 @@ from permix.rendering.table import (
     tabulate,
     trusted_cell,
 )
+from permix.report.arm_differences import (
+    INTERVAL_INCLUDES_ZERO,
+    SCORE,
+    SEEDS_NOT_COVERED,
+    ArmDifference,
+    arm_difference_table,
+    compare_arms,
+)
 from permix.report.builder import ReportAdditions, print_conclusion, write_pooled_report
-from permix.report.comparisons import compare_judge_scores
 from permix.report.document import DocumentPart, DocumentSection, optional_section
-from permix.report.judges import OPEN_ENDED_KIND, RUN_KIND_OF_FIDELITY, UNTRUSTED_MARK, score_name
-from permix.report.methods import ReportMethod, group_assigned_methods, method_difference, pool_seeds
+from permix.report.judges import RUN_KIND_OF_FIDELITY, UNTRUSTED_MARK
+from permix.report.methods import ReportMethod, group_assigned_methods, pool_seeds
 from permix.report.runs import ModelRuns, collect_models
 from permix.report.tables import front_table
 from permix.types import Estimate
-
-IDENTIFIABILITY, SCORE = "identifiability", "score"
-"""Measures of a headline besides those of stability."""
-
-INTERVAL_INCLUDES_ZERO = "the interval includes 0"
 
 UNTRUSTED_JUDGE_TEXT = (
     "the judge does not tell an answer's persona from a wrong one on all of these models, so the score means nothing"
@@ -66,8 +65,9 @@ UNTRUSTED_JUDGE_TEXT = (
 
 DIFFERENCES_NOTE = (
     "Arm − other, as means over the training seeds, paired by persona and question (a judge's scores by persona), with 95 % "
-    "intervals over questions (over personas). From two seeds on, the interval over questions and training seeds is below, where "
-    "the measure has one. Where the widest interval includes 0, no difference was shown. "
+    "intervals over questions (over personas). If the seeds of two arms differ, those that both have are compared. From two "
+    "seeds on, the interval over questions and training seeds is below with its p; where a measure has none, the note says "
+    f'"{SEEDS_NOT_COVERED}". Where the widest interval includes 0, no difference was shown. '
     f"{UNTRUSTED_MARK}: {UNTRUSTED_JUDGE_TEXT}."
 )
 
@@ -115,7 +115,7 @@ def headline_measures(evaluation: PartConfig) -> list[str]:
     if not isinstance(evaluation, FidelityConfig):
         return [measure.name for measure in measures_in("differences")]
     judged = [SCORE] if evaluation.judge.name != "none" else []
-    return [IDENTIFIABILITY, *judged] if evaluation.kind == "open" else judged
+    return ["identifiability", *judged] if evaluation.kind == "open" else judged
 
 
 def write_study_report(config: StudyConfig, finished: Mapping[str, Sequence[str]], out: Path) -> None:
@@ -215,7 +215,7 @@ class _StudyReport:
     # Differences
 
     @cached_property
-    def differences(self) -> list["ArmDifference"]:
+    def differences(self) -> list[ArmDifference]:
         """Each arm against the chosen one and against the untrained model, for every evaluation."""
         found = []
         for page in self.pages:
@@ -350,112 +350,6 @@ def divide_into_pages(base: StudyUnit) -> list[dict[str, str]]:
             pages.append(page := {})
         page[kind] = name
     return pages
-
-
-class ArmDifference(NamedTuple):
-    """The change from one arm to another in one evaluation. `scores`: of each judge, by name of its score and judge.
-
-    `over_seeds`: of the measures that have one, the interval over questions and training seeds.
-    """
-
-    arm: str
-    against: str
-    evaluation: str
-    n_seeds: tuple[int, int]
-    measures: Mapping[str, Estimate]
-    scores: Mapping[str, Estimate]
-    reasons: tuple[str, ...]
-    over_seeds: Mapping[str, Estimate]
-
-    def of_measure(self, name: str) -> Estimate | None:
-        """The change of a headline's measure; of several judges that of the first."""
-        return next(iter(self.scores.values()), None) if name == SCORE else self.measures.get(name)
-
-    def to_json(self) -> dict[str, Any]:
-        values = {name: one.model_dump(mode="json") for name, one in {**self.measures, **self.scores}.items()}
-        return {
-            "arm": self.arm, "against": self.against, "evaluation": self.evaluation, "n_seeds": list(self.n_seeds),
-            "measures": values, "reasons": list(self.reasons),
-            "over_seeds": {name: one.model_dump(mode="json") for name, one in self.over_seeds.items()},
-        }  # fmt: skip
-
-
-def compare_arms(
-    one: ReportMethod, other: ReportMethod, evaluation: str, kind: str, change: statistics.Change = np.subtract
-) -> ArmDifference:
-    """The change from `other` to `one` in the evaluation that is the run of this kind of their models."""
-    measures: dict[str, Estimate] = {}
-    scores: dict[str, Estimate] = {}
-    measured = [[model for model in method.models if kind in model.runs] for method in (one, other)]
-    over_seeds: dict[str, Estimate] = {}
-    reasons: tuple[str, ...] = ()
-    if kind in ("stability", OPEN_ENDED_KIND):
-        found = method_difference(one, other, change)
-        if kind == "stability":
-            shares = {"right and in character": found.right_in_character}
-            measures, reasons = dict(found.measures), (*found.reasons, *found.right_in_character_reasons)
-        else:
-            shares = {IDENTIFIABILITY: found.identifiability, "recognisability": found.recognisability}
-            reasons = found.fidelity_reasons
-        measures |= {name: share for name, share in shares.items() if share is not None}
-        over_seeds = {name: found.over_seeds[name].over_seeds for name in measures if found.covers_seeds(name)}
-    if kind in RUN_KIND_OF_FIDELITY.values() and all(measured):
-        scores, score_reasons = _score_changes(measured[0], measured[1], kind, change)
-        reasons = (*reasons, *score_reasons)
-    return ArmDifference(
-        one.name, other.name, evaluation, (len(measured[0]), len(measured[1])), measures, scores, tuple(dict.fromkeys(reasons)),
-        over_seeds,
-    )  # fmt: skip
-
-
-def _score_changes(
-    one: Sequence[ModelRuns], other: Sequence[ModelRuns], kind: str, change: statistics.Change
-) -> tuple[dict[str, Estimate], tuple[str, ...]]:
-    """The change of each judge's mean score, by its name, and why scores cannot be compared."""
-    judged = [[model.runs[kind].judged_run for model in models] for models in (one, other)]
-    if any(run is None for runs in judged for run in runs):
-        return {}, ()
-    known = [[run for run in runs if run is not None] for runs in judged]
-    first = other[0]
-    reasons = tuple(reason for model in (*other[1:], *one) for reason in compare_judge_scores(first, model)[1])
-    if reasons:
-        return {}, reasons
-    found = {}
-    for label, results in known[1][0].results_by_judge.items():
-        if all(label in run.results_by_judge for runs in known for run in runs):
-            mine, theirs = ([run.results_by_judge[label] for run in runs] for runs in known)
-            run = known[1][0]
-            is_trusted = all(run.judges[label].discriminates_persona for runs in known for run in runs)
-            mark = "" if is_trusted else f" {UNTRUSTED_MARK}"
-            found[f"{score_name(kind, results.rubrics)}, judge {label}{mark}"] = pooled_score_change(
-                theirs, mine, seed=run.seed, resamples=run.resamples, change=change
-            )
-    return found, ()
-
-
-def arm_difference_table(name: str, rows: Sequence[ArmDifference]) -> Table:
-    """A row for each pair of arms, and a column for each measure; a note says where an interval includes 0."""
-    labels = {measure.name: measure.label for measure in measures_in("differences")}
-    names = list(dict.fromkeys(key for one in rows for key in (*one.measures, *one.scores)))
-    lines = [
-        [
-            label_cell(one.arm),
-            label_cell(one.against),
-            trusted_cell(f"{one.n_seeds[0]} and {one.n_seeds[1]}"),
-            *(_difference_cell({**one.measures, **one.scores}.get(key), one.over_seeds.get(key)) for key in names),
-        ]
-        for one in rows
-    ]
-    headings = ["arm", "against", "seeds", *(labels.get(key, key) for key in names)]
-    return tabulate(name, headings, lines, n_label_columns=2)
-
-
-def _difference_cell(difference: Estimate | None, over_seeds: Estimate | None) -> TableCell:
-    cell = difference_cell(difference)
-    notes = [] if over_seeds is None else [f"over questions and seeds {over_seeds.format_difference().partition(' ')[2]}"]
-    if difference_direction(over_seeds or difference) == NOT_SIGNIFICANT:
-        notes.append(INTERVAL_INCLUDES_ZERO)
-    return cell._replace(note="; ".join([cell.note, *notes])) if cell.note else cell
 
 
 def _change_cell(change: Estimate | None) -> TableCell:
