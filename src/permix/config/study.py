@@ -145,7 +145,8 @@ class StudyConfig(ConfigSection):
     keep_models: bool = True
     """Keep the trained models; else the folder model/ of a training is deleted when all evaluations of the model are complete."""
     only: tuple[str, ...] = ()
-    """Only these arms, besides the untrained model; all when not given. The report has everything that is finished."""
+    """Only these arms, besides the untrained model; all when not given. The report of a study that is run has
+    everything that is finished; with `report` it has these arms alone, in report-only/."""
     only_seeds: tuple[int, ...] = ()
     """Only these of the study's seeds (also --seeds); all when not given."""
     unit: str | None = None
@@ -155,7 +156,7 @@ class StudyConfig(ConfigSection):
     threads: int | None = Field(default=None, gt=0)
     """CPU threads of each of these processes; the cores divided by jobs when not given."""
     report: bool = False
-    """Run nothing: write the report of everything that is finished."""
+    """Run nothing: write the report of everything that is finished, or of what `only` and `only_seeds` choose."""
 
     @field_validator("train")
     @classmethod

@@ -7,7 +7,7 @@ import numpy as np
 
 from permix.judges.summary import pooled_score_change
 from permix.metrics import statistics
-from permix.metrics.measures import MEASURE_VIEWS
+from permix.metrics.measures import MEASURE_VIEWS, measures_in
 from permix.metrics.training_seeds import SeedDifference
 from permix.rendering.table import (
     NOT_SIGNIFICANT,
@@ -15,13 +15,23 @@ from permix.rendering.table import (
     TableCell,
     difference_cell,
     difference_direction,
+    estimate_cell,
     format_p_value,
     label_cell,
     tabulate,
+    trusted_cell,
 )
 from permix.report.comparisons import compare_judge_scores
 from permix.report.judges import OPEN_ENDED_KIND, RUN_KIND_OF_FIDELITY, UNTRUSTED_MARK, score_name
-from permix.report.methods import ComparedSeeds, MethodDifference, ReportMethod, method_difference, pair_models
+from permix.report.methods import (
+    ComparedSeeds,
+    MethodDifference,
+    PooledContext,
+    ReportMethod,
+    compare_stability,
+    method_difference,
+    pair_models,
+)
 from permix.report.runs import ModelRuns
 from permix.report.tables import compared_seeds_text, difference_label
 from permix.types import Estimate
@@ -38,7 +48,8 @@ class ArmDifference(NamedTuple):
     """The change from one arm to another in one evaluation. `scores`: of each judge, by name of its score and judge.
 
     `over_seeds` has the measures whose interval over questions and training seeds is known. `seeds` has the training seeds behind
-    each measure. `n_seeds` counts the models that are compared: the largest numbers of all measures.
+    each measure. `n_seeds` counts the models that are compared: the largest numbers of all measures. `context`: the one context
+    of the evaluation that is compared; empty for all.
     """
 
     arm: str
@@ -50,6 +61,7 @@ class ArmDifference(NamedTuple):
     reasons: tuple[str, ...]
     over_seeds: Mapping[str, SeedDifference]
     seeds: Mapping[str, ComparedSeeds]
+    context: str = ""
 
     def of_measure(self, name: str) -> Estimate | None:
         """The change of a headline's measure; of several judges that of the first."""
@@ -67,7 +79,8 @@ class ArmDifference(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         values = {name: one.model_dump(mode="json") for name, one in {**self.measures, **self.scores}.items()}
-        return {
+        context = {"context": self.context} if self.context else {}
+        return context | {
             "arm": self.arm, "against": self.against, "evaluation": self.evaluation, "n_seeds": list(self.n_seeds),
             "measures": values, "reasons": list(self.reasons),
             "over_seeds": {name: one.over_seeds.model_dump(mode="json") for name, one in self.over_seeds.items()},
@@ -79,9 +92,17 @@ class ArmDifference(NamedTuple):
 
 
 def compare_arms(
-    one: ReportMethod, other: ReportMethod, evaluation: str, kind: str, change: statistics.Change = np.subtract
+    one: ReportMethod,
+    other: ReportMethod,
+    evaluation: str,
+    kind: str,
+    change: statistics.Change = np.subtract,
+    found: MethodDifference | None = None,
 ) -> ArmDifference:
-    """The change from `other` to `one` in the evaluation that is the run of this kind of their models."""
+    """The change from `other` to `one` in the evaluation that is the run of this kind of their models.
+
+    `found`: the result of `method_difference` for the two, where it is known.
+    """
     measures: dict[str, Estimate] = {}
     scores: dict[str, Estimate] = {}
     over_seeds: dict[str, SeedDifference] = {}
@@ -89,7 +110,7 @@ def compare_arms(
     reasons: tuple[str, ...] = ()
     measured = [[model for model in method.models if kind in model.runs] for method in (one, other)]
     if kind in ("stability", OPEN_ENDED_KIND):
-        found = method_difference(one, other, change)
+        found = found or method_difference(one, other, change)
         measures = dict(stability_measures(found) if kind == "stability" else character_measures(found))
         reasons = (*found.reasons, *found.right_in_character_reasons) if kind == "stability" else found.fidelity_reasons
         over_seeds = {name: found.over_seeds[name] for name in measures if found.covers_seeds(name)}
@@ -107,13 +128,31 @@ def compare_arms(
     )
 
 
+def compare_arms_by_context(
+    one: Mapping[str, ReportMethod], other: Mapping[str, ReportMethod], evaluation: str
+) -> Iterator[ArmDifference]:
+    """The change from one arm to another in each context of a stability evaluation; arms as of `divide_by_context`."""
+    for context, method in one.items():
+        if context in other:
+            found = compare_stability(method.models, other[context].models)
+            measures = {**found.measures, **_seed_measures(found.measures, found.over_seeds)}
+            over_seeds = {name: each for name, each in found.over_seeds.items() if each.over_seeds.low is not None}
+            yield ArmDifference(
+                method.name, other[context].name, evaluation, found.seeds.n, measures, {}, found.reasons, over_seeds,
+                dict.fromkeys(measures, found.seeds), context,
+            )  # fmt: skip
+
+
+def _seed_measures(measures: Mapping[str, Estimate], over_seeds: Mapping[str, SeedDifference]) -> dict[str, Estimate]:
+    """The differences over questions of the measures of stability that have only an entry over seeds."""
+    names = [name for name in MEASURE_VIEWS["seed_differences"] if name in over_seeds and name not in measures]
+    return {name: over_seeds[name].over_questions for name in names}
+
+
 def stability_measures(found: MethodDifference) -> Iterator[tuple[str, Estimate]]:
-    """The differences of a stability evaluation by name; those with an interval over seeds alone too."""
+    """The differences of a stability evaluation by name."""
     yield from found.measures.items()
-    names = MEASURE_VIEWS["seed_differences"]
-    yield from (
-        (name, one.over_questions) for name, one in found.over_seeds.items() if name in names and name not in found.measures
-    )
+    yield from _seed_measures(found.measures, found.over_seeds).items()
     if found.right_in_character is not None:
         yield "right_in_character", found.right_in_character
 
@@ -151,13 +190,15 @@ def _score_changes(
 
 
 def arm_difference_table(name: str, rows: Sequence[ArmDifference]) -> Table:
-    """A row for each pair of arms, and a column for each measure.
+    """A row for each pair of arms, and each context if there are any, and a column for each measure.
 
     A note has the interval over questions and seeds with its p, and says where an interval includes 0.
     """
     names = list(dict.fromkeys(key for one in rows for key in (*one.measures, *one.scores)))
+    by_context = any(one.context for one in rows)
     lines = [
         [
+            *([label_cell(one.context)] if by_context else []),
             label_cell(one.arm),
             label_cell(one.against),
             TableCell("; ".join(one.seeds_texts)),
@@ -165,7 +206,31 @@ def arm_difference_table(name: str, rows: Sequence[ArmDifference]) -> Table:
         ]
         for one in rows
     ]
-    return tabulate(name, ["arm", "against", "seeds", *map(difference_label, names)], lines, n_label_columns=2)
+    labels = [*(["context"] if by_context else []), "arm", "against"]
+    return tabulate(name, [*labels, "seeds", *map(difference_label, names)], lines, n_label_columns=len(labels))
+
+
+def pooled_context_table(name: str, rows: Mapping[tuple[str, str], PooledContext]) -> Table:
+    """A row for each context and arm (the keys of `rows`): means over the arm's training seeds."""
+    measures = measures_in("contexts")
+    lines = [
+        [
+            label_cell(context),
+            label_cell(arm),
+            trusted_cell(str(one.n_seeds), number=one.n_seeds),
+            *(_pooled_cell(one.measures.get(measure.name), one.over_seeds.get(measure.name)) for measure in measures),
+        ]
+        for (context, arm), one in rows.items()
+    ]
+    headings = ["context", "arm", "models", *(measure.label for measure in measures)]
+    return tabulate(name, headings, lines, n_label_columns=2)
+
+
+def _pooled_cell(pooled: Estimate | None, over_seeds: Estimate | None) -> TableCell:
+    cell = estimate_cell(pooled)
+    if not cell.note or over_seeds is None or over_seeds.low is None:
+        return cell
+    return cell._replace(note=f"{cell.note}; over questions and seeds {str(over_seeds).partition(' ')[2]}")
 
 
 def _difference_cell(difference: Estimate | None, found: SeedDifference | None) -> TableCell:

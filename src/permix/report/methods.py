@@ -35,6 +35,7 @@ from permix.config import (
     resolve_mix,
 )
 from permix.errors import ConfigError, DataError
+from permix.evals.stability import read_context_grids
 from permix.metrics import statistics
 from permix.metrics.identifiability import Identifiability
 from permix.metrics.measures import MeasureRecord, select_measures
@@ -460,6 +461,49 @@ def pool_seeds(method: ReportMethod) -> PooledMethod:
         right_in_character_by_chance=_mean_by_chance(both) if both and not both_reasons else None,
         right_in_character_reasons=both_reasons,
     )  # fmt: skip
+
+
+class PooledContext(MeasureRecord):
+    """The numbers of a method in one context of its stability runs: those of its model, or the means over its `n_seeds` models.
+
+    `over_seeds` has the same numbers with intervals over questions and training seeds; it is empty with one model. Where models
+    cannot be pooled, the numbers are missing and `reasons` say why.
+    """
+
+    VIEW = "contexts"
+
+    measures: dict[str, Estimate] = Field(default_factory=dict)
+    over_seeds: dict[str, Estimate] = Field(default_factory=dict)
+    n_seeds: int = 0
+    reasons: tuple[str, ...] = ()
+
+
+def divide_by_context(method: ReportMethod) -> dict[str, ReportMethod]:
+    """Return the method by context: its models with a stability run, whose grids are those of that context alone.
+
+    Only contexts that all of these models have; empty without contexts.
+    """
+    stable, _ = measured_models(method)
+    found = [read_context_grids(model.runs["stability"].path, model.runs["stability"].grid_results) for model in stable]
+    contexts = [id for id in found[0] if all(id in grids for grids in found)] if found else []
+    return {
+        id: method._replace(models=tuple(model._replace(grid=grids[id]) for model, grids in zip(stable, found, strict=True)))
+        for id in contexts
+    }
+
+
+def pool_context(method: ReportMethod, context: str) -> PooledContext:
+    """Return the pooled numbers of one part of `divide_by_context`."""
+    models = method.models
+    reasons = _seed_incompatibilities(models, stability_incompatibilities)
+    if reasons:
+        return PooledContext(n_seeds=len(models), reasons=reasons)
+    if len(models) == 1 and (known := {one.id: one.measures for one in models[0].contexts}.get(context)) is not None:
+        return PooledContext(measures=known, n_seeds=1)
+    grids, settings = _aligned_grids(models), _bootstrap_settings(models[0].runs["stability"])
+    measures = pool_stability(grids, *settings, "contexts")
+    over_seeds = pool_over_seeds(grids, measures, *settings, "contexts") if len(models) > 1 else {}
+    return PooledContext(measures=measures, over_seeds=over_seeds, n_seeds=len(models))
 
 
 ShareName = Literal["identifiability", "recognisability"]
