@@ -397,7 +397,7 @@ def test_a_measure_without_an_interval_over_seeds_is_marked(tmp_path: Path) -> N
     assert row.count("seeds not covered") == 6
     assert text.count("**Interim**: 1 of 2 seeds of permix are finished.") == 1
     interim = read_json(tmp_path / "report" / "table.json")["study"]["interim"]
-    assert interim == {"accuracy": {"permix": [1, 2]}}
+    assert interim == {"accuracy": {"permix": [1, 2]}, "character": {"rlvr": [0, 2], "permix": [0, 2]}}
 
 
 def only_accuracy(finished: dict[str, list[str]]) -> dict[str, list[str]]:
@@ -508,7 +508,8 @@ def test_the_report_of_chosen_arms_and_seeds_keeps_that_of_the_whole(tmp_path: P
     assert {(one["arm"], one["against"]) for one in table["study"]["differences"]} == {
         ("sft", "rlvr"), ("rlvr", "base"), ("sft", "base"),
     }  # fmt: skip
-    assert (table["study"]["headlines"], table["study"]["interim"]) == ([], {})
+    assert table["study"]["headlines"] == []
+    assert table["study"]["interim"] == {"character": {"rlvr": [0, 1], "sft": [0, 1]}}
     assert set(table["study"]["units"]) == {"base", "rlvr-2", "sft-2"}
     text = (tmp_path / "report-only" / "report.md").read_text(encoding="utf-8")
     assert "Only the arms and seeds that --only and --seeds chose" in text
