@@ -8,13 +8,19 @@ from typing import Any
 import pytest
 
 from permix.dashboard.live_metrics import measure_live
+from permix.metrics import statistics
 from permix.report.builder import build_report
 from permix.report.comparisons import compare_models, compare_runs
 from permix.report.html.charts import build_charts
 from permix.report.methods import group_methods, method_difference, pool_seeds
 from permix.report.runs import ModelRuns, collect_models
 from permix.report.score_plots import TRADEOFF_VIEWS, tradeoff_points
-from permix.report.tables import RIGHT_IN_CHARACTER_HEADING, models_table, right_in_character_table
+from permix.report.tables import (
+    RIGHT_IN_CHARACTER_HEADING,
+    models_table,
+    right_in_character_table,
+    seed_difference_table,
+)
 from permix.types import Verdict
 from tests.seeded import PERSONAS, QUESTIONS, VOICES, Right, cell, share, torn, train_run, write_run
 
@@ -86,6 +92,38 @@ def test_seeds_are_pooled(models: list[ModelRuns]) -> None:
     change = method_difference(methods["PerMix-RLVR"], methods["rlvr"])
     assert change.right_in_character is not None
     assert change.right_in_character.value == pytest.approx(0.6)
+
+
+def test_right_and_in_character_has_an_interval_over_seeds(tmp_path: Path) -> None:
+    """.8 − .2 and .75 − .2: .575 ± 12.7 × .0354 / √2 = .318, and the question noise that both seeds share."""
+    base = answered_run(tmp_path / "base", "base", "tiny", torn, 0.0)
+    for label, method, seed, right, flat in (
+        ("rlvr 1", "rlvr", 1, share(4), 1.0),
+        ("rlvr 2", "rlvr", 2, share(4), 1.0),
+        ("mixed 1", "permix", 1, share(4), 0.0),
+        ("mixed 2", "permix", 2, lambda p, q: q < 15, 0.0),
+    ):
+        asked = str(train_run(tmp_path / f"{label}-train", label, seed, method=method) / "model")
+        answered_run(tmp_path / label, label, asked, right, flat, character_reference=str(base))
+    methods = {method.name: method for method in group_methods(collect_models([tmp_path]))}
+    change = method_difference(methods["PerMix-RLVR"], methods["RLVR"])
+    assert change.right_in_character is not None
+    assert change.right_in_character.value == pytest.approx(0.575)
+    found = change.over_seeds["right_in_character"]
+    assert found.over_questions == change.right_in_character
+    assert found.over_seeds.low is not None
+    assert found.over_questions.low is not None
+    assert found.over_questions.low > 0.4
+    assert 0 < found.over_seeds.low <= 0.575 - 12.7062 * 0.025
+    assert change.seeds_of("right_in_character").n == (2, 2)
+    table = seed_difference_table([change])
+    assert table is not None
+    assert RIGHT_IN_CHARACTER_HEADING in [row[2].text for row in table.rows]
+    relative = method_difference(methods["PerMix-RLVR"], methods["RLVR"], statistics.relative_change)
+    assert relative.right_in_character is not None
+    assert relative.right_in_character.value == pytest.approx(0.775 / 0.2 - 1)
+    assert relative.right_in_character.low is not None
+    assert relative.right_in_character.low > 1
 
 
 def test_the_report_draws_the_view_and_writes_the_numbers(study: Path, tmp_path: Path) -> None:

@@ -6,13 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from permix.metrics import statistics
+from permix.metrics.recognisability import Recognisability
 from permix.rendering.table import format_p_value
 from permix.report.builder import build_report
 from permix.report.methods import ReportMethod, group_methods, method_difference, pool_seeds, reference_differences
-from permix.report.runs import collect_models
+from permix.report.runs import ModelRuns, collect_models
+from permix.report.summary_text import build_claim
 from permix.report.tables import method_table, seed_difference_table
 from permix.types import Estimate
-from tests.seeded import estimate_of, share, stability_run, torn, write_study
+from tests.seeded import Right, estimate_of, share, stability_run, torn, train_run, write_study
 
 
 @pytest.fixture(scope="module")
@@ -182,3 +185,72 @@ def test_both_intervals_are_in_the_report(tmp_path: Path) -> None:
     report = (tmp_path / "out" / "report.md").read_text()
     assert "## Differences of methods over training seeds" in report
     assert (tmp_path / "out" / "tables" / "method-differences.csv").exists()
+
+
+# Seeds that only one method has
+
+
+def trained(folder: Path, label: str, method: str, seed: int, right: Right) -> None:
+    asked = str(train_run(folder / f"{method}-{seed}-train", f"{label} {seed}", seed, method=method) / "model")
+    stability_run(folder / f"{method}-{seed}", f"{label} {seed}", asked, right)
+
+
+def test_of_methods_with_other_seeds_the_common_ones_are_compared(tmp_path: Path) -> None:
+    """RLVR has .5, .6, .2 and .4 by seed, PerMix .8 in two of them and 1 in one of its own: .8 − .6 and .8 − .2, mean .4."""
+    for seed, right in enumerate((torn, share(3), share(1), share(2)), 1):
+        trained(tmp_path, "rlvr", "rlvr", seed, right)
+    for seed, right in ((3, share(4)), (2, share(4)), (9, share(5))):
+        trained(tmp_path, "mixed", "permix", seed, right)
+    methods = {one.name: one for one in group_methods(collect_models([tmp_path]))}
+    plain, mixed = methods["RLVR"], methods["PerMix-RLVR"]
+    found = method_difference(mixed, plain)
+    assert (found.n_seeds, found.seed_pairing, found.compared_seeds["mean"].n_left_out) == ((2, 2), "paired", (1, 2))
+    assert value(found.measures["mean"]) == pytest.approx(0.4)
+    covered = found.over_seeds["mean"]
+    # .2 and .6 in the two seeds: a standard error of .2, times 12.7
+    assert covered.over_seeds.low == -1.0
+    assert covered.p is not None
+    assert 0.29 < covered.p < 0.31  # t = 2 with one degree of freedom: 1 − 2 arctan(2) / π = .295, and the question noise
+    assert value(pool_seeds(plain).mean) == pytest.approx((0.5 + 0.6 + 0.2 + 0.4) / 4)
+    table = seed_difference_table([found])
+    assert table is not None
+    assert {row[-1].text for row in table.rows} == {
+        "2 of each, paired; 1 further seed of PerMix-RLVR left out; 2 further seeds of RLVR left out"
+    }
+    assert "2 further seeds of RLVR count in the method's own mean alone" in build_claim([plain, mixed]).support
+    one_common = mixed._replace(models=mixed.models[1:])  # seeds 3 and 9
+    assert method_difference(one_common, plain).compared_seeds["mean"].model_dump() == {
+        "pairing": "unpaired", "n": (2, 4), "n_left_out": (0, 0),
+    }  # fmt: skip
+
+
+# Recognisability
+
+
+def recognised(model: ModelRuns, tenths: int) -> ModelRuns:
+    by_question = {f"question {q}": (float(tenths), 10) for q in range(20)}
+    found = Recognisability.model_construct(
+        accuracy=Estimate(value=tenths / 10, n=200), embedder="embedder", right_by_question=by_question
+    )
+    return model._replace(recognisability=found)
+
+
+def test_recognisability_has_an_interval_over_seeds(study: dict[str, ReportMethod]) -> None:
+    """.6 − .2 and .8 − .3: .45 ± 12.7 × .0707 / √2 = .635, while all questions are alike."""
+    one, other = (
+        study[name]._replace(models=tuple(map(recognised, study[name].models, tenths)))
+        for name, tenths in (("PerMix-RLVR", (6, 8)), ("RLVR", (2, 3)))
+    )
+    found = method_difference(one, other)
+    assert value(found.recognisability) == pytest.approx(0.45)
+    covered = found.over_seeds["recognisability"]
+    assert covered.over_questions == found.recognisability
+    assert covered.over_seeds.low == pytest.approx(0.45 - 12.7062 * 0.05, abs=1e-4)
+    assert covered.over_seeds.high == 1.0
+    table = seed_difference_table([found])
+    assert table is not None
+    cells = {row[2].text: [cell.text for cell in row[3:]] for row in table.rows}
+    assert cells["recognisability"][-2:] == ["no difference shown", "2 of each, paired"]
+    relative = method_difference(one, other, statistics.relative_change)
+    assert value(relative.recognisability) == pytest.approx(0.7 / 0.25 - 1)
+    assert relative.over_seeds == {}

@@ -1,6 +1,8 @@
 """The units of a study on disk, without a model: what is finished, refused and deleted, and what it all costs."""
 
 import os
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,12 @@ from permix.pipelines.study import run_study
 from permix.pipelines.study_cost import PartCost, estimate_time, preflight_study, study_costs
 from permix.pipelines.study_jobs import cores_of_job, gpus_of_slot
 from permix.pipelines.study_units import check_same_settings, delete_model, finished_parts, pending_parts, read_unit_record
-from permix.report.study import write_study_report
+from permix.rendering.table import format_p_value
+from permix.report.study import divide_into_pages, write_study_report
 from permix.storage.files import read_json, write_json
 from permix.storage.workers import claim_folder, holds_claim, is_claimed
-from permix.types import AnswerKey
-from tests.seeded import fidelity_run, share, stability_run, torn, train_run
+from permix.types import AnswerKey, Verdict
+from tests.seeded import PERSONAS, QUESTIONS, Right, cell, fidelity_run, share, stability_run, torn, train_run, write_run
 
 ACCURACY: dict[str, Any] = {
     "stage": "stability",
@@ -319,6 +322,17 @@ def test_the_report_pools_seeds_compares_arms_and_sets_published_figures_beside(
     }
     assert found["PerMix", "RLVR", "accuracy"]["measures"]["mean"]["value"] == pytest.approx(0.25)
     assert found["PerMix", "base", "accuracy"]["n_seeds"] == [2, 1]
+    against = found["PerMix", "RLVR", "accuracy"]
+    assert list(against["measures"]) == [
+        "pss", "relative_persona_sd", "worst", "mean", "mean_minus_baseline", "worst_minus_baseline",
+    ]  # fmt: skip
+    # Without persona RLVR has .8 and .6, PerMix .8: (.8 − .8) − (.55 − .7)
+    assert against["measures"]["mean_minus_baseline"]["value"] == pytest.approx(0.15)
+    assert against["seeds"]["mean"]["text"] == "2 of each, paired"
+    # .3 and .2: t = 5 with one degree of freedom has p = .126
+    assert 0.125 < against["p"]["mean"] < 0.14
+    assert against["over_seeds"]["mean"]["low"] < 0
+    assert next(iter(found["PerMix", "RLVR", "character"]["p"])) == "identifiability"
     ours = table["study"]["headlines"]
     assert ours[0]["ours"]["value"] == pytest.approx(0.8 / 0.55 - 1)
     assert ours[0]["published"] == 0.212
@@ -331,9 +345,19 @@ def test_the_report_pools_seeds_compares_arms_and_sets_published_figures_beside(
     )
     assert "published +50.0 %, outside this interval" in text
     assert "; the interval includes 0</sub>" in text
+    assert f", p = {format_p_value(against['p']['mean'])}; the interval includes 0</sub>" in text
+    assert "mean − no persona" in text
     page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
     assert "Published figures" in page
     assert "Differences between the arms" in page
+    evaluations = table["study"]["evaluations"]
+    assert evaluations["accuracy"]["RLVR"]["mean"]["value"] == pytest.approx(0.55)
+    assert "identifiability" not in evaluations["accuracy"]["RLVR"]
+    assert set(evaluations["character"]["RLVR"]) == {
+        "name", "labels", "identifiability", "chance", "recognisability", "n_fidelity", "fidelity_reasons", "over_seeds",
+    }  # fmt: skip
+    assert "identifiability" in evaluations["character"]["RLVR"]["over_seeds"]
+    assert "identifiability" not in evaluations["accuracy"]["RLVR"]["over_seeds"]
     other = read_json(tmp_path / "report" / "more" / "table.json")
     assert [one["name"] for one in other["methods"]] == ["base", "RLVR", "PerMix"]
 
@@ -355,6 +379,141 @@ def test_a_report_of_half_a_study_says_what_is_pending(tmp_path: Path) -> None:
     assert "| permix | 1 | train | accuracy, character, more |" in text
     with pytest.raises(DataError, match="no evaluation is finished yet"):
         write_study_report(settings, {"permix-1": ["train"]}, tmp_path / "report")
+
+
+def test_a_measure_without_an_interval_over_seeds_is_marked(tmp_path: Path) -> None:
+    arms = {"rlvr": {"method": "rlvr"}, "permix": {"method": "permix"}}
+    settings = study(tmp_path, arms=arms, evaluations={"accuracy": ACCURACY, "character": CHARACTER, "more": ACCURACY})
+    finished = only_accuracy(write_finished_study(settings)) | {"permix-2": []}
+    write_study_report(settings, finished, tmp_path / "report")
+    (found,) = (
+        one
+        for one in read_json(tmp_path / "report" / "table.json")["study"]["differences"]
+        if (one["arm"], one["against"], one["evaluation"]) == ("permix", "rlvr", "accuracy")
+    )
+    assert (found["over_seeds"], found["p"], found["n_seeds"]) == ({}, {}, [1, 2])
+    text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    row = next(line for line in text.splitlines() if line.startswith("| permix | rlvr | 1 and 2, not paired |"))
+    assert row.count("seeds not covered") == 6
+    assert text.count("**Interim**: 1 of 2 seeds of permix are finished.") == 1
+    interim = read_json(tmp_path / "report" / "table.json")["study"]["interim"]
+    assert interim == {"accuracy": {"permix": [1, 2]}, "character": {"rlvr": [0, 2], "permix": [0, 2]}}
+
+
+def only_accuracy(finished: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The finished parts without the other evaluations, for a report of one page."""
+    return {unit: [name for name in names if name in ("train", "accuracy")] for unit, names in finished.items()}
+
+
+def test_arms_are_compared_and_pooled_within_each_context(tmp_path: Path) -> None:
+    arms = {"rlvr": {"method": "rlvr"}, "permix": {"method": "permix"}}
+    settings = study(tmp_path, arms=arms, evaluations={"accuracy": ACCURACY, "character": CHARACTER, "more": ACCURACY})
+    finished = only_accuracy(write_finished_study(settings))
+    rights = {  # by context: the system message, and the user's
+        "base": (share(2), share(1)),
+        "rlvr-1": (share(3), torn),
+        "rlvr-2": (share(3), share(3)),
+        "permix-1": (share(4), share(4)),
+        "permix-2": (share(4), share(4)),
+    }
+    for unit in settings.units():
+        out = unit.parts["accuracy"].out
+        asked = read_json(out / "config.json")["model"]["name"]
+        shutil.rmtree(out)
+        contexts_run(out, unit.label, asked, rights[unit.name])
+    write_study_report(settings, finished, tmp_path / "report")
+    table = read_json(tmp_path / "report" / "table.json")["study"]
+    found = {(one["context"], one["arm"], one["against"]): one for one in table["context_differences"]}
+    assert list(found) == [
+        (context, *pair) for context in ("system", "user") for pair in (("permix", "rlvr"), ("rlvr", "base"), ("permix", "base"))
+    ]
+    values = {key: [one["measures"][name]["value"] for name in ("mean", "mean_minus_baseline")] for key, one in found.items()}
+    # Without persona: base .4, rlvr .6, permix .8. Under the user's messages rlvr has .5 and .6.
+    assert values["system", "permix", "rlvr"] == pytest.approx([0.2, 0.0])
+    assert values["user", "permix", "rlvr"] == pytest.approx([0.25, 0.05])
+    assert values["user", "permix", "base"] == pytest.approx([0.6, 0.2])
+    user = found["user", "permix", "rlvr"]
+    assert user["seeds"]["pss"]["text"] == "2 of each, paired"
+    assert 0.125 < user["p"]["mean"] < 0.14  # .3 and .2: t = 5 with one degree of freedom has p = .126
+    assert "pss" in user["over_seeds"]
+    pooled = table["contexts"]["accuracy"]
+    assert {arm: one["mean"]["value"] for arm, one in pooled["user"].items()} == pytest.approx(
+        {"base": 0.2, "rlvr": 0.55, "permix": 0.8}
+    )
+    assert pooled["user"]["rlvr"]["mean_minus_baseline"]["value"] == pytest.approx(-0.05)
+    assert (pooled["user"]["base"]["over_seeds"], pooled["user"]["rlvr"]["n_seeds"]) == ({}, 2)
+    # The standard error of .5 and .6 is .05, times 12.7.
+    assert pooled["user"]["rlvr"]["over_seeds"]["mean_minus_baseline"]["low"] <= -0.05 - 12.7 * 0.05
+    text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert "| user | permix | rlvr | 2 of each, paired |" in text
+    for name in ("differences-study-accuracy-contexts", "scores-study-accuracy-contexts"):
+        assert (tmp_path / "report" / "tables" / f"{name}.csv").exists()
+    assert {one["evaluation"] for one in table["context_differences"]} == {"accuracy"}
+
+
+def contexts_run(path: Path, label: str, asked: str, rights: Sequence[Right]) -> None:
+    """A stability run in the contexts "system" and "user"; without persona right as in the first."""
+    cells = [
+        cell(p, q, f"What is {q} + {q}?", "4", Verdict(correct=right(-1 if p is None else p, q))).model_copy(
+            update={"context": "" if p is None else context}
+        )
+        for context, right in zip(("system", "user"), rights, strict=True)
+        for p in ((None,) if context == "system" else ()) + tuple(range(PERSONAS))
+        for q in range(QUESTIONS)
+    ]
+    settings = {"stage": "stability", "label": label, "model": {"name": asked}, "seed": 3, "resamples": 100, "samples": 1}
+    write_run(path, settings | {"contexts": ["system", "user"]}, cells)
+
+
+def test_evaluations_of_other_splits_do_not_share_a_page(tmp_path: Path) -> None:
+    dev = {"personas": {"n": 3, "split": "dev"}}
+    settings = study(
+        tmp_path,
+        evaluations={
+            "accuracy": ACCURACY,
+            "character": CHARACTER,
+            "more": ACCURACY,
+            "dev-character": CHARACTER | dev | {"questions_split": "dev"},
+            "dev-accuracy": ACCURACY | dev | {"task": ACCURACY["task"] | {"split": "dev"}},
+            "dev-personas": ACCURACY | dev,
+        },
+    )
+    assert divide_into_pages(settings.units()[0]) == [
+        {"stability": "accuracy", "fidelity": "character"},
+        {"stability": "more"},
+        {"fidelity": "dev-character", "stability": "dev-accuracy"},
+        {"stability": "dev-personas"},
+    ]
+
+
+def test_the_report_of_chosen_arms_and_seeds_keeps_that_of_the_whole(tmp_path: Path) -> None:
+    values: dict[str, Any] = {
+        "arms": {"rlvr": {"method": "rlvr"}, "sft": {"method": "sft"}, "permix": {"method": "permix"}},
+        "evaluations": {"accuracy": ACCURACY, "character": CHARACTER, "more": ACCURACY},
+        "headlines": [{"evaluation": "accuracy", "measure": "pss", "arm": "permix", "against": "rlvr", "published": 0.212}],
+    }
+    settings = study(tmp_path, **values)
+    write_finished_study(settings)
+    for unit in settings.units():
+        for name in ("train", "accuracy"):
+            if name in unit.parts:
+                write_json(unit.parts[name].out / "metrics.json", {})
+                study_units._write_record(unit, name, finished=True)
+    run_study(study(tmp_path, report=True, **values))
+    whole = (tmp_path / "report" / "table.json").read_bytes()
+    run_study(study(tmp_path, report=True, only=["rlvr", "sft"], only_seeds=[2], **values))
+    table = read_json(tmp_path / "report-only" / "table.json")
+    assert [row["label"] for row in table["rows"]] == ["base", "rlvr 2", "sft 2"]
+    assert table["study"]["arms"] == {name: {"label": name, "seeds": [2]} for name in ("rlvr", "sft")}
+    assert {(one["arm"], one["against"]) for one in table["study"]["differences"]} == {
+        ("sft", "rlvr"), ("rlvr", "base"), ("sft", "base"),
+    }  # fmt: skip
+    assert table["study"]["headlines"] == []
+    assert table["study"]["interim"] == {"character": {"rlvr": [0, 1], "sft": [0, 1]}}
+    assert set(table["study"]["units"]) == {"base", "rlvr-2", "sft-2"}
+    text = (tmp_path / "report-only" / "report.md").read_text(encoding="utf-8")
+    assert "Only the arms and seeds that --only and --seeds chose" in text
+    assert (tmp_path / "report" / "table.json").read_bytes() == whole
 
 
 # Relative changes

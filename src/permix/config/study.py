@@ -146,7 +146,8 @@ class StudyConfig(ConfigSection):
     keep_models: bool = True
     """Keep the trained models. Otherwise a training's folder model/ is deleted when all evaluations of the model are complete."""
     only: tuple[str, ...] = ()
-    """Run only these arms and the untrained model; all arms when not given. The report has everything that is finished."""
+    """Run only these arms and the untrained model; all arms when not given. The report of a study that is run has everything that
+    is finished; with `report` it has these arms alone, in report-only/."""
     only_seeds: tuple[int, ...] = ()
     """Run only these of the study's seeds (short: --seeds); all when not given."""
     unit: str | None = None
@@ -156,7 +157,7 @@ class StudyConfig(ConfigSection):
     threads: int | None = Field(default=None, gt=0)
     """CPU threads of each of these processes; the cores divided by jobs when not given."""
     report: bool = False
-    """Run no unit; only write the report of everything that is finished."""
+    """Run no unit; only write the report of everything that is finished, or of what `only` and `only_seeds` choose."""
 
     @field_validator("train")
     @classmethod

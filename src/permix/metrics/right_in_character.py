@@ -50,6 +50,7 @@ from permix.metrics.persona_classifier import (
     text_features,
 )
 from permix.metrics.statistics import Array, BootstrapResult
+from permix.metrics.training_seeds import SeedDifference, SeedPairing, SeedValues, cover_seed_differences, limit_ends
 from permix.types import Estimate, Record, require_unique, seed_from
 
 SampledTexts = Sequence[Sequence[Sequence[str | None]]]
@@ -309,9 +310,13 @@ def _count_questions(mask_P_Q: BoolArray) -> int:
 
 
 def right_in_character_difference(
-    first: Sequence[RightInCharacter], other: Sequence[RightInCharacter], seed: int, resamples: int
+    first: Sequence[RightInCharacter],
+    other: Sequence[RightInCharacter],
+    seed: int,
+    resamples: int,
+    change: statistics.Change = np.subtract,
 ) -> Estimate:
-    """Other − first in `share`, where each is the mean over its models.
+    """Other − first, or another change, in `share`, where each is the mean over its models.
 
     Only cells (persona, question) count that every model has, and all models share the bootstrap's draws of questions. n is the
     number of these questions. No value if the models have no persona or no question in common.
@@ -319,12 +324,44 @@ def right_in_character_difference(
     cells_N_P_Q = aligned_shares([*first, *other])
     if not cells_N_P_Q.size:
         return Estimate(value=None, n=0)
-    difference_P_Q = cells_N_P_Q[len(first) :].mean(axis=0) - cells_N_P_Q[: len(first)].mean(axis=0)
+    first_P_Q, other_P_Q = cells_N_P_Q[: len(first)].mean(axis=0), cells_N_P_Q[len(first) :].mean(axis=0)
+    if change is not np.subtract:
+        changes = _bootstrap(
+            lambda counts_R_Q: {"share": change(_persona_mean(other_P_Q, counts_R_Q), _persona_mean(first_P_Q, counts_R_Q))},
+            first_P_Q.shape, np.random.default_rng(seed), resamples,
+        )["share"]  # fmt: skip
+        return statistics.bootstrap_estimate(float(changes.value), changes.replicates, _count_questions(~np.isnan(first_P_Q)))
+    difference_P_Q = other_P_Q - first_P_Q
     drawn = _bootstrap(
         lambda counts_R_Q: {"share": _persona_mean(difference_P_Q, counts_R_Q)},
         difference_P_Q.shape, np.random.default_rng(seed), resamples,
     )["share"]  # fmt: skip
     return statistics.bootstrap_paired(float(drawn.value), drawn.replicates, statistics.nanmean_along(difference_P_Q, axis=0))
+
+
+def right_in_character_seed_difference(
+    first: Sequence[RightInCharacter],
+    other: Sequence[RightInCharacter],
+    pairing: SeedPairing,
+    over_questions: Estimate,
+    seed: int,
+    resamples: int,
+) -> SeedDifference:
+    """`over_questions`, the difference of the same results, with an interval over questions and training seeds too.
+
+    With the pairing "paired" the results of both have the same seeds in the same order.
+    """
+    cells_N_P_Q = aligned_shares([*first, *other])
+    if not cells_N_P_Q.size:
+        return SeedDifference(over_questions=over_questions, over_seeds=Estimate(value=None, n=0))
+    drawn = _bootstrap(
+        lambda counts_R_Q: {"share": np.stack([_persona_mean(cells_P_Q, counts_R_Q) for cells_P_Q in cells_N_P_Q], axis=1)},
+        cells_N_P_Q.shape[1:], np.random.default_rng(seed), resamples,
+    )["share"]  # fmt: skip
+    values = SeedValues(drawn.value, drawn.replicates.T)
+    one, two = values.seeds(slice(None, len(first))), values.seeds(slice(len(first), None))
+    difference = cover_seed_differences(over_questions, one, two, pairing)
+    return difference.model_copy(update={"over_seeds": limit_ends(difference.over_seeds, -1.0, 1.0)})
 
 
 def swap_test_p(first: RightInCharacter, other: RightInCharacter, seed: int, n_swaps: int) -> float | None:

@@ -16,6 +16,7 @@ from permix.metrics import posterior, statistics
 from permix.metrics.measures import (
     STABILITY_MEASURES,
     MeasureRecord,
+    MeasureView,
     ResampledScores,
     ScoredQuestions,
     StabilityMeasure,
@@ -262,15 +263,17 @@ def stability_differences(
     return differences
 
 
-def pool_stability(grids: Sequence[AccuracyGrid], seed: int, resamples: int) -> dict[str, Estimate]:
-    """The measures of the view "methods": means over the grids of a model's training seeds.
+def pool_stability(
+    grids: Sequence[AccuracyGrid], seed: int, resamples: int, view: MeasureView = "methods"
+) -> dict[str, Estimate]:
+    """The measures of the view: means over the grids of a model's training seeds.
 
     Only personas that have a score in all grids count; empty if there is no such persona.
     """
     scored_P = _scored_in_all(grids)
     if not scored_P.any():
         return {}
-    measures = measures_in("methods")
+    measures = measures_in(view)
     grids = [(mean_P_Q[scored_P], baseline_Q) for mean_P_Q, baseline_Q in grids]
     n_by_questions = _count_scored_in_all(grids)
     bootstrapped = _bootstrap_grid_means(measures, grids, seed, resamples)
@@ -338,16 +341,16 @@ def _difference_over_questions(measure: StabilityMeasure, first: SeedValues, oth
 
 
 def pool_over_seeds(
-    grids: Sequence[AccuracyGrid], pooled: Mapping[str, Estimate], seed: int, resamples: int
+    grids: Sequence[AccuracyGrid], pooled: Mapping[str, Estimate], seed: int, resamples: int, view: MeasureView = "methods"
 ) -> dict[str, Estimate]:
-    """The numbers of `pool_stability` on the same grids with intervals over questions and training seeds.
+    """The numbers of `pool_stability` on the same grids and view with intervals over questions and training seeds.
 
     A measure whose interval cannot be computed has no ends.
     """
     scored_P = _scored_in_all(grids)
     if not scored_P.any():
         return {}
-    measures = [one for one in measures_in("methods") if one.name in pooled]
+    measures = [one for one in measures_in(view) if one.name in pooled]
     by_grid = _values_by_grid(measures, [(mean_P_Q[scored_P], baseline_Q) for mean_P_Q, baseline_Q in grids], seed, resamples)
     intervals = {}
     for measure in measures:

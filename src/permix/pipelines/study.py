@@ -7,6 +7,7 @@
     OUT/ARM-SEED/unit.json         the settings of the unit's parts, and which parts are finished
     OUT/ARM-SEED/log.txt           the output of the unit's processes
     OUT/report/                    the report of everything that is finished
+    OUT/report-only/               the report of what --only and --seeds choose
 
 Every part is an ordinary run directory; its config.json can be run alone. One process at a time works on a unit, and claims the
 unit's folder first (`permix.storage.workers.claim_folder`). So several commands, also on machines that share OUT, divide a study
@@ -108,10 +109,15 @@ def _claimed(unit: StudyUnit) -> Iterator[StudyUnit]:
 
 
 def report_study(config: StudyConfig) -> None:
-    """Write the report of everything that is finished; several commands that end at the same time do it one after the other."""
-    finished = {unit.name: finished_parts(unit) for unit in config.units()}
+    """Write the report of everything that is finished; several commands that end at the same time do it one after the other.
+
+    With `report`, `only` and `only_seeds` choose what it has, and it goes to a folder of its own, report-only/.
+    """
+    is_part = config.report and bool(config.only or config.only_seeds)
+    units, folder = (config.chosen_units(), "report-only") if is_part else (config.units(), "report")
+    finished = {unit.name: finished_parts(unit) for unit in units}
     if not any(set(parts) - {TRAIN_PART} for parts in finished.values()):
         print_status(f"study {config.out}: no evaluation is finished, so there is no report yet")
         return
-    with hold_shared_files(config.out / "report"):
-        write_study_report(config, finished, config.out / "report")
+    with hold_shared_files(config.out / folder):
+        write_study_report(config, finished, config.out / folder, units)

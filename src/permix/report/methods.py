@@ -8,8 +8,9 @@ is None; the model is then known only by its answers.
 
 A pooled number is the mean over the seeds. Its interval over questions resamples the questions, with the same draws for all
 seeds, so it covers other questions but not other training seeds. From two seeds on there is also an interval over questions and
-training seeds (`permix.metrics.training_seeds`); it is wide with two or three seeds. Every seed is shown wherever a pooled number
-is shown. Seeds with different setups (questions, personas, sampling ...) are not pooled, and the reason is given.
+training seeds (`permix.metrics.training_seeds`); it is wide with two or three seeds. A difference of two methods whose seeds
+differ is that of the seeds they have in common, if there are two or more. Every seed is shown wherever a pooled number is shown.
+Seeds with different setups (questions, personas, sampling ...) are not pooled, and the reason is given.
 """
 
 import json
@@ -18,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -33,12 +35,18 @@ from permix.config import (
     resolve_mix,
 )
 from permix.errors import ConfigError, DataError
+from permix.evals.stability import read_context_grids
 from permix.metrics import statistics
 from permix.metrics.identifiability import Identifiability
 from permix.metrics.measures import MeasureRecord, select_measures
 from permix.metrics.posterior import AccuracyGrid
 from permix.metrics.recognisability import Recognisability
-from permix.metrics.right_in_character import RightInCharacter, pool_right_in_character, right_in_character_difference
+from permix.metrics.right_in_character import (
+    RightInCharacter,
+    pool_right_in_character,
+    right_in_character_difference,
+    right_in_character_seed_difference,
+)
 from permix.metrics.stability import (
     pool_over_seeds,
     pool_stability,
@@ -66,7 +74,7 @@ from permix.report.comparisons import (
 )
 from permix.report.runs import ModelRuns, Run
 from permix.storage.run_dir import RunReader
-from permix.types import Estimate
+from permix.types import Estimate, Record
 
 Role = Literal["base", "rlvr", "permix", "other"]
 
@@ -369,13 +377,25 @@ class PooledMethod(MeasureRecord):
         return self.measures.get("mean")
 
 
+class ComparedSeeds(Record):
+    """The training seeds behind a difference of two methods; numbers are those of (one, other).
+
+    `n` counts the models that are compared, and `n_left_out` those whose seed the other method does not have.
+    """
+
+    pairing: SeedPairing = "unpaired"
+    n: tuple[int, int] = (0, 0)
+    n_left_out: tuple[int, int] = (0, 0)
+
+
 class MethodDifference(MeasureRecord):
     """One method minus another, as means over their seeds. Where they cannot be compared, numbers are missing and `reasons` say
     why.
 
-    `n_personas` counts the personas behind accuracy and PSS. `n_seeds` and `n_fidelity_seeds` count the models of (one, other).
-    `over_seeds` has the measures of the view "seed_differences", and "identifiability", over questions and over questions and
-    training seeds. Their seeds are paired as `seed_pairing` and `fidelity_seed_pairing` say.
+    `n_personas` counts the personas behind accuracy and PSS. `n_seeds` and `n_fidelity_seeds` count the models of (one, other)
+    that are compared. `over_seeds` has the measures of the view "seed_differences", "identifiability", "recognisability" and
+    "right_in_character" over questions, and over questions and training seeds. `compared_seeds` has the seeds of each measure;
+    `seed_pairing` and `fidelity_seed_pairing` are the pairings of stability and identifiability.
     """
 
     VIEW = "differences"
@@ -391,6 +411,7 @@ class MethodDifference(MeasureRecord):
     reasons: tuple[str, ...] = ()
     fidelity_reasons: tuple[str, ...] = ()
     over_seeds: dict[str, SeedDifference] = Field(default_factory=dict)
+    compared_seeds: dict[str, ComparedSeeds] = Field(default_factory=dict)
     seed_pairing: SeedPairing | None = None
     fidelity_seed_pairing: SeedPairing | None = None
     right_in_character: Estimate | None = None
@@ -403,6 +424,10 @@ class MethodDifference(MeasureRecord):
     def covers_seeds(self, name: str) -> bool:
         """Whether this measure has an interval over questions and training seeds."""
         return name in self.over_seeds and self.over_seeds[name].over_seeds.low is not None
+
+    def seeds_of(self, name: str) -> ComparedSeeds:
+        """The seeds behind this measure."""
+        return self.compared_seeds.get(name, ComparedSeeds(n=self.n_seeds))
 
 
 class BootstrapSettings(NamedTuple):
@@ -438,53 +463,174 @@ def pool_seeds(method: ReportMethod) -> PooledMethod:
     )  # fmt: skip
 
 
+class PooledContext(MeasureRecord):
+    """The numbers of a method in one context of its stability runs: those of its model, or the means over its `n_seeds` models.
+
+    `over_seeds` has the same numbers with intervals over questions and training seeds; it is empty with one model. Where models
+    cannot be pooled, the numbers are missing and `reasons` say why.
+    """
+
+    VIEW = "contexts"
+
+    measures: dict[str, Estimate] = Field(default_factory=dict)
+    over_seeds: dict[str, Estimate] = Field(default_factory=dict)
+    n_seeds: int = 0
+    reasons: tuple[str, ...] = ()
+
+
+def divide_by_context(method: ReportMethod) -> dict[str, ReportMethod]:
+    """Return the method by context: its models with a stability run, whose grids are those of that context alone.
+
+    Only contexts that all of these models have; empty without contexts.
+    """
+    stable, _ = measured_models(method)
+    found = [read_context_grids(model.runs["stability"].path, model.runs["stability"].grid_results) for model in stable]
+    contexts = [id for id in found[0] if all(id in grids for grids in found)] if found else []
+    return {
+        id: method._replace(models=tuple(model._replace(grid=grids[id]) for model, grids in zip(stable, found, strict=True)))
+        for id in contexts
+    }
+
+
+def pool_context(method: ReportMethod, context: str) -> PooledContext:
+    """Return the pooled numbers of one part of `divide_by_context`."""
+    models = method.models
+    reasons = _seed_incompatibilities(models, stability_incompatibilities)
+    if reasons:
+        return PooledContext(n_seeds=len(models), reasons=reasons)
+    if len(models) == 1 and (known := {one.id: one.measures for one in models[0].contexts}.get(context)) is not None:
+        return PooledContext(measures=known, n_seeds=1)
+    grids, settings = _aligned_grids(models), _bootstrap_settings(models[0].runs["stability"])
+    measures = pool_stability(grids, *settings, "contexts")
+    over_seeds = pool_over_seeds(grids, measures, *settings, "contexts") if len(models) > 1 else {}
+    return PooledContext(measures=measures, over_seeds=over_seeds, n_seeds=len(models))
+
+
+ShareName = Literal["identifiability", "recognisability"]
+"""A measure of `ModelRuns` that is a share of answers, attributed by question."""
+
+_SHARE_INCOMPATIBILITIES: Mapping[ShareName, Callable[[ModelRuns, ModelRuns], tuple[str, ...]]] = {
+    "identifiability": identifiability_incompatibilities, "recognisability": recognisability_incompatibilities,
+}  # fmt: skip
+
+
 def method_difference(one: ReportMethod, other: ReportMethod, change: statistics.Change = np.subtract) -> MethodDifference:
     """Return one − other, or another change from other to one, paired by persona and question.
 
-    Only a difference (`numpy.subtract`) has intervals over training seeds too.
+    If the training seeds of the two differ and at least two are common, the models of these seeds alone are compared. Only a
+    difference (`numpy.subtract`) has intervals over training seeds too.
     """
     (stable, fidelity), (other_stable, other_fidelity) = measured_models(one), measured_models(other)
-    reasons = _seed_incompatibilities([*other_stable, *stable], stability_incompatibilities)
-    fidelity_reasons = _seed_incompatibilities([*other_fidelity, *fidelity], identifiability_incompatibilities)
-    differences: dict[str, Estimate] = {}
-    over_seeds: dict[str, SeedDifference] = {}
-    identifiability, pairing, fidelity_pairing = None, None, None
-    if stable and other_stable and not reasons:
-        grids, settings = _aligned_grids([*other_stable, *stable]), _bootstrap_settings(other_stable[0].runs["stability"])
-        differences = stability_differences(grids[: len(other_stable)], grids[len(other_stable) :], *settings, change)
-        pairing, first, second = _pair_seeds(other_stable, stable)
-        grid_of = dict(zip(map(id, [*other_stable, *stable]), grids, strict=True))
-        if change is np.subtract:
-            over_seeds |= seed_differences(
-                [grid_of[id(model)] for model in first], [grid_of[id(model)] for model in second], pairing, differences, *settings
-            )
-    if fidelity and other_fidelity and not fidelity_reasons:
-        settings = _bootstrap_settings(other_fidelity[0].runs["fidelity"])
-        fidelity_pairing, first, second = _pair_seeds(other_fidelity, fidelity)
-        identifiability = _share_difference(other_fidelity, fidelity, "identifiability", change)
-        if change is np.subtract:
-            over_seeds["identifiability"] = _identifiability_over_seeds(
-                identifiability, first, second, fidelity_pairing, settings
-            )
-    one_both, other_both = (
-        [model for model in models if model.right_in_character is not None] for models in (stable, other_stable)
-    )
-    both_reasons = _in_character_incompatibilities([*other_both, *one_both])
-    in_character = None
-    if one_both and other_both and not both_reasons:
-        in_character = right_in_character_difference(
-            _in_character_results(other_both), _in_character_results(one_both),
-            *_bootstrap_settings(other_both[0].runs["stability"]),
-        )  # fmt: skip
+    stability = compare_stability(stable, other_stable, change)
+    identifiability = _compare_shares(fidelity, other_fidelity, "identifiability", change)
+    recognisability = _compare_recognisability(one, other, change)
+    in_character = _compare_right_in_character(stable, other_stable, change)
     personas = {len(model.grid.persona_ids) for model in (*stable, *other_stable) if model.grid is not None}
+    compared = [stability, identifiability, recognisability, in_character]
     return MethodDifference(
-        name=one.name, against=other.name, measures=differences, identifiability=identifiability,
-        recognisability=_recognisability_difference(one, other),
-        n_personas=max(personas, default=0), n_seeds=(len(stable), len(other_stable)),
-        n_fidelity_seeds=(len(fidelity), len(other_fidelity)), reasons=reasons, fidelity_reasons=fidelity_reasons,
-        over_seeds=over_seeds, seed_pairing=pairing, fidelity_seed_pairing=fidelity_pairing,
-        right_in_character=in_character, right_in_character_reasons=both_reasons,
+        name=one.name, against=other.name, measures=dict(stability.measures),
+        identifiability=identifiability.measures.get("identifiability"),
+        recognisability=recognisability.measures.get("recognisability"),
+        n_personas=max(personas, default=0), n_seeds=stability.seeds.n, n_fidelity_seeds=identifiability.seeds.n,
+        reasons=stability.reasons, fidelity_reasons=identifiability.reasons,
+        over_seeds={name: found for part in compared for name, found in part.over_seeds.items()},
+        compared_seeds={name: part.seeds for part in compared for name in (*part.measures, *part.over_seeds)},
+        seed_pairing=stability.pairing, fidelity_seed_pairing=identifiability.pairing,
+        right_in_character=in_character.measures.get("right_in_character"), right_in_character_reasons=in_character.reasons,
     )  # fmt: skip
+
+
+class PairedModels(NamedTuple):
+    """The models of two methods that are compared; in the same order of seeds if they are paired."""
+
+    one: Sequence[ModelRuns]
+    other: Sequence[ModelRuns]
+    seeds: ComparedSeeds
+
+    @property
+    def all_models(self) -> list[ModelRuns]:
+        return [*self.other, *self.one]
+
+
+class ComparedMeasures(NamedTuple):
+    """One − other of some measures, by name, and why there are none."""
+
+    seeds: ComparedSeeds
+    reasons: tuple[str, ...] = ()
+    measures: Mapping[str, Estimate] = MappingProxyType({})
+    over_seeds: Mapping[str, SeedDifference] = MappingProxyType({})
+
+    @property
+    def pairing(self) -> SeedPairing | None:
+        return self.seeds.pairing if self.measures or self.over_seeds else None
+
+
+def compare_stability(
+    one: Sequence[ModelRuns], other: Sequence[ModelRuns], change: statistics.Change = np.subtract
+) -> ComparedMeasures:
+    """Return one − other, or another change, in the measures of stability: of the view "differences", over questions, and of the
+    view "seed_differences", over questions and seeds.
+    """
+    pairs = pair_models(one, other)
+    reasons = _seed_incompatibilities(pairs.all_models, stability_incompatibilities)
+    if not one or not other or reasons:
+        return ComparedMeasures(pairs.seeds, reasons)
+    in_order = _in_order_of(one, pairs.one)
+    aligned = _aligned_grids([*pairs.other, *in_order])
+    grids, other_grids = aligned[len(pairs.other) :], aligned[: len(pairs.other)]
+    settings = _bootstrap_settings(pairs.other[0].runs["stability"])
+    differences = stability_differences(other_grids, grids, *settings, change)
+    if change is not np.subtract:
+        return ComparedMeasures(pairs.seeds, (), differences)
+    grid_of = dict(zip(map(id, in_order), grids, strict=True))
+    by_seed = [grid_of[id(model)] for model in pairs.one]
+    over_seeds = seed_differences(other_grids, by_seed, pairs.seeds.pairing, differences, *settings)
+    return ComparedMeasures(pairs.seeds, (), differences, over_seeds)
+
+
+def _compare_shares(
+    one: Sequence[ModelRuns], other: Sequence[ModelRuns], measure: ShareName, change: statistics.Change
+) -> ComparedMeasures:
+    pairs = pair_models(one, other)
+    reasons = _seed_incompatibilities(pairs.all_models, _SHARE_INCOMPATIBILITIES[measure])
+    if not one or not other or reasons:
+        return ComparedMeasures(pairs.seeds, reasons)
+    difference = _share_difference(pairs.other, _in_order_of(one, pairs.one), measure, change)
+    if change is not np.subtract:
+        return ComparedMeasures(pairs.seeds, (), {measure: difference})
+    return ComparedMeasures(pairs.seeds, (), {measure: difference}, {measure: _share_over_seeds(difference, pairs, measure)})
+
+
+def _compare_recognisability(one: ReportMethod, other: ReportMethod, change: statistics.Change) -> ComparedMeasures:
+    """Nothing where a method was not measured or the models were not measured alike."""
+    models = [[model for model in method.models if model.recognisability is not None] for method in (one, other)]
+    if _pooled_recognisability(one.models) is None or _pooled_recognisability(other.models) is None:
+        return ComparedMeasures(ComparedSeeds(n=(len(models[0]), len(models[1]))))
+    return _compare_shares(models[0], models[1], "recognisability", change)
+
+
+def _compare_right_in_character(
+    one: Sequence[ModelRuns], other: Sequence[ModelRuns], change: statistics.Change
+) -> ComparedMeasures:
+    one, other = ([model for model in models if model.right_in_character is not None] for models in (one, other))
+    pairs = pair_models(one, other)
+    reasons = _in_character_incompatibilities(pairs.all_models)
+    if not one or not other or reasons:
+        return ComparedMeasures(pairs.seeds, reasons)
+    settings = _bootstrap_settings(pairs.other[0].runs["stability"])
+    results, other_results = _in_character_results(pairs.one), _in_character_results(pairs.other)
+    in_order = _in_character_results(_in_order_of(one, pairs.one))
+    difference = right_in_character_difference(other_results, in_order, *settings, change)
+    if change is not np.subtract:
+        return ComparedMeasures(pairs.seeds, (), {"right_in_character": difference})
+    over_seeds = right_in_character_seed_difference(other_results, results, pairs.seeds.pairing, difference, *settings)
+    return ComparedMeasures(pairs.seeds, (), {"right_in_character": difference}, {"right_in_character": over_seeds})
+
+
+def _in_order_of(models: Sequence[ModelRuns], kept: Sequence[ModelRuns]) -> list[ModelRuns]:
+    """Return the kept models in the order of all."""
+    ids = set(map(id, kept))
+    return [model for model in models if id(model) in ids]
 
 
 def reference_differences(methods: Sequence[ReportMethod]) -> list[MethodDifference]:
@@ -498,33 +644,33 @@ def reference_differences(methods: Sequence[ReportMethod]) -> list[MethodDiffere
     return [method_difference(one, reference) for one in methods if one is not reference]
 
 
-def _pair_seeds(
-    first: Sequence[ModelRuns], other: Sequence[ModelRuns]
-) -> tuple[SeedPairing, Sequence[ModelRuns], Sequence[ModelRuns]]:
-    """Return how the training seeds of two methods belong together, and their models, in the order of the seeds where paired.
+def pair_models(one: Sequence[ModelRuns], other: Sequence[ModelRuns]) -> PairedModels:
+    """Return the models of two methods that are compared, and how their training seeds belong together.
 
-    A single model whose training is not known, such as the base model, counts as untrained.
+    Methods that were trained with the same seeds are paired. If their seeds differ and at least two are common, the models of
+    these are paired, and the others left out. A single model whose training is not known, such as the base model, counts as
+    untrained.
     """
-    trainings = [[find_training_run(model) for model in models] for models in (first, other)]
-    if any(len(one) == 1 and one[0] is None for one in trainings):
-        return "untrained", first, other
-    seeds = [[None if training is None else training.seed for training in one] for one in trainings]
-    if None in seeds[0] or len(set(seeds[0])) < len(seeds[0]) or Counter(seeds[0]) != Counter(seeds[1]):
-        return "unpaired", first, other
-    of_seed = dict(zip(seeds[1], other, strict=True))
-    return "paired", first, [of_seed[seed] for seed in seeds[0]]
+    trainings = [[find_training_run(model) for model in models] for models in (one, other)]
+    counts = len(one), len(other)
+    if any(len(found) == 1 and found[0] is None for found in trainings):
+        return PairedModels(one, other, ComparedSeeds(pairing="untrained", n=counts))
+    seeds = [[None if training is None else training.seed for training in found] for found in trainings]
+    common = [seed for seed in seeds[1] if seed in seeds[0]]
+    is_known = all(None not in found and len(set(found)) == len(found) for found in seeds)
+    if not is_known or not common or (len(common) < 2 and set(seeds[0]) != set(seeds[1])):
+        return PairedModels(one, other, ComparedSeeds(pairing="unpaired", n=counts))
+    first, second = (dict(zip(found, models, strict=True)) for found, models in zip(seeds, (one, other), strict=True))
+    n = len(common)
+    paired = ComparedSeeds(pairing="paired", n=(n, n), n_left_out=(counts[0] - n, counts[1] - n))
+    return PairedModels([first[seed] for seed in common], [second[seed] for seed in common], paired)
 
 
-def _identifiability_over_seeds(
-    over_questions: Estimate,
-    first: Sequence[ModelRuns],
-    other: Sequence[ModelRuns],
-    pairing: SeedPairing,
-    settings: BootstrapSettings,
-) -> SeedDifference:
-    values = _shares_by_seed(_share_results([*first, *other], "identifiability"), settings)
-    one, two = values.seeds(slice(None, len(first))), values.seeds(slice(len(first), None))
-    difference = cover_seed_differences(over_questions, one, two, pairing)
+def _share_over_seeds(over_questions: Estimate, pairs: PairedModels, measure: ShareName) -> SeedDifference:
+    settings = _bootstrap_settings(pairs.other[0].runs["fidelity"])
+    values, n_other = _shares_by_seed(_share_results(pairs.all_models, measure), settings), len(pairs.other)
+    first, second = values.seeds(slice(None, n_other)), values.seeds(slice(n_other, None))
+    difference = cover_seed_differences(over_questions, first, second, pairs.seeds.pairing)
     return difference.model_copy(update={"over_seeds": limit_ends(difference.over_seeds, -1.0, 1.0)})
 
 
@@ -580,10 +726,6 @@ def _pooled_stability(models: Sequence[ModelRuns]) -> dict[str, Estimate]:
     return pool_stability(_aligned_grids(models), *_bootstrap_settings(models[0].runs["stability"]))
 
 
-ShareName = Literal["identifiability", "recognisability"]
-"""A measure of `ModelRuns` that is a share of answers, attributed by question."""
-
-
 def _pooled_recognisability(models: Sequence[ModelRuns]) -> Estimate | None:
     """Return the mean over the seeds; None unless every model with a fidelity run was measured alike."""
     measured = [model for model in models if model.recognisability is not None]
@@ -591,16 +733,6 @@ def _pooled_recognisability(models: Sequence[ModelRuns]) -> Estimate | None:
     if not measured or len(measured) < n_runs or _seed_incompatibilities(measured, recognisability_incompatibilities):
         return None
     return _pooled_share(measured, "recognisability")
-
-
-def _recognisability_difference(one: ReportMethod, other: ReportMethod) -> Estimate | None:
-    """Return one − other; None where a method was not measured or the models were not measured alike."""
-    if _pooled_recognisability(one.models) is None or _pooled_recognisability(other.models) is None:
-        return None
-    models, other_models = ([model for model in method.models if model.recognisability] for method in (one, other))
-    if _seed_incompatibilities([*other_models, *models], recognisability_incompatibilities):
-        return None
-    return _share_difference(other_models, models, "recognisability")
 
 
 def _pooled_share(models: Sequence[ModelRuns], measure: ShareName) -> Estimate:

@@ -1,9 +1,9 @@
 """The report of a study: every model that is finished so far, arms pooled over training seeds, each arm compared with the chosen
 arm and with the untrained model, and published figures next to those of the study.
 
-A page shows one run of each kind for a model. If there are several evaluations of one kind, the first is on the main page, and
-each other one has its own page in a folder with its name. The tables of differences and of published figures are on the main page
-and cover all evaluations.
+A page shows one run of each kind for a model, all of the same splits of personas and questions. The first page is that of the
+report, and each further one has a folder of the name of its first evaluation. The tables of differences and of published figures
+are on the first page, and cover all evaluations.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as TerminalTable
@@ -28,7 +27,6 @@ from permix.config import (
     StudyUnit,
 )
 from permix.errors import ConfigError, DataError
-from permix.judges.summary import pooled_score_change
 from permix.metrics import statistics
 from permix.metrics.measures import measures_in
 from permix.progress import add_result
@@ -38,7 +36,6 @@ from permix.rendering.table import (
     SourceRun,
     Table,
     TableCell,
-    difference_cell,
     difference_direction,
     label_cell,
     md_label,
@@ -46,19 +43,32 @@ from permix.rendering.table import (
     tabulate,
     trusted_cell,
 )
+from permix.report.arm_differences import (
+    INTERVAL_INCLUDES_ZERO,
+    SCORE,
+    SEEDS_NOT_COVERED,
+    ArmDifference,
+    arm_difference_table,
+    compare_arms,
+    compare_arms_by_context,
+    pooled_context_table,
+)
 from permix.report.builder import ReportAdditions, print_conclusion, write_pooled_report
-from permix.report.comparisons import compare_judge_scores
 from permix.report.document import DocumentPart, DocumentSection, optional_section
-from permix.report.judges import OPEN_ENDED_KIND, RUN_KIND_OF_FIDELITY, UNTRUSTED_MARK, score_name
-from permix.report.methods import ReportMethod, group_assigned_methods, method_difference, pool_seeds
+from permix.report.judges import OPEN_ENDED_KIND, RUN_KIND_OF_FIDELITY, UNTRUSTED_MARK
+from permix.report.methods import (
+    PooledContext,
+    PooledMethod,
+    ReportMethod,
+    divide_by_context,
+    group_assigned_methods,
+    method_difference,
+    pool_context,
+    pool_seeds,
+)
 from permix.report.runs import ModelRuns, collect_models
 from permix.report.tables import front_table
 from permix.types import Estimate
-
-IDENTIFIABILITY, SCORE = "identifiability", "score"
-"""Measures of a headline besides those of stability."""
-
-INTERVAL_INCLUDES_ZERO = "the interval includes 0"
 
 UNTRUSTED_JUDGE_TEXT = (
     "the judge does not tell an answer's persona from a wrong one on all of these models, so the score means nothing"
@@ -66,8 +76,9 @@ UNTRUSTED_JUDGE_TEXT = (
 
 DIFFERENCES_NOTE = (
     "Arm − other, as means over the training seeds, paired by persona and question (a judge's scores by persona), with 95 % "
-    "intervals over questions (over personas). From two seeds on, the interval over questions and training seeds is below, where "
-    "the measure has one. Where the widest interval includes 0, no difference was shown. "
+    "intervals over questions (over personas). If the seeds of two arms differ, those that both have are compared. From two "
+    "seeds on, the interval over questions and training seeds is below with its p; where a measure has none, the note says "
+    f'"{SEEDS_NOT_COVERED}". Where the widest interval includes 0, no difference was shown. '
     f"{UNTRUSTED_MARK}: {UNTRUSTED_JUDGE_TEXT}."
 )
 
@@ -75,6 +86,10 @@ HEADLINES_NOTE = (
     "Relative change (arm − other) / other of the means over the training seeds, beside the published figure. Models, sizes and "
     "data may differ from those of the publication."
 )
+
+CHOSEN_NOTE = "Only the arms and seeds that --only and --seeds chose; the report of the whole study is in report/."
+
+CONTEXTS_NOTE = "Within each context of the evaluation; the numbers of the arms are means over their training seeds."
 
 PROGRESS_NOTE = "Every unit of the study, with its finished parts. The tables of this report hold what is finished."
 
@@ -115,15 +130,18 @@ def headline_measures(evaluation: PartConfig) -> list[str]:
     if not isinstance(evaluation, FidelityConfig):
         return [measure.name for measure in measures_in("differences")]
     judged = [SCORE] if evaluation.judge.name != "none" else []
-    return [IDENTIFIABILITY, *judged] if evaluation.kind == "open" else judged
+    return ["identifiability", *judged] if evaluation.kind == "open" else judged
 
 
-def write_study_report(config: StudyConfig, finished: Mapping[str, Sequence[str]], out: Path) -> None:
+def write_study_report(
+    config: StudyConfig, finished: Mapping[str, Sequence[str]], out: Path, units: Sequence[StudyUnit] | None = None
+) -> None:
     """Write the report into `out`, and print its conclusion.
 
-    `finished`: for each unit, by name, its finished parts. Raises DataError if no evaluation is finished.
+    `finished`: for each unit, by name, its finished parts. `units`: those that the report has, the untrained model first; all if
+    not given. Raises DataError if no evaluation is finished.
     """
-    report = _StudyReport(config, finished, out)
+    report = _StudyReport(config, finished, out, config.units() if units is None else units)
     if not report.pages:
         raise DataError(f"{config.out}: no evaluation is finished yet, so there is nothing to report")
     first, *others = report.pages
@@ -156,9 +174,9 @@ def terminal_arms_table(page: StudyPage) -> TerminalTable:
 
 
 class _StudyReport:
-    def __init__(self, config: StudyConfig, finished: Mapping[str, Sequence[str]], out: Path) -> None:
-        self.config, self.finished, self.out = config, finished, out
-        self.units = config.units()
+    def __init__(self, config: StudyConfig, finished: Mapping[str, Sequence[str]], out: Path, units: Sequence[StudyUnit]) -> None:
+        self.config, self.finished, self.out, self.units = config, finished, out, units
+        self.arms = [arm for arm in config.arms if any(unit.arm == arm for unit in units)]
         self.untrusted_headlines: set[HeadlineConfig] = set()
         self.arm_names = {BASE_UNIT: config.base.label, **{arm: config.label_of(arm) for arm in config.arms}}
 
@@ -189,7 +207,7 @@ class _StudyReport:
 
     @property
     def caption(self) -> str:
-        arms = ", ".join(md_label(self.arm_names[arm]) for arm in self.config.arms)
+        arms = ", ".join(md_label(self.arm_names[arm]) for arm in self.arms)
         seeds = sorted({unit.seed for unit in self.units if unit.seed is not None})
         further = "".join(
             f" Evaluation {md_label(', '.join(page.evaluations.values()))}: {page.folder.name}/index.html."
@@ -197,7 +215,7 @@ class _StudyReport:
         )
         return (
             f"A study: {arms} and the untrained model {md_label(self.arm_names[BASE_UNIT])}, training seeds "
-            f"{', '.join(map(str, seeds))}.{further}"
+            f"{', '.join(map(str, seeds))}.{'' if len(self.units) == len(self.config.units()) else f' {CHOSEN_NOTE}'}{further}"
         )
 
     @property
@@ -215,24 +233,86 @@ class _StudyReport:
     # Differences
 
     @cached_property
-    def differences(self) -> list["ArmDifference"]:
+    def differences(self) -> list[ArmDifference]:
         """The differences of each arm to the chosen arm and to the untrained model, for every evaluation."""
         found = []
         for page in self.pages:
-            for kind, evaluation in page.evaluations.items():
-                for name in (self.config.against_arm, BASE_UNIT):
-                    other = None if name is None else page.method(self.arm_names[name])
-                    for arm in self.config.arms:
-                        one = page.method(self.arm_names[arm])
-                        if one is not None and other is not None and one is not other:
-                            found.append(compare_arms(one, other, evaluation, kind))
+            for name in (self.config.against_arm, BASE_UNIT):
+                other = None if name is None else page.method(self.arm_names[name])
+                for arm in self.arms:
+                    one = page.method(self.arm_names[arm])
+                    if one is not None and other is not None and one is not other:
+                        change = method_difference(one, other)
+                        found += [
+                            compare_arms(one, other, evaluation, kind, found=change)
+                            for kind, evaluation in page.evaluations.items()
+                        ]
+        return found
+
+    @cached_property
+    def arms_by_context(self) -> dict[str, dict[str, dict[str, ReportMethod]]]:
+        """Of each stability evaluation with contexts: the arms by name, each by context."""
+        found = dict[str, dict[str, dict[str, ReportMethod]]]()
+        for page in self.pages:
+            if "stability" in page.evaluations:
+                divided = {method.name: divide_by_context(method) for method in page.methods}
+                if by_context := {name: one for name, one in divided.items() if one}:
+                    found[page.evaluations["stability"]] = by_context
+        return found
+
+    @cached_property
+    def context_differences(self) -> list[ArmDifference]:
+        """The differences within each context, context by context."""
+        found = []
+        for evaluation, arms in self.arms_by_context.items():
+            pairs = [(one.arm, one.against) for one in self.differences if one.evaluation == evaluation]
+            rows = [
+                each
+                for arm, against in pairs
+                if arm in arms and against in arms
+                for each in compare_arms_by_context(arms[arm], arms[against], evaluation)
+            ]
+            contexts = list(dict.fromkeys(one.context for one in rows))
+            found += sorted(rows, key=lambda one: contexts.index(one.context))
+        return found
+
+    @cached_property
+    def pooled_contexts(self) -> dict[str, dict[tuple[str, str], PooledContext]]:
+        """Of each stability evaluation with contexts: the pooled numbers by (context, arm)."""
+        return {
+            evaluation: {
+                (context, arm): pool_context(arms[arm][context], context)
+                for context in dict.fromkeys(context for by_context in arms.values() for context in by_context)
+                for arm in arms
+                if context in arms[arm]
+            }
+            for evaluation, arms in self.arms_by_context.items()
+        }
+
+    def unfinished_seeds(self, evaluation: str) -> dict[str, tuple[int, int]]:
+        """The compared arms of which a seed is not measured by this evaluation: how many seeds are, and how many there are."""
+        compared = {name for one in self.differences if one.evaluation == evaluation for name in (one.arm, one.against)}
+        found = {}
+        for arm in self.arms:
+            units = [unit for unit in self.units if unit.arm == arm]
+            done = sum(evaluation in self.finished.get(unit.name, ()) for unit in units)
+            if self.arm_names[arm] in compared and done < len(units):
+                found[self.arm_names[arm]] = (done, len(units))
         return found
 
     def _difference_parts(self) -> Iterator[DocumentPart]:
         for evaluation in dict.fromkeys(one.evaluation for one in self.differences):
             rows = [one for one in self.differences if one.evaluation == evaluation]
             yield f"### {md_label(evaluation)}"
+            if counts := self.unfinished_seeds(evaluation):
+                texts = (f"{done} of {total} seeds of {md_label(arm)}" for arm, (done, total) in counts.items())
+                yield f"**Interim**: {', '.join(texts)} are finished."
             yield arm_difference_table(f"differences-study-{evaluation}", rows)
+            if by_context := [one for one in self.context_differences if one.evaluation == evaluation and one.measures]:
+                yield CONTEXTS_NOTE
+                yield arm_difference_table(f"differences-study-{evaluation}-contexts", by_context)
+            if evaluation in self.pooled_contexts:
+                yield pooled_context_table(f"scores-study-{evaluation}-contexts", self.pooled_contexts[evaluation])
             if reasons := [
                 f"- {md_label(one.arm)} against {md_label(one.against)}: {md_label(reason, 200)}."
                 for one in rows
@@ -244,8 +324,11 @@ class _StudyReport:
 
     @cached_property
     def headlines(self) -> list[tuple[HeadlineConfig, Estimate | None]]:
-        """Each published figure with the study's own; None for what is not measured yet, or what no judge tells."""
-        return [(one, self._headline(one)) for one in self.config.headlines]
+        """Each published figure of the report's arms with the study's own; None for what is not measured yet, or what no judge
+        tells.
+        """
+        arms = {BASE_UNIT, *self.arms}
+        return [(one, self._headline(one)) for one in self.config.headlines if {one.arm, one.against} <= arms]
 
     def _headline(self, headline: HeadlineConfig) -> Estimate | None:
         for page in self.pages:
@@ -325,137 +408,72 @@ class _StudyReport:
 
     def _json(self) -> dict[str, Any]:
         return {
-            "arms": {arm: {"label": self.arm_names[arm], "seeds": list(self.config.seeds_of(arm))} for arm in self.config.arms},
+            "arms": {
+                arm: {"label": self.arm_names[arm], "seeds": [unit.seed for unit in self.units if unit.arm == arm]}
+                for arm in self.arms
+            },
             "differences": [one.to_json() for one in self.differences],
+            "interim": {
+                evaluation: {arm: list(counts) for arm, counts in found.items()}
+                for evaluation in dict.fromkeys(one.evaluation for one in self.differences)
+                if (found := self.unfinished_seeds(evaluation))
+            },
+            "context_differences": [one.to_json() for one in self.context_differences],
+            "contexts": {
+                evaluation: {
+                    context: {arm: one.model_dump(mode="json") for (of, arm), one in pooled.items() if of == context}
+                    for context in dict.fromkeys(context for context, _ in pooled)
+                }
+                for evaluation, pooled in self.pooled_contexts.items()
+            },
             "headlines": [
                 one.model_dump(mode="json") | {"ours": None if found is None else found.model_dump(mode="json")}
                 for one, found in self.headlines
             ],
             "evaluations": {
-                evaluation: {one.name: pool_seeds(one).model_dump(mode="json") for one in page.methods}
-                for page in self.pages
-                for evaluation in page.evaluations.values()
+                evaluation: {one.name: _measures_of_kind(one, kind) for one in pooled}
+                for page, pooled in ((page, [pool_seeds(one) for one in page.methods]) for page in self.pages)
+                for kind, evaluation in page.evaluations.items()
             },
             "units": {unit.name: list(self.finished.get(unit.name, ())) for unit in self.units},
         }
 
 
+CHARACTER_FIELDS = ("identifiability", "chance", "recognisability", "n_fidelity", "fidelity_reasons")
+"""The fields of `PooledMethod` that come from open-ended questions; the others but its name and labels come from a task."""
+
+
+def _measures_of_kind(pooled: PooledMethod, kind: str) -> dict[str, Any]:
+    """The numbers in JSON that come from runs of this kind."""
+    values = pooled.model_dump(mode="json")
+    over_seeds = values.pop("over_seeds")
+    named = {name: values.pop(name) for name in ("name", "labels")}
+    of_character = {name: values.pop(name) for name in CHARACTER_FIELDS}
+    if kind == OPEN_ENDED_KIND:
+        return named | of_character | {"over_seeds": {name: one for name, one in over_seeds.items() if name in of_character}}
+    if kind == "stability":
+        return named | values | {"over_seeds": {name: one for name, one in over_seeds.items() if name not in of_character}}
+    return named
+
+
 def divide_into_pages(base: StudyUnit) -> list[dict[str, str]]:
-    """The evaluations of each page, by kind of run: each evaluation on the first page that has none of its kind."""
-    pages: list[dict[str, str]] = []
-    for name, part in base.parts.items():
-        kind = run_kind(part)
-        page = next((one for one in pages if kind not in one), None)
-        if page is None:
-            pages.append(page := {})
-        page[kind] = name
-    return pages
-
-
-class ArmDifference(NamedTuple):
-    """The change from one arm to another in one evaluation. `scores`: of each judge, by name of its score and judge.
-
-    `over_seeds`: of the measures that have one, the interval over questions and training seeds.
+    """The evaluations of each page, by kind of run: each on the first page that has none of its kind, and whose evaluations have
+    the same splits of personas and questions.
     """
-
-    arm: str
-    against: str
-    evaluation: str
-    n_seeds: tuple[int, int]
-    measures: Mapping[str, Estimate]
-    scores: Mapping[str, Estimate]
-    reasons: tuple[str, ...]
-    over_seeds: Mapping[str, Estimate]
-
-    def of_measure(self, name: str) -> Estimate | None:
-        """The change of a headline's measure; of several judges that of the first."""
-        return next(iter(self.scores.values()), None) if name == SCORE else self.measures.get(name)
-
-    def to_json(self) -> dict[str, Any]:
-        values = {name: one.model_dump(mode="json") for name, one in {**self.measures, **self.scores}.items()}
-        return {
-            "arm": self.arm, "against": self.against, "evaluation": self.evaluation, "n_seeds": list(self.n_seeds),
-            "measures": values, "reasons": list(self.reasons),
-            "over_seeds": {name: one.model_dump(mode="json") for name, one in self.over_seeds.items()},
-        }  # fmt: skip
+    pages: list[tuple[tuple[str, str], dict[str, str]]] = []
+    for name, part in base.parts.items():
+        kind, splits = run_kind(part), evaluation_splits(part)
+        page = next((one for of, one in pages if of == splits and kind not in one), None)
+        if page is None:
+            pages.append((splits, page := {}))
+        page[kind] = name
+    return [page for _, page in pages]
 
 
-def compare_arms(
-    one: ReportMethod, other: ReportMethod, evaluation: str, kind: str, change: statistics.Change = np.subtract
-) -> ArmDifference:
-    """The change from `other` to `one` in the evaluation that is the run of this kind of their models."""
-    measures: dict[str, Estimate] = {}
-    scores: dict[str, Estimate] = {}
-    measured = [[model for model in method.models if kind in model.runs] for method in (one, other)]
-    over_seeds: dict[str, Estimate] = {}
-    reasons: tuple[str, ...] = ()
-    if kind in ("stability", OPEN_ENDED_KIND):
-        found = method_difference(one, other, change)
-        if kind == "stability":
-            shares = {"right and in character": found.right_in_character}
-            measures, reasons = dict(found.measures), (*found.reasons, *found.right_in_character_reasons)
-        else:
-            shares = {IDENTIFIABILITY: found.identifiability, "recognisability": found.recognisability}
-            reasons = found.fidelity_reasons
-        measures |= {name: share for name, share in shares.items() if share is not None}
-        over_seeds = {name: found.over_seeds[name].over_seeds for name in measures if found.covers_seeds(name)}
-    if kind in RUN_KIND_OF_FIDELITY.values() and all(measured):
-        scores, score_reasons = _score_changes(measured[0], measured[1], kind, change)
-        reasons = (*reasons, *score_reasons)
-    return ArmDifference(
-        one.name, other.name, evaluation, (len(measured[0]), len(measured[1])), measures, scores, tuple(dict.fromkeys(reasons)),
-        over_seeds,
-    )  # fmt: skip
-
-
-def _score_changes(
-    one: Sequence[ModelRuns], other: Sequence[ModelRuns], kind: str, change: statistics.Change
-) -> tuple[dict[str, Estimate], tuple[str, ...]]:
-    """The change of each judge's mean score, by its name, and why scores cannot be compared."""
-    judged = [[model.runs[kind].judged_run for model in models] for models in (one, other)]
-    if any(run is None for runs in judged for run in runs):
-        return {}, ()
-    known = [[run for run in runs if run is not None] for runs in judged]
-    first = other[0]
-    reasons = tuple(reason for model in (*other[1:], *one) for reason in compare_judge_scores(first, model)[1])
-    if reasons:
-        return {}, reasons
-    found = {}
-    for label, results in known[1][0].results_by_judge.items():
-        if all(label in run.results_by_judge for runs in known for run in runs):
-            mine, theirs = ([run.results_by_judge[label] for run in runs] for runs in known)
-            run = known[1][0]
-            is_trusted = all(run.judges[label].discriminates_persona for runs in known for run in runs)
-            mark = "" if is_trusted else f" {UNTRUSTED_MARK}"
-            found[f"{score_name(kind, results.rubrics)}, judge {label}{mark}"] = pooled_score_change(
-                theirs, mine, seed=run.seed, resamples=run.resamples, change=change
-            )
-    return found, ()
-
-
-def arm_difference_table(name: str, rows: Sequence[ArmDifference]) -> Table:
-    """A row for each pair of arms, and a column for each measure; a note says where an interval includes 0."""
-    labels = {measure.name: measure.label for measure in measures_in("differences")}
-    names = list(dict.fromkeys(key for one in rows for key in (*one.measures, *one.scores)))
-    lines = [
-        [
-            label_cell(one.arm),
-            label_cell(one.against),
-            trusted_cell(f"{one.n_seeds[0]} and {one.n_seeds[1]}"),
-            *(_difference_cell({**one.measures, **one.scores}.get(key), one.over_seeds.get(key)) for key in names),
-        ]
-        for one in rows
-    ]
-    headings = ["arm", "against", "seeds", *(labels.get(key, key) for key in names)]
-    return tabulate(name, headings, lines, n_label_columns=2)
-
-
-def _difference_cell(difference: Estimate | None, over_seeds: Estimate | None) -> TableCell:
-    cell = difference_cell(difference)
-    notes = [] if over_seeds is None else [f"over questions and seeds {over_seeds.format_difference().partition(' ')[2]}"]
-    if difference_direction(over_seeds or difference) == NOT_SIGNIFICANT:
-        notes.append(INTERVAL_INCLUDES_ZERO)
-    return cell._replace(note="; ".join([cell.note, *notes])) if cell.note else cell
+def evaluation_splits(evaluation: PartConfig) -> tuple[str, str]:
+    """The splits of an evaluation's personas and questions. All questions of a file count as held-out: most have no splits."""
+    questions = evaluation.questions_split if isinstance(evaluation, FidelityConfig) else evaluation.task.split
+    return evaluation.personas.split, "heldout" if questions == "all" else questions
 
 
 def _change_cell(change: Estimate | None) -> TableCell:

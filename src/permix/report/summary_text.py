@@ -829,7 +829,18 @@ def _seed_sentences(change: MethodDifference, one: ReportMethod, other: ReportMe
     covered = _differences_over_seeds(change)
     if not covered:
         return [f"{_INTERVAL_NOTE}, of means over {trained}; other seeds are not covered; each seed is shown below."]
-    return [f"{_INTERVAL_NOTE}, of means over {trained}; each seed is shown below.", covered]
+    left_out = _left_out_sentences(change)
+    return [f"{_INTERVAL_NOTE}, of means over {trained}; each seed is shown below.", *left_out, covered]
+
+
+def _left_out_sentences(change: MethodDifference) -> list[str]:
+    """Return which seeds are in a method's own mean and not in the difference."""
+    seeds = change.seeds_of("pss" if change.pss is not None else "identifiability")
+    counts = zip(seeds.n_left_out, (change.name, change.against), strict=True)
+    parts = [f"{n} further seed{'s' if n > 1 else ''} of {md_label(name)}" for n, name in counts if n]
+    if not parts:
+        return []
+    return [f"The difference is that of the seeds that both have; {' and '.join(parts)} count in the method's own mean alone."]
 
 
 def _differences_over_seeds(change: MethodDifference) -> str:

@@ -46,7 +46,7 @@ from permix.rendering.table import (
     trusted_cell,
 )
 from permix.report.judges import OPEN_ENDED_KIND, UNTESTED_MARK, UNTRUSTED_MARK, trust_mark
-from permix.report.methods import MethodDifference, PooledMethod, ReportMethod
+from permix.report.methods import ComparedSeeds, MethodDifference, PooledMethod, ReportMethod
 from permix.report.runs import ModelRow, ModelRuns
 from permix.report.summary_text import TRUST_MARK_MEANINGS
 from permix.sanitize import escape_control, truncate
@@ -642,9 +642,13 @@ _PAIRING_TEXTS = {
 
 def seed_difference_table(differences: Sequence[MethodDifference]) -> Table | None:
     """Return a table with a line for each difference of two methods and each measure; None without a difference."""
-    labels = {one.name: one.label for one in measures_in("seed_differences")} | {"identifiability": "identifiability"}
     lines = [
-        [label_cell(one.name), label_cell(one.against), trusted_cell(labels[name]), *_seed_difference_cells(one, name, found)]
+        [
+            label_cell(one.name),
+            label_cell(one.against),
+            trusted_cell(difference_label(name)),
+            *_seed_difference_cells(one, name, found),
+        ]
         for one in differences
         for name, found in one.over_seeds.items()
         if found.over_questions.value is not None
@@ -652,11 +656,24 @@ def seed_difference_table(differences: Sequence[MethodDifference]) -> Table | No
     return tabulate("method-differences", SEED_DIFFERENCE_HEADINGS, lines, n_label_columns=3) if lines else None
 
 
+def difference_label(name: str) -> str:
+    """The label of a measure of a difference of methods; any other name as it is."""
+    labels = {one.name: one.label for one in measures_in("seed_differences")} | {"right_in_character": RIGHT_IN_CHARACTER_HEADING}
+    return labels.get(name, name)
+
+
+def compared_seeds_text(seeds: ComparedSeeds, name: str, against: str) -> str:
+    """ "3 of each, paired; 5 further seeds of rlvr left out"; `name` and `against` are those of the two methods."""
+    left_out = [
+        f"{n} further seed{'s' if n > 1 else ''} of {one_line(method)} left out"
+        for n, method in zip(seeds.n_left_out, (name, against), strict=True)
+        if n
+    ]
+    return "; ".join([_PAIRING_TEXTS[seeds.pairing].format(*seeds.n), *left_out])
+
+
 def _seed_difference_cells(change: MethodDifference, name: str, found: SeedDifference) -> list[TableCell]:
-    counts, pairing = change.n_seeds, change.seed_pairing
-    if name == "identifiability":
-        counts, pairing = change.n_fidelity_seeds, change.fidelity_seed_pairing
-    seeds = trusted_cell(_PAIRING_TEXTS[pairing or "unpaired"].format(*counts))
+    seeds = TableCell(compared_seeds_text(change.seeds_of(name), change.name, change.against))
     over_questions = difference_cell(found.over_questions)
     if not change.covers_seeds(name):
         not_covered = trusted_cell("seeds not covered: one seed of a trained method")
