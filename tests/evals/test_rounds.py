@@ -147,8 +147,8 @@ def test_a_killed_run_settles_the_same_rounds(moment: Moment, tmp_path: Path) ->
         file.write_text(toml(values(tmp_path, server.base_url, budget=220)))
         assert command("stability", str(file), dies=moment) == -9
         assert command("stability", str(file)) == 0
-        # Asked again at most: the cell that was being recorded, and the next one if its request was already sent.
-        assert len(server.asked) <= 2 * asked + 2
+        # Only what was answered and not yet recorded is asked again: few cells, and never a whole round.
+        assert len(server.asked) <= 2 * asked + asked // 10
     assert read_rounds(tmp_path / "run") == read_rounds(tmp_path / "whole")
     assert measure_stability(tmp_path / "run") == whole
 
