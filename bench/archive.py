@@ -88,13 +88,17 @@ def unpack(packed: Path, target: Path) -> bool:
     return True
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(prog="python -m bench.archive", description=(__doc__ or "").partition(":")[0])
     options.add_argument("action", choices=["pack", "unpack"])
     options.add_argument("source", type=Path, help="pack: a study's folder; unpack: a folder of packed units")
     options.add_argument("target", type=Path, help="where they are to lie")
     options.add_argument("--again", action="store_true", help="pack what has its file already, too")
-    given = options.parse_args()
+    return options
+
+
+def main() -> None:
+    given = parser().parse_args()
     if given.action == "unpack":
         for packed in sorted(given.source.glob(f"*{SUFFIX}")):
             print(f"{packed.name}: {'unpacked' if unpack(packed, given.target) else 'is there already'}")
