@@ -460,7 +460,7 @@ def study(config: str | Path | Mapping[str, Any] | StudyConfig, **fields: Any) -
         values, source = config.model_dump(exclude_unset=True) if isinstance(config, StudyConfig) else dict(config), "study"
     stage = build_config(StudyConfig, merge_values(values, fields), source=source)
     run_study(stage)
-    return stage.out / "report" / "index.html"
+    return stage.report_folder / "index.html"
 
 
 def write_report(

@@ -27,13 +27,13 @@ from permix.config import (
 )
 from permix.errors import ConfigError, DataError, option_context
 from permix.personas.pool import PersonaSource, warn_of_misfits
-from permix.personas.recorded_turns import RecordedTurns, load_context_turns
+from permix.personas.recorded_turns import RecordedTurns, choose_turns, load_context_turns
 from permix.prompts import build_messages, require_system_template, template_hash, template_id, template_text
 from permix.sanitize import escape_control
 from permix.storage.files import PARSE_ERRORS, parse_error_text, replace_when_done
 from permix.storage.rows import quote_value
 from permix.tasks import TASKS, is_own_task, load_questions, load_selection
-from permix.types import Persona, PlanRow, Question, RecordedTurn, digest, n_context_turns, seed_from
+from permix.types import Persona, PlanRow, Question, digest, seed_from
 
 # pyarrow is optional: evaluations and reports import this module and need no Parquet file.
 if TYPE_CHECKING:
@@ -91,9 +91,14 @@ class PersonaSampler(NamedTuple):
     weights: tuple[float, ...]
 
     def sample(self, rng: random.Random) -> Persona:
-        cumulative = list(accumulate(self.weights))
-        place = bisect_right(cumulative, rng.random() * cumulative[-1])
-        return self.personas[min(place, len(self.personas) - 1)]  # rounding can lift the product to the last sum
+        return self.personas[draw_place(self.weights, rng)]
+
+
+def draw_place(weights: Sequence[float], rng: random.Random) -> int:
+    """A place in `weights`, with a probability proportional to its weight."""
+    cumulative = list(accumulate(weights))
+    place = bisect_right(cumulative, rng.random() * cumulative[-1])
+    return min(place, len(weights) - 1)  # rounding can lift the product to the last sum
 
 
 class PlanBuilder(NamedTuple):
@@ -149,7 +154,7 @@ class PlanBuilder(NamedTuple):
                     template=template or self.personas_config.template,
                     empty_system_prompt=self.personas_config.empty_system_prompt,
                     context=context,
-                    turns=self._choose_turns(persona, context, seed),
+                    turns=choose_turns(self.turns, persona, context, seed) if persona else (),
                 ),
                 gold=question.gold,
                 solution=question.solution,
@@ -162,10 +167,6 @@ class PlanBuilder(NamedTuple):
         """The text of the row's template; "" if the plan draws none."""
         # By text: a named template and its own text are the same draw.
         return draw_name(seed_from("template", seed), {template_text(name): one for name, one in self.config.templates.items()})
-
-    def _choose_turns(self, persona: Persona | None, context: str, seed: int) -> tuple[RecordedTurn, ...]:
-        n = n_context_turns(context) if context else 0
-        return self.turns.choose(persona.id, n, seed) if persona is not None and self.turns is not None and n else ()
 
 
 def load_training_plan(path: Path, method: TrainMethod, task_name: str = "", task_option: str = "") -> Plan:
@@ -317,9 +318,7 @@ def draw_name(seed: int, weights: Mapping[str, float]) -> str:
     if not weights:
         return ""
     names = sorted(name for name, weight in weights.items() if weight > 0)
-    cumulative = list(accumulate(weights[name] for name in names))
-    place = bisect_right(cumulative, random.Random(seed).random() * cumulative[-1])
-    return names[min(place, len(names) - 1)]
+    return names[draw_place([weights[name] for name in names], random.Random(seed))]
 
 
 def write_plan(plan: Plan, path: Path) -> None:

@@ -221,6 +221,12 @@ class StudyConfig(ConfigSection):
         return self
 
     @property
+    def report_folder(self) -> Path:
+        """Where the report goes: report/, or report-only/ if `report` writes one of chosen arms or seeds alone."""
+        is_part = self.report and bool(self.only or self.only_seeds)
+        return self.out / ("report-only" if is_part else "report")
+
+    @property
     def against_arm(self) -> str | None:
         """The arm that the others are compared with: `against`, or its default; None without one."""
         return self.against or ("rlvr" if "rlvr" in self.arms else None)

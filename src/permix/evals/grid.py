@@ -20,7 +20,7 @@ from permix.inference.cost import RequestGroup, estimate_cost, find_measured, ru
 from permix.metrics.stability import StabilitySummary
 from permix.metrics.statistics import Array
 from permix.personas.pool import PersonaPool
-from permix.personas.recorded_turns import RecordedTurns
+from permix.personas.recorded_turns import RecordedTurns, choose_turns
 from permix.progress import ProgressBar, print_status, progress_bar
 from permix.prompts import build_messages, template_id, template_text
 from permix.storage.cells import CellIndex, CellSummary, cell_summaries, read_run_cells
@@ -39,7 +39,6 @@ from permix.types import (
     Sampling,
     Verdict,
     digest,
-    n_context_turns,
     seed_from,
 )
 
@@ -71,10 +70,7 @@ class PromptFormat(NamedTuple):
         """Context, as cells store it, to the recorded turns before the question. "" without contexts or without a persona."""
         if persona is None or not self.contexts:
             return {"": ()}
-        return {
-            context: () if (n := n_context_turns(context)) == 0 or self.turns is None else self.turns.choose(persona.id, n, seed)
-            for context in self.contexts
-        }
+        return {context: choose_turns(self.turns, persona, context, seed) for context in self.contexts}
 
 
 def build_grid(

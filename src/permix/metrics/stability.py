@@ -368,17 +368,7 @@ def _values_by_grid(
     measures: Sequence[StabilityMeasure], grids: Sequence[AccuracyGrid], seed: int, resamples: int
 ) -> dict[str, SeedValues]:
     """The value of each grid and its replicates from draws of questions, or from the posterior, that all grids share."""
-    P, Q = grids[0][0].shape
-    resampled = [measure for measure in measures if measure.estimator != "posterior"]
-    floats = P * max(P, Q) if any(measure.scores_formula for measure in resampled) else Q
-
-    def values(counts_R_Q: Array) -> dict[str, Array]:
-        each = [resample_scores(*grid, counts_R_Q) for grid in grids]
-        return {one.name: np.stack([one.of_resamples(scores) for scores in each], axis=1) for one in resampled}
-
-    bootstrapped = statistics.bootstrap(
-        values, Q, np.random.default_rng(seed), resamples, block_size=max(1, BOOTSTRAP_BLOCK_FLOATS // floats)
-    )
+    bootstrapped = _bootstrap_grids(measures, grids, seed, resamples, lambda values: np.stack(values, axis=1))
     found = {name: SeedValues(one.value, one.replicates.T) for name, one in bootstrapped.items()}
     if any(one.estimator == "posterior" for one in measures):
         drawn = posterior.posterior_by_grid(grids, seed=seed)
@@ -400,19 +390,30 @@ def _count_scored_in_all(grids: Sequence[AccuracyGrid]) -> dict[ScoredQuestions,
 def _bootstrap_grid_means(
     measures: Sequence[StabilityMeasure], grids: Sequence[AccuracyGrid], seed: int, resamples: int
 ) -> dict[str, BootstrapResult]:
-    """Means over the grids of the measures without posterior draws. The same seed gives the same draws of questions."""
+    """Means over the grids of the measures without posterior draws."""
+    return _bootstrap_grids(measures, grids, seed, resamples, lambda values: np.asarray(np.mean(values, axis=0)))
+
+
+def _bootstrap_grids(
+    measures: Sequence[StabilityMeasure],
+    grids: Sequence[AccuracyGrid],
+    seed: int,
+    resamples: int,
+    combine: Callable[[list[Array]], Array],
+) -> dict[str, BootstrapResult]:
+    """The measures without posterior draws; `combine` makes one array of the grids' values. All grids share the draws of
+    questions, and the same seed gives the same draws.
+    """
     P, Q = grids[0][0].shape
     resampled = [measure for measure in measures if measure.estimator != "posterior"]
     floats = P * max(P, Q) if any(measure.scores_formula for measure in resampled) else Q
 
-    def means(counts_R_Q: Array) -> dict[str, Array]:
+    def values(counts_R_Q: Array) -> dict[str, Array]:
         each = [resample_scores(*grid, counts_R_Q) for grid in grids]
-        return {
-            measure.name: np.asarray(np.mean([measure.of_resamples(scores) for scores in each], axis=0)) for measure in resampled
-        }
+        return {measure.name: combine([measure.of_resamples(scores) for scores in each]) for measure in resampled}
 
     return statistics.bootstrap(
-        means, Q, np.random.default_rng(seed), resamples, block_size=max(1, BOOTSTRAP_BLOCK_FLOATS // floats)
+        values, Q, np.random.default_rng(seed), resamples, block_size=max(1, BOOTSTRAP_BLOCK_FLOATS // floats)
     )
 
 

@@ -65,6 +65,12 @@ class RecordedTurns(NamedTuple):
             )
 
 
+def choose_turns(turns: RecordedTurns | None, persona: Persona, context: str, seed: int) -> tuple[RecordedTurn, ...]:
+    """The turns of the persona in this context; empty for a context without turns, and for "" (no context)."""
+    n = n_context_turns(context) if context else 0
+    return turns.choose(persona.id, n, seed) if turns is not None and n else ()
+
+
 _MAX_LISTED = 5
 
 

@@ -113,11 +113,10 @@ def report_study(config: StudyConfig) -> None:
 
     With `report`, `only` and `only_seeds` choose what it has, and it goes to a folder of its own, report-only/.
     """
-    is_part = config.report and bool(config.only or config.only_seeds)
-    units, folder = (config.chosen_units(), "report-only") if is_part else (config.units(), "report")
+    units = config.chosen_units() if config.report else config.units()
     finished = {unit.name: finished_parts(unit) for unit in units}
     if not any(set(parts) - {TRAIN_PART} for parts in finished.values()):
         print_status(f"study {config.out}: no evaluation is finished, so there is no report yet")
         return
-    with hold_shared_files(config.out / folder):
-        write_study_report(config, finished, config.out / folder, units)
+    with hold_shared_files(config.report_folder):
+        write_study_report(config, finished, config.report_folder, units)

@@ -42,11 +42,11 @@ from permix.report.judge_tables import PublishedComparison, collect_published, p
 from permix.report.judges import PERSONAGYM_KIND, JudgedRun
 from permix.report.layout import build_document
 from permix.report.methods import (
+    MethodNumbers,
     PooledMethod,
     ReportMethod,
     group_methods,
     method_names,
-    pool_seeds,
     reference_differences,
     training_arrows,
 )
@@ -186,12 +186,16 @@ def write_pooled_report(
     published: PublishedComparison | None = None,
     *,
     cards: bool = False,
+    numbers: MethodNumbers | None = None,
 ) -> Document:
-    """Write the report on these models, pooled by these methods, into `out`. `caption` as in `build_report`."""
+    """Write the report on these models, pooled by these methods, into `out`. `caption` as in `build_report`; `numbers` of these
+    methods, which the caller uses too.
+    """
+    numbers = numbers or MethodNumbers()
     comparisons = [compare_models(one, other) for one, other in comparison_pairs(models)]
-    pooled = [pool_seeds(method) for method in methods]
+    pooled = [numbers.pooled(method) for method in methods]
     figures = draw_report_figures(models, methods, pooled, comparisons, out)
-    differences = reference_differences(methods)
+    differences = reference_differences(methods, numbers)
     document = build_document(models, comparisons, methods, pooled, figures, caption, published, differences)
     added = additions or ReportAdditions()
     document = document._replace(sections=(*added.sections, *document.sections))

@@ -106,7 +106,7 @@ def build_document(
     return Document(
         title=REPORT_TITLE,
         caption=caption,
-        claim=build_claim(methods, differences),
+        claim=build_claim(methods, differences, pooled),
         warnings="\n>\n".join([*summary_text.incomplete_run_warnings(models), *summary_text.comparison_warnings(comparisons)]),
         details="\n\n".join([headline, "\n".join(details)]).rstrip(),
         main_table=main_table,

@@ -328,6 +328,7 @@ def common_label_prefix(labels: Sequence[str]) -> str:
 
 __all__ = [
     "MethodDifference",
+    "MethodNumbers",
     "PooledMethod",
     "ReportMethod",
     "group_methods",
@@ -633,15 +634,37 @@ def _in_order_of(models: Sequence[ModelRuns], kept: Sequence[ModelRuns]) -> list
     return [model for model in models if id(model) in ids]
 
 
-def reference_differences(methods: Sequence[ReportMethod]) -> list[MethodDifference]:
+class MethodNumbers:
+    """The pooled numbers of methods, and their differences, each computed once. Methods are known by their names."""
+
+    def __init__(self, pooled: Sequence[PooledMethod] = (), differences: Sequence[MethodDifference] = ()) -> None:
+        self._pooled = {one.name: one for one in pooled}
+        self._differences = {(one.name, one.against): one for one in differences}
+
+    def pooled(self, method: ReportMethod) -> PooledMethod:
+        """As `pool_seeds`."""
+        if method.name not in self._pooled:
+            self._pooled[method.name] = pool_seeds(method)
+        return self._pooled[method.name]
+
+    def difference(self, one: ReportMethod, other: ReportMethod) -> MethodDifference:
+        """As `method_difference`."""
+        names = one.name, other.name
+        if names not in self._differences:
+            self._differences[names] = method_difference(one, other)
+        return self._differences[names]
+
+
+def reference_differences(methods: Sequence[ReportMethod], numbers: MethodNumbers | None = None) -> list[MethodDifference]:
     """Return every method minus the reference: the RLVR method with most training seeds, or else the first method.
 
-    Empty where no method has several seeds.
+    Empty where no method has several seeds. `numbers` of these methods, where some may be known.
     """
+    numbers = numbers or MethodNumbers()
     if len(methods) < 2 or all(len(method.models) == 1 for method in methods):
         return []
     reference = max((one for one in methods if one.role == "rlvr"), key=lambda one: len(one.models), default=methods[0])
-    return [method_difference(one, reference) for one in methods if one is not reference]
+    return [numbers.difference(one, reference) for one in methods if one is not reference]
 
 
 def pair_models(one: Sequence[ModelRuns], other: Sequence[ModelRuns]) -> PairedModels:

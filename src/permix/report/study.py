@@ -57,14 +57,13 @@ from permix.report.builder import ReportAdditions, print_conclusion, write_poole
 from permix.report.document import DocumentPart, DocumentSection, optional_section
 from permix.report.judges import OPEN_ENDED_KIND, RUN_KIND_OF_FIDELITY, UNTRUSTED_MARK
 from permix.report.methods import (
+    MethodNumbers,
     PooledContext,
     PooledMethod,
     ReportMethod,
     divide_by_context,
     group_assigned_methods,
-    method_difference,
     pool_context,
-    pool_seeds,
 )
 from permix.report.runs import ModelRuns, collect_models
 from permix.report.tables import front_table
@@ -101,6 +100,11 @@ class StudyPage(NamedTuple):
     evaluations: Mapping[str, str]
     models: Sequence[ModelRuns]
     methods: Sequence[ReportMethod]
+    numbers: MethodNumbers
+
+    @property
+    def pooled(self) -> list[PooledMethod]:
+        return [self.numbers.pooled(one) for one in self.methods]
 
     def method(self, name: str) -> ReportMethod | None:
         return next((one for one in self.methods if one.name == name), None)
@@ -146,10 +150,11 @@ def write_study_report(
         raise DataError(f"{config.out}: no evaluation is finished yet, so there is nothing to report")
     first, *others = report.pages
     for page in others:
-        write_pooled_report(
-            page.models, page.methods, page.folder, f"Evaluation {md_label(', '.join(page.evaluations.values()))} of the study."
-        )
-    document = write_pooled_report(first.models, first.methods, first.folder, report.caption, report.additions)
+        caption = f"Evaluation {md_label(', '.join(page.evaluations.values()))} of the study."
+        write_pooled_report(page.models, page.methods, page.folder, caption, numbers=page.numbers)
+    document = write_pooled_report(
+        first.models, first.methods, first.folder, report.caption, report.additions, numbers=first.numbers
+    )
     console = Console()
     print_conclusion(document, console)
     for page in report.pages:
@@ -163,7 +168,7 @@ def write_study_report(
 
 def terminal_arms_table(page: StudyPage) -> TerminalTable:
     """A table for a terminal: a row for each arm, or each model if no arm has several, without the folded columns."""
-    shown = front_table(page.methods, [pool_seeds(one) for one in page.methods], [model.row for model in page.models])
+    shown = front_table(page.methods, page.pooled, [model.row for model in page.models])
     columns = [at for at, heading in enumerate(shown.headings) if heading not in shown.folded]
     table = TerminalTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for at in columns:
@@ -189,7 +194,8 @@ class _StudyReport:
             if runs:
                 models = collect_models(runs)
                 methods = group_assigned_methods(models, self._arm_of_label())
-                pages.append(StudyPage(self.out / names[0] if pages else self.out, evaluations, models, methods))
+                folder = self.out / names[0] if pages else self.out
+                pages.append(StudyPage(folder, evaluations, models, methods, MethodNumbers()))
         return pages
 
     def _finished_runs(self, evaluations: Sequence[str], *, with_training: bool) -> Iterator[Path]:
@@ -242,7 +248,7 @@ class _StudyReport:
                 for arm in self.arms:
                     one = page.method(self.arm_names[arm])
                     if one is not None and other is not None and one is not other:
-                        change = method_difference(one, other)
+                        change = page.numbers.difference(one, other)
                         found += [
                             compare_arms(one, other, evaluation, kind, found=change)
                             for kind, evaluation in page.evaluations.items()
@@ -385,7 +391,7 @@ class _StudyReport:
     def _further_sections(self) -> Iterator[DocumentSection]:
         for page in self.pages[1:]:
             name = ", ".join(page.evaluations.values())
-            table = front_table(page.methods, [pool_seeds(one) for one in page.methods], [model.row for model in page.models])
+            table = front_table(page.methods, page.pooled, [model.row for model in page.models])
             named = table._replace(name=f"scores-study-{next(iter(page.evaluations.values()))}")
             note = f"The page {page.folder.name}/index.html has the whole evaluation."
             yield DocumentSection(f"study-{page.folder.name}", f"Evaluation {name}", note, (_without_sources(named),))
@@ -431,8 +437,8 @@ class _StudyReport:
                 for one, found in self.headlines
             ],
             "evaluations": {
-                evaluation: {one.name: _measures_of_kind(one, kind) for one in pooled}
-                for page, pooled in ((page, [pool_seeds(one) for one in page.methods]) for page in self.pages)
+                evaluation: {one.name: _measures_of_kind(one, kind) for one in page.pooled}
+                for page in self.pages
                 for kind, evaluation in page.evaluations.items()
             },
             "units": {unit.name: list(self.finished.get(unit.name, ())) for unit in self.units},

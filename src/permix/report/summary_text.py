@@ -11,7 +11,7 @@ The output is Markdown with escaped names and labels.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from permix.evals.fidelity_records import cut_off_warning
@@ -44,12 +44,11 @@ from permix.report.judges import (
 )
 from permix.report.methods import (
     MethodDifference,
+    MethodNumbers,
     PooledMethod,
     ReportMethod,
     Role,
     measured_models,
-    method_difference,
-    pool_seeds,
 )
 from permix.report.runs import ModelRuns
 from permix.storage.cells import chosen_answers_note, describe_cures, describe_reasons
@@ -436,15 +435,18 @@ class ComparisonPair(NamedTuple):
     other_variants: tuple[ReportMethod, ...] = ()
 
 
-def build_claim(methods: Sequence[ReportMethod], differences: Sequence[MethodDifference] = ()) -> ReportClaim:
-    """Return the claim above the report. A difference of two methods that is in `differences` is not computed again."""
+def build_claim(
+    methods: Sequence[ReportMethod], differences: Sequence[MethodDifference] = (), pooled: Sequence[PooledMethod] = ()
+) -> ReportClaim:
+    """Return the claim above the report. Differences in `differences` and numbers in `pooled` are not computed again."""
+    numbers = MethodNumbers(pooled, differences)
     able = [method for method in methods if any(measured_models(method)) or any(model.judged_runs for model in method.models)]
     chosen = choose_comparison(able)
     if chosen is not None:
         base = next((method for method in able if method.role == "base"), None)
-        return _comparison_claim(chosen, base, {(one.name, one.against): one for one in differences})
+        return _comparison_claim(chosen, base, numbers)
     if able:
-        return _single_method_claim(able[0])
+        return _single_method_claim(able[0], numbers)
     models = [model for method in methods for model in method.models]
     if any(model.drift is not None or model.strategies for model in models):
         return ReportClaim(_NO_CLAIM_POSSIBLE)
@@ -481,12 +483,10 @@ def _by_seed_count(methods: Sequence[ReportMethod]) -> list[ReportMethod]:
     return sorted(methods, key=lambda one: -len(one.models))
 
 
-def _comparison_claim(
-    pair: ComparisonPair, base: ReportMethod | None, known: Mapping[tuple[str, str], MethodDifference]
-) -> ReportClaim:
+def _comparison_claim(pair: ComparisonPair, base: ReportMethod | None, numbers: MethodNumbers) -> ReportClaim:
     one, other, others = pair
-    change = known.get((one.name, other.name)) or method_difference(one, other)
-    pooled, reference_pooled = pool_seeds(one), pool_seeds(other)
+    change = numbers.difference(one, other)
+    pooled, reference_pooled = numbers.pooled(one), numbers.pooled(other)
     findings = [
         *_stability_findings(change, pooled, reference_pooled, [*one.models, *other.models]),
         *_no_pss_findings(change, [one, other]),
@@ -501,7 +501,7 @@ def _comparison_claim(
             names,
             findings or [Finding("they have no measure in common")],
             [
-                *_training_effect_sentences(base, one, other),
+                *_training_effect_sentences(base, one, other, numbers),
                 *_seed_sentences(change, one, other),
                 *_other_variants_sentences(others),
             ],
@@ -801,11 +801,13 @@ def _untrusted_judge_findings(models: Iterable[ModelRuns]) -> list[Finding]:
     return [Finding(support=text) for text in texts.values()]
 
 
-def _training_effect_sentences(base: ReportMethod | None, one: ReportMethod, other: ReportMethod) -> list[str]:
+def _training_effect_sentences(
+    base: ReportMethod | None, one: ReportMethod, other: ReportMethod, numbers: MethodNumbers
+) -> list[str]:
     """Return what training changed against base, when the claim itself compares two trainings."""
     if base is None or other.role == "base":
         return []
-    change = method_difference(one, base)
+    change = numbers.difference(one, base)
     pairs = (
         ("PSS", change.pss), ("identifiability", change.identifiability), ("recognisability", change.recognisability),
     )  # fmt: skip
@@ -871,11 +873,11 @@ def _other_variants_sentences(others: Sequence[ReportMethod]) -> list[str]:
     return [f"Other variants with personas mixed in, with fewer seeds or listed later, are in the table: {names}."]
 
 
-def _single_method_claim(method: ReportMethod) -> ReportClaim:
+def _single_method_claim(method: ReportMethod, numbers: MethodNumbers) -> ReportClaim:
     """Return the claim about a single method: whether personas have an effect, the accuracy under the worst one, and
     distinctness.
     """
-    pooled, (stable, _) = pool_seeds(method), measured_models(method)
+    pooled, (stable, _) = numbers.pooled(method), measured_models(method)
     findings = [
         *_stability_effect_findings(pooled, stable, method.pss_reason),
         *_identifiability_findings(pooled),
