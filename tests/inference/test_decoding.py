@@ -3,14 +3,16 @@
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 
 from permix.inference.chat_template import encode_chat
-from permix.inference.generation import CompletionTokens, ThinkingBudget, generate_tokens
-from permix.inference.shared_prefix import supports_shared_prefix
+from permix.inference.generation import CompletionTokens, generate_tokens, stream_tokens
+from permix.inference.sampler import ThinkingBudget
+from permix.inference.shared_prefix import decode_step, prefill, supports_shared_prefix
 from permix.types import Message, Sampling
 from tests.networks import NETWORKS
 from tests.tiny import CHATML, make_network, make_tokenizer
@@ -103,6 +105,63 @@ def test_rows_of_one_prompt_are_decoded_as_if_each_had_its_own(wild: tuple[Any, 
     lengths = {len(one.token_ids) for one in together}
     assert len(lengths) > 3, "rows are to leave at different times"
     assert max(lengths) > 64, "one is to outgrow the room it begins with"
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 8])
+def test_prompts_that_take_the_place_of_ended_rows_are_answered_as_alone(name: str, batch_size: int) -> None:
+    """Rows of unlike lengths, in a window's network too; prompts are read while others are in the middle of their answers."""
+    network, tokenizer = NETWORKS[name]().eval(), make_tokenizer()
+    rng = random.Random(1)
+    prompts = [[rng.randrange(320) for _ in range(rng.randrange(1, 24))] for _ in range(9)]
+    rows = [prompts[n] for n in (0, 0, 1, 2, 2, 2, 3, 4, 5, 5, 6, 7, 8)]
+    sampling = Sampling(temperature=1.5, max_new_tokens=80)
+    stops = torch.arange(0, 320, 16).tolist()  # a token in 16 ends a row
+    network.generation_config.eos_token_id = stops
+    assert supports_shared_prefix(network)
+    streamed = list(stream_tokens(network, tokenizer, rows, range(13), sampling, batch_size))
+    alone = [generate_tokens(network, tokenizer, [row], [seed], sampling)[0] for seed, row in enumerate(rows)]
+    assert sorted(index for index, _ in streamed) == list(range(13))
+    for index, completion in streamed:
+        assert completion.token_ids == alone[index].token_ids
+        assert completion.logprobs == pytest.approx(alone[index].logprobs, abs=1e-4)
+    lengths = [len(one.token_ids) for one in alone]
+    assert len(set(lengths)) > 5, "rows are to leave at different times"
+    if batch_size == 1:
+        assert [index for index, _ in streamed] == list(range(13))
+
+
+def test_a_batch_is_filled_while_prompts_wait(wild: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As soon as a quarter of its rows have ended; the mode of gradients is the caller's in between."""
+    network, tokenizer = wild
+    passes = list[tuple[str, int]]()
+
+    def note_read(network: Any, prompts: Any, prompt_indices: list[int]) -> Any:
+        passes.append(("read", len(prompt_indices)))
+        return prefill(network, prompts, prompt_indices)
+
+    def note_step(network: Any, kv_cache: Any, rows_N: torch.Tensor, token_N: torch.Tensor) -> torch.Tensor:
+        passes.append(("step", len(rows_N)))
+        return decode_step(network, kv_cache, rows_N, token_N)
+
+    monkeypatch.setattr("permix.inference.generation.prefill", note_read)
+    monkeypatch.setattr("permix.inference.generation.decode_step", note_step)
+    monkeypatch.setattr(network.generation_config, "eos_token_id", list(range(0, 320, 16)))
+    prompts = [encode_chat(tokenizer, chat(f"What is {n} + 5?")) for n in range(40)]
+    ended = list[int]()
+    for index, _ in stream_tokens(network, tokenizer, prompts, range(40), Sampling(temperature=1.5, max_new_tokens=60), 8):
+        assert not torch.is_inference_mode_enabled()
+        ended.append(index)
+    assert sorted(ended) == list(range(40))
+    n_waiting = 40
+    for (kind, n_rows), following in pairwise(passes):
+        n_waiting -= n_rows if kind == "read" else 0
+        assert n_rows <= 8
+        if kind == "step" and n_waiting:
+            assert (following[0] == "read") == (n_rows <= 6)
+            assert following[0] == "step" or following[1] == min(8 - n_rows, n_waiting)
+    assert n_waiting == 0
+    assert passes[-1] == ("step", 1)
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=1, top_p=0.9, max_new_tokens=16)])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from permix.errors import PermixError
-from permix.inference.generation import SeededSampler, _inverse_cdf_sample, sample_top_p
+from permix.inference.sampler import SeededSampler, _inverse_cdf_sample, sample_top_p
 from permix.types import Sampling
 
 
@@ -61,7 +61,7 @@ def test_temperature_divides_the_logits() -> None:
     logits_N_V = torch.tensor([[2.0, 0.0]]).expand(4000, -1)
     for temperature, expected in ((1.0, 0.8808), (2.0, 0.7311), (0.5, 0.9820)):  # sigmoid(2 / temperature)
         drawer = SeededSampler(range(4000), Sampling(temperature=temperature, max_new_tokens=1))
-        token_N, logp_N = drawer.sample(torch.arange(4000), 0, logits_N_V)
+        token_N, logp_N = drawer.sample(torch.arange(4000), torch.zeros(4000, dtype=torch.long), logits_N_V)
         assert float((token_N == 0).double().mean()) == pytest.approx(expected, abs=0.03)
         assert logp_N is not None
         assert float(logp_N[token_N == 0][0].exp()) == pytest.approx(expected, abs=1e-4)
@@ -70,21 +70,25 @@ def test_temperature_divides_the_logits() -> None:
 def test_each_row_draws_from_its_own_stream_whoever_is_beside_it() -> None:
     drawer = SeededSampler([7, 8, 9], Sampling(temperature=1, max_new_tokens=5))
     logits_N_V = torch.zeros(3, 50)
-    together = torch.stack([drawer.sample(torch.arange(3), step, logits_N_V).token_N for step in range(5)])
-    alone = torch.stack([drawer.sample(torch.tensor([1]), step, logits_N_V[:1]).token_N for step in range(5)])
+    steps = [torch.full((3,), step) for step in range(5)]
+    together = torch.stack([drawer.sample(torch.arange(3), step_N, logits_N_V).token_N for step_N in steps])
+    alone = torch.stack([drawer.sample(torch.tensor([1]), step_N[:1], logits_N_V[:1]).token_N for step_N in steps])
     assert torch.equal(together[:, 1:2], alone)
+    apart_N = drawer.sample(torch.tensor([2, 0]), torch.tensor([4, 1]), logits_N_V[:2]).token_N
+    assert apart_N.tolist() == [together[4, 2], together[1, 0]], "rows need not be at the same step"
     assert len(set(together.flatten().tolist())) > 5
 
 
 def test_greedy_takes_the_likeliest_and_has_no_log_probability() -> None:
-    picked = SeededSampler([0], Sampling()).sample(torch.tensor([0]), 0, torch.tensor([[0.0, 3.0, 1.0]]))
+    picked = SeededSampler([0], Sampling()).sample(torch.tensor([0]), torch.tensor([0]), torch.tensor([[0.0, 3.0, 1.0]]))
     assert picked.token_N.tolist() == [1]
     assert picked.logprob_N is None
 
 
 def test_the_log_probability_is_that_before_the_nucleus_is_cut() -> None:
     probs_N_V = torch.tensor([[0.3, 0.05, 0.5, 0.15]])
-    picked = SeededSampler([0], Sampling(temperature=1, top_p=0.01)).sample(torch.tensor([0]), 0, probs_N_V.log())
+    drawer = SeededSampler([0], Sampling(temperature=1, top_p=0.01))
+    picked = drawer.sample(torch.tensor([0]), torch.tensor([0]), probs_N_V.log())
     assert picked.token_N.tolist() == [2]
     assert picked.logprob_N is not None
     assert float(picked.logprob_N.exp()) == pytest.approx(0.5)

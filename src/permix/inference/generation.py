@@ -1,164 +1,30 @@
 """Sampling completions of token-id prompts, and log-probabilities of given completions.
 
-A network that supports shared prefixes reads each prompt once, and completions leave the batch when they end. Any other network
-goes through transformers' `generate`, one padded row per prompt, with the same random draws.
-
-Each row has its own stream of uniform numbers and inverts its cumulative distribution, so its draws do not depend on the batch
-that it is in. `token_logprobs` works in blocks of rows and never holds the float32 distributions of a whole batch.
+A network that supports shared prefixes reads each prompt once; completions leave the batch when they end, and waiting prompts
+take their place (continuous batching). Any other network goes through transformers' `generate`, one padded row per prompt, with
+the same random draws. `token_logprobs` works in blocks of rows and never holds the float32 distributions of a whole batch.
 
 Axes: B all rows of a batch, N the rows still growing (or, in `token_logprobs`, completion tokens), M rows of logits,
-T tokens, V vocabulary; K entries of each of the vocabulary's N blocks in `_inverse_cdf_sample`.
+T tokens, V vocabulary.
+
+Source of continuous batching: Yu et al. (2022), Orca, OSDI: scheduling of single steps, not of whole requests.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessorList
 
-from permix.errors import PermixError
-from permix.inference.chat_template import end_of_turn_ids, opened_thinking
+from permix.inference.base import balanced_batches
+from permix.inference.chat_template import end_of_turn_ids
+from permix.inference.prefix_attention import PrefixKVCache
+from permix.inference.sampler import SeededSampler, ThinkingBudget
 from permix.inference.shared_prefix import decode_step, prefill, supports_shared_prefix
 from permix.progress import print_status_once
-from permix.thinking import closing_text, open_tag
 from permix.types import Sampling
-
-
-class SeededSampler:
-    """Chooses the next token of each row: the likeliest at temperature 0, else by the row's own uniform numbers.
-
-    A `budget` may put a token that closes the thinking in its place.
-    """
-
-    def __init__(self, seeds: Sequence[int], sampling: Sampling, budget: "ThinkingBudget | None" = None) -> None:
-        self.sampling, self.budget = sampling, budget
-        if sampling.temperature > 0:
-            # NumPy's generators take all 63 bits of a seed; torch's on the CPU would keep 32.
-            draws_B_T = np.stack([np.random.default_rng(seed).random(sampling.max_new_tokens) for seed in seeds])
-            self.uniform_B_T = torch.from_numpy(draws_B_T)
-
-    def sample(self, rows_N: torch.Tensor, step: int, logits_N_V: torch.Tensor) -> "SampledTokens":
-        """The `step`-th token (from 0) of rows `rows_N`. Its log-probability is that of the whole distribution, before top-p."""
-        if self.sampling.temperature == 0:
-            return SampledTokens(self._within_budget(rows_N, logits_N_V.argmax(-1)), None)
-        probs_N_V = torch.softmax(logits_N_V.float() / self.sampling.temperature, dim=-1)
-        uniform_N = self.uniform_B_T[rows_N.cpu(), step].to(logits_N_V.device)
-        token_N = self._within_budget(rows_N, sample_top_p(probs_N_V, uniform_N, self.sampling.top_p))
-        return SampledTokens(token_N, probs_N_V.gather(1, token_N[:, None])[:, 0].log())
-
-    def _within_budget(self, rows_N: torch.Tensor, token_N: torch.Tensor) -> torch.Tensor:
-        if self.budget is None:
-            return token_N
-        tokens = [self.budget.next_token(*pair) for pair in zip(rows_N.tolist(), token_N.tolist(), strict=True)]
-        return torch.tensor(tokens, device=token_N.device)
-
-
-class ThinkingBudget:
-    """Bounds the tokens of each row's thinking: the token after the last one allowed, and those after it, close the thinking.
-
-    Tokens count from the tag that opens the thinking, or from the row's first one where the prompt holds the tag. A row whose
-    thinking is closed by then is left alone; one that opens it again has it closed at once. `cut_rows` are the rows in which
-    tokens were forced.
-    """
-
-    def __init__(self, limit: int, tokenizer: Any, rows: int, stops: frozenset[int]) -> None:
-        self.cut_rows: set[int] = set()
-        self._limit, self._tokenizer, self._stops = limit, tokenizer, stops
-        self._decode_token = cache(lambda token: str(tokenizer.decode([token])))
-        self._rows = [_BudgetedRow(opened_thinking(tokenizer).strip(), [], []) for _ in range(rows)]
-
-    def next_token(self, row_index: int, sampled: int) -> int:
-        """The token to append to a row: the sampled one, or a forced one."""
-        row = self._rows[row_index]
-        if row.token_ids and row.token_ids[-1] in self._stops:  # in a padded batch an ended row still draws
-            return sampled
-        if not row.forced and row.n_thinking >= self._limit and row.open_tag and self._open_tag_after(row, sampled):
-            closing = closing_text(row.open_tag)
-            row.forced = list(self._tokenizer(closing, add_special_tokens=False)["input_ids"])
-            self.cut_rows.add(row_index)
-        token = row.forced.pop(0) if row.forced else sampled
-        row.n_thinking += bool(row.open_tag)
-        row.open_tag = self._open_tag_after(row, token)
-        row.token_ids.append(token)
-        return token
-
-    def _open_tag_after(self, row: "_BudgetedRow", token: int) -> str:
-        if TAG_ENDS.isdisjoint(self._decode_token(token)):
-            return row.open_tag
-        return open_tag(self._tokenizer.decode([*row.token_ids[-LONGEST_TAG:], token]), row.open_tag)
-
-
-@dataclass
-class _BudgetedRow:
-    """The tag of the thinking that is open, the tokens so far, the tokens to force next, and the number of thinking tokens."""
-
-    open_tag: str
-    token_ids: list[int]
-    forced: list[int]
-    n_thinking: int = 0
-
-
-TAG_ENDS = frozenset(">]▷\ufffd")
-"""The last characters of tags of thinking, and what a part of a character decodes to."""
-
-LONGEST_TAG = 32
-"""Most tokens before the last one in which a tag of thinking may begin."""
-
-
-class SampledTokens(NamedTuple):
-    """Tokens and the log-probability (nats) of each at the sampling temperature; None for greedy decoding."""
-
-    token_N: torch.Tensor
-    logprob_N: torch.Tensor | None
-
-
-def sample_top_p(probs_B_V: torch.Tensor, uniform_B: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Token ids [B]: each uniform number in [0, 1) picks the token whose interval of the cumulative distribution it falls into.
-
-    With `top_p` < 1 only the likeliest tokens that together reach `top_p` count (nucleus sampling). Raises PermixError where a
-    row's probabilities are NaN or all 0.
-    """
-    if top_p >= 1:
-        return _inverse_cdf_sample(probs_B_V, uniform_B)
-    ordered_B_V, order_B_V = probs_B_V.sort(dim=-1, descending=True, stable=True)
-    # A token stays where the mass before it is below top_p, so the likeliest token always stays.
-    before_B_V = ordered_B_V.cumsum(-1) - ordered_B_V
-    rank_B = _inverse_cdf_sample(torch.where(before_B_V < top_p, ordered_B_V, 0.0), uniform_B)
-    return order_B_V.gather(1, rank_B[:, None])[:, 0]
-
-
-def _inverse_cdf_sample(mass_B_V: torch.Tensor, uniform_B: torch.Tensor) -> torch.Tensor:
-    """Two searches, over sums of blocks and then inside one block: a cumulative sum over the whole vocabulary is slow."""
-    short = -mass_B_V.shape[1] % VOCAB_BLOCK_SIZE
-    padded_B_V = torch.nn.functional.pad(mass_B_V, (0, short)) if short else mass_B_V
-    blocks_B_N_K = padded_B_V.view(len(mass_B_V), -1, VOCAB_BLOCK_SIZE)
-    cumulative_B_N = blocks_B_N_K.sum(-1, dtype=torch.float64).cumsum(-1)
-    if not bool((cumulative_B_N[:, -1] > 0).all()):
-        raise PermixError("the model's probabilities are not numbers: its weights have diverged, or its precision is too low")
-    target_B = uniform_B * cumulative_B_N[:, -1]
-    block_B = _first_above(cumulative_B_N, target_B)
-    row_B = torch.arange(len(block_B), device=block_B.device)
-    before_B = torch.where(block_B > 0, cumulative_B_N[row_B, (block_B - 1).clamp(min=0)], 0.0)
-    inside_B = _first_above(blocks_B_N_K[row_B, block_B].cumsum(-1, dtype=torch.float64), target_B - before_B)
-    return block_B * VOCAB_BLOCK_SIZE + inside_B
-
-
-def _first_above(cumulative_B_N: torch.Tensor, target_B: torch.Tensor) -> torch.Tensor:
-    """Index [B] of the first cumulative sum above the target, and at most the last entry that has mass.
-
-    Rounding can lift a target to the last sum, and the entries behind it (padding, tokens cut by top-p) must never be drawn.
-    """
-    index_B = torch.searchsorted(cumulative_B_N, target_B[:, None], right=True)[:, 0]
-    last_B = torch.searchsorted(cumulative_B_N, cumulative_B_N[:, -1:].contiguous(), right=False)[:, 0]
-    return torch.minimum(index_B, last_B)
-
-
-VOCAB_BLOCK_SIZE = 256
-"""Tokens of a block in `_inverse_cdf_sample`."""
 
 
 class CompletionTokens(NamedTuple):
@@ -182,14 +48,39 @@ def generate_tokens(
     thinking_budget: int | None = None,
 ) -> list[CompletionTokens]:
     """Complete the prompts in one batch; results are in their order. `seeds` has one seed per prompt."""
+    found = dict(stream_tokens(network, tokenizer, prompts, seeds, sampling, max(1, len(prompts)), thinking_budget))
+    return [found[index] for index in range(len(prompts))]
+
+
+def stream_tokens(
+    network: Any,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    seeds: Sequence[int],
+    sampling: Sampling,
+    batch_size: int,
+    thinking_budget: int | None = None,
+) -> Iterator[tuple[int, CompletionTokens]]:
+    """Complete the prompts, at most `batch_size` at a time; yields (index of a prompt, its completion) as completions end.
+
+    A network that supports shared prefixes decodes one batch, in which prompts that wait take the place of completions that have
+    ended. They are read in the order given, so neighbours should have long common prefixes. Any other network decodes a batch to
+    its end before the next one. `seeds` has one seed per prompt.
+    """
     stops = frozenset(stop_token_ids(network, tokenizer))
-    budget = None if thinking_budget is None else ThinkingBudget(thinking_budget, tokenizer, len(prompts), stops)
-    sampler = SeededSampler(seeds, sampling, budget)
-    generate = _generate_shared_prefix if supports_shared_prefix(network) else _generate_padded
-    with torch.inference_mode():
-        completions = generate(network, tokenizer, prompts, sampler, stops)
-    cut_rows = set() if budget is None else budget.cut_rows
-    return [one._replace(thinking_cut=row in cut_rows) for row, one in enumerate(completions)]
+    if supports_shared_prefix(network):
+        budget = None if thinking_budget is None else ThinkingBudget(thinking_budget, tokenizer, len(prompts), stops)
+        decoding = _ContinuousBatch(network, prompts, SeededSampler(seeds, sampling, budget), stops, batch_size)
+        while not decoding.has_ended:
+            yield from decoding.step()  # a generator that holds inference mode open would put its caller into it
+        return
+    for batch in balanced_batches(range(len(prompts)), batch_size):
+        budget = None if thinking_budget is None else ThinkingBudget(thinking_budget, tokenizer, len(batch), stops)
+        sampler = SeededSampler([seeds[index] for index in batch], sampling, budget)
+        with torch.inference_mode():
+            completions = _generate_padded(network, tokenizer, [prompts[index] for index in batch], sampler, stops)
+        for row, (index, completion) in enumerate(zip(batch, completions, strict=True)):
+            yield index, completion._replace(thinking_cut=sampler.is_cut(row))
 
 
 def stop_token_ids(network: Any, tokenizer: Any) -> list[int]:
@@ -233,51 +124,96 @@ def stop_at_end_of_turn(network: Any, tokenizer: Any) -> int | None:
     return missing
 
 
-def _generate_shared_prefix(
-    network: Any, _: Any, prompts: Sequence[list[int]], sampler: SeededSampler, stops: frozenset[int]
-) -> list[CompletionTokens]:
-    distinct = sorted(set(map(tuple, prompts)))  # sorted, so that neighbours share the longest prefixes
-    index_of = {prompt: index for index, prompt in enumerate(distinct)}
-    # The cache wants rows sorted by prompt, the caller wants results in the order given, and a row's draws belong to its place
-    # in that order. So two numbers follow each row: `row_N` is its place in `prompts`, `cache_row_N` its row of the cache.
-    order = sorted(range(len(prompts)), key=lambda row: index_of[tuple(prompts[row])])
-    prompt_indices = [index_of[tuple(prompts[row])] for row in order]
-    kv_cache, logits_P_V = prefill(network, distinct, prompt_indices)
-    device = logits_P_V.device
-    row_N = torch.tensor(order, device=device)
-    cache_row_N = torch.arange(len(order), device=device)
-    logits_N_V = logits_P_V[torch.tensor(prompt_indices, device=device)]
-    completions = [CompletionTokens([], []) for _ in prompts]
-    for step in range(sampler.sampling.max_new_tokens):
-        token_N, logprob_N = sampler.sample(row_N, step, logits_N_V)
-        continues = _append_tokens(completions, row_N, token_N, logprob_N, stops)
-        if step + 1 == sampler.sampling.max_new_tokens or not any(continues):
-            break
-        continues_N = torch.tensor(continues, device=device)
-        row_N, cache_row_N, token_N = row_N[continues_N], cache_row_N[continues_N], token_N[continues_N]
+class _ContinuousBatch:
+    """Decodes prompts with shared prefixes. Rows leave when they end, and waiting prompts take their place.
+
+    The cache wants rows sorted by prompt, and a row's draws belong to the index of its prompt. So two numbers follow each of the
+    N growing rows: `index_N` is the index of its prompt, `cache_row_N` its row of the cache.
+    """
+
+    def __init__(
+        self, network: Any, prompts: Sequence[list[int]], sampler: SeededSampler, stops: frozenset[int], batch_size: int
+    ) -> None:
+        self._network, self._prompts, self._sampler, self._stops = network, prompts, sampler, stops
+        self._batch_size = batch_size
+        self._waiting = deque(range(len(prompts)))
+        self._growing = dict[int, CompletionTokens]()
+        self._index_N = self._cache_row_N = torch.empty(0, dtype=torch.long, device=network.device)
+        self._kv_cache: PrefixKVCache | None = None
+        self._logits_N_V: torch.Tensor | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        return not self._waiting and not self._growing
+
+    @torch.inference_mode()
+    def step(self) -> list[tuple[int, CompletionTokens]]:
+        """Read waiting prompts where there is room, and sample a token of every row; returns the completions that end with it."""
+        # A few prompts at a time would be read slowly, and every filling copies the cache.
+        if self._waiting and 4 * len(self._growing) <= 3 * self._batch_size:
+            self._fill()
+        kv_cache, logits_N_V = self._kv_cache, self._logits_N_V
+        assert kv_cache is not None
+        assert logits_N_V is not None
+        token_N, logprob_N = self._sampler.sample(self._index_N, kv_cache.suffix_length_B[self._cache_row_N], logits_N_V)
+        ended, continues = self._append_tokens(token_N, logprob_N)
+        if not self._growing:
+            self._kv_cache = self._logits_N_V = None
+            return ended
+        if ended:
+            continues_N = torch.tensor(continues, device=token_N.device)
+            self._index_N, self._cache_row_N, token_N = (
+                each[continues_N] for each in (self._index_N, self._cache_row_N, token_N)
+            )
         # Dropping ended rows copies the cache, keeping them wastes attention: copy once a quarter of them has ended.
-        if 4 * len(cache_row_N) <= 3 * len(kv_cache.prompt_index_B):
-            kv_cache.select_rows(cache_row_N)
-            cache_row_N = torch.arange(len(cache_row_N), device=device)
-        logits_N_V = decode_step(network, kv_cache, cache_row_N, token_N, step)
-    return completions
+        if 4 * len(self._growing) <= 3 * len(kv_cache.prompt_index_B):
+            self._drop_ended_rows(kv_cache)
+        self._logits_N_V = decode_step(self._network, kv_cache, self._cache_row_N, token_N)
+        return ended
 
+    def _fill(self) -> None:
+        count = min(self._batch_size - len(self._growing), len(self._waiting))
+        indices = [self._waiting.popleft() for _ in range(count)]
+        distinct = sorted({tuple(self._prompts[index]) for index in indices})  # sorted: neighbours share the longest prefixes
+        place_of = {prompt: place for place, prompt in enumerate(distinct)}
+        indices.sort(key=lambda index: place_of[tuple(self._prompts[index])])
+        places = [place_of[tuple(self._prompts[index])] for index in indices]
+        new_cache, logits_P_V = prefill(self._network, distinct, places)
+        logits_N_V = logits_P_V[torch.tensor(places, device=logits_P_V.device)]
+        if self._growing and self._kv_cache is not None and self._logits_N_V is not None:
+            self._drop_ended_rows(self._kv_cache)
+            self._kv_cache.append(new_cache)
+            self._logits_N_V = torch.cat([self._logits_N_V, logits_N_V])
+        else:
+            self._kv_cache, self._logits_N_V = new_cache, logits_N_V
+            self._index_N = self._index_N[:0]
+        self._index_N = torch.cat([self._index_N, torch.tensor(indices, device=self._index_N.device)])
+        self._cache_row_N = torch.arange(len(self._index_N), device=self._index_N.device)
+        self._growing |= {index: CompletionTokens([], []) for index in indices}
 
-def _append_tokens(
-    completions: list[CompletionTokens],
-    row_N: torch.Tensor,
-    token_N: torch.Tensor,
-    logprob_N: torch.Tensor | None,
-    stops: frozenset[int],
-) -> list[bool]:
-    """Append one token to each row's completion; returns for each row whether it continues."""
-    tokens = token_N.tolist()
-    for row, token in zip(row_N.tolist(), tokens, strict=True):
-        completions[row].token_ids.append(token)
-    if logprob_N is not None:
-        for row, logprob in zip(row_N.tolist(), logprob_N.tolist(), strict=True):
-            completions[row].logprobs.append(logprob)
-    return [token not in stops for token in tokens]
+    def _drop_ended_rows(self, kv_cache: PrefixKVCache) -> None:
+        if len(self._cache_row_N) < len(kv_cache.prompt_index_B):
+            kv_cache.select_rows(self._cache_row_N)
+            self._cache_row_N = torch.arange(len(self._cache_row_N), device=self._cache_row_N.device)
+
+    def _append_tokens(
+        self, token_N: torch.Tensor, logprob_N: torch.Tensor | None
+    ) -> tuple[list[tuple[int, CompletionTokens]], list[bool]]:
+        """Append one token to each row; returns the completions that have ended, and for each row whether it continues."""
+        indices, tokens = self._index_N.tolist(), token_N.tolist()
+        if logprob_N is not None:
+            for index, logprob in zip(indices, logprob_N.tolist(), strict=True):
+                self._growing[index].logprobs.append(logprob)
+        ended, continues = list[tuple[int, CompletionTokens]](), list[bool]()
+        for index, token in zip(indices, tokens, strict=True):
+            completion = self._growing[index]
+            completion.token_ids.append(token)
+            continues.append(token not in self._stops and len(completion.token_ids) < self._sampler.sampling.max_new_tokens)
+            if not continues[-1]:
+                del self._growing[index]
+                self._sampler.forget(index)
+                ended.append((index, completion._replace(thinking_cut=self._sampler.is_cut(index))))
+        return ended, continues
 
 
 def _generate_padded(
@@ -307,7 +243,8 @@ class _ForcedTokenLogitsProcessor:
         self._logprobs: list[torch.Tensor] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        token_B, logprob_B = self._sampler.sample(self._row_B, input_ids.shape[1] - self._prompt_width, scores)
+        step_B = torch.full_like(self._row_B, input_ids.shape[1] - self._prompt_width)
+        token_B, logprob_B = self._sampler.sample(self._row_B, step_B, scores)
         if logprob_B is not None:
             self._logprobs.append(logprob_B)
         return torch.full_like(scores, -torch.inf).scatter_(1, token_B[:, None], 0.0)

@@ -18,7 +18,6 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -311,11 +310,25 @@ class LocalModel:
         prompts = [encode_chat(self.tokenizer, request.messages) for request in requests]
         fitting, too_long = split_by_length(prompts, self.context_window, sampling)
         yield from too_long
+        from permix.inference.generation import stop_token_ids, stream_tokens
+
         sort_key = self._sort_key()
         fitting.sort(key=lambda index: sort_key(prompts[index]))
-        for batch in balanced_batches(fitting, self.batch_size):
-            completions = self._generate_batch([prompts[i] for i in batch], [requests[i].seed for i in batch], sampling)
-            yield from map(CompletionResult, batch, completions)
+        stops = stop_token_ids(self.network, self.tokenizer)
+        stream = stream_tokens(
+            self.network, self.tokenizer, [prompts[i] for i in fitting], [requests[i].seed for i in fitting], sampling,
+            self.batch_size, self.thinking_budget,
+        )  # fmt: skip
+        for place, tokens in stream:
+            index = fitting[place]
+            completion = Completion(
+                text=decode_completion(self.tokenizer, tokens.token_ids, stops),
+                prompt_tokens=len(prompts[index]),
+                completion_tokens=len(tokens.token_ids),
+                finish="stop" if tokens.token_ids[-1] in stops else "length",
+                thinking_cut=tokens.thinking_cut,
+            )
+            yield CompletionResult(index, completion)
 
     def _sort_key(self) -> Callable[[list[int]], list[int]]:
         """The key by which prompts are sorted into batches: longest first.
@@ -328,22 +341,6 @@ class LocalModel:
         if supports_shared_prefix(self.network):
             return lambda prompt: [-round(4 * math.log2(len(prompt))), *prompt]
         return lambda prompt: [-len(prompt)]
-
-    def _generate_batch(self, prompts: list[list[int]], seeds: list[int], sampling: Sampling) -> list[Completion]:
-        from permix.inference.generation import generate_tokens, stop_token_ids
-
-        completions = generate_tokens(self.network, self.tokenizer, prompts, seeds, sampling, self.thinking_budget)
-        stops = stop_token_ids(self.network, self.tokenizer)
-        return [
-            Completion(
-                text=decode_completion(self.tokenizer, completion.token_ids, stops),
-                prompt_tokens=len(prompt),
-                completion_tokens=len(completion.token_ids),
-                finish="stop" if completion.token_ids[-1] in stops else "length",
-                thinking_cut=completion.thinking_cut,
-            )
-            for prompt, completion in zip(prompts, completions, strict=True)
-        ]
 
 
 def split_by_length(
@@ -360,13 +357,6 @@ def split_by_length(
         message = f"the prompt has {len(prompt)} tokens; {limits}"
         failures.append(CompletionResult(index, Failure(type="PromptTooLong", message=message)))
     return fitting, failures
-
-
-def balanced_batches(indices: Sequence[int], max_size: int) -> list[Sequence[int]]:
-    """The fewest batches of at most `max_size`, of nearly equal size: a small last batch costs nearly as much as a full one."""
-    count = math.ceil(len(indices) / max_size)
-    edges = [len(indices) * number // count for number in range(count + 1)] if count else [0]
-    return [indices[start:end] for start, end in pairwise(edges)]
 
 
 class HFModel(LocalModel):

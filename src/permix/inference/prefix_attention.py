@@ -178,12 +178,14 @@ def _attention(
 class PrefixKVCache:
     """Keys and values of every layer while a batch is decoded: each prompt's once, and each completion's own.
 
-    B counts completions ("rows"), sorted by prompt: `prompt_indices` never falls. The room for completions grows by blocks.
+    B counts completions ("rows"), sorted by prompt: `prompt_indices` never falls. `suffix_length_B` is the number of a row's own
+    tokens. The room for them, S, grows by blocks.
     """
 
     def __init__(self, prompt_lengths: Sequence[int], prompt_indices: Sequence[int], device: Any) -> None:
         self.prompt_length_P = torch.tensor(list(prompt_lengths), device=device)
         self.prompt_index_B = torch.tensor(list(prompt_indices), device=device, dtype=torch.long)
+        self.suffix_length_B = torch.zeros_like(self.prompt_index_B)
         self._prefix_kv: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._suffix_kv: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -203,6 +205,11 @@ class PrefixKVCache:
     def max_rows_per_prompt(self) -> int:
         return int(torch.bincount(self.prompt_index_B, minlength=1).max())
 
+    @property
+    def n_suffix_blocks(self) -> int:
+        """Blocks that hold the own tokens of every row and one more."""
+        return int(self.suffix_length_B.max()) // KV_BLOCK_TOKENS + 1
+
     def write_prefix(self, layer: int, prompt_slice: slice, keys_P_T_K_D: torch.Tensor, values_P_T_K_D: torch.Tensor) -> None:
         """Store a layer's keys and values of the prompts in `prompt_slice`."""
         if layer not in self._prefix_kv:
@@ -213,21 +220,27 @@ class PrefixKVCache:
         for stored, new in zip(self._prefix_kv[layer], (keys_P_T_K_D, values_P_T_K_D), strict=True):
             stored[prompt_slice, :, : new.shape[1]] = new.transpose(1, 2)
 
-    def append_suffix_token(
-        self, layer: int, step: int, key_B_K_D: torch.Tensor, value_B_K_D: torch.Tensor
+    def write_suffix_token(
+        self, layer: int, n_blocks: int, key_B_K_D: torch.Tensor, value_B_K_D: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store the `step`-th token (from 0) of every row; returns the rows' own keys and values [B, K, S, D].
+        """Store a token of every row behind its own ones; returns the rows' own keys and values [B, K, S, D].
 
-        S is the whole room, zero behind `step`: a slice of step + 1 would not be contiguous, and every product would copy it.
+        S is the whole room (`n_blocks` blocks), and what is behind a row's last token has no meaning: a slice would not be
+        contiguous, and every product would copy it. `extend_suffixes` counts the token, once all layers have stored it.
         """
-        if step % KV_BLOCK_TOKENS == 0:
-            block = (new.new_zeros(len(new), new.shape[1], KV_BLOCK_TOKENS, new.shape[2]) for new in (key_B_K_D, value_B_K_D))
-            old = self._suffix_kv.get(layer)
-            keys, values = block if old is None else (torch.cat(both, dim=2) for both in zip(old, block, strict=True))
-            self._suffix_kv[layer] = (keys, values)
-        keys_B_K_S_D, values_B_K_S_D = self._suffix_kv[layer]
-        keys_B_K_S_D[:, :, step], values_B_K_S_D[:, :, step] = key_B_K_D, value_B_K_D
+        empty = key_B_K_D.new_zeros(len(key_B_K_D), key_B_K_D.shape[1], 0, key_B_K_D.shape[2])
+        keys_B_K_S_D, values_B_K_S_D = (
+            _resize(each, n_blocks * KV_BLOCK_TOKENS) for each in self._suffix_kv.get(layer, (empty, empty))
+        )
+        self._suffix_kv[layer] = (keys_B_K_S_D, values_B_K_S_D)
+        row_B = torch.arange(len(key_B_K_D), device=key_B_K_D.device)
+        keys_B_K_S_D[row_B, :, self.suffix_length_B] = key_B_K_D
+        values_B_K_S_D[row_B, :, self.suffix_length_B] = value_B_K_D
         return keys_B_K_S_D, values_B_K_S_D
+
+    def extend_suffixes(self, rows_N: torch.Tensor) -> None:
+        """Count one more token of each of these rows."""
+        self.suffix_length_B[rows_N] += 1
 
     def prefix_kv(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of the prompts [P, K, T, D]."""
@@ -240,7 +253,32 @@ class PrefixKVCache:
         width = int(self.prompt_length_P[kept_P].max())
         self.prompt_length_P, self.prompt_index_B = self.prompt_length_P[kept_P], prompt_index_N
         self._prefix_kv = {layer: (k[kept_P, :, :width], v[kept_P, :, :width]) for layer, (k, v) in self._prefix_kv.items()}
-        self._suffix_kv = {layer: (k[rows_N], v[rows_N]) for layer, (k, v) in self._suffix_kv.items()}
+        self.suffix_length_B = self.suffix_length_B[rows_N]
+        room = self.n_suffix_blocks * KV_BLOCK_TOKENS
+        self._suffix_kv = {layer: (k[rows_N, :, :room], v[rows_N, :, :room]) for layer, (k, v) in self._suffix_kv.items()}
+
+    def append(self, other: "PrefixKVCache") -> None:
+        """Add the prompts and rows of a cache that has been prefilled and not decoded with; they come behind the own ones."""
+        n_prompts, n_rows = len(self.prompt_length_P), len(other.prompt_index_B)
+        self.prompt_length_P = torch.cat([self.prompt_length_P, other.prompt_length_P])
+        self.prompt_index_B = torch.cat([self.prompt_index_B, other.prompt_index_B + n_prompts])
+        self.suffix_length_B = torch.cat([self.suffix_length_B, other.suffix_length_B])
+        width = int(self.prompt_length_P.max())
+        for layer, theirs in other._prefix_kv.items():
+            keys, values = (
+                torch.cat([_resize(own, width), _resize(new, width)])
+                for own, new in zip(self._prefix_kv[layer], theirs, strict=True)
+            )
+            self._prefix_kv[layer] = (keys, values)
+        for layer, own in self._suffix_kv.items():
+            keys, values = (torch.cat([each, each.new_zeros(n_rows, *each.shape[1:])]) for each in own)
+            self._suffix_kv[layer] = (keys, values)
+
+
+def _resize(rows_R_K_T_D: torch.Tensor, width: int) -> torch.Tensor:
+    """The same rows with `width` columns, the new ones zero; as they are where they have as many."""
+    missing = width - rows_R_K_T_D.shape[2]
+    return rows_R_K_T_D if missing <= 0 else torch.nn.functional.pad(rows_R_K_T_D, (0, 0, 0, missing))
 
 
 class PrefillPass(NamedTuple):
@@ -270,7 +308,7 @@ class TrainingPass(NamedTuple):
 
 
 class DecodeStep:
-    """A pass over the `step`-th token (from 0) of each row in `rows_N` (ascending), the rows that have not ended.
+    """A pass over the next token of each row in `rows_N` (ascending), the rows that have not ended.
 
     Attention runs over all B rows of the cache, with zeros for ended ones: they are few, because `select_rows` drops them in
     time, and leaving them out would copy the keys of all others.
@@ -279,11 +317,13 @@ class DecodeStep:
     columns, and W = T + S.
     """
 
-    def __init__(self, kv_cache: PrefixKVCache, rows_N: torch.Tensor, step: int) -> None:
-        self.kv_cache, self.rows_N, self.step = kv_cache, rows_N, step
+    def __init__(self, kv_cache: PrefixKVCache, rows_N: torch.Tensor) -> None:
+        self.kv_cache, self.rows_N = kv_cache, rows_N
+        self.n_suffix_blocks = kv_cache.n_suffix_blocks
         self.grid_slot_B, self.max_rows_per_prompt = kv_cache.grid_slot_B, kv_cache.max_rows_per_prompt
         self.prompt_length_B = kv_cache.prompt_length_P[kv_cache.prompt_index_B]
-        self.position_N = self.prompt_length_B[rows_N] + step
+        self.position_B = self.prompt_length_B + kv_cache.suffix_length_B
+        self.position_N = self.position_B[rows_N]
         # Where every prompt has the same number of rows, rows and grid are the same tensor: then a view replaces two copies.
         self._is_grid_full = len(kv_cache.prompt_index_B) == self.max_rows_per_prompt * len(kv_cache.prompt_length_P)
         self._masked_by_window: dict[int | None, torch.Tensor] = {}
@@ -294,7 +334,9 @@ class DecodeStep:
     ) -> torch.Tensor:  # fmt: skip
         """Attention output [N, H, D]. The rows of a prompt share one product with its keys, which are never copied per row."""
         query_B_H_D, key_B_K_D, value_B_K_D = map(self._scatter_to_all_rows, (query_N_H_D, key_N_K_D, value_N_K_D))
-        suffix_keys_B_K_S_D, suffix_values_B_K_S_D = self.kv_cache.append_suffix_token(layer, self.step, key_B_K_D, value_B_K_D)
+        suffix_keys_B_K_S_D, suffix_values_B_K_S_D = self.kv_cache.write_suffix_token(
+            layer, self.n_suffix_blocks, key_B_K_D, value_B_K_D
+        )
         prefix_keys_P_K_T_D, prefix_values_P_K_T_D = self.kv_cache.prefix_kv(layer)
         prefix_width, suffix_width, size = prefix_keys_P_K_T_D.shape[2], suffix_keys_B_K_S_D.shape[2], query_N_H_D.shape[2]
         query_B_K_R_D = query_B_H_D.reshape(len(query_B_H_D), key_B_K_D.shape[1], -1, size)
@@ -341,10 +383,10 @@ class DecodeStep:
             prefix_T = torch.arange(prefix_width, device=self.prompt_length_B.device)
             suffix_S = torch.arange(suffix_width, device=self.prompt_length_B.device)
             prefix_B_T = prefix_T >= self.prompt_length_B[:, None]
-            suffix_B_S = (suffix_S > self.step).expand(len(self.prompt_length_B), -1)
+            suffix_B_S = suffix_S > self.kv_cache.suffix_length_B[:, None]
             if window is not None:
-                prefix_B_T = prefix_B_T | ((self.prompt_length_B + self.step)[:, None] - prefix_T >= window)
-                suffix_B_S = suffix_B_S | (self.step - suffix_S >= window)
+                prefix_B_T = prefix_B_T | (self.position_B[:, None] - prefix_T >= window)
+                suffix_B_S = suffix_B_S | (self.kv_cache.suffix_length_B[:, None] - suffix_S >= window)
             self._masked_by_window[window] = torch.cat([prefix_B_T, suffix_B_S], dim=1)
         return self._masked_by_window[window]
 

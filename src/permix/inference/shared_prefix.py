@@ -184,13 +184,15 @@ def _split_by_budget(costs: Sequence[int], budget: int) -> Iterator[slice]:
     yield slice(start, len(costs))
 
 
-def decode_step(network: Any, kv_cache: PrefixKVCache, rows_N: torch.Tensor, token_N: torch.Tensor, step: int) -> torch.Tensor:
-    """Append the `step`-th token (from 0) of these completions; returns the logits [N, V] of the token after it.
+def decode_step(network: Any, kv_cache: PrefixKVCache, rows_N: torch.Tensor, token_N: torch.Tensor) -> torch.Tensor:
+    """Append a token to each of these completions; returns the logits [N, V] of the token after it.
 
     `rows_N` are row numbers of the cache, ascending.
     """
-    layout = DecodeStep(kv_cache, rows_N, step)
-    return forward_packed(network, token_N, layout.position_N, torch.arange(len(rows_N), device=rows_N.device), layout)
+    layout = DecodeStep(kv_cache, rows_N)
+    logits_N_V = forward_packed(network, token_N, layout.position_N, torch.arange(len(rows_N), device=rows_N.device), layout)
+    kv_cache.extend_suffixes(rows_N)
+    return logits_N_V
 
 
 class PackedGroups(NamedTuple):
@@ -305,7 +307,7 @@ def _decoded_logits(network: Any, groups: Sequence[PromptGroup]) -> torch.Tensor
     for step in range(max(map(len, completions)) - 1):
         live = [row for row, completion in enumerate(completions) if len(completion) > step + 1]
         tokens = torch.tensor([completions[row][step] for row in live], device=network.device)
-        logits_N_V = decode_step(network, kv_cache, torch.tensor(live, device=network.device), tokens, step)
+        logits_N_V = decode_step(network, kv_cache, torch.tensor(live, device=network.device), tokens)
         for row, logits_V in zip(live, logits_N_V, strict=True):
             logits_by_row[row].append(logits_V)
     return torch.stack(list(chain.from_iterable(logits_by_row.values())))
