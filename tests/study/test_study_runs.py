@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -110,17 +111,26 @@ def test_units_that_other_commands_run_are_left_to_them(
     assert not (tmp_path / "out" / "base" / "log.txt").exists()
 
 
-def test_an_interrupted_command_ends_its_units_and_leaves_them_free(tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "in_background"), [(signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGTERM, True)])
+def test_an_interrupted_command_ends_its_units_and_leaves_them_free(
+    tiny_model: Path, tmp_path: Path, number: signal.Signals, in_background: bool
+) -> None:
+    """Also as a job of a shell in the background, where it and its units ignore Ctrl-C."""
     file = write_study(tmp_path, tiny_model, arms={})
     command = [sys.executable, "-m", "permix", "study", str(file)]
+    if in_background:
+        command = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", *command]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stderr is not None
     assert any("base: started" in line for line in process.stderr)
     assert is_claimed(tmp_path / "out" / "base")
-    process.send_signal(signal.SIGINT)  # not to the process of the unit, as a terminal would
+    while process.poll() is None and not (tmp_path / "out" / "base" / "log.txt").stat().st_size:
+        time.sleep(0.05)  # before it says what it does, it has nothing to end in order
+    process.send_signal(number)  # not to the process of the unit, as a terminal would
     process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert not is_claimed(tmp_path / "out" / "base")
+    assert "interrupted; finished work is saved" in (tmp_path / "out" / "base" / "log.txt").read_text()
 
 
 # The paper's study

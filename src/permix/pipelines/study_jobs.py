@@ -124,11 +124,11 @@ class _UnitProcesses:
                 process = subprocess.Popen(
                     command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=[claim]
                 )
+                self.running.append(_RunningUnit(unit, process, slot))  # at once: what is not in the list is not interrupted
         finally:
             os.close(claim)  # the process has inherited it
         where = f" on GPU {gpus}" if (gpus := self._device_of(slot).get("CUDA_VISIBLE_DEVICES")) else ""
         print_status(f"{unit.name}: started{where}; its output goes to {log}")
-        self.running.append(_RunningUnit(unit, process, slot))
         return True
 
     def _device_of(self, slot: int) -> dict[str, str]:
@@ -162,7 +162,7 @@ class _UnitProcesses:
         """Interrupt the processes, and wait until they have saved what is finished."""
         for one in self.running:
             with contextlib.suppress(ProcessLookupError):
-                one.process.send_signal(signal.SIGINT)
+                one.process.send_signal(signal.SIGTERM)  # a job of a shell in the background ignores SIGINT
         end = time.monotonic() + END_S
         for one in self.running:
             try:
