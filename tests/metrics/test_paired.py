@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
-from permix.metrics.measures import MEASURE_VIEWS, measures_estimated_by
+from permix.metrics import model_comparison, posterior, priors, statistics
+from permix.metrics.measures import MEASURE_VIEWS, measures_estimated_by, measures_in
 from permix.metrics.model_comparison import PairedComparison, compare_models_paired
 from permix.metrics.posterior import posterior_estimates
+from permix.metrics.stability import observed_measures
 from permix.metrics.statistics import Array
 
 NAN = np.nan
@@ -120,3 +122,56 @@ def test_a_difference_is_found() -> None:
         assert low > 0
         assert p is not None
         assert p < 0.01
+
+
+@pytest.mark.parametrize("missing", [0.0, 0.15])
+def test_swaps_are_measured_together_as_one_by_one(missing: float) -> None:
+    """Every measure of a comparison, under swaps that are drawn question by question."""
+    rng = np.random.default_rng(4)
+    first_N_Q, other_N_Q = ((rng.random((6, 30)) < 0.6).astype(float) for _ in range(2))
+    first_N_Q[0] = np.nan  # a persona that nobody answered
+    first_N_Q[rng.random(first_N_Q.shape) < missing] = np.nan
+    absent_N_Q = np.isnan(first_N_Q) | np.isnan(other_N_Q)
+    first_N_Q, other_N_Q = (np.where(absent_N_Q, np.nan, rows_N_Q) for rows_N_Q in (first_N_Q, other_N_Q))
+    halves_K_Q = statistics.random_half_splits(30, 7, rng)
+    found = model_comparison._swap_null_distribution(first_N_Q, other_N_Q, halves_K_Q, np.random.default_rng(8), 25)
+    measures, draws = measures_in("comparison"), np.random.default_rng(8)
+    for swap in range(25):
+        swap_Q = draws.integers(0, 2, size=30).astype(bool)
+        rows = np.where(swap_Q, other_N_Q, first_N_Q), np.where(swap_Q, first_N_Q, other_N_Q)
+        one, two = (observed_measures(rows_N_Q[:-1], rows_N_Q[-1], halves_K_Q, measures) for rows_N_Q in rows)
+        for measure in measures:
+            expected = two[measure.name] - one[measure.name]
+            np.testing.assert_allclose(found[measure.name][swap], expected, atol=1e-12, err_msg=measure.name)
+    assert set(found) == {measure.name for measure in measures}
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 6])
+def test_small_matrices_are_inverted_as_by_lapack(size: int) -> None:
+    rng = np.random.default_rng(size)
+    half = rng.normal(size=(4, 5, size, size))
+    matrices = half @ half.swapaxes(-1, -2) + 0.1 * np.eye(size)
+    inverse, root = priors._inverse_and_root(matrices)
+    np.testing.assert_allclose(inverse @ matrices, np.broadcast_to(np.eye(size), matrices.shape), atol=1e-9)
+    np.testing.assert_allclose(root, np.linalg.cholesky(np.linalg.inv(matrices)), rtol=1e-8, atol=1e-12)
+    vectors = rng.normal(size=(4, 5, size))
+    np.testing.assert_allclose(priors._multiply(matrices, vectors), (matrices @ vectors[..., None])[..., 0], atol=1e-12)
+
+
+def test_estimates_that_are_kept_are_those_of_their_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(posterior, "KEPT_ESTIMATES", 2)
+    kept: dict[object, object] = {}
+    monkeypatch.setattr(posterior, "_ESTIMATES", kept)
+    rng = np.random.default_rng(1)
+    grids = [((rng.random((3, 20)) < share).astype(float), np.full(20, NAN)) for share in (0.3, 0.6, 0.9)]
+    first = [posterior_estimates(*grid, seed=0) for grid in grids]
+    assert len(kept) == 2
+    assert len({one["mean"].value if "mean" in one else one["worst"].value for one in first}) == 3
+    first[2].clear()  # a caller's changes are its own
+    assert posterior_estimates(*grids[2], seed=0)["worst"].value == posterior_estimates(*grids[2], seed=0)["worst"].value
+    assert posterior_estimates(*grids[0], seed=0) == first[0]
+    other_seed, no_effect = posterior_estimates(*grids[0], seed=1), posterior_estimates(*grids[0], seed=0, no_effect=True)
+    assert other_seed["worst"] != first[0]["worst"]
+    assert no_effect["worst"] != first[0]["worst"]
+    transposed = posterior_estimates(grids[0][0].reshape(6, 10), grids[0][1][:10], seed=0)
+    assert transposed["worst"].n == 10

@@ -10,7 +10,8 @@ The p of the permutation test and the minimum detectable effect are not measures
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from functools import cached_property
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
@@ -42,7 +43,8 @@ MeasureView = Literal[
 ]  # fmt: skip
 
 
-class ResampledScores(NamedTuple):
+@dataclass(frozen=True)
+class ResampledScores:
     """Scores of the personas that have any score, and the accuracies in R resamples of the questions.
 
     Question q is drawn counts_R_Q[r, q] times in resample r.
@@ -56,13 +58,19 @@ class ResampledScores(NamedTuple):
     baseline_R: Array
     """Accuracy without persona; NaN without a baseline."""
 
+    @cached_property
+    def persona_sd_R(self) -> Array:
+        """`statistics.persona_sd`, which two measures need."""
+        return statistics.persona_sd(self.mean_P_Q, self.counts_R_Q)
+
 
 @dataclass(frozen=True)
 class StabilityMeasure:
     """One measure.
 
     `formula` maps accuracy_R_P and baseline_R to value_R, for resamples and for draws. `scores_formula` is for a measure that
-    accuracies do not determine; resamples use it instead of `formula`.
+    accuracies do not determine; resamples use it instead of `formula`. `swapped_formula` gives the same values of two models that
+    swap their scores on some questions (`statistics.swapped_pss_crossfit` has the arguments), where that is much faster.
     """
 
     name: str
@@ -72,6 +80,7 @@ class StabilityMeasure:
     estimator: MeasureEstimator
     formula: Callable[[Array, Array], Array] | None = None
     scores_formula: Callable[[ResampledScores], Array] | None = None
+    swapped_formula: Callable[[Array, Array, Array, Array, int], tuple[Array, Array]] | None = None
     questions: ScoredQuestions = "personas"
     null_end: Literal["low", "high"] = "high"
     """The end of the interval towards "personas do not differ"; only the estimators posterior and hull use it."""
@@ -121,6 +130,7 @@ STABILITY_MEASURES: dict[str, StabilityMeasure] = {
         StabilityMeasure(
             "pss_crossfit", "PSS cross-fitted", "observed",
             scores_formula=lambda scores: statistics.pss_crossfit(scores.mean_P_Q, scores.halves_K_Q, scores.counts_R_Q),
+            swapped_formula=statistics.swapped_pss_crossfit,
         ),
         StabilityMeasure(
             "worst", "worst persona", "posterior", lambda accuracy_R_P, _: accuracy_R_P.min(axis=1),
@@ -154,12 +164,13 @@ STABILITY_MEASURES: dict[str, StabilityMeasure] = {
         ),
         StabilityMeasure(
             "persona_sd", "sd of personas", "hull", _sd_of_draws,
-            scores_formula=lambda scores: statistics.persona_sd(scores.mean_P_Q, scores.counts_R_Q), null_end="low",
+            scores_formula=lambda scores: scores.persona_sd_R, null_end="low",
         ),
         StabilityMeasure(
             "relative_persona_sd", "sd of personas / mean", "hull",
             lambda accuracy_R_P, _: statistics.safe_divide(_sd_of_draws(accuracy_R_P, _), accuracy_R_P.mean(axis=1)),
-            scores_formula=lambda scores: statistics.relative_persona_sd(scores.mean_P_Q, scores.counts_R_Q), null_end="low",
+            scores_formula=lambda scores: statistics.safe_divide(scores.persona_sd_R, scores.accuracy_R_P.mean(axis=1)),
+            null_end="low",
             phrase="sd of personas relative to the mean",
         ),
         StabilityMeasure(

@@ -178,16 +178,32 @@ def compare_models_paired(
 def _swap_null_distribution(
     first_N_Q: Array, other_N_Q: Array, halves_K_Q: Array, rng: np.random.Generator, n_swaps: int
 ) -> dict[str, Array]:
-    """null_R of every measure: its difference after swapping the models on a random half of the questions."""
-    measures = measures_in("comparison")
-    null_R: dict[str, list[float]] = {measure.name: [] for measure in measures}
-    for _ in range(n_swaps):
-        swap_Q = rng.integers(0, 2, size=first_N_Q.shape[1]).astype(bool)
-        rows = np.where(swap_Q, other_N_Q, first_N_Q), np.where(swap_Q, first_N_Q, other_N_Q)
-        one, two = (observed_measures(rows_N_Q[:-1], rows_N_Q[-1], halves_K_Q, measures) for rows_N_Q in rows)
-        for name, differences in null_R.items():
-            differences.append(two[name] - one[name])
-    return {name: np.array(values) for name, values in null_R.items()}
+    """null_R of every measure: its difference after swapping the models on a random half of the questions.
+
+    The questions of both models lie side by side, 2 Q in all, and a swap is a draw that takes each question from one of the two.
+    """
+    swap_R_Q = rng.integers(0, 2, size=(n_swaps, first_N_Q.shape[1])).astype(float)
+    both_N_2Q = np.hstack([first_N_Q, other_N_Q])
+    measures = [measure for measure in measures_in("comparison") if measure.swapped_formula is None]
+    null_R: dict[str, list[Array]] = {measure.name: [] for measure in measures}
+    block_size = max(1, BOOTSTRAP_BLOCK_FLOATS // (len(both_N_2Q) * max(both_N_2Q.shape)))
+    for start in range(0, n_swaps, block_size):
+        part_R_Q = swap_R_Q[start : start + block_size]
+        one, two = (
+            resample_scores(both_N_2Q[:-1], both_N_2Q[-1], counts_R_2Q)
+            for counts_R_2Q in (np.hstack([1 - part_R_Q, part_R_Q]), np.hstack([part_R_Q, 1 - part_R_Q]))
+        )
+        for measure in measures:
+            null_R[measure.name].append(measure.of_resamples(two) - measure.of_resamples(one))
+    scored_P = ~np.isnan(first_N_Q[:-1]).all(axis=1)
+    first_P_Q, other_P_Q = (rows_N_Q[:-1][scored_P if scored_P.any() else slice(None)] for rows_N_Q in (first_N_Q, other_N_Q))
+    halves_block_size = max(1, BOOTSTRAP_BLOCK_FLOATS // halves_K_Q.size)
+    found = {name: np.concatenate(values) for name, values in null_R.items()}
+    for measure in measures_in("comparison"):
+        if measure.swapped_formula is not None:
+            one_R, two_R = measure.swapped_formula(first_P_Q, other_P_Q, halves_K_Q, swap_R_Q, halves_block_size)
+            found[measure.name] = two_R - one_R
+    return found
 
 
 def _two_sided_p(difference: float, null_R: Array) -> float | None:

@@ -19,6 +19,7 @@ Source: the priors are cited in `permix.metrics.priors`; their combination is ou
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from hashlib import blake2b
 from typing import NamedTuple
 
 import numpy as np
@@ -235,17 +236,31 @@ def sample_posterior(mean_P_Q: Array, baseline_Q: Array, *, seed: int, missing_b
     return PosteriorDraws(mean_P_Q, baseline_Q, noise_model, (accuracy_R_P, baseline_R), dirichlet)
 
 
+KEPT_ESTIMATES = 512
+
+_ESTIMATES: dict[tuple[object, ...], dict[str, Estimate]] = {}
+"""Results of `posterior_estimates` by a hash of the scores, the other arguments and the measures; the oldest go first."""
+
+
 def posterior_estimates(mean_P_Q: Array, baseline_Q: Array, *, seed: int, no_effect: bool = False) -> dict[str, Estimate]:
     """Estimates of the measures of one grid by name; where nothing can be drawn, the observed values without an interval.
 
-    `no_effect` as in `estimates_from_draws`.
+    `no_effect` as in `estimates_from_draws`. The last `KEPT_ESTIMATES` results are kept: a report compares a model with several
+    others, and each comparison needs its estimates.
     """
-    draws = sample_posterior(mean_P_Q, baseline_Q, seed=seed)
-    return (
-        _plugin_estimates(mean_P_Q, baseline_Q, count_scored_questions(mean_P_Q))
-        if draws is None
-        else estimates_from_draws(draws, no_effect=no_effect)
-    )
+    content = blake2b(mean_P_Q.tobytes() + baseline_Q.tobytes(), digest_size=16).digest()
+    key = (content, mean_P_Q.shape, seed, no_effect, priors.N_DRAWS, priors.WARMUP_STEPS, tuple(drawn_measures()))
+    if key not in _ESTIMATES:
+        draws = sample_posterior(mean_P_Q, baseline_Q, seed=seed)
+        estimates = (
+            _plugin_estimates(mean_P_Q, baseline_Q, count_scored_questions(mean_P_Q))
+            if draws is None
+            else estimates_from_draws(draws, no_effect=no_effect)
+        )
+        if len(_ESTIMATES) >= KEPT_ESTIMATES:
+            del _ESTIMATES[next(iter(_ESTIMATES))]
+        _ESTIMATES[key] = estimates
+    return dict(_ESTIMATES[key])
 
 
 def estimates_from_draws(draws: PosteriorDraws, *, no_effect: bool) -> dict[str, Estimate]:

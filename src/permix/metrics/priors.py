@@ -180,7 +180,7 @@ def sample_horseshoe(y_P_G: Array, noise_P_G_G: Array, rng: np.random.Generator)
     C, n_kept = _chains_and_draws(P)
     noise_P_G_G = noise_P_G_G + 1e-12 * np.eye(G)
     unit_G = np.einsum("pgg->g", noise_P_G_G) / P
-    precision_P_G_G = np.linalg.inv(noise_P_G_G)
+    precision_P_G_G = np.asarray(np.linalg.inv(noise_P_G_G), dtype=float)
     mu_cov_G_G = np.linalg.inv(precision_P_G_G.sum(axis=0))
     mu_root_G_G = np.linalg.cholesky(mu_cov_G_G)
     effect_C_P_G = np.tile(0.5 * (y_P_G - y_P_G.mean(axis=0)), (C, 1, 1))
@@ -189,17 +189,48 @@ def sample_horseshoe(y_P_G: Array, noise_P_G_G: Array, rng: np.random.Generator)
     global_C_G = np.tile(np.maximum(y_P_G.var(axis=0), 0.05 * unit_G), (C, 1))
     draws = []
     for step in range(WARMUP_STEPS + n_kept):
-        posterior_precision = precision_P_G_G + np.eye(G) / (global_C_G[:, None] * local)[..., None]
-        covariance = np.linalg.inv(posterior_precision)
-        weighted = np.einsum("pgh,cph->cpg", precision_P_G_G, y_P_G - mu_C_G[:, None])
-        noise = np.einsum("cpgh,cph->cpg", np.linalg.cholesky(covariance), rng.normal(size=(C, P, G)))
-        effect_C_P_G = np.einsum("cpgh,cph->cpg", covariance, weighted) + noise
-        weighted_C_G = np.einsum("pgh,cph->cg", precision_P_G_G, y_P_G - effect_C_P_G)
+        covariance, root = _inverse_and_root(precision_P_G_G + np.eye(G) / (global_C_G[:, None] * local)[..., None])
+        weighted = _multiply(precision_P_G_G, y_P_G - mu_C_G[:, None])
+        effect_C_P_G = _multiply(covariance, weighted) + _multiply(root, rng.normal(size=(C, P, G)))
+        weighted_C_G = _multiply(precision_P_G_G, y_P_G - effect_C_P_G).sum(axis=1)
         mu_C_G = weighted_C_G @ mu_cov_G_G + rng.normal(size=(C, G)) @ mu_root_G_G.T
         local, auxiliary, global_C_G = _sample_scales(effect_C_P_G, auxiliary, global_C_G, unit_G, rng)
         if step >= WARMUP_STEPS:
             draws.append(mu_C_G[:, None] + effect_C_P_G)
     return np.concatenate(draws)[:N_DRAWS]
+
+
+def _multiply(matrices_G_G: Array, vectors_G: Array) -> Array:
+    """Products [..., G] of matrices and vectors."""
+    G = vectors_G.shape[-1]
+    if G > 2:
+        return np.asarray(np.einsum("...gh,...h->...g", matrices_G_G, vectors_G))
+    # einsum loops over the leading axes, which are long.
+    columns = [matrices_G_G[..., column] * vectors_G[..., column, None] for column in range(G)]
+    return columns[0] if G == 1 else columns[0] + columns[1]
+
+
+def _inverse_and_root(matrices_G_G: Array) -> tuple[Array, Array]:
+    """The inverses of symmetric positive definite matrices [..., G, G], and the Cholesky factors of the inverses.
+
+    In closed form for G of 1 and 2: calling LAPACK for every small matrix takes most of the time of a chain.
+    """
+    G = matrices_G_G.shape[-1]
+    if G > 2:
+        inverse_G_G = np.asarray(np.linalg.inv(matrices_G_G), dtype=float)
+        return inverse_G_G, np.asarray(np.linalg.cholesky(inverse_G_G), dtype=float)
+    if G == 1:
+        inverse_G_G = np.asarray(1 / matrices_G_G, dtype=float)
+        return inverse_G_G, np.asarray(np.sqrt(inverse_G_G), dtype=float)
+    a, b, c = matrices_G_G[..., 0, 0], matrices_G_G[..., 1, 0], matrices_G_G[..., 1, 1]
+    determinant = a * c - b * b
+    inverse_G_G, root_G_G = np.empty_like(matrices_G_G), np.zeros_like(matrices_G_G)
+    inverse_G_G[..., 0, 0], inverse_G_G[..., 1, 1] = c / determinant, a / determinant
+    inverse_G_G[..., 0, 1] = inverse_G_G[..., 1, 0] = -b / determinant
+    root_G_G[..., 0, 0] = np.sqrt(inverse_G_G[..., 0, 0])
+    root_G_G[..., 1, 0] = inverse_G_G[..., 1, 0] / root_G_G[..., 0, 0]
+    root_G_G[..., 1, 1] = np.sqrt(1 / c)  # what is left of the second variance given the first variable
+    return inverse_G_G, root_G_G
 
 
 def sample_correlated_horseshoe(y_P: Array, noise_P_P: Array, rng: np.random.Generator) -> Array:
@@ -261,9 +292,18 @@ def sample_dirichlet(y_P: Array, noise_var_P: Array, rng: np.random.Generator) -
     mu_C, sigma2_C = np.full(C, y_P.mean()), np.full(C, max(2 * float(y_P.var()), 0.2 * unit))
     alpha_C = np.ones(C)
     draws = []
+    cell_C_1 = V * np.arange(C)[:, None]
+    noise_weight_C_P, y_weight_C_P = (np.tile(weight_P, (C, 1)) for weight_P in (1 / noise_var_P, y_P / noise_var_P))
+    factor_P_1 = (-0.5 / noise_var_P)[:, None]
+
+    def sum_by_label(weight_C_P: Array | None) -> Array:
+        """Sums [C, V] over the personas of each label."""
+        weights = None if weight_C_P is None else weight_C_P.ravel()
+        sum_CV = np.bincount((label_C_P + cell_C_1).ravel(), weights, minlength=C * V)
+        return np.asarray(sum_CV, dtype=float).reshape(C, V)
+
+    count_C_V = sum_by_label(None)
     for step in range(WARMUP_STEPS + n_kept):
-        is_label_C_P_V = label_C_P[:, :, None] == np.arange(V)
-        count_C_V = is_label_C_P_V.sum(axis=1)
         later_C_V = count_C_V[:, ::-1].cumsum(axis=1)[:, ::-1] - count_C_V
         stick_C_V = np.clip(rng.beta(1.0 + count_C_V, alpha_C[:, None] + later_C_V), 1e-12, 1 - 1e-12)
         log_rest_C_V = np.log1p(-stick_C_V[:, :-1])
@@ -271,13 +311,19 @@ def sample_dirichlet(y_P: Array, noise_var_P: Array, rng: np.random.Generator) -
         # The last stick is what the others leave: truncation sets its fraction to 1, whose log is 0.
         log_weight_C_V = log_before_C_V + np.concatenate([np.log(stick_C_V[:, :-1]), np.zeros((C, 1))], axis=1)
         alpha_C = rng.gamma(V, size=C) / (4.0 - log_rest_C_V.sum(axis=1))
-        precision_C_V = (is_label_C_P_V / noise_var_P[:, None]).sum(axis=1) + 1 / sigma2_C[:, None]
-        value_C_V = ((is_label_C_P_V * (y_P / noise_var_P)[:, None]).sum(axis=1) + (mu_C / sigma2_C)[:, None]) / precision_C_V
+        precision_C_V = sum_by_label(noise_weight_C_P) + 1 / sigma2_C[:, None]
+        value_C_V = (sum_by_label(y_weight_C_P) + (mu_C / sigma2_C)[:, None]) / precision_C_V
         value_C_V = value_C_V + rng.normal(size=(C, V)) / np.sqrt(precision_C_V)
-        log_C_P_V = log_weight_C_V[:, None] - (y_P[:, None] - value_C_V[:, None]) ** 2 / (2 * noise_var_P[:, None])
+        score_C_P_V = y_P[:, None] - value_C_V[:, None]
+        score_C_P_V *= score_C_P_V
+        score_C_P_V *= factor_P_1
+        score_C_P_V += log_weight_C_V[:, None]
         # Gumbel-max: the argmax of log weights plus Gumbel noise, -log(exponential), is a draw from the weights.
-        label_C_P = (log_C_P_V - np.log(rng.exponential(size=log_C_P_V.shape))).argmax(axis=2)
-        is_used_C_V = (label_C_P[:, :, None] == np.arange(V)).any(axis=1)
+        noise_C_P_V = rng.exponential(size=score_C_P_V.shape)
+        score_C_P_V -= np.log(noise_C_P_V, out=noise_C_P_V)
+        label_C_P = score_C_P_V.argmax(axis=2)
+        count_C_V = sum_by_label(None)
+        is_used_C_V = count_C_V > 0
         n_used_C = is_used_C_V.sum(axis=1)
         mu_C = (value_C_V * is_used_C_V).sum(axis=1) / n_used_C + rng.normal(size=C) * np.sqrt(sigma2_C / n_used_C)
         squares_C = ((value_C_V - mu_C[:, None]) ** 2 * is_used_C_V).sum(axis=1)

@@ -160,11 +160,6 @@ def persona_sd(mean_P_Q: Array, counts_R_Q: Array) -> Array:
     return np.asarray(np.sqrt(np.maximum(safe_divide(excess_R, np.float64(len(mean_P_Q) - 1)), 0.0)))
 
 
-def relative_persona_sd(mean_P_Q: Array, counts_R_Q: Array) -> Array:
-    """`persona_sd` divided by the mean accuracy over personas [R]; NaN where that is 0."""
-    return safe_divide(persona_sd(mean_P_Q, counts_R_Q), weighted_question_mean(mean_P_Q, counts_R_Q).mean(axis=1))
-
-
 def variance_component_sd(
     mean_square: float, error_mean_square: float, df: int, error_df: int, scores_per_effect: int
 ) -> Estimate:
@@ -216,9 +211,44 @@ def pss_crossfit(mean_P_Q: Array, halves_K_Q: Array, counts_R_Q: Array) -> Array
     sum_RK_P, count_RK_P = first_RK_Q @ value_Q_P, first_RK_Q @ scored_Q_P
     other_sum_RK_P = np.repeat(counts_R_Q @ value_Q_P, K, axis=0) - sum_RK_P
     other_count_RK_P = np.repeat(counts_R_Q @ scored_Q_P, K, axis=0) - count_RK_P
-    half_RK_P, other_RK_P = safe_divide(sum_RK_P, count_RK_P), safe_divide(other_sum_RK_P, other_count_RK_P)
+    return _pss_of_halves(safe_divide(sum_RK_P, count_RK_P), safe_divide(other_sum_RK_P, other_count_RK_P), K)
+
+
+def swapped_pss_crossfit(
+    first_P_Q: Array, other_P_Q: Array, halves_K_Q: Array, swap_R_Q: Array, block_size: int
+) -> tuple[Array, Array]:
+    """`pss_crossfit` [R] of two models after they have swapped their scores on the questions where `swap_R_Q` is 1.
+
+    Both have scores in the same cells. Sums over a half are those without a swap plus what the swapped questions change, so each
+    swap costs one product for both models. `block_size` swaps are computed at a time (memory).
+    """
+    (R, Q), K = swap_R_Q.shape, len(halves_K_Q)
+    first_Q_P, scored_Q_P = _values_and_mask(first_P_Q)
+    other_Q_P, _ = _values_and_mask(other_P_Q)
+    change_Q_P = other_Q_P - first_Q_P
+    count_1_P = scored_Q_P.sum(axis=0, keepdims=True)
+    count_K_P = halves_K_Q @ scored_Q_P
+    found = list[tuple[Array, Array]]()
+    for start in range(0, R, block_size):
+        part_R_Q = swap_R_Q[start : start + block_size]
+        moved_RK_P = (part_R_Q[:, None, :] * halves_K_Q).reshape(-1, Q) @ change_Q_P
+        moved_total_RK_P = np.repeat(part_R_Q @ change_Q_P, K, axis=0)
+        first_count_RK_P, second_count_RK_P = (np.tile(each, (len(part_R_Q), 1)) for each in (count_K_P, count_1_P - count_K_P))
+        pair = []
+        for value_Q_P, sign in ((first_Q_P, 1.0), (other_Q_P, -1.0)):
+            half_RK_P = np.tile(halves_K_Q @ value_Q_P, (len(part_R_Q), 1)) + sign * moved_RK_P
+            rest_RK_P = value_Q_P.sum(axis=0) + sign * moved_total_RK_P - half_RK_P
+            pair.append(_pss_of_halves(safe_divide(half_RK_P, first_count_RK_P), safe_divide(rest_RK_P, second_count_RK_P), K))
+        found.append((pair[0], pair[1]))
+    one, two = (np.concatenate(values) for values in zip(*found, strict=True))
+    return one, two
+
+
+def _pss_of_halves(half_RK_P: Array, other_RK_P: Array, n_splits: int) -> Array:
+    """The cross-fitted PSS [R] from the accuracies on both halves of every split, the splits of a resample in a row."""
+    shape = (2, -1, n_splits)
     pairs_2_RK = [_score_worst_and_best(half_RK_P, other_RK_P), _score_worst_and_best(other_RK_P, half_RK_P)]
-    worst_R, best_R = mean_over_samples(np.concatenate([pair.reshape(2, R, K) for pair in pairs_2_RK], axis=2))
+    worst_R, best_R = mean_over_samples(np.concatenate([pair.reshape(shape) for pair in pairs_2_RK], axis=2))
     return safe_divide(worst_R, best_R)
 
 
@@ -246,7 +276,7 @@ def permute_within_question(mean_P_Q: Array, rng: np.random.Generator) -> Array:
     return permuted_Q_P.T
 
 
-NORMAL_LIMIT_MIN_SCORES, NORMAL_LIMIT_MAX_PERSONAS, NORMAL_LIMIT_MIN_VARIANCE = 200_000, 1000, 25.0
+NORMAL_LIMIT_MIN_SCORES, NORMAL_LIMIT_MAX_PERSONAS, NORMAL_LIMIT_MIN_VARIANCE = 50_000, 1000, 25.0
 """Sums of permuted scores are drawn from their normal limit if there are at least this many scores, at most this many personas,
 and at least this variance of each persona's sum. With less variance nearly all answers are equal, and the limit is inaccurate."""
 
