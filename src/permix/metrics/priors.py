@@ -188,10 +188,18 @@ def sample_horseshoe(y_P_G: Array, noise_P_G_G: Array, rng: np.random.Generator)
     local = auxiliary = np.ones((C, P, G))
     global_C_G = np.tile(np.maximum(y_P_G.var(axis=0), 0.05 * unit_G), (C, 1))
     draws = []
+    roots_P_G_G = np.linalg.cholesky(precision_P_G_G) if G > 2 else None
     for step in range(WARMUP_STEPS + n_kept):
-        covariance, root = _inverse_and_root(precision_P_G_G + np.eye(G) / (global_C_G[:, None] * local)[..., None])
+        prior_precision_C_P_G = 1 / (global_C_G[:, None] * local)
+        posterior_precision = np.tile(precision_P_G_G, (C, 1, 1, 1))
+        np.einsum("cpgg->cpg", posterior_precision)[:] += prior_precision_C_P_G  # einsum gives a view of the diagonals
         weighted = _multiply(precision_P_G_G, y_P_G - mu_C_G[:, None])
-        effect_C_P_G = _multiply(covariance, weighted) + _multiply(root, rng.normal(size=(C, P, G)))
+        if roots_P_G_G is None:
+            covariance, root = _inverse_and_root(posterior_precision)
+            effect_C_P_G = _multiply(covariance, weighted) + _multiply(root, rng.normal(size=(C, P, G)))
+        else:
+            part_noise = _multiply(roots_P_G_G, rng.normal(size=(C, P, G)))
+            effect_C_P_G = _sample_by_solving(posterior_precision, part_noise, prior_precision_C_P_G, weighted, rng)
         weighted_C_G = _multiply(precision_P_G_G, y_P_G - effect_C_P_G).sum(axis=1)
         mu_C_G = weighted_C_G @ mu_cov_G_G + rng.normal(size=(C, G)) @ mu_root_G_G.T
         local, auxiliary, global_C_G = _sample_scales(effect_C_P_G, auxiliary, global_C_G, unit_G, rng)
@@ -201,25 +209,21 @@ def sample_horseshoe(y_P_G: Array, noise_P_G_G: Array, rng: np.random.Generator)
 
 
 def _multiply(matrices_G_G: Array, vectors_G: Array) -> Array:
-    """Products [..., G] of matrices and vectors."""
+    """Products [C, P, G] of matrices and vectors; the matrices are [P, G, G], or [C, P, G, G] for G of 1 or 2."""
     G = vectors_G.shape[-1]
-    if G > 2:
-        return np.asarray(np.einsum("...gh,...h->...g", matrices_G_G, vectors_G))
+    if G > 2:  # one product of a matrix with the vectors of all chains, for each persona
+        return np.asarray(np.matmul(vectors_G.swapaxes(0, 1), matrices_G_G.swapaxes(-1, -2)).swapaxes(0, 1), dtype=float)
     # einsum loops over the leading axes, which are long.
     columns = [matrices_G_G[..., column] * vectors_G[..., column, None] for column in range(G)]
     return columns[0] if G == 1 else columns[0] + columns[1]
 
 
 def _inverse_and_root(matrices_G_G: Array) -> tuple[Array, Array]:
-    """The inverses of symmetric positive definite matrices [..., G, G], and the Cholesky factors of the inverses.
+    """The inverses of symmetric positive definite matrices [..., G, G] with G of 1 or 2, and the inverses' Cholesky factors.
 
-    In closed form for G of 1 and 2: calling LAPACK for every small matrix takes most of the time of a chain.
+    In closed form: calling LAPACK for every small matrix takes most of the time of a chain.
     """
-    G = matrices_G_G.shape[-1]
-    if G > 2:
-        inverse_G_G = np.asarray(np.linalg.inv(matrices_G_G), dtype=float)
-        return inverse_G_G, np.asarray(np.linalg.cholesky(inverse_G_G), dtype=float)
-    if G == 1:
+    if matrices_G_G.shape[-1] == 1:
         inverse_G_G = np.asarray(1 / matrices_G_G, dtype=float)
         return inverse_G_G, np.asarray(np.sqrt(inverse_G_G), dtype=float)
     a, b, c = matrices_G_G[..., 0, 0], matrices_G_G[..., 1, 0], matrices_G_G[..., 1, 1]
@@ -231,6 +235,18 @@ def _inverse_and_root(matrices_G_G: Array) -> tuple[Array, Array]:
     root_G_G[..., 1, 0] = inverse_G_G[..., 1, 0] / root_G_G[..., 0, 0]
     root_G_G[..., 1, 1] = np.sqrt(1 / c)  # what is left of the second variance given the first variable
     return inverse_G_G, root_G_G
+
+
+def _sample_by_solving(
+    precision: Array, part_noise_G: Array, diagonal_G: Array, weighted_G: Array, rng: np.random.Generator
+) -> Array:
+    """Draws [..., G] from N(M⁻¹ b, M⁻¹) for many M = `precision` [..., G, G] and b = `weighted_G`.
+
+    M is a matrix with a known root, plus a diagonal; `part_noise_G` is drawn from N(0, that matrix). A draw is M⁻¹ (b + z) with
+    z ~ N(0, M), so no M needs a Cholesky factor.
+    """
+    noise_G = part_noise_G + np.sqrt(diagonal_G) * rng.normal(size=weighted_G.shape)
+    return np.asarray(np.linalg.solve(precision, (weighted_G + noise_G)[..., None])[..., 0], dtype=float)
 
 
 def sample_correlated_horseshoe(y_P: Array, noise_P_P: Array, rng: np.random.Generator) -> Array:
@@ -247,13 +263,10 @@ def sample_correlated_horseshoe(y_P: Array, noise_P_P: Array, rng: np.random.Gen
     draws = []
     for step in range(WARMUP_STEPS + n_kept):
         prior_precision_C_P = 1 / (global_C_1[:, None] * local)[..., 0]
-        # A draw from N(M⁻¹ b, M⁻¹) is M⁻¹ (b + z) with z ~ N(0, M). M is precision_P_P plus a diagonal, and both have known
-        # roots, so no matrix per chain needs a Cholesky factor.
+        precision_C_P_P = precision_P_P + prior_precision_C_P[:, None] * np.eye(P)
         weighted_C_P = (y_P - mu_C[:, None]) @ precision_P_P
-        noise_C_P = rng.normal(size=(C, P)) @ root_P_P.T + np.sqrt(prior_precision_C_P) * rng.normal(size=(C, P))
-        effect_C_P_1 = np.linalg.solve(
-            precision_P_P + prior_precision_C_P[:, None] * np.eye(P), (weighted_C_P + noise_C_P)[..., None]
-        )
+        part_noise_C_P = rng.normal(size=(C, P)) @ root_P_P.T
+        effect_C_P_1 = _sample_by_solving(precision_C_P_P, part_noise_C_P, prior_precision_C_P, weighted_C_P, rng)[..., None]
         mu_mean_C = ((y_P - effect_C_P_1[..., 0]) @ precision_P_P).sum(axis=1) / mu_precision
         mu_C = mu_mean_C + rng.normal(size=C) / np.sqrt(mu_precision)
         local, auxiliary, global_C_1 = _sample_scales(effect_C_P_1, auxiliary, global_C_1, unit_G, rng)
