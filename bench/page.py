@@ -9,12 +9,15 @@ then opens it from disk.
 
 import argparse
 import multiprocessing
+import os
 import resource
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the command line does, before numpy is imported
 
 import numpy as np
 

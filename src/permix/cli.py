@@ -337,8 +337,7 @@ def view_command(args: Sequence[str]) -> None:
     """Show a folder of runs in a browser on this machine, live: permix view DIR [--port N] [--try-it]."""
     settings = parse_config("view", config.ViewConfig, _insert_run_option(args, "--runs"))
     silence_libraries()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # numpy reads these on import; the cores are for the runs
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # numpy reads it on import; the cores are for the runs
     from permix.dashboard.server import serve_viewer as run
 
     run(settings)
@@ -638,6 +637,9 @@ class _Signals:
 
 def _run_process(argv: Sequence[str]) -> int:
     """Run one command and return its exit code. No signal leaves a traceback, neither now nor while Python ends afterwards."""
+    # numpy's own threads gain little on arrays of this size, and on a machine that does other work they wait by spinning. numpy
+    # reads this on import; torch has threads of its own.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     signals = _Signals()
     atexit.register(signals.handle, signal.SIG_IGN)
     sys.unraisablehook = signals.end_on_lost_interrupt

@@ -34,6 +34,9 @@ class SplitCompletion(NamedTuple):
 
 def split_thinking(completion: str) -> SplitCompletion:
     """The answer and the thinking of a completion. A completion without thinking comes back unchanged. Takes linear time."""
+    # Nearly all answers have no thinking; this takes a tenth of the time of the patterns below.
+    if not ("<" in completion or "[" in completion or "◁" in completion or completion.startswith(("analysis", "commentary"))):
+        return SplitCompletion(completion)
     if "<|channel|>" in completion:
         return _split_channels(completion)
     if match := _BARE_FINAL.match(completion):

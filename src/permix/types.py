@@ -225,12 +225,17 @@ class Completion(Record):
     @property
     def is_thinking_unclosed(self) -> bool:
         """Whether the reply ends within its thinking, so that it has no answer."""
-        return split_thinking(self.text).unclosed or (self.finish == "length" and bool(self.reasoning) and not self.text.strip())
+        return is_thinking_unclosed(self.text, self.finish, self.reasoning)
 
     @property
     def is_cut_off(self) -> bool | None:
         """Whether the token limit cut the reply off, or its thinking never ends; None if that is not known."""
         return True if self.is_thinking_unclosed else None if self.finish is None else self.finish == "length"
+
+
+def is_thinking_unclosed(text: str, finish: str | None, reasoning: str | None) -> bool:
+    """`Completion.is_thinking_unclosed` of a completion with these fields."""
+    return split_thinking(text).unclosed or (finish == "length" and bool(reasoning) and not text.strip())
 
 
 class Failure(Record):

@@ -76,7 +76,7 @@ def test_texts_are_harmless_and_numbers_exact(tmp_path: Path) -> None:
 
 def test_rows_are_written_while_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A large run is never whole in memory: of the rows read, no more than a batch is waiting to be written."""
-    monkeypatch.setattr(table, "PARQUET_BATCH_ROWS", 10)
+    monkeypatch.setattr(table, "BATCH_ROWS", 10)
     scratch, sizes = tmp_path / ".t.csv.part", []
 
     def rows() -> Iterator[dict[str, Any]]:

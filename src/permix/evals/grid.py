@@ -316,9 +316,17 @@ def count_cut_off(answers: GridResults) -> CutOffCounts:
     )
 
 
-def cell_row(cell: Cell) -> dict[str, Any]:
-    """The cell as one row of a table. `persona_id` is None without persona; `correct` is None without a score."""
+def cell_row(cell: Cell, *, with_texts: bool = True) -> dict[str, Any]:
+    """The cell as one row of a table. `persona_id` is None without persona; `correct` is None without a score.
+
+    `with_texts`: with the columns that hold the completion's text and its parts.
+    """
     completion, verdict, failure = cell.completion, cell.verdict, cell.failure
+    texts = {} if not with_texts else {
+        "text": None if completion is None else completion.text,
+        "answer": None if completion is None else completion.answer,
+        "thinking": None if completion is None else completion.thinking,
+    }  # fmt: skip
     return {
         "persona_id": cell.persona_id,
         "question_id": cell.question_id,
@@ -328,9 +336,7 @@ def cell_row(cell: Cell) -> dict[str, Any]:
         "correct": None if verdict is None else verdict.correct,
         "extracted": None if verdict is None else verdict.extracted,
         "gold": cell.gold,
-        "text": None if completion is None else completion.text,
-        "answer": None if completion is None else completion.answer,
-        "thinking": None if completion is None else completion.thinking,
+        **texts,
         "error": f"{failure.type}: {failure.message}" if failure is not None else None if verdict is None else verdict.error,
         "prompt_tokens": None if completion is None else completion.prompt_tokens,
         "completion_tokens": None if completion is None else completion.completion_tokens,

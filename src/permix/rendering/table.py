@@ -10,6 +10,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -184,7 +185,7 @@ def _csv_columns(heading: str, cells: Sequence[TableCell]) -> list[_CsvColumn]:
     return [*columns, *_note_column(heading, cells, [f"n = {one.n}" if one else "" for one in estimates])]
 
 
-PARQUET_BATCH_ROWS = 10_000
+BATCH_ROWS = 10_000
 
 
 def write_rows(path: Path, columns: Mapping[str, type], rows: Iterable[Mapping[str, Any]]) -> list[Path]:
@@ -200,23 +201,24 @@ def write_rows(path: Path, columns: Mapping[str, type], rows: Iterable[Mapping[s
     except ModuleNotFoundError:
         has_parquet = False
     parquet = path.with_suffix(".parquet")
-    plain_rows = ([_plain_value(row[name]) for name in columns] for row in rows)  # only these few values of a row are kept
+    values = ([row[name] for name in columns] for row in rows)  # only these few values of a row are kept
     with ExitStack() as stack:
         scratch = stack.enter_context(replace_when_done(path))
         file = stack.enter_context(scratch.open("w", encoding="utf-8", newline=""))
         add_batch = stack.enter_context(_parquet_writer(parquet, columns)) if has_parquet else None
         writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
         writer.writerow(columns)
-        while batch := list(itertools.islice(plain_rows, PARQUET_BATCH_ROWS)):
-            writer.writerows([_csv_value(value) for value in values] for values in batch)
+        while batch := list(itertools.islice(values, BATCH_ROWS)):
+            plain = [list(map(_plain_value, column)) for column in zip(*batch, strict=True)]
+            writer.writerows(zip(*(map(_csv_value, column) for column in plain), strict=True))
             if add_batch is not None:
-                add_batch(batch)
+                add_batch(plain)
     return [path, parquet] if has_parquet else [path]
 
 
 @contextmanager
 def _parquet_writer(path: Path, columns: Mapping[str, type]) -> Iterator[Callable[[Sequence[Sequence[Any]]], None]]:
-    """Yield a function that appends rows to the file, which exists when the block has ended."""
+    """Yield a function that appends rows, given as columns, to the file, which exists when the block has ended."""
     import pyarrow
     import pyarrow.parquet
 
@@ -224,18 +226,21 @@ def _parquet_writer(path: Path, columns: Mapping[str, type]) -> Iterator[Callabl
     schema = pyarrow.schema([(name, types[kind]) for name, kind in columns.items()])
     with replace_when_done(path) as scratch, pyarrow.parquet.ParquetWriter(scratch, schema) as writer:
 
-        def add(rows: Sequence[Sequence[Any]]) -> None:
-            columns_of_rows = zip(zip(*rows, strict=True), schema, strict=True)
-            arrays = [pyarrow.array(list(values), type=field.type) for values, field in columns_of_rows]
+        def add(batch: Sequence[Sequence[Any]]) -> None:
+            arrays = [pyarrow.array(values, type=field.type) for values, field in zip(batch, schema, strict=True)]
             writer.write_table(pyarrow.Table.from_arrays(arrays, schema=schema))
 
         yield add
 
 
+_escape_control = lru_cache(maxsize=4096)(escape_control)
+"""Ids, golds and short answers come again and again in a table."""
+
+
 def _plain_value(value: Any) -> Any:
     """A text that any program can show; True and False are 1 and 0. A damaged count, too large for a column, is None."""
     if isinstance(value, str):
-        return escape_control(value)
+        return _escape_control(value)
     if isinstance(value, bool):
         return int(value)
     return None if isinstance(value, int) and abs(value) >= 2**63 else value
@@ -263,6 +268,7 @@ def _csv_number(value: float | None) -> str:
     return "" if value is None else repr(value)
 
 
+@lru_cache(maxsize=4096)
 def _escape_formula(text: str) -> str:
     """The text with an apostrophe in front if a spreadsheet would run it as a formula."""
     return f"'{text}" if text.lstrip().startswith(FORMULA_PREFIXES) else text

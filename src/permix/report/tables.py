@@ -280,7 +280,7 @@ def tidy_cell_rows(models: Sequence[ModelRuns]) -> Iterator[dict[str, Any]]:
         for kind, run in model.runs.items():
             if run.stage != "train":
                 for key in run.cell_summaries:
-                    yield {"model": model.label, "kind": kind} | cell_row(run.grid_results.read_cell(key))
+                    yield {"model": model.label, "kind": kind} | cell_row(run.grid_results.read_cell(key), with_texts=False)
 
 
 def tidy_persona_rows(models: Sequence[ModelRuns]) -> Iterator[dict[str, Any]]:

@@ -26,7 +26,7 @@ from permix.errors import DataError
 from permix.sanitize import escape_control, redact_secrets, truncate
 from permix.storage.files import bad_line_error, jsonl_lines, open_regular
 from permix.storage.workers import worker_files
-from permix.types import Cell, CellKey, Completion, Failure, Message
+from permix.types import Cell, CellKey, Failure, Message, is_thinking_unclosed
 
 
 class CellSummary(NamedTuple):
@@ -261,13 +261,16 @@ def cell_summaries(cells: Mapping[CellKey, Cell]) -> Mapping[CellKey, CellSummar
 def _summarize(cell: CellLine, offset: int, length: int, file: int) -> CellSummary:
     verdict, completion = cell.get("verdict"), cell.get("completion")
     correct = None if verdict is None else verdict["correct"]
-    reply = None if completion is None else Completion.model_construct(**({"finish": None, "reasoning": None} | completion))
+    is_unclosed, cut_off = False, None
+    if completion is not None:  # a `Completion` for each of a million cells would take several times as long
+        finish = completion.get("finish")
+        is_unclosed = is_thinking_unclosed(completion["text"], finish, completion.get("reasoning"))
+        cut_off = True if is_unclosed else None if finish is None else finish == "length"
     return CellSummary(
         None if correct is None else float(correct),
         completion is not None,
         None if completion is None else completion["completion_tokens"],
-        _hash_messages(cell["messages"]), offset, length,
-        None if reply is None else reply.is_cut_off, reply is not None and reply.is_thinking_unclosed, file,
+        _hash_messages(cell["messages"]), offset, length, cut_off, is_unclosed, file,
     )  # fmt: skip
 
 
