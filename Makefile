@@ -53,7 +53,9 @@ lint: .venv/.ready
 
 # Not in it: `python -m bench.endpoint`; `python -m bench.grid`, which is long and needs the extra bench and GSM8K's test.jsonl.
 bench: .venv/.ready
+	$(BIN)/python -m bench.figures
 	for script in bench/bench_*.py; do $(BIN)/python $$script || exit 1; done
+	$(BIN)/python -m bench.many_cells --personas 99 --questions 1000
 	$(BIN)/python -W ignore -m bench.train_step
 
 # How often the intervals hold the truth, by simulation: the tables of docs/measures.md, as JSON lines. 40 minutes on one core.

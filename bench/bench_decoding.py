@@ -3,7 +3,7 @@
 The model's persona grid of `permix stability`: dev personas × small sums, greedy. Both arms use the same prompts, order, batch
 size and code; one of them gives the engine a batch at a time. They take turns by rounds. One JSON line a figure.
 
-    python bench/bench_decoding.py [--model bundled] [--personas 6] [--questions 60] [--batch-size 64] [--rounds 1]
+    python -m bench.bench_decoding [--model bundled] [--personas 6] [--questions 60] [--batch-size 64] [--rounds 1]
 """
 
 import argparse

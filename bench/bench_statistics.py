@@ -2,7 +2,7 @@
 
 Answers of two models are drawn: questions of unlike difficulty, personas that differ a little. One thread.
 
-    python bench/bench_statistics.py [--personas 64] [--questions 1000]
+    python -m bench.bench_statistics [--personas 64] [--questions 1000]
 """
 
 import argparse
