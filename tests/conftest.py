@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from permix.inference import embedder
 from permix.metrics import priors
 from tests.tiny import make_folder
 
@@ -45,6 +46,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fewer_draws() -> None:
     """Draws of true accuracies that are enough for a test; what subprocesses measure has them all."""
     priors.N_DRAWS, priors.MAX_CHAIN_PERSONAS = 1000, 1000
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_bundled_embedder() -> None:
+    """Results do not depend on whether the extra embed is installed; without it recognisability is not measured."""
+    embedder.find_bundled_embedder = lambda: None
 
 
 @pytest.fixture(scope="module")

@@ -101,7 +101,8 @@ def test_other_weights_in_the_wheel_are_refused(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.skipif(find_bundled_embedder() is None, reason="the extra embed is not installed")
-def test_the_real_one_finds_the_character_without_its_words() -> None:
+def test_the_real_one_finds_the_character_without_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedder, "find_bundled_embedder", find_bundled_embedder)  # which the other tests do without
     texts = ["a retired sailor", "a cheerful nurse", "a monk who has taken a vow of silence"]
     answers = [
         "The waves, the harbour and a fresh wind in the rigging: that is all I want.",

@@ -44,42 +44,61 @@ def values(one: ReportMethod, other: ReportMethod, name: str) -> Values:
     )
 
 
+def over(one: ReportMethod, other: ReportMethod, name: str) -> str:
+    """The difference with its interval over questions and training seeds."""
+    return method_difference(one, other).over_seeds[name].over_seeds.format_difference()
+
+
 def test_personas_mixed_in_against_rlvr_over_seeds(study: dict[str, ReportMethod]) -> None:
-    mixed, plain = study["PerMix-RLVR"], study["RLVR"]
+    """Two seeds each: over the questions alone all three measures would be better."""
+    mixed, plain, base = study["PerMix-RLVR"], study["RLVR"], study["base"]
     pss, told = values(mixed, plain, "pss"), values(mixed, plain, "identifiability")
-    since = [values(mixed, study["base"], name).difference for name in ("pss", "identifiability")]
-    over = method_difference(mixed, plain).over_seeds
+    mean = method_difference(mixed, plain).over_seeds["mean"].over_questions
     assert build_claim(list(study.values()))[:2] == (
-        "PerMix-RLVR is better than RLVR in stability, character and accuracy.",
-        "PerMix-RLVR (trained by reward, with personas mixed in) against RLVR (trained by reward, without personas): more "
-        f"stable: under its worst persona it keeps a larger share of its best persona's accuracy (PSS {pss.difference}); its "
-        f"personas are easier to distinguish by their answers (identifiability {told.difference}). "
+        "PerMix-RLVR is better than RLVR in character; no difference is shown in stability or accuracy.",
+        "PerMix-RLVR (trained by reward, with personas mixed in) against RLVR (trained by reward, without personas): no "
+        "difference shown in stability, the share of its best persona's accuracy that a model keeps under its worst "
+        f"(PSS {over(mixed, plain, 'pss')}); its personas are easier to distinguish by their answers (identifiability "
+        f"{over(mixed, plain, 'identifiability')}). "
         f"Persona stability score (PSS) {pss.both}, {grid(320)}; identifiability {told.both} (chance 0.250 among 4 "
-        f"personas), 20 open-ended questions. PerMix-RLVR against base, before training: PSS {since[0]}, "
-        f"identifiability {since[1]}. Brackets are 95 % intervals over the questions, of means over 2 training seeds each; "
-        f"each seed is shown below. Over questions and training seeds: PSS {over['pss'].over_seeds.format_difference()}, no "
-        f"difference shown; identifiability {over['identifiability'].over_seeds.format_difference()}, higher; mean accuracy over "
-        f"personas {over['mean'].over_seeds.format_difference()}, no difference shown.",
+        f"personas), 20 open-ended questions. PerMix-RLVR against base, before training: PSS {over(mixed, base, 'pss')}, "
+        f"identifiability {over(mixed, base, 'identifiability')}. Brackets are 95 % intervals over questions and training seeds, "
+        "of means over 2 training seeds each; each seed is shown below. Over the questions alone, which says nothing of other "
+        f"seeds: PSS {pss.difference}, higher; identifiability {told.difference}, higher; mean accuracy over personas "
+        f"{mean.format_difference()}, higher.",
     )
 
 
 def test_lower_is_said_as_plainly(study: dict[str, ReportMethod]) -> None:
     swapped = [study["RLVR"]._replace(role="permix"), study["PerMix-RLVR"]._replace(role="rlvr")]
     headline, said, cards = build_claim(swapped)
-    assert headline == "RLVR is worse than PerMix-RLVR in stability, character and accuracy."
-    assert [card.verdict for card in cards] == ["worse"] * 3
-    assert "less stable: under its worst persona it keeps a smaller share of its best persona's accuracy (PSS −" in said
+    assert headline == "RLVR is worse than PerMix-RLVR in character; no difference is shown in stability or accuracy."
+    assert [card.verdict for card in cards] == ["no difference shown", "worse", "no difference shown"]
     assert "its personas are harder to distinguish by their answers (identifiability −" in said
+    assert said.endswith(", lower.")
+
+
+def test_a_measure_without_an_interval_over_seeds_is_judged_over_the_questions(study: dict[str, ReportMethod]) -> None:
+    """Seeds of one method have no fidelity run: of character there is one model each."""
+    mixed, plain = (
+        study[name]._replace(models=(first, second._replace(identifiability=None)))
+        for name in ("PerMix-RLVR", "RLVR")
+        for first, second in [study[name].models]
+    )
+    headline, said, cards = build_claim([mixed, plain])
+    assert headline == "PerMix-RLVR is better than RLVR in character; no difference is shown in stability or accuracy."
+    assert ", of means over 2 training seeds each, of identifiability over the questions alone; each seed is shown below." in said
+    assert cards[1].difference is not None
+    assert f"(identifiability {cards[1].difference.format_difference()})" in said
 
 
 def test_the_last_method_against_the_base_without_a_pair(study: dict[str, ReportMethod]) -> None:
     _, basis, _ = build_claim([study["RLVR"], study["base"]])
     assert basis.startswith("RLVR (trained by reward, without personas) against base (before training): ")
-    over = method_difference(study["RLVR"], study["base"]).over_seeds
+    assert f"(PSS {over(study['RLVR'], study['base'], 'pss')})" in basis
     assert (
-        "Brackets are 95 % intervals over the questions, of means over 2 training seeds; each seed is shown below. Over "
-        f"questions and training seeds: PSS {over['pss'].over_seeds.format_difference()}, no difference shown; identifiability "
-        f"{over['identifiability'].over_seeds.format_difference()}, lower; mean"
+        "Brackets are 95 % intervals over questions and training seeds, of means over 2 training seeds; each seed is shown "
+        "below. Over the questions alone, which says nothing of other seeds: PSS "
     ) in basis
 
 

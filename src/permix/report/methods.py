@@ -426,6 +426,13 @@ class MethodDifference(MeasureRecord):
         """Whether this measure has an interval over questions and training seeds."""
         return name in self.over_seeds and self.over_seeds[name].over_seeds.low is not None
 
+    def widest(self, name: str) -> Estimate | None:
+        """The difference with the interval over questions and training seeds, or over questions where seeds are not covered."""
+        if self.covers_seeds(name):
+            return self.over_seeds[name].over_seeds
+        others = {"identifiability": self.identifiability, "recognisability": self.recognisability}
+        return others[name] if name in others else self.measures.get(name)
+
     def seeds_of(self, name: str) -> ComparedSeeds:
         """The seeds behind this measure."""
         return self.compared_seeds.get(name, ComparedSeeds(n=self.n_seeds))

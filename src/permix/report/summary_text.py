@@ -2,7 +2,8 @@
 
 Contract: sentences are made only from numbers and intervals. A difference is called higher or lower only when its 95 % interval
 excludes 0 (stability: paired by persona and question; identifiability: paired by question); any other difference is "no
-difference shown". Models that were not asked the same are not compared, and the reason is given.
+difference shown". Of methods with several training seeds it is the interval over questions and training seeds. Models that were
+not asked the same are not compared, and the reason is given.
 
 A judge that is not trusted is named in the claim without its scores; elsewhere its numbers are shown, marked, and called
 meaningless. A difference in a judge's scores is called higher or lower only when the judge is trusted on both models.
@@ -548,10 +549,10 @@ def _comparison_cards(
 
     no_pss = "; ".join(f"of {one_line(one.name)} {one.pss_reason}" for one in (pair.method, pair.reference) if one.pss_reason)
     return (
-        card("stability", pooled.pss, reference.pss, change.pss, reason or no_pss),
+        card("stability", pooled.pss, reference.pss, change.widest("pss"), reason or no_pss),
         _character_card(pair, change, card("character", pooled.identifiability, reference.identifiability,
-                        change.identifiability, _reasons_text(change.fidelity_reasons))),
-        card("accuracy", pooled.mean, reference.mean, change.measures.get("mean"), reason),
+                        change.widest("identifiability"), _reasons_text(change.fidelity_reasons))),
+        card("accuracy", pooled.mean, reference.mean, change.widest("mean"), reason),
     )  # fmt: skip
 
 
@@ -700,16 +701,17 @@ def _stability_findings(
 ) -> list[Finding]:
     if change.reasons:
         return [Finding(f"not comparable in accuracy ({_reasons_text(change.reasons)})")]
-    if change.pss is None or change.pss.low is None:
+    pss = change.widest("pss")
+    if pss is None or pss.low is None:
         return []
     scored = _scored_coverage(models)
     if not scored.is_complete:
         return [Finding(f"not compared in accuracy, because the runs are incomplete ({scored.text})")]
     support = (
         f"persona stability score (PSS) {_values_text(pooled.pss, reference_pooled.pss)}, "
-        f"{format_count(change.pss.n)} questions, {scored.text}"
+        f"{format_count(pss.n)} questions, {scored.text}"
     )
-    return [Finding(stability_claim(change.pss), support)]
+    return [Finding(stability_claim(pss), support)]
 
 
 def _no_pss_findings(change: MethodDifference, methods: Sequence[ReportMethod]) -> list[Finding]:
@@ -737,7 +739,7 @@ def _scored_coverage(models: Sequence[ModelRuns]) -> _ScoredCoverage:
 def _distinctness_findings(change: MethodDifference, pooled: PooledMethod, reference_pooled: PooledMethod) -> list[Finding]:
     if change.fidelity_reasons:
         return [Finding(f"not comparable in how well personas are distinguished ({_reasons_text(change.fidelity_reasons)})")]
-    difference = change.identifiability
+    difference = change.widest("identifiability")
     if difference is None or difference.low is None:
         return []
     chance = f" ({_chance_text(pooled.chance)})" if pooled.chance is not None else ""
@@ -809,14 +811,16 @@ def _training_effect_sentences(
         return []
     change = numbers.difference(one, base)
     pairs = (
-        ("PSS", change.pss), ("identifiability", change.identifiability), ("recognisability", change.recognisability),
-    )  # fmt: skip
+        ("PSS", change.widest("pss")),
+        ("identifiability", change.widest("identifiability")),
+        ("recognisability", change.widest("recognisability")),
+    )
     texts = [f"{name} {value.format_difference()}" for name, value in pairs if value is not None and value.value is not None]
     return [f"{md_label(one.name)} against {md_label(base.name)}, before training: {', '.join(texts)}."] if texts else []
 
 
 def _seed_sentences(change: MethodDifference, one: ReportMethod, other: ReportMethod) -> list[str]:
-    """Return how many training seeds a comparison has, and what is shown over questions and seeds."""
+    """Return what the intervals of a comparison cover: the questions, or the questions and how many training seeds."""
     if change.pss is None and change.identifiability is None:
         return []
     pairs = zip((one, other), _seed_counts(change), strict=True)
@@ -828,11 +832,18 @@ def _seed_sentences(change: MethodDifference, one: ReportMethod, other: ReportMe
         trained = "One training seed each" if len(counts) > 1 else "One training seed"
         return [f"{_INTERVAL_NOTE}. {trained}; other seeds are not covered."]
     trained = _seed_counts_text(counts, shared=len(distinct_counts) == 1)
-    covered = _differences_over_seeds(change)
+    covered = [name for name in _CLAIMED_MEASURES if change.covers_seeds(name)]
     if not covered:
         return [f"{_INTERVAL_NOTE}, of means over {trained}; other seeds are not covered; each seed is shown below."]
-    left_out = _left_out_sentences(change)
-    return [f"{_INTERVAL_NOTE}, of means over {trained}; each seed is shown below.", *left_out, covered]
+    known = [name for name in _CLAIMED_MEASURES if (found := change.widest(name)) is not None and found.low is not None]
+    alone = [_CLAIMED_MEASURES[name] for name in known if name not in covered]
+    exception = f", of {_join_words(alone)} over the questions alone" if alone else ""
+    note = f"Brackets are 95 % intervals over questions and training seeds, of means over {trained}{exception}"
+    return [f"{note}; each seed is shown below.", *_left_out_sentences(change), _differences_over_questions(change, covered)]
+
+
+_CLAIMED_MEASURES = {"pss": "PSS", "identifiability": "identifiability", "mean": STABILITY_MEASURES["mean"].sentence_label}
+"""The measures of the cards, and their names in a sentence."""
 
 
 def _left_out_sentences(change: MethodDifference) -> list[str]:
@@ -845,14 +856,11 @@ def _left_out_sentences(change: MethodDifference) -> list[str]:
     return [f"The difference is that of the seeds that both have; {' and '.join(parts)} count in the method's own mean alone."]
 
 
-def _differences_over_seeds(change: MethodDifference) -> str:
-    """Return the differences in the topics of the cards over questions and training seeds; "" where seeds are not covered."""
-    names = {"pss": "PSS", "identifiability": "identifiability", "mean": STABILITY_MEASURES["mean"].sentence_label}
-    found = {label: change.over_seeds[name] for name, label in names.items() if change.covers_seeds(name)}
-    parts = [
-        f"{label} {one.over_seeds.format_difference()}, {difference_direction(one.over_seeds)}" for label, one in found.items()
-    ]
-    return f"Over questions and training seeds: {'; '.join(parts)}." if parts else ""
+def _differences_over_questions(change: MethodDifference, names: Sequence[str]) -> str:
+    """Return the differences in these measures with their intervals over the questions alone."""
+    found = {name: change.over_seeds[name].over_questions for name in names}
+    parts = [f"{_CLAIMED_MEASURES[name]} {one.format_difference()}, {difference_direction(one)}" for name, one in found.items()]
+    return f"Over the questions alone, which says nothing of other seeds: {'; '.join(parts)}."
 
 
 def _seed_counts_text(counts: Sequence[tuple[ReportMethod, int]], *, shared: bool) -> str:
