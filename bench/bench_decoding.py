@@ -1,7 +1,8 @@
 """CPU seconds of a grid of short answers, decoded with waiting prompts in the place of ended rows, and batch by batch.
 
-The model's persona grid of `permix stability`: dev personas × small sums, greedy. Both arms use the same prompts, order, batch
-size and code; one of them gives the engine a batch at a time. They take turns by rounds. One JSON line a figure.
+The model's persona grid of `permix stability`: dev personas × small sums, greedy. Both arms use the same prompts, batch size and
+code, and prompts that begin alike together; one of them gives the engine a batch at a time. They take turns by rounds, after a
+few answers that are not measured. One JSON line a figure.
 
     python -m bench.bench_decoding [--model bundled] [--personas 6] [--questions 60] [--batch-size 64] [--rounds 1]
 """
@@ -58,11 +59,13 @@ def main() -> None:
     sampling = Sampling(max_new_tokens=given.new_tokens)
     supports_shared_prefix(model.network)  # the trial, which is made once
     requests = grid_requests(given.personas, given.questions)
-    in_order = range(len(requests))  # persona by persona, so a batch has prompts that begin alike
+    texts = [model.tokenizer.apply_chat_template([dict(turn) for turn in one.messages], tokenize=False) for one in requests]
+    in_order = sorted(range(len(requests)), key=texts.__getitem__)
+    list(model.generate(requests[:8], sampling))
     spent = {"batches": 0.0, "continuous": 0.0}
     found: dict[str, dict[int, Completion]] = {name: {} for name in spent}
-    for _ in range(given.rounds):
-        for name in spent:
+    for round_number in range(given.rounds):
+        for name in spent if round_number % 2 == 0 else reversed(spent):
             parts = [in_order] if name == "continuous" else balanced_batches(in_order, given.batch_size)
             started = time.process_time()
             for part in parts:

@@ -638,7 +638,7 @@ class _Signals:
 def _run_process(argv: Sequence[str]) -> int:
     """Run one command and return its exit code. No signal leaves a traceback, neither now nor while Python ends afterwards."""
     # numpy's own threads gain little on arrays of this size, and on a machine that does other work they wait by spinning. numpy
-    # reads this on import; torch has threads of its own.
+    # reads this on import. torch on x86 has other threads (MKL, OpenMP), which `threads` sets.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     signals = _Signals()
     atexit.register(signals.handle, signal.SIG_IGN)

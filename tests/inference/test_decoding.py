@@ -11,7 +11,7 @@ import torch
 
 from permix.inference.chat_template import encode_chat
 from permix.inference.generation import CompletionTokens, generate_tokens, stream_tokens
-from permix.inference.sampler import ThinkingBudget
+from permix.inference.sampler import SeededSampler, ThinkingBudget
 from permix.inference.shared_prefix import decode_step, prefill, supports_shared_prefix
 from permix.types import Message, Sampling
 from tests.networks import NETWORKS
@@ -238,6 +238,55 @@ def test_a_bounded_row_does_not_depend_on_its_batch(thinker: tuple[Any, Any]) ->
     assert all(len(one.logprobs) == len(one.token_ids) for one in together)
 
 
+def test_nothing_is_kept_of_rows_that_have_ended(thinker: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call may have a million prompts; a row's tokens and uniform numbers are kept while it grows."""
+    network, tokenizer = thinker
+    made: list[SeededSampler] = []
+
+    def make(*given: Any) -> SeededSampler:
+        made.append(SeededSampler(*given))
+        return made[-1]
+
+    monkeypatch.setattr("permix.inference.generation.SeededSampler", make)
+    prompts = [encode_chat(tokenizer, messages) for messages in CHATS]
+    for n_ended, (_, completion) in enumerate(stream_tokens(network, tokenizer, prompts, range(9), SAMPLED, 3, 4), start=1):
+        assert completion.thinking_cut
+        assert made[0].budget is not None
+        assert max(len(made[0].budget._rows), len(made[0]._uniforms)) <= min(3, 9 - n_ended + 2)
+    assert made[0].budget is not None
+    assert (made[0].budget._rows, made[0]._uniforms) == ({}, {})
+
+
+def test_completions_that_have_ended_are_not_lost_when_the_next_pass_fails(
+    wild: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, tokenizer = wild
+    monkeypatch.setattr(network.generation_config, "eos_token_id", list(range(0, 320, 16)))
+    prompts = [encode_chat(tokenizer, chat(f"What is {n} + 5?")) for n in range(12)]
+    sampling = Sampling(temperature=1.5, max_new_tokens=60)
+    lengths = [len(one.token_ids) for one in generate_tokens(network, tokenizer, prompts, range(12), sampling)]
+    n_passes = 0
+
+    def fail_at_the_fourth(*given: Any) -> torch.Tensor:
+        nonlocal n_passes
+        n_passes += 1
+        if n_passes == 4:
+            raise MemoryError
+        return decode_step(*given)
+
+    monkeypatch.setattr("permix.inference.generation.decode_step", fail_at_the_fourth)
+    ended = set[int]()
+
+    def collect() -> None:
+        for index, _ in stream_tokens(network, tokenizer, prompts, range(12), sampling, 12):
+            ended.add(index)
+
+    with pytest.raises(MemoryError):
+        collect()
+    assert ended == {index for index, length in enumerate(lengths) if length <= 4}
+    assert ended
+
+
 def test_a_budget_that_is_not_reached_changes_nothing(wild: tuple[Any, Any], thinker: tuple[Any, Any]) -> None:
     for network, tokenizer, limit in [(*wild, 0), (*thinker, 16)]:  # no thinking; as much as there is room for
         prompts = [encode_chat(tokenizer, messages) for messages in CHATS]
@@ -282,7 +331,7 @@ def make_bytewise_tokenizer(template: str) -> Any:
 def test_thinking_is_bounded_however_it_is_opened(template: str, sampled: str, written: str) -> None:
     """One token a byte: 12 of them in all, tags not counted but for the part that closes a block."""
     tokenizer = make_bytewise_tokenizer(template)
-    budget = ThinkingBudget(12, tokenizer, 1, frozenset())
+    budget = ThinkingBudget(12, tokenizer, frozenset())
     ids = [budget.next_token(0, token) for token in tokenizer(sampled)["input_ids"]]
     shown = tokenizer.decode(ids)
     assert budget.cut_rows == ({0} if shown != sampled else set())
@@ -292,7 +341,7 @@ def test_thinking_is_bounded_however_it_is_opened(template: str, sampled: str, w
 def test_a_row_that_has_ended_is_left_alone() -> None:
     """In a padded batch it goes on drawing until the others have ended."""
     tokenizer = make_tokenizer(OPENS)
-    budget = ThinkingBudget(2, tokenizer, 2, frozenset({1}))
+    budget = ThinkingBudget(2, tokenizer, frozenset({1}))
     assert [budget.next_token(0, one) for one in (9, 1, 9, 9, 9)] == [9, 1, 9, 9, 9]
     assert budget.cut_rows == set()
     assert [budget.next_token(1, one) for one in (9, 9, 1)] == [9, 9, tokenizer(CLOSING)["input_ids"][0]]

@@ -1,13 +1,16 @@
 """Two models on the same cells: differences worked out by hand, and a test that keeps its promise."""
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 import pytest
 
 from permix.metrics import model_comparison, posterior, priors, statistics
-from permix.metrics.measures import MEASURE_VIEWS, measures_estimated_by, measures_in
+from permix.metrics.measures import MEASURE_VIEWS, STABILITY_MEASURES, measures_estimated_by, measures_in
 from permix.metrics.model_comparison import PairedComparison, compare_models_paired
 from permix.metrics.posterior import posterior_estimates
-from permix.metrics.stability import observed_measures
+from permix.metrics.stability import BOOTSTRAP_BLOCK_FLOATS, observed_measures
 from permix.metrics.statistics import Array
 
 NAN = np.nan
@@ -192,5 +195,35 @@ def test_estimates_that_are_kept_are_those_of_their_scores(monkeypatch: pytest.M
     other_seed, no_effect = posterior_estimates(*grids[0], seed=1), posterior_estimates(*grids[0], seed=0, no_effect=True)
     assert other_seed["worst"] != first[0]["worst"]
     assert no_effect["worst"] != first[0]["worst"]
-    transposed = posterior_estimates(grids[0][0].reshape(6, 10), grids[0][1][:10], seed=0)
-    assert transposed["worst"].n == 10
+    values = (rng.random(80) < 0.5).astype(float)  # 4 × 20 and 8 × 10 with the same bytes, the last row without persona
+    four, eight = (values.reshape(shape) for shape in ((4, 20), (8, 10)))
+    assert [posterior_estimates(rows[:-1], rows[-1], seed=0)["worst"].n for rows in (four, eight)] == [20, 10]
+
+
+def test_a_difference_of_nothing_has_a_p_of_one() -> None:
+    """Sample means of thirds: sums in another order differ by rounding."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        first = rng.integers(0, 4, size=(5, 8)) / 3
+        other = first[:, rng.permutation(8)]  # the same accuracies of every persona, and of none
+        found = {one.name: one for one in held(first, other, seed=seed).measures}
+        for name in ("mean", "baseline", "mean_minus_baseline"):
+            assert found[name].difference.value == pytest.approx(0.0, abs=1e-12)
+            assert found[name].p == 1.0, (seed, name)
+
+
+def test_many_personas_on_few_questions_are_compared_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = list[int]()
+    right = statistics.swapped_pss_crossfit
+
+    def note(*given: Any) -> tuple[Array, Array]:
+        blocks.append(given[-1] * len(given[2]) * max(given[0].shape))
+        return right(*given)
+
+    crossfit = dataclasses.replace(STABILITY_MEASURES["pss_crossfit"], swapped_formula=note)
+    monkeypatch.setitem(STABILITY_MEASURES, "pss_crossfit", crossfit)
+    rng = np.random.default_rng(0)
+    first, other = ((rng.random((3001, 4)) < 0.5).astype(float) for _ in range(2))
+    compare_models_paired(first, other, [str(row) for row in range(3000)], seed=0, resamples=2)
+    assert blocks
+    assert max(blocks) <= BOOTSTRAP_BLOCK_FLOATS

@@ -1,8 +1,9 @@
 """Sampling completions of token-id prompts, and log-probabilities of given completions.
 
-A network that supports shared prefixes reads each prompt once; completions leave the batch when they end, and waiting prompts
-take their place (continuous batching). Any other network goes through transformers' `generate`, one padded row per prompt, with
-the same random draws. `token_logprobs` works in blocks of rows and never holds the float32 distributions of a whole batch.
+A network that supports shared prefixes reads the common beginning of the prompts that join a batch together once; completions
+leave the batch when they end, and waiting prompts take their place (continuous batching). Any other network goes through
+transformers' `generate`, one padded row per prompt, with the same random draws. `token_logprobs` works in blocks of rows and
+never holds the float32 distributions of a whole batch.
 
 Axes: B all rows of a batch, N the rows still growing (or, in `token_logprobs`, completion tokens), M rows of logits,
 T tokens, V vocabulary.
@@ -69,13 +70,13 @@ def stream_tokens(
     """
     stops = frozenset(stop_token_ids(network, tokenizer))
     if supports_shared_prefix(network):
-        budget = None if thinking_budget is None else ThinkingBudget(thinking_budget, tokenizer, len(prompts), stops)
+        budget = None if thinking_budget is None else ThinkingBudget(thinking_budget, tokenizer, stops)
         decoding = _ContinuousBatch(network, prompts, SeededSampler(seeds, sampling, budget), stops, batch_size)
         while not decoding.has_ended:
             yield from decoding.step()  # a generator that holds inference mode open would put its caller into it
         return
     for batch in balanced_batches(range(len(prompts)), batch_size):
-        budget = None if thinking_budget is None else ThinkingBudget(thinking_budget, tokenizer, len(batch), stops)
+        budget = None if thinking_budget is None else ThinkingBudget(thinking_budget, tokenizer, stops)
         sampler = SeededSampler([seeds[index] for index in batch], sampling, budget)
         with torch.inference_mode():
             completions = _generate_padded(network, tokenizer, [prompts[index] for index in batch], sampler, stops)
@@ -138,7 +139,7 @@ class _ContinuousBatch:
         self._batch_size = batch_size
         self._waiting = deque(range(len(prompts)))
         self._growing = dict[int, CompletionTokens]()
-        self._index_N = self._cache_row_N = torch.empty(0, dtype=torch.long, device=network.device)
+        self._index_N = self._cache_row_N = self._token_N = torch.empty(0, dtype=torch.long, device=network.device)
         self._kv_cache: PrefixKVCache | None = None
         self._logits_N_V: torch.Tensor | None = None
 
@@ -149,6 +150,8 @@ class _ContinuousBatch:
     @torch.inference_mode()
     def step(self) -> list[tuple[int, CompletionTokens]]:
         """Read waiting prompts where there is room, and sample a token of every row; returns the completions that end with it."""
+        if self._growing:
+            self._decode()
         # A few prompts at a time would be read slowly, and every filling copies the cache.
         if self._waiting and 4 * len(self._growing) <= 3 * self._batch_size:
             self._fill()
@@ -157,19 +160,24 @@ class _ContinuousBatch:
         assert logits_N_V is not None
         token_N, logprob_N = self._sampler.sample(self._index_N, kv_cache.suffix_length_B[self._cache_row_N], logits_N_V)
         ended, continues = self._append_tokens(token_N, logprob_N)
-        if not self._growing:
-            self._kv_cache = self._logits_N_V = None
-            return ended
         if ended:
             continues_N = torch.tensor(continues, device=token_N.device)
             self._index_N, self._cache_row_N, token_N = (
                 each[continues_N] for each in (self._index_N, self._cache_row_N, token_N)
             )
-        # Dropping ended rows copies the cache, keeping them wastes attention: copy once a quarter of them has ended.
-        if 4 * len(self._growing) <= 3 * len(kv_cache.prompt_index_B):
-            self._drop_ended_rows(kv_cache)
-        self._logits_N_V = decode_step(self._network, kv_cache, self._cache_row_N, token_N)
+        self._token_N = token_N
+        if not self._growing:
+            self._kv_cache = self._logits_N_V = None
         return ended
+
+    def _decode(self) -> None:
+        """Compute the logits of the token after the last one of each row. Ended rows have been returned by then: if this fails,
+        for want of memory, they are not lost."""
+        assert self._kv_cache is not None
+        # Dropping ended rows copies the cache, keeping them wastes attention: copy once a quarter of them has ended.
+        if 4 * len(self._growing) <= 3 * len(self._kv_cache.prompt_index_B):
+            self._drop_ended_rows(self._kv_cache)
+        self._logits_N_V = decode_step(self._network, self._kv_cache, self._cache_row_N, self._token_N)
 
     def _fill(self) -> None:
         count = min(self._batch_size - len(self._growing), len(self._waiting))

@@ -331,7 +331,7 @@ class LocalModel:
             yield CompletionResult(index, completion)
 
     def _sort_key(self) -> Callable[[list[int]], list[int]]:
-        """The key by which prompts are sorted into batches: longest first.
+        """The key by which prompts are sorted before they are decoded: longest first.
 
         Where prefixes are shared, lengths count only to about a fifth, and prompts of one such length are sorted by their tokens:
         a batch is padded to its longest prompt, but prompts with a common prefix should also be in one batch.

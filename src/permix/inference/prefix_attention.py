@@ -258,13 +258,17 @@ class PrefixKVCache:
         self._suffix_kv = {layer: (k[rows_N, :, :room], v[rows_N, :, :room]) for layer, (k, v) in self._suffix_kv.items()}
 
     def append(self, other: "PrefixKVCache") -> None:
-        """Add the prompts and rows of a cache that has been prefilled and not decoded with; they come behind the own ones."""
+        """Add the prompts and rows of a cache that has been prefilled and not decoded with, behind the own ones.
+
+        This empties the other cache.
+        """
         n_prompts, n_rows = len(self.prompt_length_P), len(other.prompt_index_B)
         self.prompt_length_P = torch.cat([self.prompt_length_P, other.prompt_length_P])
         self.prompt_index_B = torch.cat([self.prompt_index_B, other.prompt_index_B + n_prompts])
         self.suffix_length_B = torch.cat([self.suffix_length_B, other.suffix_length_B])
         width = int(self.prompt_length_P.max())
-        for layer, theirs in other._prefix_kv.items():
+        for layer in list(other._prefix_kv):
+            theirs = other._prefix_kv.pop(layer)  # else both caches and the joined one would be in memory together
             keys, values = (
                 torch.cat([_resize(own, width), _resize(new, width)])
                 for own, new in zip(self._prefix_kv[layer], theirs, strict=True)

@@ -47,6 +47,8 @@ class SeededSampler:
         """Free what is kept of a row that has ended."""
         if self.sampling.temperature > 0:
             self._uniforms.pop(row, None)
+        if self.budget is not None:
+            self.budget.forget(row)
 
     def is_cut(self, row: int) -> bool:
         """Whether tokens were forced to close the row's thinking."""
@@ -73,15 +75,16 @@ class ThinkingBudget:
     tokens were forced.
     """
 
-    def __init__(self, limit: int, tokenizer: Any, rows: int, stops: frozenset[int]) -> None:
+    def __init__(self, limit: int, tokenizer: Any, stops: frozenset[int]) -> None:
         self.cut_rows: set[int] = set()
         self._limit, self._tokenizer, self._stops = limit, tokenizer, stops
         self._decode_token = cache(lambda token: str(tokenizer.decode([token])))
-        self._rows = [_BudgetedRow(opened_thinking(tokenizer).strip(), [], []) for _ in range(rows)]
+        self._first_tag = opened_thinking(tokenizer).strip()
+        self._rows = dict[int, _BudgetedRow]()
 
     def next_token(self, row_index: int, sampled: int) -> int:
         """The token to append to a row: the sampled one, or a forced one."""
-        row = self._rows[row_index]
+        row = self._rows.setdefault(row_index, _BudgetedRow(self._first_tag, [], []))
         if row.token_ids and row.token_ids[-1] in self._stops:  # in a padded batch an ended row still draws
             return sampled
         if not row.forced and row.n_thinking >= self._limit and row.open_tag and self._open_tag_after(row, sampled):
@@ -93,6 +96,10 @@ class ThinkingBudget:
         row.open_tag = self._open_tag_after(row, token)
         row.token_ids.append(token)
         return token
+
+    def forget(self, row_index: int) -> None:
+        """Free what is kept of a row that has ended; whether it was cut is still known."""
+        self._rows.pop(row_index, None)
 
     def _open_tag_after(self, row: "_BudgetedRow", token: int) -> str:
         if TAG_ENDS.isdisjoint(self._decode_token(token)):

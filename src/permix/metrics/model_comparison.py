@@ -197,7 +197,7 @@ def _swap_null_distribution(
             null_R[measure.name].append(measure.of_resamples(two) - measure.of_resamples(one))
     scored_P = ~np.isnan(first_N_Q[:-1]).all(axis=1)
     first_P_Q, other_P_Q = (rows_N_Q[:-1][scored_P if scored_P.any() else slice(None)] for rows_N_Q in (first_N_Q, other_N_Q))
-    halves_block_size = max(1, BOOTSTRAP_BLOCK_FLOATS // halves_K_Q.size)
+    halves_block_size = max(1, BOOTSTRAP_BLOCK_FLOATS // (len(halves_K_Q) * max(first_P_Q.shape)))
     found = {name: np.concatenate(values) for name, values in null_R.items()}
     for measure in measures_in("comparison"):
         if measure.swapped_formula is not None:
@@ -211,7 +211,8 @@ def _two_sided_p(difference: float, null_R: Array) -> float | None:
     known_R = null_R[~np.isnan(null_R)]
     if np.isnan(difference) or 2 * len(known_R) < len(null_R):
         return None
-    return statistics.permutation_p(abs(difference), np.abs(known_R))
+    # Sums of equal numbers in another order differ by rounding: then a difference of 0 must not count as a small one.
+    return statistics.permutation_p(max(abs(difference) - statistics.TIE_TOLERANCE, 0.0), np.abs(known_R))
 
 
 def _none_if_nan(value: float) -> float | None:

@@ -250,17 +250,18 @@ def posterior_estimates(mean_P_Q: Array, baseline_Q: Array, *, seed: int, no_eff
     """
     content = blake2b(mean_P_Q.tobytes() + baseline_Q.tobytes(), digest_size=16).digest()
     key = (content, mean_P_Q.shape, seed, no_effect, priors.N_DRAWS, priors.WARMUP_STEPS, tuple(drawn_measures()))
-    if key not in _ESTIMATES:
+    estimates = _ESTIMATES.get(key)
+    if estimates is None:
         draws = sample_posterior(mean_P_Q, baseline_Q, seed=seed)
         estimates = (
             _plugin_estimates(mean_P_Q, baseline_Q, count_scored_questions(mean_P_Q))
             if draws is None
             else estimates_from_draws(draws, no_effect=no_effect)
         )
-        if len(_ESTIMATES) >= KEPT_ESTIMATES:
-            del _ESTIMATES[next(iter(_ESTIMATES))]
+        for oldest in list(_ESTIMATES)[: len(_ESTIMATES) - KEPT_ESTIMATES + 1]:
+            _ESTIMATES.pop(oldest, None)  # another thread may have been faster
         _ESTIMATES[key] = estimates
-    return dict(_ESTIMATES[key])
+    return dict(estimates)
 
 
 def estimates_from_draws(draws: PosteriorDraws, *, no_effect: bool) -> dict[str, Estimate]:

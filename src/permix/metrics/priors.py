@@ -213,7 +213,7 @@ def _multiply(matrices_G_G: Array, vectors_G: Array) -> Array:
     G = vectors_G.shape[-1]
     if G > 2:  # one product of a matrix with the vectors of all chains, for each persona
         return np.asarray(np.matmul(vectors_G.swapaxes(0, 1), matrices_G_G.swapaxes(-1, -2)).swapaxes(0, 1), dtype=float)
-    # einsum loops over the leading axes, which are long.
+    # einsum would loop over the leading axes, which are long.
     columns = [matrices_G_G[..., column] * vectors_G[..., column, None] for column in range(G)]
     return columns[0] if G == 1 else columns[0] + columns[1]
 

@@ -233,8 +233,14 @@ def _parquet_writer(path: Path, columns: Mapping[str, type]) -> Iterator[Callabl
         yield add
 
 
-_escape_control = lru_cache(maxsize=4096)(escape_control)
+_escape_short = lru_cache(maxsize=4096)(escape_control)
 """Ids, golds and short answers come again and again in a table."""
+
+MAX_KEPT_CHARS = 100
+
+
+def _escape_control(text: str) -> str:
+    return _escape_short(text) if len(text) <= MAX_KEPT_CHARS else escape_control(text)
 
 
 def _plain_value(value: Any) -> Any:
@@ -268,7 +274,6 @@ def _csv_number(value: float | None) -> str:
     return "" if value is None else repr(value)
 
 
-@lru_cache(maxsize=4096)
 def _escape_formula(text: str) -> str:
     """The text with an apostrophe in front if a spreadsheet would run it as a formula."""
     return f"'{text}" if text.lstrip().startswith(FORMULA_PREFIXES) else text
