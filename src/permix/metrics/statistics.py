@@ -226,12 +226,16 @@ def swapped_pss_crossfit(
     first_Q_P, scored_Q_P = _values_and_mask(first_P_Q)
     other_Q_P, _ = _values_and_mask(other_P_Q)
     change_Q_P = other_Q_P - first_Q_P
+    # Sums of whole numbers are exact in float32 too, where the products below take half the time.
+    is_whole = bool((change_Q_P == np.round(change_Q_P)).all()) and Q < 2**24
+    narrow_halves_K_Q, narrow_change_Q_P = (each.astype(np.float32 if is_whole else float) for each in (halves_K_Q, change_Q_P))
     count_1_P = scored_Q_P.sum(axis=0, keepdims=True)
     count_K_P = halves_K_Q @ scored_Q_P
     found = list[tuple[Array, Array]]()
     for start in range(0, R, block_size):
         part_R_Q = swap_R_Q[start : start + block_size]
-        moved_RK_P = (part_R_Q[:, None, :] * halves_K_Q).reshape(-1, Q) @ change_Q_P
+        chosen_RK_Q = (part_R_Q[:, None, :].astype(narrow_halves_K_Q.dtype) * narrow_halves_K_Q).reshape(-1, Q)
+        moved_RK_P = (chosen_RK_Q @ narrow_change_Q_P).astype(float)
         moved_total_RK_P = np.repeat(part_R_Q @ change_Q_P, K, axis=0)
         first_count_RK_P, second_count_RK_P = (np.tile(each, (len(part_R_Q), 1)) for each in (count_K_P, count_1_P - count_K_P))
         pair = []
