@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from tests.browser import Witness
 
-PATIENCE_MS = 60_000
+PATIENCE_MS = 180_000
 HOSTILE = "<script>window.hurt = 1</script><img src=x onerror='window.hurt = 1'>\x1b[31m\u202e The answer is 12."
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tests.browser import Witness
 
 HOSTILE = "<script>window.hurt = 1</script><img src=x onerror='window.hurt = 1'>\x1b[31m\u202e" + "y" * 50_000
-PATIENCE_MS = 30_000
+PATIENCE_MS = 180_000
 
 
 class Viewer(NamedTuple):

@@ -131,6 +131,16 @@ def test_prompts_that_take_the_place_of_ended_rows_are_answered_as_alone(name: s
         assert [index for index, _ in streamed] == list(range(13))
 
 
+def test_under_autocast_too_where_keys_and_values_have_two_types(wild: tuple[Any, Any]) -> None:
+    """A rotary embedding leaves the keys in float32, and the values are in bfloat16."""
+    network, tokenizer = wild
+    prompts = [encode_chat(tokenizer, messages) for messages in CHATS]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = dict(stream_tokens(network, tokenizer, prompts, range(9), GREEDY, 4))
+    assert sorted(found) == list(range(9))
+    assert all(len(one.token_ids) == 16 or one.token_ids[-1] == 1 for one in found.values())
+
+
 def test_a_batch_is_filled_while_prompts_wait(wild: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """As soon as a quarter of its rows have ended; the mode of gradients is the caller's in between."""
     network, tokenizer = wild
