@@ -230,12 +230,17 @@ class Completion(Record):
     @property
     def is_cut_off(self) -> bool | None:
         """Whether the token limit cut the reply off, or its thinking never ends; None if that is not known."""
-        return True if self.is_thinking_unclosed else None if self.finish is None else self.finish == "length"
+        return is_cut_off(self.finish, is_unclosed=self.is_thinking_unclosed)
 
 
 def is_thinking_unclosed(text: str, finish: str | None, reasoning: str | None) -> bool:
     """`Completion.is_thinking_unclosed` of a completion with these fields."""
     return split_thinking(text).unclosed or (finish == "length" and bool(reasoning) and not text.strip())
+
+
+def is_cut_off(finish: str | None, *, is_unclosed: bool) -> bool | None:
+    """`Completion.is_cut_off` of a completion with this `finish`; `is_unclosed`: its thinking never ends."""
+    return True if is_unclosed else None if finish is None else finish == "length"
 
 
 class Failure(Record):

@@ -228,14 +228,15 @@ class PrefixKVCache:
         S is the whole room (`n_blocks` blocks), and what is behind a row's last token has no meaning: a slice would not be
         contiguous, and every product would copy it. `extend_suffixes` counts the token, once all layers have stored it.
         """
-        new_tokens = (key_B_K_D, value_B_K_D)
-        if layer not in self._suffix_kv:  # under autocast keys and values may have two types
-            self._suffix_kv[layer] = (key_B_K_D[:, :, None][:, :, :0], value_B_K_D[:, :, None][:, :, :0])
-        keys_B_K_S_D, values_B_K_S_D = (_resize(each, n_blocks * KV_BLOCK_TOKENS) for each in self._suffix_kv[layer])
+        # Under autocast keys and values may have two types.
+        no_token = (each_B_K_D[:, :, None][:, :, :0] for each_B_K_D in (key_B_K_D, value_B_K_D))
+        keys_B_K_S_D, values_B_K_S_D = (
+            _resize(each, n_blocks * KV_BLOCK_TOKENS) for each in self._suffix_kv.get(layer, no_token)
+        )
         self._suffix_kv[layer] = (keys_B_K_S_D, values_B_K_S_D)
         row_B = torch.arange(len(key_B_K_D), device=key_B_K_D.device)
-        for stored_B_K_S_D, new_B_K_D in zip(self._suffix_kv[layer], new_tokens, strict=True):
-            stored_B_K_S_D[row_B, :, self.suffix_length_B] = new_B_K_D.to(stored_B_K_S_D.dtype)
+        keys_B_K_S_D[row_B, :, self.suffix_length_B] = key_B_K_D.to(keys_B_K_S_D.dtype)
+        values_B_K_S_D[row_B, :, self.suffix_length_B] = value_B_K_D.to(values_B_K_S_D.dtype)
         return keys_B_K_S_D, values_B_K_S_D
 
     def extend_suffixes(self, rows_N: torch.Tensor) -> None:

@@ -30,8 +30,7 @@ class SeededSampler:
 
     def __init__(self, seeds: Sequence[int], sampling: Sampling, budget: "ThinkingBudget | None" = None) -> None:
         self.sampling, self.budget = sampling, budget
-        if sampling.temperature > 0:
-            self._seeds, self._uniforms = seeds, dict[int, NDArray[np.float64]]()
+        self._seeds, self._uniforms = seeds, dict[int, NDArray[np.float64]]()
 
     def sample(self, rows_N: torch.Tensor, step_N: torch.Tensor, logits_N_V: torch.Tensor) -> "SampledTokens":
         """For each row its `step`-th token (from 0). Its log-probability is that of the whole distribution, before top-p."""
@@ -45,8 +44,7 @@ class SeededSampler:
 
     def forget(self, row: int) -> None:
         """Free what is kept of a row that has ended."""
-        if self.sampling.temperature > 0:
-            self._uniforms.pop(row, None)
+        self._uniforms.pop(row, None)
         if self.budget is not None:
             self.budget.forget(row)
 

@@ -10,7 +10,6 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -233,20 +232,10 @@ def _parquet_writer(path: Path, columns: Mapping[str, type]) -> Iterator[Callabl
         yield add
 
 
-_escape_short = lru_cache(maxsize=4096)(escape_control)
-"""Ids, golds and short answers come again and again in a table."""
-
-MAX_KEPT_CHARS = 100
-
-
-def _escape_control(text: str) -> str:
-    return _escape_short(text) if len(text) <= MAX_KEPT_CHARS else escape_control(text)
-
-
 def _plain_value(value: Any) -> Any:
     """A text that any program can show; True and False are 1 and 0. A damaged count, too large for a column, is None."""
     if isinstance(value, str):
-        return _escape_control(value)
+        return escape_control(value)
     if isinstance(value, bool):
         return int(value)
     return None if isinstance(value, int) and abs(value) >= 2**63 else value

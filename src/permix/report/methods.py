@@ -426,8 +426,10 @@ class MethodDifference(MeasureRecord):
         """Whether this measure has an interval over questions and training seeds."""
         return name in self.over_seeds and self.over_seeds[name].over_seeds.low is not None
 
-    def widest(self, name: str) -> Estimate | None:
-        """The difference with the interval over questions and training seeds, or over questions where seeds are not covered."""
+    def claimed_difference(self, name: str) -> Estimate | None:
+        """The difference that claims judge by: its interval is over questions and training seeds, or over questions alone where
+        seeds are not covered.
+        """
         if self.covers_seeds(name):
             return self.over_seeds[name].over_seeds
         others = {"identifiability": self.identifiability, "recognisability": self.recognisability}

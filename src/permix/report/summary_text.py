@@ -549,10 +549,10 @@ def _comparison_cards(
 
     no_pss = "; ".join(f"of {one_line(one.name)} {one.pss_reason}" for one in (pair.method, pair.reference) if one.pss_reason)
     return (
-        card("stability", pooled.pss, reference.pss, change.widest("pss"), reason or no_pss),
+        card("stability", pooled.pss, reference.pss, change.claimed_difference("pss"), reason or no_pss),
         _character_card(pair, change, card("character", pooled.identifiability, reference.identifiability,
-                        change.widest("identifiability"), _reasons_text(change.fidelity_reasons))),
-        card("accuracy", pooled.mean, reference.mean, change.widest("mean"), reason),
+                        change.claimed_difference("identifiability"), _reasons_text(change.fidelity_reasons))),
+        card("accuracy", pooled.mean, reference.mean, change.claimed_difference("mean"), reason),
     )  # fmt: skip
 
 
@@ -701,7 +701,7 @@ def _stability_findings(
 ) -> list[Finding]:
     if change.reasons:
         return [Finding(f"not comparable in accuracy ({_reasons_text(change.reasons)})")]
-    pss = change.widest("pss")
+    pss = change.claimed_difference("pss")
     if pss is None or pss.low is None:
         return []
     scored = _scored_coverage(models)
@@ -739,7 +739,7 @@ def _scored_coverage(models: Sequence[ModelRuns]) -> _ScoredCoverage:
 def _distinctness_findings(change: MethodDifference, pooled: PooledMethod, reference_pooled: PooledMethod) -> list[Finding]:
     if change.fidelity_reasons:
         return [Finding(f"not comparable in how well personas are distinguished ({_reasons_text(change.fidelity_reasons)})")]
-    difference = change.widest("identifiability")
+    difference = change.claimed_difference("identifiability")
     if difference is None or difference.low is None:
         return []
     chance = f" ({_chance_text(pooled.chance)})" if pooled.chance is not None else ""
@@ -811,9 +811,9 @@ def _training_effect_sentences(
         return []
     change = numbers.difference(one, base)
     pairs = (
-        ("PSS", change.widest("pss")),
-        ("identifiability", change.widest("identifiability")),
-        ("recognisability", change.widest("recognisability")),
+        ("PSS", change.claimed_difference("pss")),
+        ("identifiability", change.claimed_difference("identifiability")),
+        ("recognisability", change.claimed_difference("recognisability")),
     )
     texts = [f"{name} {value.format_difference()}" for name, value in pairs if value is not None and value.value is not None]
     return [f"{md_label(one.name)} against {md_label(base.name)}, before training: {', '.join(texts)}."] if texts else []
@@ -835,8 +835,8 @@ def _seed_sentences(change: MethodDifference, one: ReportMethod, other: ReportMe
     covered = [name for name in _CLAIMED_MEASURES if change.covers_seeds(name)]
     if not covered:
         return [f"{_INTERVAL_NOTE}, of means over {trained}; other seeds are not covered; each seed is shown below."]
-    known = [name for name in _CLAIMED_MEASURES if (found := change.widest(name)) is not None and found.low is not None]
-    alone = [_CLAIMED_MEASURES[name] for name in known if name not in covered]
+    shown = {name: change.claimed_difference(name) for name in _CLAIMED_MEASURES if name not in covered}
+    alone = [_CLAIMED_MEASURES[name] for name, one in shown.items() if one is not None and one.low is not None]
     exception = f", of {_join_words(alone)} over the questions alone" if alone else ""
     note = f"Brackets are 95 % intervals over questions and training seeds, of means over {trained}{exception}"
     return [f"{note}; each seed is shown below.", *_left_out_sentences(change), _differences_over_questions(change, covered)]

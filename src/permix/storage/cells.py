@@ -26,7 +26,7 @@ from permix.errors import DataError
 from permix.sanitize import escape_control, redact_secrets, truncate
 from permix.storage.files import bad_line_error, jsonl_lines, open_regular
 from permix.storage.workers import worker_files
-from permix.types import Cell, CellKey, Failure, Message, is_thinking_unclosed
+from permix.types import Cell, CellKey, Failure, Message, is_cut_off, is_thinking_unclosed
 
 
 class CellSummary(NamedTuple):
@@ -265,7 +265,7 @@ def _summarize(cell: CellLine, offset: int, length: int, file: int) -> CellSumma
     if completion is not None:  # a `Completion` for each of a million cells would take several times as long
         finish = completion.get("finish")
         is_unclosed = is_thinking_unclosed(completion["text"], finish, completion.get("reasoning"))
-        cut_off = True if is_unclosed else None if finish is None else finish == "length"
+        cut_off = is_cut_off(finish, is_unclosed=is_unclosed)
     return CellSummary(
         None if correct is None else float(correct),
         completion is not None,

@@ -20,7 +20,6 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,7 +38,6 @@ from permix.report.runs import ModelRuns, Run
 from permix.sanitize import escape_control
 from permix.storage.cells import CellSummary
 from permix.storage.files import guard_writes
-from permix.thinking import split_thinking
 from permix.types import Cell, CellKey, digest
 
 _CELLS_FOLDER = "cells"
@@ -306,25 +304,25 @@ def _cell_json(cell: Cell, text_index: dict[str, int]) -> dict[str, Any]:
     """Return a cell for the page; values that are None are left out. The texts of its messages are added to `text_index`."""
     verdict, completion, failure = cell.verdict, cell.completion, cell.failure
     shown: dict[str, Any] = {
-        "persona": None if cell.persona_id is None else _escape_id(cell.persona_id),
-        "question": _escape_id(cell.question_id),
+        "persona": None if cell.persona_id is None else escape_control(cell.persona_id),
+        "question": escape_control(cell.question_id),
         "sample": cell.sample,
         "messages": [
-            [_escape_id(message["role"]), text_index.setdefault(message["content"], len(text_index))] for message in cell.messages
+            [escape_control(message["role"]), text_index.setdefault(message["content"], len(text_index))]
+            for message in cell.messages
         ],
     }
     if verdict is not None:
         shown["judged"] = True
     if cell.template:
-        shown["template"] = _escape_id(cell.template)
+        shown["template"] = escape_control(cell.template)
     if cell.context:
-        shown["context"] = _escape_id(cell.context)
+        shown["context"] = escape_control(cell.context)
     _add_text(shown, "gold", cell.gold)
     if completion is not None:
-        split = split_thinking(completion.text)
-        shown["text"] = _cut_text(split.answer)
-        _add_text(shown, "thinking", completion.thinking if completion.reasoning or split.thinking else None)
-        if split.unclosed or (completion.reasoning and completion.is_thinking_unclosed):
+        shown["text"] = _cut_text(completion.answer)
+        _add_text(shown, "thinking", completion.thinking or None)
+        if completion.is_thinking_unclosed:
             shown["unclosed"] = True
         numbers = {"finish": completion.finish, "read": completion.prompt_tokens, "written": completion.completion_tokens}
         shown |= {name: value for name, value in numbers.items() if value is not None}
@@ -336,10 +334,6 @@ def _cell_json(cell: Cell, text_index: dict[str, int]) -> dict[str, Any]:
     if failure is not None:
         shown["failure"] = [escape_control(failure.type), _cut_text(failure.message)]
     return shown
-
-
-_escape_id = lru_cache(maxsize=4096)(escape_control)
-"""Roles and ids come again in very many cells."""
 
 
 def _add_text(shown: dict[str, Any], name: str, text: str | None) -> None:
