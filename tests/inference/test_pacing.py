@@ -1,11 +1,20 @@
 """How many requests an endpoint gets at the same time: the rule on its own, and against servers that a few lines describe."""
 
+import asyncio
 import heapq
 
 import pytest
 
 from permix.inference.http_client import ConnectionFailedError, HttpStatusError
-from permix.inference.pacing import ROUNDS_TO_NEXT_TRIAL, ConcurrencyLimit, SentRequest, is_overload
+from permix.inference.pacing import (
+    ROUNDS_TO_NEXT_TRIAL,
+    CircuitBreaker,
+    ConcurrencyLimit,
+    FailureStreak,
+    SentRequest,
+    is_overload,
+)
+from permix.types import Failure
 
 
 class Clock:
@@ -192,3 +201,30 @@ def test_requests_that_were_cancelled_do_not_hold_up_a_round() -> None:
 )
 def test_what_is_a_sign_of_overload(error: Exception, expected: bool) -> None:
     assert is_overload(error) is expected
+
+
+@pytest.mark.parametrize("ends", ["cancelled", "dropped"])
+def test_a_first_attempt_that_is_never_made_holds_up_no_later_one(ends: str) -> None:
+    """In a streak an attempt after the first waits until no first attempt does; one whose request has gone must not count."""
+
+    async def run() -> str:
+        breaker = CircuitBreaker(FailureStreak(), ConcurrencyLimit(None), [], pause_s=0.0)
+        breaker.add_failure(Failure(type="E", message="gone"), 0.0)
+        async with breaker.attempt(is_first=False):  # a probe: as long as it is in flight, the others wait
+            breaker.open_request()
+            if ends == "cancelled":
+                waiting = asyncio.create_task(make(breaker, is_first=True))
+                await asyncio.sleep(0)
+                waiting.cancel()
+                await asyncio.wait([waiting])
+            else:
+                breaker.drop_first_attempt()
+            breaker.close_request()
+        async with asyncio.timeout(30):
+            return await make(breaker, is_first=False)
+
+    async def make(breaker: CircuitBreaker, *, is_first: bool) -> str:
+        async with breaker.attempt(is_first=is_first):
+            return "made"
+
+    assert asyncio.run(run()) == "made"

@@ -13,6 +13,7 @@ from permix import cli
 from permix.config import JudgeModelConfig, ModelConfig, StabilityConfig
 from permix.errors import ConfigError, EndpointStoppedError
 from permix.inference import spreading
+from permix.inference.openai_endpoint import Endpoint, Outcome
 from permix.inference.spreading import home_order, prompt_key
 from permix.types import Completion, Failure, Message, Request, Sampling
 from tests.inference.test_early_stop import ask, count, max_asked, number
@@ -193,6 +194,25 @@ def test_an_address_that_refuses_all_from_the_start_is_left_out(monkeypatch: pyt
         assert len(wrong.asked) <= 8 + 2
         assert [line.partition(":")[0] for line in notes.lines] == ["note"]
         assert "'test': not served at" in notes.lines[0]
+
+
+def test_a_request_opened_just_before_its_address_is_left_out_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first request fails before the second one, which was opened in the same step of the loop, has begun."""
+
+    async def complete(self: Endpoint, *_: Any, **__: Any) -> Outcome:
+        if self.base_url == wrong.base_url:
+            raise EndpointStoppedError("asked no more", "HTTP 404")
+        return Outcome(Completion(text="fine", prompt_tokens=None, completion_tokens=None, finish="stop"))
+
+    with openai_server(fine) as wrong, openai_server(fine) as right:
+        monkeypatch.setattr(Endpoint, "complete", complete)
+        model = model_at((wrong.base_url, right.base_url), concurrency=8)
+        requests = [asked_as(name, "q") for name in homed_at(wrong, [wrong, right], 20)]
+        found: list[int] = []
+        asking = threading.Thread(target=lambda: found.append(sum(1 for _ in model.generate(requests, Sampling()))), daemon=True)
+        asking.start()
+        asking.join(GATE_S)
+        assert found == [20]
 
 
 def test_a_run_ends_when_all_addresses_are_dead(capsys: pytest.CaptureFixture[str]) -> None:

@@ -233,6 +233,11 @@ class CircuitBreaker:
         self.n_open += 1
         self._n_first_attempts_waiting += 1
 
+    def drop_first_attempt(self) -> None:
+        """Note that an open request will make no attempt here. `close_request` closes it."""
+        self._n_first_attempts_waiting -= 1
+        self._notify()
+
     def close_request(self) -> None:
         self.n_open -= 1
         self.on_change()
@@ -241,13 +246,15 @@ class CircuitBreaker:
     async def attempt(self, *, is_first: bool) -> AsyncIterator[bool]:
         """Wait until the attempt may be sent; yields whether it is a probe. `is_first`: of a request of `open_request`."""
         # During a streak, requests between two retries go last: their neighbours have failed already.
-        while self._n_in_flight >= self.limit.current or (
-            self.streak.n_failures
-            and (self._n_in_flight or (not is_first and (self.unstarted or self._n_first_attempts_waiting)))
-        ):
-            await self._changed.wait()
+        try:
+            while self._n_in_flight >= self.limit.current or (
+                self.streak.n_failures
+                and (self._n_in_flight or (not is_first and (self.unstarted or self._n_first_attempts_waiting)))
+            ):
+                await self._changed.wait()
+        finally:  # also when it is cancelled: attempts that come later would wait for it for ever
+            self._n_first_attempts_waiting -= is_first
         self._n_in_flight += 1
-        self._n_first_attempts_waiting -= is_first
         is_probe = self.streak.n_failures > 0
         try:
             if is_probe:

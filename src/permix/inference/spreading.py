@@ -112,7 +112,7 @@ class Spreader:
             lane.wake.clear()
             if (index := self._next_index(lane)) is not None:
                 lane.breaker.open_request()
-                lane.asking[index] = group.create_task(self._ask(lane, index))
+                group.create_task(self._ask(lane, index, is_probe=not lane.is_live))
                 continue
             until = lane.endpoint.left_out_until
             with contextlib.suppress(TimeoutError):
@@ -140,14 +140,25 @@ class Spreader:
                     return index
         return None
 
-    async def _ask(self, lane: _Lane, index: int) -> None:
-        """Ask for one request at one address, and emit its result or move it to another address."""
+    async def _ask(self, lane: _Lane, index: int, *, is_probe: bool) -> None:
+        """Ask for one request at one address, and emit its result or move it to another address.
+
+        `is_probe`: the address is asked although it is left out.
+        """
         wasted = self._wasted.pop(index, None) or WastedTokens()
         try:
-            try:
-                outcome = await self._complete(lane, index, wasted)
-            finally:
-                lane.asking.pop(index, None)
+            outcome = None
+            if lane.is_live or is_probe:
+                task = asyncio.current_task()
+                assert task is not None
+                # Only now: a task that is cancelled before its first step never runs, and its request would be lost.
+                lane.asking[index] = task
+                try:
+                    outcome = await self._complete(lane, index, wasted)
+                finally:
+                    lane.asking.pop(index, None)
+            else:  # the address was left out between the making of this task and its first step
+                lane.breaker.drop_first_attempt()
             if outcome is None or (outcome.is_of_address and self._has_others(lane, index)):
                 self._wasted[index] = wasted
                 self._move(index, lane)
