@@ -76,6 +76,8 @@ class Ready(NamedTuple):
     """Bytes of the trained weights."""
     bfloat16: bool
     """Whether the forward pass multiplies in bfloat16."""
+    micro_tokens: int
+    """Our tokens a pass; 0 for TRL, which counts rows."""
 
 
 class Lengths(NamedTuple):
@@ -175,7 +177,7 @@ class Conducted(GRPOTrainer):  # type: ignore[misc]
 
         self.accelerator.backward = timed
         weights = sum(one.numel() * one.element_size() for one in self.model.parameters())
-        line.send(Ready(resident(), weights, bool(self.args.bf16)))
+        line.send(Ready(resident(), weights, bool(self.args.bf16), self.micro_tokens()))
         with contextlib.suppress(_OverError):
             self.train()
 
@@ -231,6 +233,9 @@ class Conducted(GRPOTrainer):  # type: ignore[misc]
             torch.save(torch.cat([one.grad.flatten().cpu() for one in self.model.parameters()]), self._order.gradient)
         return loss
 
+    def micro_tokens(self) -> int:
+        return 0
+
     def logps(self, batch: dict[str, Any]) -> torch.Tensor:
         """Training log-probabilities [B, T] by what the trainer's own loss asks, in the passes of its training."""
         raise NotImplementedError
@@ -241,6 +246,9 @@ class Ours(Conducted, PlanGRPOTrainer):
 
     def _log_rollouts(self) -> None:
         """Rollouts that are given were not generated here, and a run leaves nothing behind."""
+
+    def micro_tokens(self) -> int:
+        return self._gradient_step.microbatch_tokens
 
     def logps(self, batch: dict[str, Any]) -> torch.Tensor:
         logp_B_T = torch.zeros(batch["completion_ids"].shape)

@@ -7,6 +7,7 @@ figures against the bounds that are written here.
 
 import argparse
 import contextlib
+import hashlib
 import importlib.util
 import json
 import math
@@ -298,16 +299,36 @@ def stability_words(options: argparse.Namespace, dtype: str) -> list[str]:
 def prepare(options: argparse.Namespace) -> None:
     """Write the CPU's answers in float32 to `--answers`: texts, accuracy and its interval, and the fingerprint of the weights."""
     from permix.evals.stability import measure_stability
-    from permix.inference.hf import folder_fingerprint, resolve_model_source
+    from permix.inference.hf import resolve_model_source
     from permix.storage.files import write_json
 
+    weights = weights_hash(Path(resolve_model_source(options.model)))
     run_permix(stability_words(options, "float32"))
     run = options.out / "run"
     mean = measure_stability(run).mean
     texts = [[*key, text] for key, text in read_answers(run).items()]
-    weights = folder_fingerprint(Path(resolve_model_source(options.model)))
     write_json(options.answers, {"weights": weights, "accuracy": [mean.value, mean.low, mean.high], "answers": texts})
     show("answers", len(texts))
+
+
+def weights_hash(folder: Path) -> str:
+    """Hash of all tensors by their names, types and values. The other files of a folder depend on the version of transformers."""
+    import torch
+    from safetensors import safe_open
+
+    by_name = dict[str, Path]()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            by_name |= dict.fromkeys(tensors.keys(), file)
+    if not by_name:
+        raise not_possible(f"{folder} has no weights in safetensors files")
+    sha = hashlib.sha256()
+    for name in sorted(by_name):
+        with safe_open(by_name[name], "pt") as tensors:
+            values = tensors.get_tensor(name).contiguous()
+        sha.update(f"{name} {values.dtype} {tuple(values.shape)};".encode())
+        sha.update(values.flatten().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()[:16]
 
 
 def read_answers(run: Path) -> dict[tuple[Any, ...], str]:
@@ -321,7 +342,7 @@ def read_answers(run: Path) -> dict[tuple[Any, ...], str]:
 def answers(options: argparse.Namespace) -> None:
     """Stability on this device against the CPU's answers: equal texts, and how near a tie the others part."""
     from permix.evals.stability import measure_stability
-    from permix.inference.hf import folder_fingerprint, resolve_model_source
+    from permix.inference.hf import resolve_model_source
 
     if options.backend == "vllm":
         require_vllm()
@@ -329,7 +350,7 @@ def answers(options: argparse.Namespace) -> None:
         raise not_possible("there are no answers of the CPU: make them with --prepare, and name the file with --answers")
     known = json.loads(options.answers.read_text(encoding="utf-8"))
     source = resolve_model_source(options.model)
-    if known["weights"] != folder_fingerprint(Path(source)):
+    if known["weights"] != weights_hash(Path(source)):
         raise not_possible(f"{options.answers} holds the answers of other weights; make them with --prepare")
     started = time.perf_counter()
     run_permix(stability_words(options, options.dtype))

@@ -74,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--micro-batch", type=int, nargs="+", default=[SMALL_BATCH, LARGEST], help="TRL's rows a pass; 0: the most that fit"
     )
-    parser.add_argument("--micro-tokens", type=int, default=OptimConfig().microbatch_tokens, help="our tokens a pass")
+    parser.add_argument("--micro-tokens", type=int, help="our tokens a pass; permix chooses when not given")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if gpu else "cpu")
     parser.add_argument("--threads", type=int, help="CPU threads; the machine's cores when not given")
     return parser
@@ -241,7 +241,7 @@ class Bench:
             if arms["trl"].ready.bfloat16:
                 self.show_logps("logp_difference_bfloat16", arms, batch, about)
             read = sum(one.prompt + sum(one.completions) - len(one.completions) for one in found["ours"][0].training.lengths)
-            rates = arms["ours"].ask(Rate(groups * self.options.group_size, min(read, self.options.micro_tokens)))
+            rates = arms["ours"].ask(Rate(groups * self.options.group_size, min(read, arms["ours"].ready.micro_tokens)))
             ready = arms["trl"].ready
         median = show_ratios(found, about)
         show_parts(found, about)

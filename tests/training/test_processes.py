@@ -178,12 +178,12 @@ def all_steps(model: Path, out: Path) -> None:
         found = {}
         for side, settings in SIDES.items():
             # Packs of at most 9 tokens: a process with rollouts has more of them than one without.
-            config = OptimConfig.model_validate(settings | {"microbatch_tokens": 9, "max_new_tokens": 8})
+            config = OptimConfig.model_validate(settings | {"max_new_tokens": 8})
             for deal, advantages in DEALS.items():
                 own = rollouts_of(advantages)[rank * 4 // size : (rank + 1) * 4 // size]
                 replayed = ReplayBatch(0.5, answers()[rank::size], ()) if side == "replay" else None
                 network.zero_grad()
-                loss, figures = GradientStep(config, accelerator, pad_token_id=1).accumulate(network, own, replayed)
+                loss, figures = GradientStep(config, accelerator, 1, microbatch_tokens=9).accumulate(network, own, replayed)
                 found[side, deal] = loss, figures, torch.cat([one.grad.flatten() for one in network.parameters()])
         torch.save(found, out / f"steps-{rank}-of-{size}.pt")
 

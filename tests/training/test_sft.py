@@ -66,9 +66,9 @@ def trainer_of(
     tiny_model: Path, out: Path, steps: Sequence[Sequence[SFTExample]], microbatch_tokens: int = 256, config: OptimConfig = QUICK
 ) -> tuple[Watched, Notes]:
     torch.set_num_threads(1)
-    notes = Notes()
+    notes, config = Notes(), config.model_copy(update={"microbatch_tokens": microbatch_tokens})
     trainer = Watched(
-        steps=steps, microbatch_tokens=microbatch_tokens, recorder=notes, args=sft_arguments(config, len(steps), out),
+        steps=steps, config=config, recorder=notes, args=sft_arguments(config, len(steps), out),
         model=load_causal_lm(str(tiny_model), torch.float32, "cpu").train(), processing_class=load_tokenizer(str(tiny_model)),
     )  # fmt: skip
     return trainer, notes

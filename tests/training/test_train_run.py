@@ -295,6 +295,8 @@ def test_what_changes_nothing_that_is_learnt_may_change_between_starts(plain: Pa
         run_training(stage(tiny_model, plain, save_dtype="bfloat16"))
     assert run_training(stage(tiny_model, plain, **BOOKKEEPING)) == plain / "model"
     assert read_json(plain / "config.json")["train"]["save_every"] == 1
+    run_training(stage(tiny_model, plain, microbatch_tokens=64))
+    assert read_json(plain / "config.json")["train"]["microbatch_tokens"] == 64
     run_training(stage(tiny_model, plain))
 
 
@@ -307,8 +309,14 @@ def test_a_killed_run_goes_on_with_other_bookkeeping_and_ends_with_the_same_weig
     dies = Moment("permix.storage.run_dir:RunDir._open_or_resume")
     assert command("train", str(config), dies=dies) == -9
     born = read_json(killed / "provenance.json")
-    assert born["identity"]["train"].keys().isdisjoint(BOOKKEEPING_FIELDS)
-    born["identity"]["train"] |= {"report_to": [], "save_every": 2, "samples_every": 5, "keep_checkpoints": False}
+    assert born["identity"]["train"].keys().isdisjoint({*BOOKKEEPING_FIELDS, "microbatch_tokens"})
+    born["identity"]["train"] |= {
+        "microbatch_tokens": 1024,
+        "report_to": [],
+        "save_every": 2,
+        "samples_every": 5,
+        "keep_checkpoints": False,
+    }
     (killed / "provenance.json").write_text(json.dumps(born))
     assert command("train", str(config), dies=Moment("permix.training.grpo_trainer:PlanGRPOTrainer._save_checkpoint")) == -9
     kept = newest_checkpoint(killed / "checkpoints")

@@ -145,9 +145,9 @@ class OptimConfig(ConfigSection):
     """Maximum length of a completion, in tokens; when not given, a number by task: docs/guide.md."""
     max_prompt_tokens: int = Field(default=1024, gt=0)
     """Maximum length of a prompt, in tokens; training does not start if a prompt of the plan is longer."""
-    microbatch_tokens: int = Field(default=1024, gt=0)
-    """Maximum number of tokens in one forward and backward pass; it bounds the memory. A group's prompt counts once. On a GPU
-    take 8192 or more."""
+    microbatch_tokens: int | None = Field(default=None, gt=0)
+    """Maximum number of tokens in one forward and backward pass; it bounds the memory. A group's prompt counts once. When not
+    given, 1024 on a CPU, and on a GPU by its memory, from 1024 to 32768: docs/scale.md."""
     importance_ratio_cap: float | None = Field(default=2.0, gt=1)
     """Upper bound of the importance weight, which corrects for probabilities that differ between the trainer and the engine that
     sampled the token (vLLM); None for no correction."""

@@ -1,11 +1,15 @@
-"""Set threads and memory allocation, and choose device and precision. torch is imported only in functions that need it."""
+"""Set threads and memory allocation, and choose device, precision and the size of a training pass.
+
+torch is imported only in functions that need it.
+"""
 
 import contextlib
 import ctypes
 import gc
 import os
 import sys
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
@@ -78,6 +82,19 @@ def visible_gpus() -> list[str]:
     return [str(number) for number in range(torch.cuda.device_count())]
 
 
+def memory_limit() -> int:
+    """Bytes of memory that this machine, or the container that this process is in, has."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for file in CGROUP_MEMORY_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # no such version of cgroups, or "max"
+            limits.append(int(Path(file).read_text(encoding="ascii")))
+    return min(limits)
+
+
+CGROUP_MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""Where versions 2 and 1 of Linux's control groups name a container's limit."""
+
+
 def pick_device() -> str:
     import torch
 
@@ -100,3 +117,77 @@ def pick_dtype(precision: Precision, device: str) -> "torch.dtype":
     if precision == "auto":
         precision = "bfloat16" if has_fast_bfloat16(device) else "float32"
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+MIN_MICROBATCH_TOKENS = 1024
+"""Tokens of a training pass on a CPU, where larger ones are no faster; also the least that is chosen for a GPU."""
+
+MAX_MICROBATCH_TOKENS = 32768
+"""Most tokens of a training pass that are chosen for a GPU."""
+
+PASS_MEMORY_SHARE = 0.5
+"""Share of a GPU's free memory that a training pass may take; the estimate of what it takes is a rule of thumb."""
+
+
+JOBS_PER_GPU_VARIABLE = "PERMIX_JOBS_PER_GPU"
+"""The environment variable by which `permix.pipelines.jobs` says how many processes share this one's GPU."""
+
+
+def pick_microbatch_tokens(
+    network: Any,
+    *,
+    bfloat16: bool,
+    completions_per_prompt: int,
+    checkpointing: bool,
+    processes: int = 1,
+    is_sharded: bool = False,
+) -> int:
+    """Most tokens of a training pass of this network on the device that it trains on.
+
+    Call it when the network is loaded and its optimizer is not. `processes` train together; `is_sharded`: each holds a share of
+    every weight (FSDP2, ZeRO-3).
+    """
+    if pick_device() == "cpu":
+        return MIN_MICROBATCH_TOKENS
+    try:
+        text = network.config.get_text_config()
+        layers, hidden, vocabulary = text.num_hidden_layers, text.hidden_size, text.vocab_size
+    except AttributeError:
+        return MIN_MICROBATCH_TOKENS
+    # What docs/scale.md lists and is not there yet: gradients and AdamW's two moments, DDP's buckets, weights that are still on
+    # the CPU, and copies in bfloat16 (for autocast and for rollouts) or, of sharded weights, in float32.
+    to_come = 0.0
+    for one in network.parameters():
+        count = getattr(one, "ds_numel", one.numel())  # DeepSpeed's parameters are empty outside a pass
+        share = processes if is_sharded else 1
+        to_come += (12 + 4 * (processes > 1 and not is_sharded)) * count * one.requires_grad / share
+        to_come += count * one.element_size() * (one.device.type == "cpu") / share
+        to_come += 4 * count * (bfloat16 or is_sharded)
+    free = _free_gpu_bytes() / int(os.environ.get(JOBS_PER_GPU_VARIABLE, "1"))
+    return microbatch_tokens_that_fit(
+        PASS_MEMORY_SHARE * (free - to_come), layers=layers, hidden=hidden, vocabulary=vocabulary,
+        value_bytes=2 if bfloat16 else 4, completions_per_prompt=completions_per_prompt, checkpointing=checkpointing,
+    )  # fmt: skip
+
+
+def microbatch_tokens_that_fit(
+    free_bytes: float, *, layers: int, hidden: int, vocabulary: int, value_bytes: int, completions_per_prompt: int,
+    checkpointing: bool,
+) -> int:  # fmt: skip
+    """Tokens of a training pass whose activations and logits take at most `free_bytes`, within the two bounds above.
+
+    A token keeps 17 hidden vectors in a layer (docs/scale.md), and 4 more for each completion of its prompt: attention on a GPU
+    copies the keys and values of a prompt to each of its completions.
+    """
+    layer = (17 + 4 * completions_per_prompt) * hidden * value_bytes
+    kept = layers * hidden * value_bytes + layer if checkpointing else layers * layer
+    logits = 16 * vocabulary  # with their gradient, and both again in float32 where probabilities are computed
+    return max(MIN_MICROBATCH_TOKENS, min(MAX_MICROBATCH_TOKENS, int(free_bytes / (kept + logits))))
+
+
+def _free_gpu_bytes() -> int:
+    """Free memory of the GPU, with what torch keeps for later tensors."""
+    import torch
+
+    free, _ = torch.cuda.mem_get_info()
+    return int(free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated())

@@ -40,6 +40,9 @@ _BY_LOSS = {
     "bnpo": "token-mean",
 }
 
+DEFAULT_MAX_TOKENS = 16384
+"""verl's own default of ppo_max_token_len_per_gpu."""
+
 NO_DUAL_CLIP = 1e6
 """verl bounds the loss of negative advantages by clip_ratio_c, 3 by default; permix does not, so the bound is out of reach."""
 
@@ -337,7 +340,7 @@ def verl_settings(export: PlanExport, *, has_tests: bool = False) -> dict[str, A
         f"{actor}.ppo_epochs": config.updates_per_rollout,
         f"{actor}.ppo_mini_batch_size": plan.groups_per_step,
         f"{actor}.use_dynamic_bsz": True,
-        f"{actor}.ppo_max_token_len_per_gpu": max(config.microbatch_tokens, rollout_tokens),
+        f"{actor}.ppo_max_token_len_per_gpu": max(config.microbatch_tokens or DEFAULT_MAX_TOKENS, rollout_tokens),
         f"{actor}.shuffle": False,
         f"{actor}.data_loader_seed": config.seed,
         f"{actor}.fsdp_config.seed": config.seed,

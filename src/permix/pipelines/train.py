@@ -51,7 +51,7 @@ from permix.training.run_log import describe_training, describe_truncation, read
 from permix.training.sft_data import check_teacher, describe_sft_source, teacher_cells, teacher_config, teacher_identity
 from permix.types import Message
 
-FORMER_IDENTITY_KEYS = (*(f"train.{name}" for name in BOOKKEEPING_FIELDS), "teacher.base_url")
+FORMER_IDENTITY_KEYS = (*(f"train.{name}" for name in BOOKKEEPING_FIELDS), "train.microbatch_tokens", "teacher.base_url")
 """Settings that earlier versions of permix counted as identity."""
 
 
@@ -70,12 +70,13 @@ def run_training(config: TrainConfig) -> Path:
         backend, job = TRAINER_BACKENDS[config.backend], prepare_training(config)
         config = job.config
         backend.check(job)
-        backend.check_launch(job)
+        target = config.out / "model"
+        if not (target / "config.json").exists():
+            backend.check_launch(job)
         with distributed.main_process_first():
             source = resolve_model_source(config.model.name)
         if config.method == "seqkd":
             check_teacher(config)
-        target = config.out / "model"
         _check_saved_dtype(config, target)
         with _open_run_dir(job, source) as run:
             if not distributed.broadcast((target / "config.json").exists()):
@@ -215,7 +216,7 @@ def _run_identity(job: TrainJob, source: str) -> dict[str, Any]:
         **_own_task_sources(job.plan),
         "model": folder_fingerprint(Path(source)) if Path(source).is_dir() else source,
         **({} if config.model.thinking == "default" else {"thinking": config.model.thinking}),
-        "train": config.train.model_dump(mode="json", exclude={*RUNTIME_ONLY_FIELDS, *BOOKKEEPING_FIELDS}),
+        "train": config.train.model_dump(mode="json", exclude={*RUNTIME_ONLY_FIELDS, *BOOKKEEPING_FIELDS, "microbatch_tokens"}),
         "character": config.character.model_dump(mode="json"),
         **({"teacher": teacher_identity(config)} if config.method == "seqkd" else {}),
         **({"dev_eval": config.dev_eval.model_dump(mode="json")} if config.dev_eval.every else {}),

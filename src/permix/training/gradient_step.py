@@ -44,10 +44,14 @@ class ReplayBatch(NamedTuple):
 
 
 class GradientStep:
-    """The loss of a step. `accelerator` is the trainer's. `pad_token_id` may be any token id: no real token sees it."""
+    """The loss of a step. `accelerator` is the trainer's. `pad_token_id` may be any token id: no real token sees it.
 
-    def __init__(self, config: OptimConfig, accelerator: Any, pad_token_id: int) -> None:
+    A pass reads at most `microbatch_tokens` tokens.
+    """
+
+    def __init__(self, config: OptimConfig, accelerator: Any, pad_token_id: int, microbatch_tokens: int) -> None:
         self.config, self.accelerator, self.pad_token_id = config, accelerator, pad_token_id
+        self.microbatch_tokens = microbatch_tokens
 
     def accumulate(
         self, model: Any, samples: Sequence[Sample], replay_batch: ReplayBatch | None = None
@@ -66,7 +70,7 @@ class GradientStep:
         sizes = {"n_rollouts": rows, "n_tokens": tokens, "max_tokens": self.config.max_new_tokens}
         jobs: list[Callable[[], torch.Tensor]] = [
             partial(self._policy_loss, model, one, sizes=sizes, step_metrics=step_metrics)
-            for one in pack_samples(live, self.config.microbatch_tokens)
+            for one in pack_samples(live, self.microbatch_tokens)
         ]
         if replay_batch is not None:
             jobs += self._replay_losses(model, replay_batch, step_metrics)
@@ -149,7 +153,7 @@ class GradientStep:
             for one, own in zip(replay_batch.samples, replay_batch.teacher_topk, strict=bool(replay_batch.teacher_topk))
         }
         loss = self._offpolicy_kl if teachers else self._onpolicy_kl
-        packs = pack_samples(replay_batch.samples, self.config.microbatch_tokens)
+        packs = pack_samples(replay_batch.samples, self.microbatch_tokens)
 
         def job(one: Pack) -> torch.Tensor:
             kl, term = loss(model, one, teachers)
@@ -177,7 +181,7 @@ class GradientStep:
     def completion_logprobs(self, model: Any, samples: Sequence[Sample]) -> list[list[float]]:
         """Log-probabilities of each rollout's tokens, without gradient. All processes must call it, even without rollouts."""
         by_sample: dict[int, list[float]] = {}
-        packs = pack_samples(samples, self.config.microbatch_tokens)
+        packs = pack_samples(samples, self.microbatch_tokens)
         with torch.no_grad():
             for _ in range(self.max_over_ranks(len(packs)) - len(packs)):
                 self._dummy_pass(model)

@@ -62,7 +62,14 @@ from permix.training.rollouts import (
     split_into_groups,
 )
 from permix.training.run_log import StepClock, open_rollout_log
-from permix.training.trl_setup import DevEvalCallback, StepClockCallback, TrackerCallback, TrainerHooks, grpo_arguments
+from permix.training.trl_setup import (
+    DevEvalCallback,
+    StepClockCallback,
+    TrackerCallback,
+    TrainerHooks,
+    choose_microbatch_tokens,
+    grpo_arguments,
+)
 from permix.training.weight_sync import inference_copy, sync_weights
 from permix.types import Message, Sampling, seed_from
 from permix.verification.math_verifier import Verifier
@@ -111,7 +118,10 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         places = Dataset.from_dict({"place": range(rollouts)})
         super().__init__(reward_funcs=self._reward, train_dataset=places, args=args, **options)
         self._stop_ids = stop_token_ids(unwrap_peft(self.model), self.processing_class)
-        self._gradient_step = GradientStep(config, self.accelerator, self.processing_class.pad_token_id)
+        self._gradient_step = GradientStep(
+            config, self.accelerator, self.processing_class.pad_token_id,
+            choose_microbatch_tokens(config, self.model, completions_per_prompt=plan.group_size, bfloat16=self.args.bf16),
+        )  # fmt: skip
         self.remove_callback(PrinterCallback)
         self.add_callback(StepClockCallback(self._clock))
         if detect_sharding() != "zero3":  # DeepSpeed's network cannot run before training begins; its first pass makes the trial

@@ -28,6 +28,7 @@ import torch
 
 from permix.config import CharacterConfig, OptimConfig
 from permix.inference.generation import end_of_turn_id, token_logprobs
+from permix.inference.hardware import MIN_MICROBATCH_TOKENS
 from permix.inference.shared_prefix import (
     PackedGroups,
     PromptGroup,
@@ -204,7 +205,7 @@ def build_character_replay(
     if character.replay_policy == "off":
         if distributed.is_main():  # under FSDP2 the other processes have no weights yet
             with eval_mode(network), autocast_context(config):
-                replay.cache_base_topk(network, tokenizer.pad_token_id, config.microbatch_tokens)
+                replay.cache_base_topk(network, tokenizer.pad_token_id, config.microbatch_tokens or MIN_MICROBATCH_TOKENS)
         replay.teacher_topk = distributed.broadcast([TeacherTopK(*(one.cpu() for one in own)) for own in replay.teacher_topk])
     return replay
 

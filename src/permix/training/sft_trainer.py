@@ -40,7 +40,14 @@ from permix.training.gradient_step import unwrap_peft
 from permix.training.job import TrainJob
 from permix.training.run_log import MetricsLogger, StepClock
 from permix.training.sft_data import SFTExample, build_sft_dataset, examples_by_step, load_sft_dataset
-from permix.training.trl_setup import DevEvalCallback, StepClockCallback, TrackerCallback, TrainerHooks, common_arguments
+from permix.training.trl_setup import (
+    DevEvalCallback,
+    StepClockCallback,
+    TrackerCallback,
+    TrainerHooks,
+    choose_microbatch_tokens,
+    common_arguments,
+)
 
 IGNORE_INDEX = -100
 """The label of a token that has no loss."""
@@ -102,20 +109,20 @@ def split_into_microbatches(inputs: Mapping[str, torch.Tensor], token_budget: in
 
 
 class PlanSFTTrainer(SFTTrainer):  # type: ignore[misc]
-    """`SFTTrainer` over the steps of a plan. A forward and backward pass reads at most `microbatch_tokens` tokens."""
+    """`SFTTrainer` over the steps of a plan. `train.microbatch_tokens` counts padding."""
 
     def __init__(
         self,
         *,
         steps: Sequence[Sequence[SFTExample]],
-        microbatch_tokens: int,
+        config: OptimConfig,
         recorder: MetricsRecorder,
         model: Any,
         processing_class: Any,
         args: SFTConfig,
         **options: Any,
     ) -> None:
-        self._microbatch_tokens, self._recorder = microbatch_tokens, recorder
+        self._recorder = recorder
         self._clock = StepClock()
         self._step_metrics: dict[str, Any] = {}
         super().__init__(
@@ -123,6 +130,7 @@ class PlanSFTTrainer(SFTTrainer):  # type: ignore[misc]
             train_dataset=build_step_dataset(steps, processing_class, end_of_turn_id(model, processing_class)),
             data_collator=_StepCollator(processing_class.pad_token_id), **options,
         )  # fmt: skip
+        self._microbatch_tokens = choose_microbatch_tokens(config, self.model, completions_per_prompt=1, bfloat16=self.args.bf16)
         self.remove_callback(PrinterCallback)
         self.add_callback(StepClockCallback(self._clock))
 
@@ -196,7 +204,7 @@ def train_supervised(job: TrainJob, source: str, tokenizer: Any, run: RunDir, ch
         stop_at_end_of_turn(network, tokenizer)
         seed_trainer(config.seed)
         trainer = PlanSFTTrainer(
-            steps=steps, microbatch_tokens=config.microbatch_tokens, recorder=MetricsLogger(out, done, bar), args=arguments,
+            steps=steps, config=config, recorder=MetricsLogger(out, done, bar), args=arguments,
             model=network, processing_class=tokenizer, peft_config=build_lora_config(config),
         )  # fmt: skip
         trainer.add_callback(TrackerCallback(job.trackers))

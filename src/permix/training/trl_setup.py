@@ -27,7 +27,7 @@ from trl import GRPOConfig
 from permix.config import DevEvalConfig, OptimConfig
 from permix.errors import IncompleteRunError
 from permix.evals import open_ended, stability
-from permix.inference.hardware import pick_device, pick_dtype
+from permix.inference.hardware import pick_device, pick_dtype, pick_microbatch_tokens
 from permix.inference.hf import LocalModel
 from permix.metrics.dev_curve import (
     DevCurve,
@@ -46,6 +46,7 @@ from permix.storage.run_dir import RunReader
 from permix.trackers import TrackerLog
 from permix.training import distributed
 from permix.training.checkpoints import checkpoint_steps, load_weights, save_weights
+from permix.training.compatibility import has_sharded_weights
 from permix.training.dev_eval import (
     DEV_EVAL_LOG,
     DEV_EVAL_WEIGHTS,
@@ -297,6 +298,19 @@ def common_arguments(config: OptimConfig, steps: int, out: Path) -> dict[str, An
         "dataloader_pin_memory": False,
         "use_cache": True,  # else the trained model's configuration would turn its KV cache off
     }
+
+
+def choose_microbatch_tokens(config: OptimConfig, network: Any, *, completions_per_prompt: int, bfloat16: bool) -> int:
+    """`train.microbatch_tokens`, or the number for this network and device. Call it before training begins."""
+    if config.microbatch_tokens is not None:
+        return config.microbatch_tokens
+    tokens = pick_microbatch_tokens(
+        network, bfloat16=bfloat16, completions_per_prompt=completions_per_prompt,
+        checkpointing=config.gradient_checkpointing, processes=distributed.world_size(), is_sharded=has_sharded_weights(),
+    )  # fmt: skip
+    if distributed.is_main() and pick_device() != "cpu":
+        print_status(f"note: a pass reads at most {tokens} tokens (train.microbatch_tokens), by the free memory of the GPU")
+    return tokens
 
 
 def grpo_arguments(config: OptimConfig, plan: Plan, out: Path, *, with_reference: bool = False) -> GRPOConfig:

@@ -1,0 +1,114 @@
+"""The size of a training pass that is chosen for a device: by hand-checkable numbers, and by what a network and a GPU report."""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from permix.config import OptimConfig
+from permix.inference import hardware
+from permix.inference.hardware import (
+    JOBS_PER_GPU_VARIABLE,
+    MAX_MICROBATCH_TOKENS,
+    MIN_MICROBATCH_TOKENS,
+    memory_limit,
+    microbatch_tokens_that_fit,
+    pick_microbatch_tokens,
+)
+from permix.inference.hf import load_causal_lm
+from permix.training.trl_setup import choose_microbatch_tokens
+
+SIZES: dict[str, Any] = {"layers": 2, "hidden": 8, "vocabulary": 10, "value_bytes": 2, "completions_per_prompt": 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "bytes_per_token"),
+    [
+        ({"checkpointing": False}, 2 * (17 + 8) * 8 * 2 + 16 * 10),
+        ({"checkpointing": False, "value_bytes": 4}, 2 * (17 + 8) * 8 * 4 + 16 * 10),
+        ({"checkpointing": False, "completions_per_prompt": 1}, 2 * (17 + 4) * 8 * 2 + 16 * 10),
+        ({"checkpointing": True}, 2 * 8 * 2 + (17 + 8) * 8 * 2 + 16 * 10),
+    ],
+)
+def test_tokens_that_fit_by_hand(changes: dict[str, Any], bytes_per_token: int) -> None:
+    for tokens in (MIN_MICROBATCH_TOKENS, 5000, MAX_MICROBATCH_TOKENS):
+        assert microbatch_tokens_that_fit(tokens * bytes_per_token, **SIZES | changes) == tokens
+    assert microbatch_tokens_that_fit(5000 * bytes_per_token - 1, **SIZES | changes) == 4999
+
+
+@pytest.mark.parametrize(
+    ("free", "tokens"), [(-1e9, MIN_MICROBATCH_TOKENS), (0, MIN_MICROBATCH_TOKENS), (1e15, MAX_MICROBATCH_TOKENS)]
+)
+def test_tokens_that_fit_stay_within_bounds(free: float, tokens: int) -> None:
+    assert microbatch_tokens_that_fit(free, **SIZES, checkpointing=False) == tokens
+
+
+def test_on_a_cpu_it_is_a_constant(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "pick_device", lambda: "cpu")
+    network = load_causal_lm(str(tiny_model), torch.float32, "cpu")
+    assert pick_microbatch_tokens(network, bfloat16=False, completions_per_prompt=8, checkpointing=False) == 1024
+
+
+def gpu_with(monkeypatch: pytest.MonkeyPatch, free: int, reserved: int = 0, allocated: int = 0) -> None:
+    """Pretend that there is a GPU with this memory."""
+    monkeypatch.setattr(hardware, "pick_device", lambda: "cuda")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 2 * free))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: reserved)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: allocated)
+
+
+@pytest.mark.parametrize(("processes", "is_sharded"), [(1, False), (4, False), (4, True)])
+@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_on_a_gpu_half_of_the_memory_that_the_optimizer_leaves(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, bfloat16: bool, processes: int, is_sharded: bool, jobs: int
+) -> None:
+    network = load_causal_lm(str(tiny_model), torch.float32, "cpu")
+    frozen = next(network.parameters())
+    frozen.requires_grad_(False)
+    config, count = network.config, sum(one.numel() for one in network.parameters())
+    # The weights have not been moved yet. The frozen one gets no gradient and no moments, and has no place in DDP's buckets.
+    each = 16 if processes > 1 and not is_sharded else 12
+    to_come = (4 * count + each * (count - frozen.numel())) / (processes if is_sharded else 1)
+    to_come += 4 * count if bfloat16 or is_sharded else 0
+    value_bytes = 2 if bfloat16 else 4
+    a_token = config.num_hidden_layers * (17 + 12) * config.hidden_size * value_bytes + 16 * config.vocab_size
+    monkeypatch.setenv(JOBS_PER_GPU_VARIABLE, str(jobs))
+    gpu_with(monkeypatch, jobs * (int(to_come) + 2 * 3000 * a_token) - 500, reserved=700, allocated=100)
+    settings: Any = {
+        "bfloat16": bfloat16, "completions_per_prompt": 3, "checkpointing": False, "processes": processes,
+        "is_sharded": is_sharded,
+    }  # fmt: skip
+    assert pick_microbatch_tokens(network, **settings) == 3000
+    gpu_with(monkeypatch, jobs * int(to_come))
+    assert pick_microbatch_tokens(network, **settings) == MIN_MICROBATCH_TOKENS
+
+
+def test_the_setting_goes_before_the_choice(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = load_causal_lm(str(tiny_model), torch.float32, "cpu")
+    gpu_with(monkeypatch, 10**12)
+    settings: Any = {"completions_per_prompt": 8, "bfloat16": False}
+    assert choose_microbatch_tokens(OptimConfig(microbatch_tokens=77), network, **settings) == 77
+    assert choose_microbatch_tokens(OptimConfig(), network, **settings) == MAX_MICROBATCH_TOKENS
+
+
+@pytest.mark.parametrize(
+    ("written", "limit"), [("max\n", 8e9), ("5000000000\n", 5e9), ("9223372036854771712\n", 8e9), (None, 8e9)]
+)
+def test_the_memory_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str | None, limit: float) -> None:
+    file = tmp_path / "memory.max"
+    if written is not None:
+        file.write_text(written, encoding="ascii")
+    monkeypatch.setattr(hardware, "CGROUP_MEMORY_LIMITS", (str(tmp_path / "none"), str(file)))
+    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PHYS_PAGES": 8_000_000, "SC_PAGE_SIZE": 1000}[name])
+    assert memory_limit() == limit
+
+
+def test_a_network_that_does_not_name_its_sizes_gets_the_least(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu_with(monkeypatch, 10**12)
+    network = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: SimpleNamespace(hidden_size=8, vocab_size=10)))
+    settings: Any = {"bfloat16": True, "completions_per_prompt": 8, "checkpointing": False}
+    assert pick_microbatch_tokens(network, **settings) == MIN_MICROBATCH_TOKENS
