@@ -1,16 +1,32 @@
 """The whole quickstart on a tiny model: what it compares is comparable, and killed anywhere it ends with the same numbers."""
 
 import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from permix.config import QuickstartConfig
+from permix.errors import ConfigError, IncompleteRunError, PermixError
 from permix.personas.pool import load_pool
-from permix.pipelines.quickstart import BASE_LABEL, FAST_SIZE, PERMIX_LABEL, RLVR_LABEL
+from permix.pipelines.jobs import Job, JobFailure
+from permix.pipelines.quickstart import (
+    BASE_LABEL,
+    FAST_SIZE,
+    PERMIX_LABEL,
+    RLVR_LABEL,
+    default_jobs,
+    quickstart_parts,
+    run_quickstart,
+)
 from permix.plan import read_plan
+from permix.progress import JobSize
 from permix.storage.cells import read_cells
 from permix.storage.files import read_json
+from permix.storage.workers import holds_claim
 from permix.tasks.base import read_trained_on
 from permix.training.run_log import read_training_log
 from permix.types import Cell
@@ -21,8 +37,9 @@ ACCURACY = (FAST_SIZE.personas + 1) * FAST_SIZE.questions
 CHARACTERS = FAST_SIZE.characters * FAST_SIZE.roleplay_questions
 
 
-def quickstart(model: Path, out: Path, dies: Moment | None = None) -> int | None:
-    return command("quickstart", "--fast", "--model", str(model), "--threads", "1", "--out", str(out), dies=dies)
+def quickstart(model: Path, out: Path, dies: Moment | None = None, jobs: int = 1) -> int | None:
+    sizes = ("--fast", "--threads", "1", "--jobs", str(jobs))
+    return command("quickstart", "--model", str(model), "--out", str(out), *sizes, dies=dies)
 
 
 @pytest.fixture(scope="module")
@@ -136,5 +153,97 @@ def test_a_quickstart_killed_again_and_again_ends_with_the_same_numbers(done: Pa
 @pytest.mark.slow
 def test_a_finished_quickstart_started_again_generates_nothing(done: Path, tiny_model: Path) -> None:
     before = {path: path.read_bytes() for path in done.glob("*-*/*.jsonl")}
-    assert quickstart(tiny_model, done) == 0
+    assert quickstart(tiny_model, done, jobs=2) == 0
+    assert not (done / "logs").exists(), "finished parts need no process"
     assert {path: path.read_bytes() for path in done.glob("*-*/*.jsonl")} == before
+
+
+@pytest.mark.slow
+def test_pending_parts_run_in_their_own_processes(done: Path, tiny_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "quickstart"
+    shutil.copytree(done, out)
+    pending = [out / f"permix-rlvr-{stage}" for stage in ("stability", "fidelity")]
+    for folder in (*pending, out / "report"):
+        shutil.rmtree(folder)
+    assert quickstart(tiny_model, out, jobs=2) == 0
+    assert sorted(path.stem for path in (out / "logs").iterdir()) == sorted(folder.name for folder in pending)
+    assert [len(cells(out, PERMIX_LABEL, stage)) for stage in ("stability", "fidelity")] == [ACCURACY, CHARACTERS]
+    assert [row["label"] for row in read_json(out / "report" / "table.json")["rows"]] == list(LABELS)
+    assert not any((folder / "report").exists() for folder in pending), "one report of everything"
+    typed = read_json(pending[0] / "provenance.json")["command"]
+    assert typed[1:4] == ["quickstart", str(out / "quickstart.json"), "--part"]
+
+
+def test_parts_run_after_those_whose_results_they_need() -> None:
+    for fast in (False, True):
+        parts = quickstart_parts(QuickstartConfig(fast=fast))
+        names = [part.name for part in parts]
+        assert len(set(names)) == len({part.config.out for part in parts}) == 8
+        for number, part in enumerate(parts):
+            assert set(part.after) <= set(names[:number])
+            needs = {one for one in (f"train {part.config.label}",) if not part.name.startswith("train") and one in names}
+            needs |= {"characters of base"} if part.name in ("characters of RLVR", "characters of PerMix-RLVR") else set()
+            assert set(part.after) == needs
+
+
+@pytest.mark.parametrize(
+    ("codes", "error"), [([1], PermixError), ([3, 3], IncompleteRunError), ([2, 2], ConfigError), ([3, 1], PermixError)]
+)
+def test_failed_parts_are_named_with_their_logs(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codes: list[int], error: type[PermixError]
+) -> None:
+    asked: list[Job] = []
+    out = tmp_path / "quick"
+
+    def fails(
+        jobs: Sequence[Job], at_a_time: int, *, sizes: Mapping[str, JobSize], one_gpu_each: bool, inherited: Sequence[int]
+    ) -> list[JobFailure]:
+        assert (at_a_time, one_gpu_each) == (3, True)
+        assert sizes.keys() == {job.name for job in jobs}
+        assert [holds_claim(out, one) for one in inherited] == [True]
+        with pytest.raises(ConfigError, match="another process is running this quickstart"):
+            run_quickstart(settings)
+        asked.extend(jobs)
+        return [JobFailure(one.name, code, one.log, "error: no space left") for one, code in zip(jobs, codes, strict=False)]
+
+    monkeypatch.setattr("permix.pipelines.quickstart.run_jobs", fails)
+    settings = QuickstartConfig(fast=True, model=str(tiny_model), out=out, jobs=3, threads=7)
+    named = rf"failed: train PerMix-RLVR \(exit code {codes[0]}, .*permix-rlvr-train\.txt\): error: no space"
+    with pytest.raises(PermixError, match=named) as raised:
+        run_quickstart(settings)
+    assert raised.value.exit_code == error.exit_code
+    assert type(raised.value) is error
+    assert [one.name for one in asked[:2]] == ["train PerMix-RLVR", "train RLVR"], "the longest first"
+    for one in asked:
+        assert one.arguments[:3] == ["quickstart", str(out / "quickstart.json"), "--part"]
+        assert one.arguments[4:] == ["--threads", "7"]
+    assert {one.arguments[3] for one in asked} == {part.config.out.name for part in quickstart_parts(settings)}
+    assert read_json(out / "quickstart.json")["model"] == str(tiny_model)
+    assert not (out / "report").exists()
+
+
+def test_a_part_that_does_not_exist(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="part = 'base': must be one of base-stability, base-fidelity, rlvr-train, "):
+        run_quickstart(QuickstartConfig(fast=True, model=str(tiny_model), out=tmp_path / "quick", part="base"))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "cores", "gigabytes", "jobs"),
+    [
+        (0, 2, 24, 2),
+        (0, 1, 24, 1),
+        (0, 16, 64, 3),
+        (0, 16, 7.9, 1),
+        (0, 16, 4, 1),
+        (0, 4, 12.1, 2),
+        (1, 16, 128, 1),
+        (2, 16, 128, 2),
+    ],
+)
+def test_parts_at_a_time_by_cores_gpus_and_memory(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, cores: int, gigabytes: float, jobs: int
+) -> None:
+    monkeypatch.setattr("permix.pipelines.quickstart.visible_gpus", lambda: ["gpu"] * gpus)
+    monkeypatch.setattr("permix.pipelines.quickstart.memory_limit", lambda: int(gigabytes * 1e9))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    assert default_jobs() == jobs

@@ -7,15 +7,17 @@ import contextlib
 import functools
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-PLAIN_INTERVAL_S = 10.0
+PLAIN_INTERVAL_S, TERMINAL_INTERVAL_S = 10.0, 1.0
+"""Pause between two lines of a progress, and between two looks at the jobs that a terminal shows."""
 
 
 class CommandOutput:
@@ -190,6 +192,109 @@ class _PlainLines(ProgressBar):
             f"{self.description}: {self.done}/{self.total} {self.unit} ({self.rate:.2f}/s{left}) {self.status_text(status)}"
         ).rstrip()
         print_status(line)
+
+
+class JobSize(NamedTuple):
+    """How long a job is expected to take, in any unit, and the unit of the progress bar that counts its work ("steps")."""
+
+    weight: float
+    unit: str
+
+
+class JobsDisplay:
+    """Shows jobs that run in other processes, by the newest line that each has printed.
+
+    On a terminal each has a bar; elsewhere its line is printed every `PLAIN_INTERVAL_S` seconds if it has changed. `sizes`: the
+    sizes of all jobs by name, from which the time left in total is computed; without them it is not shown.
+    """
+
+    def __init__(self, sizes: Mapping[str, JobSize]) -> None:
+        self._sizes = sizes
+        self._started = self._shown_at = time.monotonic()
+        self._fractions: dict[str, float] = {}  # done of a job, 0 to 1
+        self._fractions_before: dict[str, float] = {}  # done by an earlier process
+        self._shown: dict[str, str] = {}
+        self._bars: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> "JobsDisplay":
+        console = Console(stderr=True)
+        if console.is_terminal and not _output.is_quiet:
+            # A line of a job may hold brackets, which are no markup here.
+            columns = (
+                TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}", markup=False),
+            )  # fmt: skip
+            self._bars = Progress(*columns, console=console)
+            self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    @property
+    def is_due(self) -> bool:
+        """Whether `show` would show anything now."""
+        return time.monotonic() - self._shown_at >= (PLAIN_INTERVAL_S if self._bars is None else TERMINAL_INTERVAL_S)
+
+    def start(self, name: str, *, is_resumed: bool) -> None:
+        """Note that a job starts. `is_resumed`: an earlier process may have done a part of it."""
+        if not is_resumed:
+            self._fractions_before[name] = 0.0
+
+    def show(self, lines: Mapping[str, str]) -> None:
+        """Show the newest lines of the running jobs, by name; an empty line of a job that has printed nothing."""
+        self._shown_at = time.monotonic()
+        for name, line in lines.items():
+            self._note_fraction(name, line)
+        total = self._total_text()
+        if self._bars is not None:
+            self._show_bars(lines, total)
+            return
+        for name, line in lines.items():
+            if line and self._shown.get(name) != line:
+                self._shown[name] = line
+                print_status((line if line.startswith(f"{name}: ") else f"{name}: {line}") + (f"; {total}" if total else ""))
+
+    def finish(self, name: str) -> None:
+        """Count a job as done."""
+        self._fractions_before.setdefault(name, 0.0)
+        self._fractions[name] = 1.0
+
+    def _show_bars(self, lines: Mapping[str, str], total: str) -> None:
+        assert self._bars is not None
+        for name in self._tasks.keys() - lines.keys():
+            self._bars.remove_task(self._tasks.pop(name))
+        for name, line in lines.items():
+            if name not in self._tasks:
+                self._tasks[name] = self._bars.add_task(name, total=None, note="")
+            counts = _COUNTS.search(line)
+            note = "; ".join(filter(None, ((counts[3] if counts else line).strip(), total)))
+            done, of = (int(counts[1]), int(counts[2])) if counts else (None, None)  # None changes nothing
+            self._bars.update(self._tasks[name], completed=done, total=of, note=note, refresh=True)
+
+    def _note_fraction(self, name: str, line: str) -> None:
+        counts = _COUNTS.search(line)
+        if counts and name in self._sizes and counts[3].startswith(self._sizes[name].unit):
+            self._fractions[name] = int(counts[1]) / max(int(counts[2]), 1)
+            self._fractions_before.setdefault(name, self._fractions[name])
+
+    def _total_text(self) -> str:
+        """The time left in total. Only what was done since the start enters the estimate of the speed."""
+        done = done_now = 0.0
+        for name, fraction in self._fractions.items():
+            if name in self._sizes:
+                done += self._sizes[name].weight * fraction
+                done_now += self._sizes[name].weight * (fraction - self._fractions_before[name])
+        if done_now <= 0:
+            return ""
+        whole = sum(size.weight for size in self._sizes.values())
+        return f"{format_duration((whole - done) * (time.monotonic() - self._started) / done_now)} left in total"
+
+
+_COUNTS = re.compile(r"(\d+)/(\d+) (.*)")
+"""The counts of a plain progress line, and what follows them."""
 
 
 def print_status(line: str) -> None:

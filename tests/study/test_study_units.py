@@ -16,9 +16,9 @@ from permix.judges.summary import pooled_score_change
 from permix.metrics import statistics
 from permix.metrics.stability import stability_differences
 from permix.pipelines import study_units
+from permix.pipelines.jobs import cores_of_job, gpus_of_slot
 from permix.pipelines.study import run_study
 from permix.pipelines.study_cost import PartCost, estimate_time, preflight_study, study_costs
-from permix.pipelines.study_jobs import cores_of_job, gpus_of_slot
 from permix.pipelines.study_units import check_same_settings, delete_model, finished_parts, pending_parts, read_unit_record
 from permix.rendering.table import format_p_value
 from permix.report.study import divide_into_pages, write_study_report

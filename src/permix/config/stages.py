@@ -589,11 +589,16 @@ class QuickstartConfig(ConfigSection):
     model: str = "bundled"
     """The model to measure and train: "bundled" (SmolLM2-135M-Instruct), a model folder, or a hub id."""
     fast: bool = False
-    """Fewer steps, questions and personas: about four minutes."""
+    """Fewer steps, questions and personas: three to four minutes."""
     seed: int = Field(default=0, ge=0)
     """Seed for plans, training and evaluations."""
+    jobs: int | None = Field(default=None, gt=0)
+    """Number of parts that run at the same time, each in its own process; when not given, one for each core or GPU and for each
+    6 GB of memory, at most 3. 1 runs all parts in this process."""
+    part: str | None = None
+    """Run only this part, in this process: base-stability, base-fidelity, rlvr-train, and so on."""
     threads: int | None = Field(default=None, gt=0)
-    """CPU threads for torch; all cores of the machine when not given."""
+    """CPU threads of each part; the cores divided by the jobs when not given."""
 
     @property
     def folder(self) -> Path:

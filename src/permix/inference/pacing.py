@@ -252,9 +252,12 @@ class CircuitBreaker:
                 and (self._n_in_flight or (not is_first and (self.unstarted or self._n_first_attempts_waiting)))
             ):
                 await self._changed.wait()
-        finally:  # also when it is cancelled: attempts that come later would wait for it for ever
-            self._n_first_attempts_waiting -= is_first
+        except BaseException:  # cancelled: other attempts must not wait for it for ever
+            if is_first:
+                self.drop_first_attempt()
+            raise
         self._n_in_flight += 1
+        self._n_first_attempts_waiting -= is_first
         is_probe = self.streak.n_failures > 0
         try:
             if is_probe:

@@ -3,11 +3,12 @@
 Both trainings use the same plan seed. Plain RLVR asks every question without a persona. PerMix-RLVR asks most of them under a
 persona, and replays the base model's in-character answers. All evaluations use held-out personas and questions. Each part is a
 stage with its own run directory: an interrupted quickstart resumes where it stopped, and the config.json of a part runs that
-part alone.
+part alone. Several parts run at the same time, each in its own process.
 """
 
-from collections.abc import Callable
-from functools import partial
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +30,13 @@ from permix.config import (
     TrainMethod,
     resolve_mix,
 )
-from permix.progress import MultiProgress, print_status
+from permix.config.base import quote_input
+from permix.errors import ConfigError, IncompleteRunError, PermixError
+from permix.inference.hardware import memory_limit, release_memory, visible_gpus
+from permix.pipelines.jobs import Job, cores_of_job, run_jobs
+from permix.progress import JobSize, MultiProgress, add_result, print_status
+from permix.storage.files import write_json
+from permix.storage.workers import claim_folder
 from permix.types import Sampling, Split
 
 QUICKSTART_LEVELS = ("add-1", "sub-1", "mul-1", "add-1x3", "add-2")
@@ -39,6 +46,9 @@ QUICKSTART_PROMPT = "{question} Answer with a number only."
 QUICKSTART_MAX_NEW_TOKENS = 64
 """With the bare question the model talks on: of the answers of the dev personas, 15 % are cut off at 256 tokens. With this prompt
 2 % are cut off at 64 tokens (6 dev personas and no persona, 25 dev questions each)."""
+
+QUICKSTART_FILE = "quickstart.json"
+"""The settings, in the quickstart's folder: permix quickstart OUT/quickstart.json goes on with it."""
 
 BASE_LABEL, RLVR_LABEL, PERMIX_LABEL = "base", "RLVR", "PerMix-RLVR"
 
@@ -56,16 +66,48 @@ class QuickstartSize(NamedTuple):
     minutes: int
 
 
-# Measured on two cores: CPU seconds of one cell, one open-ended answer, one training step, and getting the model.
-CELL_CPU_SECONDS, ANSWER_CPU_SECONDS, STEP_CPU_SECONDS, MODEL_CPU_SECONDS = 0.09, 0.27, 14.0, 22.0
+# Measured on two cores: CPU seconds of one cell, one open-ended answer, and one training step by method.
+CELL_CPU_SECONDS, ANSWER_CPU_SECONDS = 0.09, 0.27
+STEP_CPU_SECONDS = {"rlvr": 12.0, "permix": 24.0}
 
 
-class QuickstartJob(NamedTuple):
+MAX_JOBS, JOB_BYTES = 3, 6 * 10**9
+"""Most parts that can run at the same time, and the memory that one may need: a training takes 4.3 GB."""
+
+
+class QuickstartPart(NamedTuple):
     """One part of the quickstart. `cpu_seconds` is an estimate, from which the time left in total is computed."""
 
     name: str
     cpu_seconds: float
-    run: Callable[[], object]
+    config: StabilityConfig | FidelityConfig | TrainConfig
+    after: tuple[str, ...] = ()
+    """The names of parts whose results this one needs."""
+
+    def run(self) -> None:
+        """Run or resume the part in this process."""
+        from permix.evals.stability import run_stability
+        from permix.pipelines.fidelity import run_fidelity
+        from permix.pipelines.train import run_training
+
+        match self.config:
+            case StabilityConfig():
+                run_stability(self.config)
+            case FidelityConfig():
+                run_fidelity(self.config)
+            case TrainConfig():
+                run_training(self.config)
+
+    @property
+    def unit(self) -> str:
+        """The unit of the progress bar that counts the part's work."""
+        return "steps" if isinstance(self.config, TrainConfig) else "cells"
+
+    @property
+    def has_result(self) -> bool:
+        """Whether the file that the part writes last is there."""
+        last = "model/config.json" if isinstance(self.config, TrainConfig) else "metrics.json"
+        return (self.config.out / last).exists()
 
 
 QUICKSTART_REPLAY = CharacterConfig(replay=0.5, replay_answers=6)
@@ -128,39 +170,115 @@ def _fidelity_config(config: QuickstartConfig, size: QuickstartSize, label: str,
     )  # fmt: skip
 
 
-def run_quickstart(config: QuickstartConfig) -> None:
-    """Run or resume the quickstart; print its table and write `report/` in `config.folder`."""
-    from permix.evals.stability import run_stability
-    from permix.inference.hardware import release_memory
-    from permix.inference.hf import resolve_model_source
-    from permix.pipelines.fidelity import run_fidelity
-    from permix.pipelines.train import require_training_packages, run_training
-
-    require_training_packages("the quickstart")
+def quickstart_parts(config: QuickstartConfig) -> list[QuickstartPart]:
+    """All parts, in an order in which they can run one after the other."""
     stable, distinct, trained = quickstart_configs(config)
     size = FAST_SIZE if config.fast else FULL_SIZE
     stability_seconds = (size.personas + 1) * size.questions * CELL_CPU_SECONDS
     fidelity_seconds = size.characters * size.roleplay_questions * ANSWER_CPU_SECONDS
-    training_seconds = size.steps * STEP_CPU_SECONDS
-    parts = [
-        QuickstartJob(f"get the model ({_model_name(config)})", MODEL_CPU_SECONDS, partial(resolve_model_source, config.model)),
-        QuickstartJob(f"accuracy of {BASE_LABEL}", stability_seconds, partial(run_stability, stable[0])),
-        QuickstartJob(f"characters of {BASE_LABEL}", fidelity_seconds, partial(run_fidelity, distinct[0])),
-        *(QuickstartJob(f"train {one.label}", training_seconds, partial(run_training, one)) for one in trained),
-    ]
-    for one, two in zip(stable[1:], distinct[1:], strict=True):
-        parts.append(QuickstartJob(f"accuracy of {one.label}", stability_seconds, partial(run_stability, one)))
-        parts.append(QuickstartJob(f"characters of {two.label}", fidelity_seconds, partial(run_fidelity, two)))
-    print_status(
-        f"permix quickstart: {len(parts)} steps, about {size.minutes} minutes on 2 cores; "
-        f"you may interrupt it at any time; start it again to go on. It writes to {config.folder}/"
-    )
+    accuracy_of_base = QuickstartPart(f"accuracy of {BASE_LABEL}", stability_seconds, stable[0])
+    characters_of_base = QuickstartPart(f"characters of {BASE_LABEL}", fidelity_seconds, distinct[0])
+    trainings = [QuickstartPart(f"train {one.label}", size.steps * STEP_CPU_SECONDS[one.method], one) for one in trained]
+    parts = [accuracy_of_base, characters_of_base, *trainings]
+    for training, accuracy, characters in zip(trainings, stable[1:], distinct[1:], strict=True):
+        needs = (training.name, characters_of_base.name)
+        parts.append(QuickstartPart(f"accuracy of {accuracy.label}", stability_seconds, accuracy, after=needs[:1]))
+        parts.append(QuickstartPart(f"characters of {characters.label}", fidelity_seconds, characters, after=needs))
+    return parts
+
+
+def run_quickstart(config: QuickstartConfig) -> None:
+    """Run or resume the quickstart; print its table and write `report/` in `config.folder`.
+
+    Raises ConfigError if another process runs it. If parts that run in their own processes fail, raises an error with the exit
+    code that theirs have in common, after the others have ended.
+    """
+    from permix.inference.hf import resolve_model_source
+    from permix.pipelines.train import require_training_packages
+
+    require_training_packages("the quickstart")
+    parts = quickstart_parts(config)
+    if config.part is not None:
+        _part_named(config.part, parts).run()
+        return
+    size = FAST_SIZE if config.fast else FULL_SIZE
+    jobs = config.jobs or default_jobs()
+    with _claimed(config.folder) as claim:
+        print_status(
+            f"permix quickstart: {len(parts)} parts, {jobs} at a time, about {size.minutes} minutes on 2 cores; "
+            f"you may interrupt it at any time; start it again to go on. It writes to {config.folder}/"
+        )
+        print_status(f"get the model ({_model_name(config)})")
+        resolve_model_source(config.model)
+        # A part with a result only checks it, which is fastest in this process.
+        here = list[QuickstartPart]()
+        for part in parts:
+            needs_pending = not {one.name for one in here}.issuperset(part.after)
+            if jobs == 1 or (part.has_result and not needs_pending):
+                here.append(part)
+        _run_here(here)
+        if pending := [part for part in parts if part not in here]:
+            _run_in_processes(config, pending, min(jobs, len(pending)), claim)
+        _write_report(config, *quickstart_configs(config))
+
+
+def _part_named(name: str, parts: Sequence[QuickstartPart]) -> QuickstartPart:
+    found = {part.config.out.name: part for part in parts}
+    if name not in found:
+        raise ConfigError(f"part = {quote_input(name)}: must be one of {', '.join(found)}")
+    return found[name]
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path) -> Iterator[int]:
+    """Claim the quickstart's folder for this process and those that it starts; yields the file descriptor of the claim."""
+    claim = claim_folder(folder)
+    if claim is None:
+        raise ConfigError(f"{folder}: another process is running this quickstart; wait for it, or give another --out")
+    try:
+        yield claim
+    finally:
+        os.close(claim)
+
+
+def default_jobs() -> int:
+    """As many parts at a time as cores, or GPUs if there are any, and memory allow, at most `MAX_JOBS`."""
+    return max(1, min(MAX_JOBS, len(visible_gpus()) or len(os.sched_getaffinity(0)), memory_limit() // JOB_BYTES))
+
+
+def _run_here(parts: Sequence[QuickstartPart]) -> None:
+    """Run parts one after the other in this process."""
     progress = MultiProgress([part.cpu_seconds for part in parts])
     for number, part in enumerate(parts):
         with progress.part(number, part.name):
             part.run()
         release_memory()
-    _write_report(config, stable, distinct, trained)
+
+
+def _run_in_processes(config: QuickstartConfig, parts: Sequence[QuickstartPart], at_a_time: int, claim: int) -> None:
+    """Run parts in their own processes; their output goes to logs/ in the quickstart's folder."""
+    file = config.folder / QUICKSTART_FILE
+    write_json(file, config.model_copy(update={"part": None, "jobs": None, "threads": None}))
+    threads = config.threads or (None if visible_gpus() else cores_of_job(at_a_time))
+    more = [] if threads is None else ["--threads", str(threads)]
+    # Trainings first: they are the longest, and other parts need them.
+    ordered = sorted(parts, key=lambda part: -part.cpu_seconds if isinstance(part.config, TrainConfig) else 0.0)
+    jobs = [
+        Job(
+            part.name, ["quickstart", str(file), "--part", part.config.out.name, *more],
+            config.folder / "logs" / f"{part.config.out.name}.txt", after=part.after,
+        )
+        for part in ordered
+    ]  # fmt: skip
+    sizes = {part.name: JobSize(part.cpu_seconds, part.unit) for part in parts}
+    failed = run_jobs(jobs, at_a_time, sizes=sizes, one_gpu_each=True, inherited=[claim])
+    if failed:
+        text = f"{config.folder}: failed: {'; '.join(one.text for one in failed)}; run the same command again to go on"
+        add_result(failed=[one.job for one in failed])
+        codes = {one.exit_code for one in failed}
+        if codes == {IncompleteRunError.exit_code}:
+            raise IncompleteRunError(text, len(failed))
+        raise ConfigError(text) if codes == {ConfigError.exit_code} else PermixError(text)
 
 
 def preflight_quickstart(config: QuickstartConfig) -> dict[str, str]:

@@ -18,11 +18,13 @@ evaluations of it are finished.
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from permix.config import TRAIN_PART, StudyConfig, StudyUnit
 from permix.errors import ConfigError, IncompleteRunError, PermixError
+from permix.inference.hardware import visible_gpus
+from permix.pipelines.jobs import CLAIM_VARIABLE, Job, JobFailure, cores_of_job, run_jobs
 from permix.pipelines.study_cost import check_study
-from permix.pipelines.study_jobs import UNIT_CLAIM_VARIABLE, UnitFailure, run_in_processes
 from permix.pipelines.study_units import (
     check_same_settings,
     delete_model,
@@ -63,11 +65,29 @@ def run_study(config: StudyConfig) -> None:
         f"study {config.out}: {len(chosen) - len(waiting)} of {len(chosen)} units are finished; stop it at any time and start it "
         "again to go on"
     )
-    failed = run_in_processes(config, waiting, lambda unit: not pending_parts(unit))
+    failed = _run_units(config, waiting)
     for unit in chosen if not config.keep_models else ():
         delete_model(unit)  # of a unit whose process was killed before it could
     report_study(config)
     _require_finished(config, chosen, failed)
+
+
+def _run_units(config: StudyConfig, units: Sequence[StudyUnit]) -> list[JobFailure]:
+    """Run these units, `config.jobs` at a time, each by `permix study OUT/study.json --unit NAME`. Returns those that failed."""
+    threads = config.threads or (None if config.jobs == 1 or visible_gpus() else cores_of_job(config.jobs))
+    more = [] if threads is None else ["--threads", str(threads)]
+    jobs = [
+        Job(
+            unit.name, ["study", str(config.out / STUDY_FILE), "--unit", unit.name, *more], unit.folder / "log.txt",
+            partial(_is_finished, unit), claimed_folder=unit.folder,
+        )
+        for unit in units
+    ]  # fmt: skip
+    return run_jobs(jobs, config.jobs)
+
+
+def _is_finished(unit: StudyUnit) -> bool:
+    return not pending_parts(unit)
 
 
 def without_choice(config: StudyConfig) -> StudyConfig:
@@ -75,9 +95,9 @@ def without_choice(config: StudyConfig) -> StudyConfig:
     return config.model_copy(update={"only": (), "only_seeds": (), "unit": None, "jobs": 1, "threads": None, "report": False})
 
 
-def _require_finished(config: StudyConfig, chosen: Sequence[StudyUnit], failed: Sequence[UnitFailure]) -> None:
+def _require_finished(config: StudyConfig, chosen: Sequence[StudyUnit], failed: Sequence[JobFailure]) -> None:
     pending = [unit for unit in chosen if pending_parts(unit)]
-    add_result(paths={"study": config.out}, pending=len(pending), failed=[one.unit for one in failed])
+    add_result(paths={"study": config.out}, pending=len(pending), failed=[one.job for one in failed])
     if not pending:
         return
     if broken := [one for one in failed if one.exit_code != IncompleteRunError.exit_code]:
@@ -95,7 +115,7 @@ def _require_finished(config: StudyConfig, chosen: Sequence[StudyUnit], failed: 
 @contextmanager
 def _claimed(unit: StudyUnit) -> Iterator[StudyUnit]:
     """The unit, claimed by this process within the block. Raises ConfigError if another process has claimed it."""
-    inherited = os.environ.get(UNIT_CLAIM_VARIABLE, "")
+    inherited = os.environ.get(CLAIM_VARIABLE, "")
     if inherited.isdigit() and holds_claim(unit.folder, int(inherited)):
         yield unit
         return
