@@ -16,6 +16,9 @@ from typing import Any, NamedTuple, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+MIN_DONE = 0.02
+"""Share of the work that this process must have done before the time left is estimated: the start is slower than the rest."""
+
 PLAIN_INTERVAL_S, TERMINAL_INTERVAL_S = 10.0, 1.0
 """Pause between two lines of a progress, and between two looks at the jobs that a terminal shows."""
 
@@ -161,7 +164,7 @@ class ProgressBar:
     def seconds_left(self) -> float | None:
         """Estimated seconds left; None before this process has done 2 % of the units, of which the first include the start-up."""
         done_now = self.done - self._already_done
-        return (self.total - self.done) / self.rate if done_now > 0 and done_now >= 0.02 * self.total else None
+        return (self.total - self.done) / self.rate if done_now > 0 and done_now >= MIN_DONE * self.total else None
 
 
 class _TerminalBar(ProgressBar):
@@ -287,9 +290,9 @@ class JobsDisplay:
             if name in self._sizes:
                 done += self._sizes[name].weight * fraction
                 done_now += self._sizes[name].weight * (fraction - self._fractions_before[name])
-        if done_now <= 0:
-            return ""
         whole = sum(size.weight for size in self._sizes.values())
+        if done_now <= 0 or done_now < MIN_DONE * whole:
+            return ""
         return f"{format_duration((whole - done) * (time.monotonic() - self._started) / done_now)} left in total"
 
 
