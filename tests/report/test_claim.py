@@ -118,6 +118,17 @@ def test_one_seed_each_and_no_difference(tmp_path: Path) -> None:
     )
 
 
+def test_a_difference_between_single_seeds_says_so_first(study: dict[str, ReportMethod]) -> None:
+    mixed, plain = (study[name]._replace(models=study[name].models[:1]) for name in ("PerMix-RLVR", "RLVR"))
+    headline, _, cards = build_claim([mixed, plain])
+    assert "better" in [card.verdict for card in cards]
+    assert headline.startswith("By one training seed each, PerMix-RLVR is better than RLVR in ")
+    headline, _, _ = build_claim([study["base"], plain])
+    assert headline.startswith("By one training seed, RLVR is ")
+    headline, _, _ = build_claim([mixed, study["RLVR"]])
+    assert headline.startswith("PerMix-RLVR is better than RLVR in "), "one of them has two"
+
+
 def test_variants_that_were_passed_over_are_named(study: dict[str, ReportMethod]) -> None:
     """The one of most training seeds is spoken of, wherever it stands."""
     lone = study["PerMix-RLVR"]._replace(name="re|play", models=study["PerMix-RLVR"].models[:1])

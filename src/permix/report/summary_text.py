@@ -497,7 +497,7 @@ def _comparison_claim(pair: ComparisonPair, base: ReportMethod | None, numbers: 
     names = f"{md_label(one.name)}{_ROLE_DESCRIPTIONS[one.role]} against {md_label(other.name)}{_ROLE_DESCRIPTIONS[other.role]}"
     cards = _comparison_cards(pair, change, pooled, reference_pooled)
     return ReportClaim(
-        _comparison_headline(md_label(one.name), md_label(other.name), cards),
+        _comparison_headline(md_label(one.name), md_label(other.name), cards, _one_seed_text(change, one, other)),
         _join_support(
             names,
             findings or [Finding("they have no measure in common")],
@@ -517,7 +517,13 @@ def _join_support(names: str, findings: Sequence[Finding], remarks: Sequence[str
     return " ".join([sentence, *([f"{support[0].upper()}{support[1:]}."] if support else []), *remarks])
 
 
-def _comparison_headline(name: str, against: str, cards: Sequence[ResultCard]) -> str:
+def _one_seed_text(change: MethodDifference, one: ReportMethod, other: ReportMethod) -> str:
+    """Return what goes before a difference between trainings of one seed each: another seed may give another result."""
+    seeds = [n for method, n in zip((one, other), _seed_counts(change), strict=True) if method.role in ("rlvr", "permix")]
+    return f"By one training seed{' each' if len(seeds) > 1 else ''}, " if set(seeds) == {1} else ""
+
+
+def _comparison_headline(name: str, against: str, cards: Sequence[ResultCard], one_seed: str) -> str:
     """Return the sentence: in what the first method is better, in what it is worse, and where no difference is shown."""
     better, worse, equal = (
         [card.topic for card in cards if card.verdict == verdict] for verdict in (_BETTER, _WORSE, NOT_SIGNIFICANT)
@@ -526,7 +532,7 @@ def _comparison_headline(name: str, against: str, cards: Sequence[ResultCard]) -
         parts = [f"better than {against} in {_join_words(better)}"] if better else []
         parts += [f"worse {'' if better else f'than {against} '}in {_join_words(worse)}"] if worse else []
         rest = f"; no difference is shown in {_join_words(equal, 'or')}" if equal else ""
-        return f"{name} is {' and '.join(parts)}{rest}."
+        return f"{one_seed}{name} is {' and '.join(parts)}{rest}."
     if equal:
         return f"No difference between {name} and {against} is shown in {_join_words(equal, 'or')}."
     reasons = list(dict.fromkeys(card.reason for card in cards if card.reason))
