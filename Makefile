@@ -8,14 +8,19 @@ export TOKENIZERS_PARALLELISM ?= false
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart test test-engines test-lowest browser lint bench calibration study paper docs-figures clean
+.PHONY: quickstart test test-all test-engines test-lowest browser lint bench calibration study paper docs-figures clean
 
 quickstart: .venv/.ready
 	$(BIN)/permix quickstart $(ARGS)
 
 # One worker a core, each test with one thread unless it says otherwise. ARGS=-n0 runs them in one process.
+# `make test` leaves out the tests that are marked slow; `make test-all` runs all, `make test-all ARGS="-m slow"` the slow ones alone.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
 test: .venv/.ready .venv/.inspect
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: .venv/.ready .venv/.inspect
+	$(PYTEST) $(ARGS)
 
 # The same tests with the lowest versions that pyproject.toml allows. torch stays the one of the constraints, and pytest, which tests
 # alone need, is the newest. uv chooses the versions.

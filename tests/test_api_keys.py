@@ -70,6 +70,7 @@ def command_line(path: Path, *words: str) -> list[str]:
     return [words[0], str(path), *words[1:]]
 
 
+@pytest.mark.slow
 def test_no_file_and_no_output_of_a_run_holds_the_key(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -136,6 +137,7 @@ def test_a_header_whose_variable_is_not_set_or_cannot_be_sent_is_refused_before_
         assert server.asked == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["stability", "fidelity", "judge"])
 def test_no_file_and_no_output_holds_the_value_of_a_header(
     verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.slow
 def test_both_arms_run_on_the_tiny_model_and_agree() -> None:
     command = [sys.executable, "-W", "ignore", "-m", "bench.train_step", "--model", "tiny", "--pairs", "1"]
     ended = subprocess.run(

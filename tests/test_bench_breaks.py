@@ -17,6 +17,7 @@ def test_the_labelled_answers() -> None:
     assert len(set(texts)) == len(texts)
 
 
+@pytest.mark.slow
 def test_rules_hold_on_what_they_were_written_on() -> None:
     assert [one.case.answer for one in tried(read(LABELLED / "breaks-dev.tsv")) if one.found != one.case.broken] == []
 

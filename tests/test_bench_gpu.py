@@ -333,6 +333,7 @@ def test_a_reply_keeps_the_schema(text: str, finish: Any, kept: bool) -> None:
     assert keeps_schema(Completion(text=text, prompt_tokens=1, completion_tokens=1, finish=finish)) is kept
 
 
+@pytest.mark.slow
 def test_dry_runs_on_the_tiny_model(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Real processes: the CPU's answers are made, compared with themselves, and a configuration takes a step."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

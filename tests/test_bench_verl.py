@@ -57,6 +57,7 @@ def test_deviations_are_those_of_the_scored_rollouts_of_a_group() -> None:
     assert epsilon_factor(0.5) == pytest.approx((0.500001) / 0.5001)
 
 
+@pytest.mark.slow
 def test_the_comparison_finds_a_wrong_advantage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_export(tmp_path, "group", steps=1)
     rewards = [1.0, 0.0, 1.0, None, 1.0, 1.0, 1.0, 1.0, None, None, None, 1.0]

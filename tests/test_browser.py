@@ -21,6 +21,7 @@ def write(folder: Path, body: str, head: str = "") -> str:
     return path.as_uri()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "complaint"),
     [

@@ -375,6 +375,7 @@ def test_check_names_the_problems_of_all_files(tmp_path: Path, capsys: pytest.Ca
         assert line.startswith(f"permix check: {worse}: {start}")
 
 
+@pytest.mark.slow
 def test_a_run_can_be_gone_on_with_and_reported_from_its_own_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, report = tmp_path / "run", tmp_path / "report"
     with openai_server(right) as server:
@@ -436,6 +437,7 @@ def test_trl_is_imported_where_models_are_trained_alone() -> None:
     assert ended.stdout == "False\n", ended.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_endpoints_are_measured_without_torch(torchless: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     with openai_server(right) as server:
         file = tmp_path / "run.toml"
@@ -450,6 +452,7 @@ INSTALL = f"pip install -e '{Path(cli.__file__).parents[2]}"
 """The beginning of the command that installs an extra of this clone."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
@@ -504,6 +507,7 @@ def test_what_permix_imports_somewhere_else_is_named_too(
         cli.run_cli(["broken"])
 
 
+@pytest.mark.slow
 def test_plans_checks_and_reports_need_no_torch(
     torchless: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:

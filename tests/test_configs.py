@@ -84,6 +84,7 @@ def test_the_header_says_purpose_hardware_time_and_needs(path: Path) -> None:
     assert ("Needs" in said) == bool(needed(read_stage_config(path))), needed(read_stage_config(path))
 
 
+@pytest.mark.slow
 @by_name
 def test_the_configuration_is_valid(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

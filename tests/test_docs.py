@@ -79,6 +79,7 @@ def test_there_is_something_to_test() -> None:
     assert sum(len(commands(path)) for path in DOCUMENTS) > 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "code"), SNIPPETS, ids=[name for name, _ in SNIPPETS])
 def test_python_runs_and_prints_what_it_says(name: str, code: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     if "my-model" in code:
@@ -93,6 +94,7 @@ def test_python_runs_and_prints_what_it_says(name: str, code: str, tmp_path: Pat
     assert printed == expected(code)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [*DOCUMENTS, *sorted((ROOT / "configs").rglob("*.toml"))], ids=lambda path: path.stem)
 def test_commands_are_make_targets_or_parse_as_permix_verbs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)

@@ -23,6 +23,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_a_report_reads_the_recorded_runs(report: Path) -> None:
     rows = json.loads((report / "table.json").read_text(encoding="utf-8"))["rows"]
     assert [row["label"] for row in rows] == ["base", "RLVR", "PerMix-RLVR"]

@@ -15,6 +15,8 @@ from permix.storage.cells import read_cells
 from tests.sample_runs import asked_what, solve, stability_values, toml
 from tests.servers import OpenAIServer, openai_server
 
+pytestmark = pytest.mark.slow
+
 WAIT_S = 60.0
 INT, TERM = signal.SIGINT, signal.SIGTERM
 CODES = {INT: 130, TERM: 143}

@@ -5,6 +5,8 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
+import pytest
+
 from tests.sample_runs import asked_what, solve, stability_values, toml
 from tests.servers import openai_server
 from tests.without_packages import run_without
@@ -28,6 +30,7 @@ def permix(*argv: str) -> subprocess.CompletedProcess[str]:
     return run_without(OPTIONAL, *argv)
 
 
+@pytest.mark.slow
 def test_an_endpoint_is_measured_reported_and_compared(tmp_path: Path) -> None:
     with openai_server(lambda body, *_: str(solve(asked_what(body)))) as server:
         for name in ("one", "two"):

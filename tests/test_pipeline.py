@@ -32,6 +32,8 @@ from permix.training.run_log import read_training_log
 from permix.types import Cell
 from tests.killable import Moment, command
 
+pytestmark = pytest.mark.slow
+
 LABELS = (BASE_LABEL, RLVR_LABEL, PERMIX_LABEL)
 ACCURACY = (FAST_SIZE.personas + 1) * FAST_SIZE.questions
 CHARACTERS = FAST_SIZE.characters * FAST_SIZE.roleplay_questions
@@ -54,7 +56,6 @@ def cells(out: Path, label: str, stage: str) -> list[Cell]:
     return list(read_cells(out / f"{label.lower()}-{stage}" / "records.jsonl").values())
 
 
-@pytest.mark.slow
 def test_the_report_is_there_with_a_row_for_each_model(done: Path) -> None:
     table = read_json(done / "report" / "table.json")
     assert [row["label"] for row in table["rows"]] == list(LABELS)
@@ -70,7 +71,6 @@ def test_the_report_is_there_with_a_row_for_each_model(done: Path) -> None:
     assert all((done / "report" / name).stat().st_size > 1000 for name in figures)
 
 
-@pytest.mark.slow
 def test_every_model_was_asked_the_same_held_out_questions_as_the_same_held_out_personas(done: Path) -> None:
     personas = {persona.id: persona for persona in load_pool().personas}
     for stage, size in (("stability", ACCURACY), ("fidelity", CHARACTERS)):
@@ -82,7 +82,6 @@ def test_every_model_was_asked_the_same_held_out_questions_as_the_same_held_out_
     assert len({cell.question_id for cell in cells(done, BASE_LABEL, "stability")}) == FAST_SIZE.questions
 
 
-@pytest.mark.slow
 def test_the_two_trainings_differ_in_their_personas_and_replay_alone(done: Path) -> None:
     plain, mixed = (read_plan(done / f"{label.lower()}-train" / "plan.parquet") for label in (RLVR_LABEL, PERMIX_LABEL))
     assert [(row.question_id, row.seed) for row in plain.rows] == [(row.question_id, row.seed) for row in mixed.rows]
@@ -101,7 +100,6 @@ def test_the_two_trainings_differ_in_their_personas_and_replay_alone(done: Path)
     assert configs[0] == configs[1]
 
 
-@pytest.mark.slow
 def test_no_question_of_the_evaluation_was_trained_on(done: Path) -> None:
     for label in (RLVR_LABEL, PERMIX_LABEL):
         folder = done / f"{label.lower()}-train" / "model"
@@ -136,7 +134,6 @@ MOMENTS = [
 training (the first begins anew: it had no checkpoint), in the last model's characters."""
 
 
-@pytest.mark.slow
 def test_a_quickstart_killed_again_and_again_ends_with_the_same_numbers(done: Path, tiny_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "quickstart"
     for moment in MOMENTS:
@@ -150,7 +147,6 @@ def test_a_quickstart_killed_again_and_again_ends_with_the_same_numbers(done: Pa
             assert ours == theirs
 
 
-@pytest.mark.slow
 def test_a_finished_quickstart_started_again_generates_nothing(done: Path, tiny_model: Path) -> None:
     before = {path: path.read_bytes() for path in done.glob("*-*/*.jsonl")}
     assert quickstart(tiny_model, done, jobs=2) == 0
@@ -158,7 +154,6 @@ def test_a_finished_quickstart_started_again_generates_nothing(done: Path, tiny_
     assert {path: path.read_bytes() for path in done.glob("*-*/*.jsonl")} == before
 
 
-@pytest.mark.slow
 def test_pending_parts_run_in_their_own_processes(done: Path, tiny_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "quickstart"
     shutil.copytree(done, out)

@@ -42,6 +42,8 @@ from tests.dashboard.try_folder import (
 from tests.sample_runs import answered, cell, endpoint
 from tests.servers import Hang, Reply, error, listing, openai_server
 
+pytestmark = pytest.mark.slow
+
 SECRET = "sk-test-0123456789abcdef"
 
 

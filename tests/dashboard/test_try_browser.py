@@ -15,6 +15,8 @@ from permix.dashboard.try_it import SAVED_FILE
 from tests.dashboard.try_folder import KEY, endpoint_run, fidelity_run, trained_run
 from tests.servers import OpenAIServer, Reply, openai_server
 
+pytestmark = pytest.mark.slow
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 

@@ -189,6 +189,7 @@ def test_a_bad_request_is_one_line_and_asks_nothing(server: ViewerServer, remote
     assert remote.asked == []
 
 
+@pytest.mark.slow
 def test_one_question_is_answered_at_a_time_and_can_be_stopped(server: ViewerServer, remote: OpenAIServer) -> None:
     remote.script = lambda body, nth, headers: Hang(60)
     body = encode(question(model_id(server)))

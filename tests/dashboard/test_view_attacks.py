@@ -163,6 +163,7 @@ def test_lines_around_a_long_one_are_whole(tmp_path: Path, monkeypatch: pytest.M
         assert found == [b"one", LONG_LINE, b"two", LONG_LINE, b"three"], limit
 
 
+@pytest.mark.slow
 def test_texts_and_steps_that_are_kept_are_bounded(tmp_path: Path) -> None:
     run = stability_run(tmp_path / "run")
     failure = {"type": "T" * 10**6, "message": "M" * 10**6}
@@ -178,6 +179,7 @@ def test_texts_and_steps_that_are_kept_are_bounded(tmp_path: Path) -> None:
     assert (len(tally.steps), tally.done, tally.malformed) == (MAX_STEPS, MAX_STEPS + 999, 0)
 
 
+@pytest.mark.slow
 def test_measures_are_made_in_a_process_that_may_end_or_take_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, measure = stability_run(tmp_path / "run", whole()), MeasureProcess()
     try:

@@ -16,6 +16,8 @@ from permix.types import Failure
 from tests.dashboard.fake_runs import append, held, put, stability_run, whole
 from tests.sample_runs import answered, cell
 
+pytestmark = pytest.mark.slow
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 

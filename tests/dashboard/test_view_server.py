@@ -334,6 +334,7 @@ def viewer(root: Path, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_in_peace(tmp_path: Path) -> None:
     stability_run(tmp_path / "run", whole())
     with viewer(tmp_path, "--port", "0") as process:
@@ -348,6 +349,7 @@ def test_ctrl_c_ends_it_in_peace(tmp_path: Path) -> None:
     assert trouble == ""
 
 
+@pytest.mark.slow
 def test_with_json_the_address_is_there_while_it_serves(tmp_path: Path) -> None:
     stability_run(tmp_path / "run", whole())
     with viewer(tmp_path, "--port", "0", "--json") as process:

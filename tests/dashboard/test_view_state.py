@@ -99,6 +99,7 @@ def test_the_table_of_locks_is_read_by_inode_and_by_device_or_process(tmp_path: 
     assert read_locks(tmp_path / "none") is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("torn", [False, True])
 def test_a_run_that_was_killed_says_what_it_owes_and_how_to_go_on(tmp_path: Path, torn: bool) -> None:
     def answer(body: dict[str, object], nth: int, headers: object) -> str:

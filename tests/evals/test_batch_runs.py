@@ -124,6 +124,7 @@ def test_reading_back_what_the_manifest_says(tmp_path: Path) -> None:
 # Partly, with errors
 
 
+@pytest.mark.slow
 def test_what_is_missing_or_failed_is_pending_and_written_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, run = file_of(tmp_path), tmp_path / "run"
     assert permix_command("stability", file, "--batch-out", tmp_path / "a") == 0
@@ -201,6 +202,7 @@ def test_changed_prompts_are_written_and_old_results_are_not_taken(tmp_path: Pat
 # Killed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", [1, 11, 23])
 def test_a_reading_that_was_killed_goes_on(call: int, tmp_path: Path) -> None:
     file, run, batch = file_of(tmp_path), tmp_path / "run", tmp_path / "batch"
@@ -291,6 +293,7 @@ def test_a_persona_search_has_two_batches(tmp_path: Path) -> None:
 # To an endpoint and back
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_at_an_endpoint_and_back_once_the_weights_are_confirmed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -318,6 +321,7 @@ def test_a_run_goes_on_at_an_endpoint_and_back_once_the_weights_are_confirmed(
     assert read_json(run / "metrics.json")["baseline"]["value"] == 1.0
 
 
+@pytest.mark.slow
 def test_a_run_of_an_endpoint_is_finished_by_batch_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with openai_server(lambda body, *_: reply(body) if asked_as(body) else error(400), listing("test", root="a/b")) as server:
         file = file_of(tmp_path, endpoint(server.base_url))
@@ -497,6 +501,7 @@ def read_until_killed(folder: Path, cells: Sequence[Cell], n_recorded: int) -> N
     ask_many(folder, BatchFlags(batch_in=folder / "batch"), cells)
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_lines_killed_in_the_middle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cells, batch, records_file = many_cells(), tmp_path / "batch", tmp_path / "run" / "records.jsonl"
     assert ask_many(tmp_path, BatchFlags(batch_out=batch, shards=8), cells) == N_MANY

@@ -218,6 +218,7 @@ def test_the_command_reports_and_exits(tmp_path: Path, capsys: pytest.CaptureFix
     assert "Identifiability and controls" in report
 
 
+@pytest.mark.slow
 def test_measuring_needs_no_torch(tmp_path: Path) -> None:
     with openai_server(in_character) as server:
         config = fidelity_config(tmp_path, server.base_url)

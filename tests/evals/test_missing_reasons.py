@@ -219,6 +219,7 @@ def test_an_interviewer_and_its_model_are_kept_apart(tmp_path: Path) -> None:
         assert prepare_interview(config).question_orders is None
 
 
+@pytest.mark.slow
 def test_a_judge_remembers_between_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def habit(body: Mapping[str, Any], nth: int, headers: Mapping[str, str]) -> Action:
         return (

@@ -129,6 +129,7 @@ def test_a_run_in_rounds_may_be_made_whole_and_not_the_other_way_round(tmp_path:
         assert read_json(tmp_path / "run" / "config.json")["label"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "moment",
     [

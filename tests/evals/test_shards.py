@@ -201,6 +201,7 @@ def test_usage_and_starts_are_summed_over_the_workers(server: OpenAIServer, tmp_
     assert commands[0]["identity"] == commands[1]["identity"] == RunReader(folder).identity
 
 
+@pytest.mark.slow
 def test_another_number_of_workers_and_then_none_ask_no_cell_twice(server: OpenAIServer, tmp_path: Path) -> None:
     config = stability(tmp_path, server)
     assert run(config, "--shard", "1/3") == 0  # 8 cells
@@ -279,6 +280,7 @@ def test_more_workers_than_cells_is_no_error(server: OpenAIServer, tmp_path: Pat
     assert metrics(tmp_path / "run")["n_scored"] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [{"strategy": "persona-vote"}, {"templates": ["you_are", "adopt"]}], ids=["vote", "templates"])
 def test_votes_and_templates_are_shared_like_the_plain_grid(fields: dict[str, Any], tmp_path: Path) -> None:
     with openai_server(lambda body, nth, headers: f"It is {solve(asked_what(body))}.") as server:
@@ -314,6 +316,7 @@ def test_python_asks_a_part(tmp_path: Path) -> None:
 # Fidelity
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields", [{}, {"interview": {"turns": 4}, "sampling": {"max_new_tokens": 20}}], ids=["open", "interview"]
 )
@@ -369,6 +372,7 @@ def wait_until(process: "subprocess.Popen[str]", reached: Callable[[], bool]) ->
     assert reached()
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_each_with_its_own_endpoint(server: OpenAIServer, tmp_path: Path) -> None:
     both_ask = threading.Barrier(2, timeout=WAIT_S)
 
@@ -394,6 +398,7 @@ def test_two_processes_at_once_each_with_its_own_endpoint(server: OpenAIServer, 
     assert not list(folder.glob(".*.part"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("torn", [False, True])
 def test_a_killed_worker_goes_on_and_asks_none_twice(torn: bool, server: OpenAIServer, tmp_path: Path) -> None:
     one, two = stability(tmp_path / "one", server), stability(tmp_path / "two", server)
@@ -424,6 +429,7 @@ def test_a_killed_worker_goes_on_and_asks_none_twice(torn: bool, server: OpenAIS
     assert metrics(folder) == metrics(tmp_path / "one" / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("press", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_one_worker_which_goes_on(press: signal.Signals, code: int, server: OpenAIServer, tmp_path: Path) -> None:
     config, pressed = stability(tmp_path, server), threading.Event()

@@ -322,6 +322,7 @@ def undisturbed(folder: Path, base_url: str) -> bytes:
     return (folder / "run" / "metrics.json").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [0, 7, 23])
 def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(at: int, tmp_path: Path) -> None:
     killed: list[subprocess.Popen[bytes]] = []

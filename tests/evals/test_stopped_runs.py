@@ -56,6 +56,7 @@ def served() -> Iterator[Callable[[Ailing], OpenAIServer]]:
         yield lambda script: stack.enter_context(openai_server(script))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trouble", "words"),
     [
@@ -160,6 +161,7 @@ def test_interviews_end_in_the_turn_in_which_the_endpoint_stops(
     assert completions(tmp_path / "run") == 9
 
 
+@pytest.mark.slow
 def test_a_judge_keeps_its_scores_and_the_report_names_the_reasons(
     served: Callable[[Ailing], OpenAIServer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -155,6 +155,7 @@ def test_a_strategy_of_another_version_is_named(tmp_path: Path) -> None:
 COMMAND = [sys.executable, "-c", "import sys; from permix.cli import main; main(sys.argv[1:])", "stability"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "at"),
     [

@@ -104,6 +104,7 @@ def config_file(folder: Path, **fields: Any) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_new_backend_is_measured_like_any_other(
     tmp_path: Path, abacus: list[ModelConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:

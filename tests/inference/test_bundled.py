@@ -108,6 +108,7 @@ def test_a_name_that_is_not_bundled_stands_for_itself() -> None:
     assert hf.resolve_model_source("org/model") == "org/model"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (hf.model_cache_folder() / hf.BUNDLED_NAME / "config.json").exists(),
     reason="the bundled model is not converted here: permix models --fetch",

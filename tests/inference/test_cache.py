@@ -117,6 +117,7 @@ def make(folder: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_many_processes_make_the_file_at_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
     for attempt in range(5):

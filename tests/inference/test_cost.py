@@ -117,6 +117,7 @@ def test_the_run_itself_comes_first(tmp_path: Path) -> None:
     assert list(runs_beside(tmp_path / "none" / "x")) == [tmp_path / "none" / "x"]
 
 
+@pytest.mark.slow
 def test_a_local_tokenizer_counts(tiny_model: Path) -> None:
     model, tokenizer = ModelConfig(name=str(tiny_model)), load_tokenizer(str(tiny_model))
     chats = [(Message(role="user", content=text),) for text in ("one", "one and two and three")]

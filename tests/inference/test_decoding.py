@@ -93,6 +93,7 @@ def test_a_models_own_generation_defaults_change_nothing_and_stay_as_they_were(w
         network.generation_config = type(network.generation_config)(eos_token_id=1, pad_token_id=1)
 
 
+@pytest.mark.slow
 def test_rows_of_one_prompt_are_decoded_as_if_each_had_its_own(wild: tuple[Any, Any]) -> None:
     network, tokenizer = wild
     prompts = [encode_chat(tokenizer, messages) for messages in CHATS[:3]]
@@ -107,6 +108,7 @@ def test_rows_of_one_prompt_are_decoded_as_if_each_had_its_own(wild: tuple[Any, 
     assert max(lengths) > 64, "one is to outgrow the room it begins with"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 8])
 def test_prompts_that_take_the_place_of_ended_rows_are_answered_as_alone(name: str, batch_size: int) -> None:

@@ -8,6 +8,7 @@ from permix.inference.sampler import SeededSampler, _inverse_cdf_sample, sample_
 from permix.types import Sampling
 
 
+@pytest.mark.slow
 def test_draws_follow_the_distribution() -> None:
     probs_V = torch.softmax(torch.linspace(-2, 2, 600), dim=0)
     count = 100_000

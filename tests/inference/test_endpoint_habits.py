@@ -100,6 +100,7 @@ def test_a_refused_field_is_found_out_once(habit: Any, changed: set[str], capsys
         assert "since it answered: HTTP 4" in said
 
 
+@pytest.mark.slow
 def test_what_was_found_out_is_remembered_in_the_run(tmp_path: Path) -> None:
     with openai_server(reasoning_model) as server:
         values = stability_values(tmp_path, server.base_url, model=endpoint(server.base_url))

@@ -65,6 +65,7 @@ def answers(model: HFModel, requests: list[Request], sampling: Sampling) -> list
     return [found[place] for place in range(len(requests))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED, Sampling(temperature=0.7, top_p=0.8, max_new_tokens=16)])
 def test_a_completion_alone_equals_the_same_one_in_any_batch(tiny_model: Path, model: HFModel, sampling: Sampling) -> None:
     alone = [answers(model, [request], sampling)[0] for request in REQUESTS]
@@ -323,6 +324,7 @@ def test_a_skeleton_is_the_network_but_for_its_weights(tiny_model: Path) -> None
     assert bare.name_or_path == whole.name_or_path
 
 
+@pytest.mark.slow
 def test_fingerprint_changes_with_weights_and_template_and_with_nothing_else(tiny_model: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(tiny_model, tmp_path / "copy"))
     (copy / "README.md").write_text("a card")

@@ -95,6 +95,7 @@ def test_a_reply_without_an_end_is_a_failure_in_bounded_memory(reply: Wire, word
     assert resident_bytes("VmHWM") - before < 6 * MAX_REPLY_BYTES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reply", "words"),
     [
@@ -357,6 +358,7 @@ def test_a_long_wait_is_bounded_and_says_why(monkeypatch: pytest.MonkeyPatch, ca
 TEXTS = ["a\x00b", "\ud800 lone", "\udcff", "\u202e18", "18" * 100_000, "\x1b]0;x\x07", '</script><img src=x onerror="1">', "NaN"]
 
 
+@pytest.mark.slow
 def test_hostile_answers_survive_records_and_report(tmp_path: Path) -> None:
     def habit(body: Mapping[str, Any], nth: int, headers: Mapping[str, str]) -> Action:
         return Raw(message(TEXTS[nth % len(TEXTS)]))

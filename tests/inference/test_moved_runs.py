@@ -428,6 +428,7 @@ def test_the_confirmation_is_that_of_one_start_and_in_no_file(tmp_path: Path) ->
         assert build_config(section, fields, source="test") is not None
 
 
+@pytest.mark.slow
 def test_the_command_line_confirms_and_the_recorded_configuration_does_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -528,6 +529,7 @@ def test_a_name_of_any_length_is_kept_short_and_told_apart() -> None:
     assert re.fullmatch(r"x+… \(1000001 characters, digest [0-9a-f]{16}\)", kept[1])
 
 
+@pytest.mark.slow
 def test_a_hostile_statement_is_one_short_printable_line_in_a_refusal(tmp_path: Path) -> None:
     hostile = listing("test", root="/w\x00\x1b[31m\n" + "y" * 1_000_000, parent={"a": [[]] * 1000}, meta={"size": 10**400})
     with two_servers(hostile, hostile) as (one, other):
@@ -626,6 +628,7 @@ def test_a_report_without_endpoints_has_no_table_of_addresses(tmp_path: Path) ->
     assert "same weights confirmed by" not in report(tmp_path)[0]
 
 
+@pytest.mark.slow
 def test_the_report_shows_addresses_as_text(tmp_path: Path) -> None:
     with openai_server(right, models=listing("test", root="<b>**x**</b>|[a](http://evil.invalid)")) as server:
         run_stability(config_at(tmp_path, server))

@@ -130,6 +130,7 @@ def test_finish_and_token_counts_are_the_servers_own() -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("concurrency", "after_s"), [(6, 0.03), (40, 1.0)])
 def test_concurrency_is_reached_and_never_exceeded(concurrency: int, after_s: float) -> None:
     with openai_server(lambda body, nth, headers: Reply("x", after_s=after_s)) as server:
@@ -436,6 +437,7 @@ def test_closing_early_cancels_what_is_in_flight_and_ends_the_thread() -> None:
     assert live_threads() == []
 
 
+@pytest.mark.slow
 def test_an_interrupt_while_waiting_passes_and_ends_the_thread() -> None:
     """Ctrl-C lands in the caller, in the middle of waiting for an answer."""
     code = """

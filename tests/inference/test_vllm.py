@@ -349,6 +349,7 @@ def versions(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
     cache.decoder_versions.cache_clear()
 
 
+@pytest.mark.slow
 def test_a_run_that_the_engine_left_goes_on(
     tiny_model: Path, tmp_path: Path, engine: Recorder, versions: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:

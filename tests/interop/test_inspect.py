@@ -47,6 +47,7 @@ def library() -> Any:
 # Round trip
 
 
+@pytest.mark.slow
 def test_a_round_trip_gives_the_same_metrics_and_cells(tmp_path: Path, library: Any) -> None:
     own_run(tmp_path)
     export_run(ExportConfig(run=tmp_path / "run", out=tmp_path / "logs"))
@@ -113,6 +114,7 @@ def sailors_are_half_right(system: str | None, question: str) -> str:
     return f"\\boxed{{{solve(question)}}}"
 
 
+@pytest.mark.slow
 def test_the_task_asks_what_permix_stability_asks_and_scores_it_so(tmp_path: Path, library: Any) -> None:
     from permix.interop.inspect_task import stability_task
 

@@ -204,6 +204,7 @@ def test_the_tests_of_programs_are_read_from_the_dev_split() -> None:
     assert '"n": 30' in metadata
 
 
+@pytest.mark.slow
 def test_exporting_twice_changes_nothing_and_another_training_is_refused(tmp_path: Path) -> None:
     export(tmp_path)
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
@@ -284,6 +285,7 @@ def test_what_prime_rl_cannot_do_is_refused_with_the_reason(section: str, name: 
         check_engine_settings(VERIFIERS, settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "fields", "words"),
     [

@@ -847,6 +847,7 @@ def test_the_report_says_who_trained(exported: Path) -> None:
     ) in text
 
 
+@pytest.mark.slow
 def test_the_report_stands_beside_own_trainings(exported: Path) -> None:
     """One table and one figure; the own run has its times, the imported one none."""
     from_export(exported, label="PerMix on verl")

@@ -19,6 +19,8 @@ from tests.batch_runner import completed, requests_in, run_batch
 from tests.judges.judgeable import answered_run, judge_stage, parts, quoted_answer, verdict
 from tests.servers import openai_server
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,6 +66,7 @@ def test_calls_of_a_rubric_and_a_persona_follow_each_other(tmp_path: Path) -> No
     assert personas == sorted(personas)
 
 
+@pytest.mark.slow
 def test_what_has_no_score_is_owed_and_asked_again(tmp_path: Path) -> None:
     run = answered_run(tmp_path)
     fails = 3
@@ -277,6 +278,7 @@ def test_a_judge_in_process_that_says_nothing_readable_lowers_nothing(tmp_path: 
     assert all(one.error for one in calls)
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_its_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = answered_run(tmp_path)
     bad = True

@@ -129,6 +129,7 @@ def test_a_bad_file_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
     assert not (run / "judges").exists()
 
 
+@pytest.mark.slow
 def test_an_open_ended_run_is_judged_by_several_rubrics(tmp_path: Path) -> None:
     run, rubrics = answered_run(tmp_path), [IN_CHARACTER, str(rubric_file(tmp_path))]
     with openai_server(by_rubric) as server:
@@ -158,6 +159,7 @@ def test_an_open_ended_run_is_judged_by_several_rubrics(tmp_path: Path) -> None:
     assert [one["value"] for one in panel["models"][models[0].label]["scores"]] == [3.0, 4.0, 2.0]
 
 
+@pytest.mark.slow
 def test_a_rubric_of_ones_own_alone_is_no_score_for_being_in_character(tmp_path: Path) -> None:
     run = answered_run(tmp_path)
     with openai_server(by_rubric) as server:
@@ -183,6 +185,7 @@ def test_an_interview_is_judged_by_several_rubrics(tmp_path: Path) -> None:
     assert ([one.value for one in series.by_turn], series.n_scored, series.n_asked) == ([3.0] * 3, 9, 9)
 
 
+@pytest.mark.slow
 def test_rubrics_are_named_on_the_command_line(tmp_path: Path) -> None:
     run, path = answered_run(tmp_path), rubric_file(tmp_path)
     with openai_server(by_rubric) as server:

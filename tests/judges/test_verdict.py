@@ -345,6 +345,7 @@ SCRAPS = st.lists(
 ).map("".join)
 
 
+@pytest.mark.slow
 @given(SCRAPS, SCRAPS)
 def test_it_never_fails_and_gives_a_score_or_a_reason(reply: str, answer: str) -> None:
     score, error = parse_score(reply, answer)

@@ -45,6 +45,7 @@ def test_with_many_questions_the_values_are_those_observed() -> None:
     assert (high - low) / 2 == pytest.approx(0.00635, rel=0.15)
 
 
+@pytest.mark.slow
 def test_noise_is_taken_off_where_there_is_nothing_else() -> None:
     """Sixteen personas of the same accuracy on 100 questions seem to have a PSS of about .75."""
     plain, corrected = [], []

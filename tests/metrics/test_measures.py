@@ -165,6 +165,7 @@ def test_it_is_measured_and_written(toy: StabilityMeasure) -> None:
     assert summary.model_dump()["toy"] == summary.measures["toy"].model_dump()
 
 
+@pytest.mark.slow
 def test_it_stands_in_a_report(toy: StabilityMeasure, tmp_path: Path) -> None:
     rows = build_report([write_study(tmp_path / "study")], tmp_path / "out")
     data = json.loads((tmp_path / "out" / "table.json").read_text())
@@ -179,6 +180,7 @@ def test_it_stands_in_a_report(toy: StabilityMeasure, tmp_path: Path) -> None:
     assert sum("median persona" in heading for heading in headings) >= 2
 
 
+@pytest.mark.slow
 def test_it_is_compared_and_pooled(toy: StabilityMeasure, tmp_path: Path) -> None:
     base, mixed, plain = group_methods(collect_models([write_study(tmp_path / "study")]))
     assert [base.name, mixed.name, plain.name] == ["base", "PerMix-RLVR", "RLVR"]

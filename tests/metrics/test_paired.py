@@ -200,6 +200,7 @@ def test_estimates_that_are_kept_are_those_of_their_scores(monkeypatch: pytest.M
     assert [posterior_estimates(rows[:-1], rows[-1], seed=0)["worst"].n for rows in (four, eight)] == [20, 10]
 
 
+@pytest.mark.slow
 def test_a_difference_of_nothing_has_a_p_of_one() -> None:
     """Sample means of thirds: sums in another order differ by rounding."""
     for seed in range(20):
@@ -212,6 +213,7 @@ def test_a_difference_of_nothing_has_a_p_of_one() -> None:
             assert found[name].p == 1.0, (seed, name)
 
 
+@pytest.mark.slow
 def test_many_personas_on_few_questions_are_compared_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = list[int]()
     right = statistics.swapped_pss_crossfit

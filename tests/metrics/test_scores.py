@@ -134,6 +134,7 @@ def test_the_interval_of_the_auc_covers_the_truth(gap: float) -> None:
     assert 0.92 <= covered / sets <= 0.997
 
 
+@pytest.mark.slow
 def test_the_test_of_a_difference_keeps_its_level_and_finds_an_effect() -> None:
     """16 personas, each of whom one of two equal models may suit better; then the second is half a score better."""
     rng, sets, level, power = np.random.default_rng(4), 200, 0, 0

@@ -235,6 +235,7 @@ def test_a_persona_without_a_score_is_listed_and_not_compared() -> None:
     assert (found.pss.value is not None, found.n_scored) == (True, 90)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "accuracy_P", [np.full(10, 0.5), np.array([0.25, *[0.5] * 9]), np.linspace(0.3, 0.7, 10)], ids=["alike", "one bad", "graded"]
 )

@@ -292,6 +292,7 @@ def test_any_grid_gives_ordered_intervals_around_bounded_values(scores: Array) -
         assert not values(summary)[name] > 1
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 100), st.permutations(range(5)))
 def test_the_order_of_personas_does_not_matter(seed: int, order: list[int]) -> None:

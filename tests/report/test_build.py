@@ -113,6 +113,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[ModelRow], Pat
     return build_report([write_tree(folder / "runs")], folder / "out", caption="One seed."), folder / "out"
 
 
+@pytest.mark.slow
 def test_numbers_of_a_tree_of_runs(built: tuple[list[ModelRow], Path]) -> None:
     base, rlvr = built[0]
     assert (base.label, rlvr.label) == ("base", "RLVR")
@@ -158,6 +159,7 @@ def test_a_run_that_was_not_held_out_is_called_so(built: tuple[list[ModelRow], P
     assert "not held out" not in (built[1] / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_rebuilding_from_records_writes_the_same_bytes(built: tuple[list[ModelRow], Path], tmp_path: Path) -> None:
     out = built[1]
     metrics = out.parent / "runs" / "0-base" / "stability" / "metrics.json"
@@ -230,6 +232,7 @@ def test_what_was_not_asked_the_same_is_not_compared(tmp_path: Path, change: dic
     assert json.loads((tmp_path / "out" / "table.json").read_text())["comparisons"][0]["pss"] is None
 
 
+@pytest.mark.slow
 def test_fidelity_with_its_own_classifier_is_not_compared(tmp_path: Path) -> None:
     runs = [fidelity_run(tmp_path / "one", "base"), fidelity_run(tmp_path / "two", "RLVR")]
     models = collect_models([*runs, stability_run(tmp_path / "three", "RLVR", strong)])

@@ -11,6 +11,8 @@ from permix.rendering.theme import styles_for
 from permix.report.html.page import content_security_policy, embed_json, page_scripts
 from permix.report.html.values import model_looks
 
+pytestmark = pytest.mark.slow
+
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
 

@@ -49,6 +49,7 @@ def over(one: ReportMethod, other: ReportMethod, name: str) -> str:
     return method_difference(one, other).over_seeds[name].over_seeds.format_difference()
 
 
+@pytest.mark.slow
 def test_personas_mixed_in_against_rlvr_over_seeds(study: dict[str, ReportMethod]) -> None:
     """Two seeds each: over the questions alone all three measures would be better."""
     mixed, plain, base = study["PerMix-RLVR"], study["RLVR"], study["base"]

@@ -31,6 +31,7 @@ def run(folder: Path, wrong_as: str | None = "nobody", **fields: Any) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_what_differs_is_told_by_measure_and_by_persona(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one, two = run(tmp_path / "a", "troll", label="be|fore"), run(tmp_path / "b", label="after")
     capsys.readouterr()
@@ -57,6 +58,7 @@ def test_what_differs_is_told_by_measure_and_by_persona(tmp_path: Path, capsys: 
     assert comparison_markdown(compare_runs(one.parent, two.parent)) == told  # a folder that holds the run will do
 
 
+@pytest.mark.slow
 def test_of_two_folders_the_answers_in_character_are_compared_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The noisier voices of the second model are named less often; by the base model's answers both are named alike."""
     monkeypatch.setattr(embedder, "find_bundled_embedder", lambda: None)  # then recognisability is not measured
@@ -74,6 +76,7 @@ def test_of_two_folders_the_answers_in_character_are_compared_too(tmp_path: Path
     assert compare_runs(tmp_path / "one" / "stability", tmp_path / "two" / "stability").characters is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
@@ -145,6 +148,7 @@ def test_what_a_reader_must_know_of_both_runs_is_said(tmp_path: Path, capsys: py
     assert next(line for line in shown if "6 of 24" in line and "0 of 24" in line)
 
 
+@pytest.mark.slow
 def test_nothing_is_claimed_of_incomplete_runs(tmp_path: Path) -> None:
     """Two of eighteen persona cells without a score are more than a tenth, one is not."""
     one, two = run(tmp_path / "a", label="first"), run(tmp_path / "b", label="second")

@@ -121,6 +121,7 @@ CASES: list[tuple[str, Callable[[Path], Any], tuple[str, ...]]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "damage", "command"),
     [(name, damage, command) for name, damage, commands in CASES for command in commands],
@@ -169,6 +170,7 @@ def test_a_report_with_files_and_folders_exchanged_is_named(world: World, capsys
         assert f"{out / name}: cannot be written: " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_without_room_every_command_names_a_file_and_goes_on_later(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     for command, run in (("stability", "stab"), ("fidelity", "fid"), ("judge", "fid"), ("report stab", "stab")):
         for n_bytes in (0, 100, 1000, 3000, 20_000):

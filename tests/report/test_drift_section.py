@@ -96,6 +96,7 @@ def judged(tmp_path: Path) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_a_judge_that_means_nothing_is_marked_by_its_label_and_no_judge_is_measured_twice(
     judged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import pytest
+
 from permix.report.builder import build_report
 from tests.seeded import fidelity_run, stability_run, torn
 
 
+@pytest.mark.slow
 def test_a_report_in_the_same_folder_leaves_nothing_of_the_one_before(tmp_path: Path) -> None:
     """Figures and tables that only the earlier report had are gone; other files stay."""
     study, out = tmp_path / "study", tmp_path / "out"

@@ -88,6 +88,7 @@ def press(page: Any, *keys: str) -> None:
         page.keyboard.press(key)
 
 
+@pytest.mark.slow
 def test_by_keyboard_to_a_transcript_and_back(page: Any, report: Path) -> None:
     assert readout(page) == "no persona × q0: right (1)"
     page.focus(".heat-canvas")

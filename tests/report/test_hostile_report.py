@@ -57,6 +57,7 @@ def test_the_world_is_as_hostile_as_it_says() -> None:
     assert {tag for tag, _ in Elements("".join(TEXTS.values())).tags} - OURS >= {"script", "svg"}
 
 
+@pytest.mark.slow
 def test_markdown_holds_no_element_but_the_reports_own(rendered: Elements) -> None:
     assert {tag for tag, _ in rendered.tags} <= OURS
     assert {"table", "img", "sub"} <= {tag for tag, _ in rendered.tags}

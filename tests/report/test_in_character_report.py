@@ -126,6 +126,7 @@ def test_right_and_in_character_has_an_interval_over_seeds(tmp_path: Path) -> No
     assert relative.right_in_character.low > 1
 
 
+@pytest.mark.slow
 def test_the_report_draws_the_view_and_writes_the_numbers(study: Path, tmp_path: Path) -> None:
     build_report([study], tmp_path)
     assert (tmp_path / "tradeoff-right-in-character.png").exists()

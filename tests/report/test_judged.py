@@ -202,6 +202,7 @@ def test_other_questions_are_not_compared(tmp_path: Path) -> None:
     assert any(reason.startswith("Not the same questions (") for reason in data["comparisons"][0]["judged_reasons"])
 
 
+@pytest.mark.slow
 def test_interviews_are_compared_although_each_model_said_its_own(tmp_path: Path) -> None:
     runs = [
         interviewed(judged_run(tmp_path / name, name, {"qwen": score}, gym=False, said=name, interview=TALK, interviewer=SCRIPT))

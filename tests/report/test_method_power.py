@@ -64,6 +64,7 @@ def test_with_one_seed_the_sds_are_assumed_and_so_is_half_of_the_noise() -> None
     assert line.power[100] == pytest.approx(power_over_seeds(0.05, assumed, 3))
 
 
+@pytest.mark.slow
 def test_pilot_runs_give_a_table(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run_cli(["power", str(folder), "--seeds", "3", "--questions", "100", "--out", str(tmp_path / "out")]) == 0
     said = " ".join(capsys.readouterr().out.split())
@@ -88,6 +89,7 @@ def test_one_seed_each_is_said(folder: Path, tmp_path: Path, capsys: pytest.Capt
     assert "(assumed: 0.04 of each)" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "text"),
     [
@@ -125,6 +127,7 @@ def test_sizes_of_one_measure_are_collected() -> None:
 # How seeds belong together
 
 
+@pytest.mark.slow
 def test_seeds_of_both_trainings_are_paired_and_a_base_model_has_none(folder: Path) -> None:
     base, mixed, plain = group_methods(collect_models([folder]))
     turned = mixed._replace(models=mixed.models[::-1])

@@ -20,6 +20,8 @@ from tests.browser import PHONE, WIDE, contrast, grave_findings, settle
 from tests.hostile_text import IDS, LABELS, TAGS, Reported
 from tests.seeded import write_study
 
+pytestmark = pytest.mark.slow
+
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
 

@@ -58,6 +58,7 @@ def test_texts_are_one_printable_line_and_names_stay_apart() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_tradeoff_has_a_point_a_method_its_seeds_and_arrows(study: list[ModelRuns]) -> None:
     found = drawn(study)["tradeoff"]
     assert found["arrows"] == [["base", "RLVR"], ["RLVR", "PerMix-RLVR"]]

@@ -36,6 +36,7 @@ def width(one: Estimate | None) -> float:
     return one.high - one.low
 
 
+@pytest.mark.slow
 def test_numbers_of_a_method_are_means_of_its_seeds(study: dict[str, ReportMethod]) -> None:
     assert [(one.name, one.role, one.labels) for one in study.values()] == [
         ("base", "base", ("base",)),
@@ -174,6 +175,7 @@ def test_one_seed_of_a_trained_method_is_not_covered(study: dict[str, ReportMeth
     assert seed_difference_table([]) is None
 
 
+@pytest.mark.slow
 def test_both_intervals_are_in_the_report(tmp_path: Path) -> None:
     build_report([write_study(tmp_path / "study")], tmp_path / "out")
     data = json.loads((tmp_path / "out" / "table.json").read_text())

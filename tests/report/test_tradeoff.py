@@ -19,6 +19,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> list[ReportMethod]:
     return group_methods(collect_models([write_study(tmp_path_factory.mktemp("study"))]))
 
 
+@pytest.mark.slow
 def test_a_point_a_method_and_a_small_one_a_seed(study: list[ReportMethod]) -> None:
     pooled = [pool_seeds(one) for one in study]
     points = tradeoff_points(study, pooled)

@@ -77,6 +77,7 @@ def test_a_run_without_records_is_empty(tmp_path: Path) -> None:
 # A kill at any moment
 
 
+@pytest.mark.slow
 def test_a_line_torn_anywhere_is_dropped_and_redone(tmp_path: Path) -> None:
     records = tmp_path / "records.jsonl"
     first, last = answered("q1", "é\u2028"), answered("q2", "ü")

@@ -282,6 +282,7 @@ def _learn(folder: Path, number: int) -> None:
             path.write_text(json.dumps([*known, [number, step]]))
 
 
+@pytest.mark.slow
 def test_processes_take_turns_with_a_shared_file(tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
     processes = [context.Process(target=_learn, args=(tmp_path, number)) for number in range(3)]
@@ -298,6 +299,7 @@ def _open_shard(folder: Path, number: int) -> None:
         run.append([answered(f"q{number}")])
 
 
+@pytest.mark.slow
 def test_workers_that_start_at_the_same_moment_all_work(tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
     processes = [context.Process(target=_open_shard, args=(tmp_path / "run", number)) for number in range(1, 5)]

@@ -25,6 +25,8 @@ from tests.personagym_files import write_gym
 from tests.sandboxed import needs_sandbox
 from tests.servers import Action, Drop, listing, openai_server
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = {"sampling": {"max_new_tokens": 8}, "resamples": 100}
 
@@ -65,7 +67,6 @@ def starts(part: Path) -> int:
     return int(read_json(part / "usage.json")["starts"])
 
 
-@pytest.mark.slow
 def test_two_jobs_a_failed_unit_and_two_commands_on_one_folder(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -245,6 +246,5 @@ def run_paper(folder: Path, model: Path, capsys: pytest.CaptureFixture[str], *, 
     assert {path.parent.name for path in (out / "report").glob("*/index.html")} == further
 
 
-@pytest.mark.slow
 def test_the_papers_study_killed_and_resumed(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_paper(tmp_path, tiny_model, capsys, with_code=not needs_sandbox.args[0])

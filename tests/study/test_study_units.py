@@ -204,6 +204,7 @@ def test_gpus_and_cores_are_divided_among_jobs() -> None:
 # What it costs
 
 
+@pytest.mark.slow
 def test_the_numbers_of_a_dry_run_by_hand(tmp_path: Path) -> None:
     judge = {"name": "j", "base_url": "http://127.0.0.1:1/v1", "answers_per_control": 20, "max_new_tokens": 50}
     settings = study(tmp_path, evaluations={"accuracy": ACCURACY, "character": CHARACTER | {"judge": judge}})
@@ -291,6 +292,7 @@ def write_finished_study(settings: StudyConfig) -> dict[str, list[str]]:
     return {unit.name: list(unit.parts) for unit in settings.units()}
 
 
+@pytest.mark.slow
 def test_the_report_pools_seeds_compares_arms_and_sets_published_figures_beside(tmp_path: Path) -> None:
     headline = {
         "evaluation": "accuracy",
@@ -362,6 +364,7 @@ def test_the_report_pools_seeds_compares_arms_and_sets_published_figures_beside(
     assert [one["name"] for one in other["methods"]] == ["base", "RLVR", "PerMix"]
 
 
+@pytest.mark.slow
 def test_a_report_of_half_a_study_says_what_is_pending(tmp_path: Path) -> None:
     settings = study(
         tmp_path, arms={"rlvr": {"method": "rlvr"}, "permix": {"method": "permix"}},
@@ -381,6 +384,7 @@ def test_a_report_of_half_a_study_says_what_is_pending(tmp_path: Path) -> None:
         write_study_report(settings, {"permix-1": ["train"]}, tmp_path / "report")
 
 
+@pytest.mark.slow
 def test_a_measure_without_an_interval_over_seeds_is_marked(tmp_path: Path) -> None:
     arms = {"rlvr": {"method": "rlvr"}, "permix": {"method": "permix"}}
     settings = study(tmp_path, arms=arms, evaluations={"accuracy": ACCURACY, "character": CHARACTER, "more": ACCURACY})
@@ -405,6 +409,7 @@ def only_accuracy(finished: dict[str, list[str]]) -> dict[str, list[str]]:
     return {unit: [name for name in names if name in ("train", "accuracy")] for unit, names in finished.items()}
 
 
+@pytest.mark.slow
 def test_arms_are_compared_and_pooled_within_each_context(tmp_path: Path) -> None:
     arms = {"rlvr": {"method": "rlvr"}, "permix": {"method": "permix"}}
     settings = study(tmp_path, arms=arms, evaluations={"accuracy": ACCURACY, "character": CHARACTER, "more": ACCURACY})
@@ -486,6 +491,7 @@ def test_evaluations_of_other_splits_do_not_share_a_page(tmp_path: Path) -> None
     ]
 
 
+@pytest.mark.slow
 def test_the_report_of_chosen_arms_and_seeds_keeps_that_of_the_whole(tmp_path: Path) -> None:
     values: dict[str, Any] = {
         "arms": {"rlvr": {"method": "rlvr"}, "sft": {"method": "sft"}, "permix": {"method": "permix"}},

@@ -323,6 +323,7 @@ def test_answers_are_compared_as_the_owner_says(
     assert (found.extracted, found.correct) == (extracted, correct)
 
 
+@pytest.mark.slow
 def test_a_run_asks_them(tmp_path: Path) -> None:
     """From the command line, with nothing but the file and how its answers are compared."""
     write(tmp_path / "qa.jsonl", CAPITALS)

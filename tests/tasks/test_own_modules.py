@@ -318,6 +318,7 @@ def test_a_strangers_plan_imports_nothing(folder: Path) -> None:
 # Where nothing is imported
 
 
+@pytest.mark.slow
 def test_reading_a_run_imports_no_module(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for out in ("run", "other"):
         run_stability(stability(folder, own("same"), out), town_model())

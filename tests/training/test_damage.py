@@ -108,6 +108,7 @@ FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "
 DAMAGES = (halve, nul, Path.unlink, pipe)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", DAMAGES, ids=["half", "nul", "gone", "pipe"])
 def test_a_checkpoint_with_a_damaged_file_is_not_used(
@@ -137,6 +138,7 @@ def test_a_manifest_that_is_none(runs: Runs, tmp_path: Path, content: str) -> No
     assert newest_checkpoint(out / "checkpoints") == out / "checkpoints" / "checkpoint-4"
 
 
+@pytest.mark.slow
 def test_the_checkpoint_before_gives_the_same_bits(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = runs.copy(tmp_path / "run")
     nul(newest(config.out) / "model.safetensors")
@@ -145,6 +147,7 @@ def test_the_checkpoint_before_gives_the_same_bits(runs: Runs, tmp_path: Path, c
     assert_same(config.out, runs.undisturbed)
 
 
+@pytest.mark.slow
 def test_without_a_whole_checkpoint_training_starts_again_and_gives_the_same_bits(
     runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -163,6 +166,7 @@ def make_whole(checkpoint: Path, step: int) -> None:
         write_json(checkpoint / name, read_json(checkpoint / name) | {key: step})
 
 
+@pytest.mark.slow
 def test_what_is_no_checkpoint_of_the_run_is_not_used(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A name without a step, a file, a checkpoint from beyond the end, one of another run, and a file where the next is due."""
     config = runs.copy(tmp_path / "run")
@@ -220,6 +224,7 @@ def test_a_log_that_is_gone_is_refused(runs: Runs, tmp_path: Path, name: str, da
     assert newest(config.out).exists()
 
 
+@pytest.mark.slow
 def test_without_logs_and_checkpoints_training_starts_again_and_gives_the_same_bits(runs: Runs, tmp_path: Path) -> None:
     """As the refusal advises."""
     config = runs.copy(tmp_path / "run")
@@ -230,6 +235,7 @@ def test_without_logs_and_checkpoints_training_starts_again_and_gives_the_same_b
     assert_same(config.out, runs.undisturbed)
 
 
+@pytest.mark.slow
 def test_nuls_at_the_end_of_a_log_are_a_torn_line(runs: Runs, tmp_path: Path) -> None:
     config = runs.copy(tmp_path / "run")
     for name in LOGS:
@@ -239,6 +245,7 @@ def test_nuls_at_the_end_of_a_log_are_a_torn_line(runs: Runs, tmp_path: Path) ->
     assert_same(config.out, runs.undisturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES[:3], ids=["half", "nul", "gone"])
 def test_weights_that_dev_evaluations_chose_and_that_are_damaged_are_refused_before_training(
     runs: Runs, tmp_path: Path, damage: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
@@ -275,6 +282,7 @@ def test_a_pickle_of_a_stranger_does_not_run(runs: Runs, tmp_path: Path, monkeyp
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 def test_a_supervised_training_goes_on_from_the_checkpoint_before(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,8 @@ from permix.training.run_log import read_training_log
 from tests.training.test_grpo import QUICK, batch, ours, plain_logps, plan_of, trainer_of
 from tests.training.test_train_run import assert_trained
 
+pytestmark = pytest.mark.slow
+
 SOURCE = Path(loss.__file__).parents[2]
 END = object()
 """In an edit: the text is added at the end of the file."""
@@ -115,7 +117,6 @@ def test_every_backend_can_be_named_in_a_configuration_and_no_other() -> None:
     assert list(TRAINER_BACKENDS) == list(get_args(TrainerBackendName))
 
 
-@pytest.mark.slow
 def test_a_loss_is_added_in_two_files_and_trains(tiny_model: Path, tmp_path: Path) -> None:
     assert len(ADD_A_LOSS) <= 2
     done = permix_with(tmp_path / "source", ADD_A_LOSS, *flags(tiny_model, tmp_path / "run"), "--train.loss", "gspo")
@@ -125,7 +126,6 @@ def test_a_loss_is_added_in_two_files_and_trains(tiny_model: Path, tmp_path: Pat
     assert_trained(tiny_model, tmp_path / "run" / "model")
 
 
-@pytest.mark.slow
 def test_a_backend_is_added_in_four_files_or_fewer_and_trains(tiny_model: Path, tmp_path: Path) -> None:
     assert len(ADD_A_BACKEND) <= 4
     argv = [*flags(tiny_model, tmp_path / "run"), "--backend", "copy"]

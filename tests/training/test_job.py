@@ -75,6 +75,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 ONCE = {"reads": 1, "searches": 1, "train questions": 1, "dev questions": 1}
 
 
+@pytest.mark.slow
 def test_a_training_loads_everything_once(config: TrainConfig, counted: Counter[str]) -> None:
     run_training(config)
     assert counted == ONCE

@@ -143,6 +143,7 @@ def test_without_every_there_is_no_probe() -> None:
     assert prepare_training(config).dev_eval is None
 
 
+@pytest.mark.slow
 def test_import_is_light() -> None:
     """Reports and `permix check` read it."""
     code = "import sys, permix.training.dev_eval; sys.exit(bool({'torch', 'transformers', 'sklearn'} & set(sys.modules)))"

@@ -46,6 +46,8 @@ from tests.killable import Moment, command
 from tests.multi_process import team
 from tests.training import test_sharded
 
+pytestmark = pytest.mark.slow
+
 QUICK = {"lr": 1e-2, "max_new_tokens": 6, "microbatch_tokens": 256, "precision": "float32", "save_every": 2}
 SMALL = {"every": 2, "personas": 3, "questions": 15, "characters": 2, "roleplay_max_new_tokens": 6, "metric": "mean"}
 ASKED = (3 + 1) * 15 + 2 * 10
@@ -195,7 +197,6 @@ def test_a_probe_leaves_the_global_generators_as_they_were(tiny_model: Path, tmp
     assert state() == before
 
 
-@pytest.mark.slow
 def test_of_two_processes_the_main_one_asks_and_both_stop(tiny_model: Path, tmp_path: Path) -> None:
     """Their weights are one process's but for rounding: so are the probes, as long as no two tokens are that close."""
     config = tmp_path / "train.toml"
@@ -211,7 +212,6 @@ def test_of_two_processes_the_main_one_asks_and_both_stop(tiny_model: Path, tmp_
     assert files(two) == files(one)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("settings", [(), ("--train.lora-rank", "2", "--train.lr", "0.3")], ids=["all weights", "lora"])
 def test_weights_that_are_shared_out_are_probed_kept_and_written_whole(
     tiny_model: Path, tmp_path: Path, settings: tuple[str, ...]
@@ -447,7 +447,6 @@ its line is not written; after that line; in the open-ended half of the next pro
 probe after it is measured and not written down; in the middle of writing the model."""
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

@@ -27,6 +27,8 @@ from permix.training.run_log import RolloutLogger, read_training_log
 from tests.killable import Moment
 from tests.multi_process import Ended, command, each, ended, started, team
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {
     "dapo": (),
     "grpo-kl-iterations-checkpointing": (
@@ -107,7 +109,6 @@ def untimed(log: Path) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_two_processes_train_like_one(config: Path, tiny_model: Path, tmp_path: Path, settings: tuple[str, ...]) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
@@ -316,7 +317,6 @@ def test_ctrl_c_ends_all_and_the_run_goes_on(config: Path, tiny_model: Path, tmp
     assert [line["step"] for line in read_training_log(tmp_path / "run" / "log.jsonl")] == list(range(1, 31))
 
 
-@pytest.mark.slow
 def test_two_processes_killed_and_started_again_end_where_undisturbed_ones_do(config: Path, tmp_path: Path) -> None:
     argv = ("train", str(config), "--train.updates_per_rollout", "2", "--train.save-every", "3")
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
@@ -345,7 +345,6 @@ def test_two_processes_killed_and_started_again_end_where_undisturbed_ones_do(co
     assert (killed / "rollouts.jsonl").read_bytes() == (undisturbed / "rollouts.jsonl").read_bytes()
 
 
-@pytest.mark.slow
 def test_torchrun_starts_the_command_line_as_a_module(config: Path, tmp_path: Path) -> None:
     starter = shutil.which("torchrun") or str(Path(sys.executable).with_name("torchrun"))
     command = [starter, "--standalone", "--nproc_per_node", "2", "-m", "permix", "train", str(config), "--plan.steps", "1"]

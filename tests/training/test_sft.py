@@ -190,6 +190,7 @@ def test_a_steps_figures(tiny_model: Path, tmp_path: Path) -> None:
     assert set(first["seconds"]) == set(first["cpu_seconds"]) == {"generation", "verification", "dev_eval", "saving", "training"}
 
 
+@pytest.mark.slow
 def test_what_is_learnt_is_said(tiny_model: Path, tmp_path: Path) -> None:
     config = QUICK.model_copy(update={"lr": 3e-3, "epochs": 60})
     trainer, notes = trainer_of(tiny_model, tmp_path, [STEP], config=config)

@@ -14,6 +14,8 @@ from tests.multi_process import Ended, command, each, team
 from tests.tiny import generation_settings
 from tests.training.test_processes import close, config, relative_distance, untimed
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["config"]
 
 
@@ -36,7 +38,6 @@ SETTINGS = {
 SHARDS_REFERENCE = tuple(map(int, version("transformers").split(".")[:2])) >= SHARDED_REFERENCE_TRANSFORMERS
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_shared_out_weights_train_like_whole_ones(
     config: Path, tiny_model: Path, tmp_path: Path, settings: tuple[str, ...]
@@ -58,7 +59,6 @@ def test_shared_out_weights_train_like_whole_ones(
             assert close(ours[name], theirs[name], 1e-2 if noisy else 2e-4), (name, ours[name], theirs[name])
 
 
-@pytest.mark.slow
 def test_shared_out_weights_generate_from_a_whole_bfloat16_copy(config: Path, tmp_path: Path) -> None:
     """Held against two processes with the whole weights each, whose batches have the same shapes: bfloat16 rounds with those.
 
@@ -77,7 +77,6 @@ def test_shared_out_weights_generate_from_a_whole_bfloat16_copy(config: Path, tm
     assert {value.dtype for value in load_file(two / "model" / "model.safetensors").values()} == {torch.float32}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("settings", [(), ("--train.lora-rank", "2")], ids=["all weights", "lora"])
 def test_a_run_over_shared_out_weights_goes_on_where_it_was_killed(
     config: Path, tmp_path: Path, settings: tuple[str, ...]

@@ -32,6 +32,8 @@ from tests.servers import Action, error, openai_server
 from tests.tiny import generation_settings
 from tests.training.test_train_run import assert_trained, log_of
 
+pytestmark = pytest.mark.slow
+
 SUPERVISED: tuple[TrainMethod, ...] = ("sft", "sft-personas", "seqkd")
 
 
@@ -302,7 +304,6 @@ SAMPLING = [
 """After the first sample; in the middle of them; after the last, and after they were chosen from."""
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "settings"),
     [

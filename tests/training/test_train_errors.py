@@ -63,6 +63,7 @@ def test_a_log_cannot_be_cut_back_on_a_full_disk_and_stays_as_it_was(tmp_path: P
     assert before == {name: (tmp_path / name).read_bytes() for name in before}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["model.safetensors", "optimizer.pt", "rng_state.pth", "permix_rollouts-0-of-1.pt", "trainer_state.json"]
 )

@@ -42,6 +42,8 @@ from tests.killable import Moment, command
 from tests.test_trackers import scalars
 from tests.tiny import CHATML_DEFAULT, make_base_folder, make_tokenizer
 
+pytestmark = pytest.mark.slow
+
 QUICK = {"lr": 1e-2, "max_new_tokens": 6, "microbatch_tokens": 256, "precision": "float32", "save_every": 2}
 
 
@@ -441,7 +443,6 @@ MOMENTS = [
 logging step 3; after step 3; after the last checkpoint; in the middle of writing the model."""
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -505,7 +506,6 @@ checkpoint 2; in the middle of checkpoint 4, which does not count; just after ch
 those of checkpoint 4."""
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [(), ("--train.beta", "0.1", "--train.lora-rank", "2", "--character.replay", "0.5", "--character.replay-policy", "on")],
@@ -562,7 +562,6 @@ def test_steps_are_optimizer_steps_and_samples_fall_on_generations(tiny_model: P
     assert re.findall(r"^## Step (\d+)$", samples, re.MULTILINE) == ["1", "5", "9"]
 
 
-@pytest.mark.slow
 def test_a_run_killed_after_its_model_was_written_still_clears_its_checkpoints(tiny_model: Path, tmp_path: Path) -> None:
     done = run_training(stage(tiny_model, tmp_path / "run", keep_checkpoints=True))
     assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("checkpoint-*")] == ["checkpoint-3"]

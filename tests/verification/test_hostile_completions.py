@@ -56,6 +56,7 @@ def verifier() -> Verifier:
     return Verifier()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", GOLDS)
 def test_each_piece_100_000_times(task: str, verifier: Verifier) -> None:
     before, left = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, children()
@@ -102,6 +103,7 @@ TOWERS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tower", range(len(TOWERS)))
 def test_towers(tower: int, verifier: Verifier) -> None:
     for task in GOLDS:
@@ -109,6 +111,7 @@ def test_towers(tower: int, verifier: Verifier) -> None:
             verdict_of(task, text, verifier)
 
 
+@pytest.mark.slow
 def test_20_000_random_texts(verifier: Verifier) -> None:
     rng, tasks, left = random.Random(0), list(GOLDS), children()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -3,12 +3,15 @@
 import random
 from collections import Counter
 
+import pytest
+
 from bench.mutations import figures, golds, mutations, rewritings
 from permix.tasks import TASKS, verify_completion
 from permix.verification.latex import clean_latex
 from permix.verification.math_verifier import Verifier, answers_equal
 
 
+@pytest.mark.slow
 def test_every_changed_gold_is_refused() -> None:
     rng = random.Random(0)
     kinds: Counter[str] = Counter()

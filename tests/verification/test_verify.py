@@ -158,6 +158,7 @@ def test_any_text_is_extracted_and_judged_quickly_without_raising(text: str) -> 
     assert answers_equal(text, r"\frac{x}{2}, [0, 3)") in (True, False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [

@@ -208,6 +208,7 @@ def write_export(engine: TrainingEngine, format_name: str, export: PlanExport, o
 def export_identity(format_name: str, export: PlanExport) -> dict[str, str]:
     """What makes two exports the same one: format, plan, and a hash of model, settings, dev questions and machines."""
     settings = {name: value for name, value in _json_values(export.settings).items() if value or name not in LATER_SETTINGS}
+    settings |= {name: value for name, value in FORMER_DEFAULTS.items() if settings.get(name) is None}
     parts = [repr(sorted(settings.items())), export.model, export.config.method]
     parts += [f"{export.nnodes} x {export.gpus_per_node}", *(row.model_dump_json() for row in export.dev_rows)]
     return {"format": format_name, "plan": export.plan.hash, "export": digest(*parts)}
@@ -215,6 +216,10 @@ def export_identity(format_name: str, export: PlanExport) -> dict[str, str]:
 
 LATER_SETTINGS = ("plan.templates", "plan.contexts", "plan.context_turns")
 """Settings that exports of earlier versions lack: where they are empty, they are no part of an export's identity."""
+
+
+FORMER_DEFAULTS = {"train.microbatch_tokens": 1024}
+"""Settings whose default in exports of earlier versions was a number: where they are not given, they count as that number."""
 
 
 def _json_values(settings: Mapping[str, Any]) -> dict[str, Any]:
