@@ -417,7 +417,8 @@ def test_an_interruption_exits_with_130_and_keeps_what_was_done(tmp_path: Path, 
         assert 1 <= kept < 24
         server.script = right
         assert cli.run_cli(["stability", str(file)]) == 0
-        assert len(server.asked) == asked + 24 - kept
+        # The one request in flight at the interruption may have reached the server after `asked` was read.
+        assert len(server.asked) - asked - (24 - kept) in (0, 1)
 
 
 # Light

@@ -83,7 +83,8 @@ def test_one_press_or_two_end_a_run_that_goes_on(
     kept, asked = len(read_cells(tmp_path / "run" / "records.jsonl")), len(server.asked)
     assert kept < 24
     assert ended(started("-m", "permix", "stability", str(config)))[0] == 0
-    assert len(server.asked) == asked + 24 - kept
+    # The one request in flight at the interruption may have reached the server after `asked` was read.
+    assert len(server.asked) - asked - (24 - kept) in (0, 1)
 
 
 PROCESS = """
