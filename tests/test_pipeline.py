@@ -176,9 +176,12 @@ def test_parts_run_after_those_whose_results_they_need() -> None:
         assert len(set(names)) == len({part.config.out for part in parts}) == 8
         for number, part in enumerate(parts):
             assert set(part.after) <= set(names[:number])
-            needs = {one for one in (f"train {part.config.label}",) if not part.name.startswith("train") and one in names}
-            needs |= {"characters of base"} if part.name in ("characters of RLVR", "characters of PerMix-RLVR") else set()
-            assert set(part.after) == needs
+        assert {part.name: part.after for part in parts if part.after} == {
+            "accuracy of RLVR": ("train RLVR",),
+            "characters of RLVR": ("train RLVR", "characters of base"),
+            "accuracy of PerMix-RLVR": ("train PerMix-RLVR",),
+            "characters of PerMix-RLVR": ("train PerMix-RLVR", "characters of base"),
+        }
 
 
 @pytest.mark.parametrize(

@@ -123,9 +123,9 @@ def test_a_difference_between_single_seeds_says_so_first(study: dict[str, Report
     mixed, plain = (study[name]._replace(models=study[name].models[:1]) for name in ("PerMix-RLVR", "RLVR"))
     headline, _, cards = build_claim([mixed, plain])
     assert "better" in [card.verdict for card in cards]
-    assert headline.startswith("By one training seed each, PerMix-RLVR is better than RLVR in ")
+    assert headline.startswith("With one training seed each, PerMix-RLVR is better than RLVR in ")
     headline, _, _ = build_claim([study["base"], plain])
-    assert headline.startswith("By one training seed, RLVR is ")
+    assert headline.startswith("With one training seed, RLVR is ")
     headline, _, _ = build_claim([mixed, study["RLVR"]])
     assert headline.startswith("PerMix-RLVR is better than RLVR in "), "one of them has two"
 

@@ -16,7 +16,7 @@ from permix.judges.summary import pooled_score_change
 from permix.metrics import statistics
 from permix.metrics.stability import stability_differences
 from permix.pipelines import study_units
-from permix.pipelines.jobs import cores_of_job, gpus_of_slot
+from permix.pipelines.jobs import cores_of_job, gpus_of_slot, thread_arguments
 from permix.pipelines.study import run_study
 from permix.pipelines.study_cost import PartCost, estimate_time, preflight_study, study_costs
 from permix.pipelines.study_units import check_same_settings, delete_model, finished_parts, pending_parts, read_unit_record
@@ -189,7 +189,7 @@ def test_a_unit_that_another_process_runs_is_refused(tmp_path: Path) -> None:
     os.close(claim)
 
 
-def test_gpus_and_cores_are_divided_among_jobs() -> None:
+def test_gpus_and_cores_are_divided_among_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     four = ["0", "1", "2", "5"]
     assert [gpus_of_slot(four, slot, 4) for slot in range(4)] == [["0"], ["1"], ["2"], ["5"]]
     assert [gpus_of_slot(four, slot, 2) for slot in range(2)] == [["0", "1"], ["2", "5"]]
@@ -199,6 +199,12 @@ def test_gpus_and_cores_are_divided_among_jobs() -> None:
     assert cores_of_job(cores) == 1
     assert cores_of_job(1) == cores
     assert cores_of_job(10 * cores) == 1
+    monkeypatch.setattr("permix.pipelines.jobs.visible_gpus", list)
+    assert thread_arguments(None, cores + 1) == ["--threads", "1"]
+    assert thread_arguments(None, 1) == []
+    assert thread_arguments(3, 1) == thread_arguments(3, 2) == ["--threads", "3"]
+    monkeypatch.setattr("permix.pipelines.jobs.visible_gpus", lambda: four)
+    assert thread_arguments(None, 2) == []
 
 
 # What it costs

@@ -73,7 +73,7 @@ from permix.config.study import (
     merge_values,
 )
 from permix.config.training import (
-    BOOKKEEPING_FIELDS,
+    CHANGEABLE_FIELDS,
     DEFAULT_MIX,
     IGNORED_FIELDS,
     NO_PERSONA_METHODS,
@@ -129,7 +129,7 @@ __all__ = [
     "BACKENDS",
     "BASE_UNIT",
     "BATCH_BACKEND",
-    "BOOKKEEPING_FIELDS",
+    "CHANGEABLE_FIELDS",
     "CONFIGS_BY_STAGE",
     "CONFIG_SUFFIXES",
     "DEFAULTS_FROM_DATA",

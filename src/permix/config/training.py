@@ -200,8 +200,9 @@ class OptimConfig(ConfigSection):
 RUNTIME_ONLY_FIELDS = ("vllm_server_base_url", "vllm_server_host", "vllm_server_port", "vllm_gpu_memory_utilization")
 """Settings of [train] that change where rollouts are generated, not what is computed: a run may be resumed with other values."""
 
-BOOKKEEPING_FIELDS = ("report_to", "save_every", "samples_every", "keep_checkpoints", "save_dtype")
-"""Settings of [train] that change what is written, not what is learnt: a run may be resumed with other values."""
+CHANGEABLE_FIELDS = ("report_to", "save_every", "samples_every", "keep_checkpoints", "save_dtype", "microbatch_tokens")
+"""Settings of [train] that change what is written or how many tokens a pass reads, not what is learnt: a run may be resumed with
+other values."""
 
 
 class CharacterConfig(ConfigSection):

@@ -154,18 +154,20 @@ def pick_microbatch_tokens(
         layers, hidden, vocabulary = text.num_hidden_layers, text.hidden_size, text.vocab_size
     except AttributeError:
         return MIN_MICROBATCH_TOKENS
-    # What docs/scale.md lists and is not there yet: gradients and AdamW's two moments, DDP's buckets, weights that are still on
-    # the CPU, and copies in bfloat16 (for autocast and for rollouts) or, of sharded weights, in float32.
-    to_come = 0.0
+    # What docs/scale.md lists and is not in memory yet, in bytes for each parameter.
+    share = processes if is_sharded else 1
+    optimizer = 12 / share  # gradients and AdamW's two moments, float32
+    buckets = 4 if processes > 1 and not is_sharded else 0  # DDP's
+    copies = 4 if bfloat16 or is_sharded else 0  # for autocast and rollouts in bfloat16, or for rollouts of sharded weights
+    needed = 0.0
     for one in network.parameters():
         count = getattr(one, "ds_numel", one.numel())  # DeepSpeed's parameters are empty outside a pass
-        share = processes if is_sharded else 1
-        to_come += (12 + 4 * (processes > 1 and not is_sharded)) * count * one.requires_grad / share
-        to_come += count * one.element_size() * (one.device.type == "cpu") / share
-        to_come += 4 * count * (bfloat16 or is_sharded)
+        needed += copies * count
+        needed += (optimizer + buckets) * count if one.requires_grad else 0
+        needed += one.element_size() * count / share if one.device.type == "cpu" else 0  # not moved yet
     free = _free_gpu_bytes() / int(os.environ.get(JOBS_PER_GPU_VARIABLE, "1"))
     return microbatch_tokens_that_fit(
-        PASS_MEMORY_SHARE * (free - to_come), layers=layers, hidden=hidden, vocabulary=vocabulary,
+        PASS_MEMORY_SHARE * (free - needed), layers=layers, hidden=hidden, vocabulary=vocabulary,
         value_bytes=2 if bfloat16 else 4, completions_per_prompt=completions_per_prompt, checkpointing=checkpointing,
     )  # fmt: skip
 

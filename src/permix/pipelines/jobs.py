@@ -150,13 +150,14 @@ class _Processes:
                 return False
             claims = [] if claim is None else [claim]
             variables = {CLAIM_VARIABLE: str(claim)} if claims else {}
+            device = self._device_of(slot)
             with guard_writes(job.log):
                 job.log.parent.mkdir(parents=True, exist_ok=True)
                 with job.log.open("ab") as output:
                     process = subprocess.Popen(
                         # -P: a file of the user's folder must not take the place of a module.
                         [sys.executable, "-P", "-m", "permix", *job.arguments],
-                        env=os.environ | variables | self._device_of(slot),
+                        env=os.environ | variables | device,
                         stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=[*claims, *self.inherited],
                     )  # fmt: skip
                     # At once: what is not in the list is not interrupted.
@@ -165,7 +166,7 @@ class _Processes:
             if claim is not None:
                 os.close(claim)  # the process has inherited it
         self.display.start(job.name, is_resumed=self.running[-1].log_start > 0)
-        where = f" on GPU {gpus}" if (gpus := self._device_of(slot).get("CUDA_VISIBLE_DEVICES")) else ""
+        where = f" on GPU {gpus}" if (gpus := device.get("CUDA_VISIBLE_DEVICES")) else ""
         print_status(f"{job.name}: started{where}; its output goes to {job.log}")
         return True
 
@@ -196,7 +197,7 @@ class _Processes:
             with contextlib.suppress(ProcessLookupError):
                 one.process.send_signal(signal.SIGTERM)  # a job of a shell in the background ignores SIGINT
         if self.running:
-            print_status(f"waiting until {', '.join(one.job.name for one in self.running)} saved what is finished")
+            print_status(f"waiting for {', '.join(one.job.name for one in self.running)} to save what is finished")
         end = time.monotonic() + END_S
         for one in self.running:
             try:
@@ -224,6 +225,13 @@ def _repeat_notes(job: Job, start: int) -> None:
         kind, _, rest = line.partition(": ")
         if kind in ("note", "warning"):
             print_status(f"{kind}: {job.name}: {escape_control(rest)}")
+
+
+def thread_arguments(threads: int | None, at_a_time: int) -> list[str]:
+    """The option --threads of each of several jobs: `threads`, or else its share of the cores; none with GPUs or a single job."""
+    if threads is None and at_a_time > 1 and not visible_gpus():
+        threads = cores_of_job(at_a_time)
+    return [] if threads is None else ["--threads", str(threads)]
 
 
 def cores_of_job(jobs: int) -> int:

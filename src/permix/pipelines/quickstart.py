@@ -33,7 +33,7 @@ from permix.config import (
 from permix.config.base import quote_input
 from permix.errors import ConfigError, IncompleteRunError, PermixError
 from permix.inference.hardware import memory_limit, release_memory, visible_gpus
-from permix.pipelines.jobs import Job, cores_of_job, run_jobs
+from permix.pipelines.jobs import Job, run_jobs, thread_arguments
 from permix.progress import JobSize, MultiProgress, add_result, print_status
 from permix.storage.files import write_json
 from permix.storage.workers import claim_folder
@@ -259,8 +259,7 @@ def _run_in_processes(config: QuickstartConfig, parts: Sequence[QuickstartPart],
     """Run parts in their own processes; their output goes to logs/ in the quickstart's folder."""
     file = config.folder / QUICKSTART_FILE
     write_json(file, config.model_copy(update={"part": None, "jobs": None, "threads": None}))
-    threads = config.threads or (None if visible_gpus() else cores_of_job(at_a_time))
-    more = [] if threads is None else ["--threads", str(threads)]
+    more = thread_arguments(config.threads, at_a_time)
     # Trainings first: they are the longest, and other parts need them.
     ordered = sorted(parts, key=lambda part: -part.cpu_seconds if isinstance(part.config, TrainConfig) else 0.0)
     jobs = [

@@ -22,8 +22,7 @@ from functools import partial
 
 from permix.config import TRAIN_PART, StudyConfig, StudyUnit
 from permix.errors import ConfigError, IncompleteRunError, PermixError
-from permix.inference.hardware import visible_gpus
-from permix.pipelines.jobs import CLAIM_VARIABLE, Job, JobFailure, cores_of_job, run_jobs
+from permix.pipelines.jobs import CLAIM_VARIABLE, Job, JobFailure, run_jobs, thread_arguments
 from permix.pipelines.study_cost import check_study
 from permix.pipelines.study_units import (
     check_same_settings,
@@ -74,8 +73,7 @@ def run_study(config: StudyConfig) -> None:
 
 def _run_units(config: StudyConfig, units: Sequence[StudyUnit]) -> list[JobFailure]:
     """Run these units, `config.jobs` at a time, each by `permix study OUT/study.json --unit NAME`. Returns those that failed."""
-    threads = config.threads or (None if config.jobs == 1 or visible_gpus() else cores_of_job(config.jobs))
-    more = [] if threads is None else ["--threads", str(threads)]
+    more = thread_arguments(config.threads, config.jobs)
     jobs = [
         Job(
             unit.name, ["study", str(config.out / STUDY_FILE), "--unit", unit.name, *more], unit.folder / "log.txt",

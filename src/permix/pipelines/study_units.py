@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from permix.config import (
     BASE_UNIT,
-    BOOKKEEPING_FIELDS,
+    CHANGEABLE_FIELDS,
     ENGINE_FIELDS,
     RUNTIME_ONLY_FIELDS,
     TRAIN_PART,
@@ -35,10 +35,10 @@ UNIT_FILE = "unit.json"
 CHANGEABLE_SETTINGS = frozenset(
     (
         *SETTINGS_OF_A_MACHINE,
-        *BOOKKEEPING_FIELDS,
+        *CHANGEABLE_FIELDS,
         *RUNTIME_ONLY_FIELDS,
         *ENGINE_FIELDS,
-        *("microbatch_tokens", "gradient_checkpointing", "prices", "max_cost", "attempts", "headers", "shard"),
+        *("gradient_checkpointing", "prices", "max_cost", "attempts", "headers", "shard"),
     )
 )
 """Last parts of the settings of a part that may differ between two starts of a study."""

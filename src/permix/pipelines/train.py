@@ -27,7 +27,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from permix.config import BOOKKEEPING_FIELDS, RUNTIME_ONLY_FIELDS, SUPERVISED_METHODS, ModelConfig, TrainConfig
+from permix.config import CHANGEABLE_FIELDS, RUNTIME_ONLY_FIELDS, SUPERVISED_METHODS, ModelConfig, TrainConfig
 from permix.errors import ConfigError, DataError, require_packages
 from permix.inference.cost import RequestGroup, duration_text, estimate_cost, runs_beside
 from permix.inference.hardware import set_threads
@@ -51,7 +51,7 @@ from permix.training.run_log import describe_training, describe_truncation, read
 from permix.training.sft_data import check_teacher, describe_sft_source, teacher_cells, teacher_config, teacher_identity
 from permix.types import Message
 
-FORMER_IDENTITY_KEYS = (*(f"train.{name}" for name in BOOKKEEPING_FIELDS), "train.microbatch_tokens", "teacher.base_url")
+FORMER_IDENTITY_KEYS = (*(f"train.{name}" for name in CHANGEABLE_FIELDS), "teacher.base_url")
 """Settings that earlier versions of permix counted as identity."""
 
 
@@ -216,7 +216,7 @@ def _run_identity(job: TrainJob, source: str) -> dict[str, Any]:
         **_own_task_sources(job.plan),
         "model": folder_fingerprint(Path(source)) if Path(source).is_dir() else source,
         **({} if config.model.thinking == "default" else {"thinking": config.model.thinking}),
-        "train": config.train.model_dump(mode="json", exclude={*RUNTIME_ONLY_FIELDS, *BOOKKEEPING_FIELDS, "microbatch_tokens"}),
+        "train": config.train.model_dump(mode="json", exclude={*RUNTIME_ONLY_FIELDS, *CHANGEABLE_FIELDS}),
         "character": config.character.model_dump(mode="json"),
         **({"teacher": teacher_identity(config)} if config.method == "seqkd" else {}),
         **({"dev_eval": config.dev_eval.model_dump(mode="json")} if config.dev_eval.every else {}),

@@ -26,7 +26,7 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from permix.config import (
-    BOOKKEEPING_FIELDS,
+    CHANGEABLE_FIELDS,
     ENGINE_FIELDS,
     RUNTIME_ONLY_FIELDS,
     SUPERVISED_METHODS,
@@ -84,8 +84,7 @@ RECIPE_IGNORED_FIELDS = {"out", "label", "threads", "seed"}
 
 WEIGHT_NEUTRAL_SETTINGS = {
     *RUNTIME_ONLY_FIELDS,
-    *BOOKKEEPING_FIELDS,
-    "microbatch_tokens",
+    *CHANGEABLE_FIELDS,
     "gradient_checkpointing",
 }
 """Settings of [train] that do not change the weights, except through the order of a sum."""

@@ -520,7 +520,7 @@ def _join_support(names: str, findings: Sequence[Finding], remarks: Sequence[str
 def _one_seed_text(change: MethodDifference, one: ReportMethod, other: ReportMethod) -> str:
     """Return what goes before a difference between trainings of one seed each: another seed may give another result."""
     seeds = [n for method, n in zip((one, other), _seed_counts(change), strict=True) if method.role in ("rlvr", "permix")]
-    return f"By one training seed{' each' if len(seeds) > 1 else ''}, " if set(seeds) == {1} else ""
+    return f"With one training seed{' each' if len(seeds) > 1 else ''}, " if set(seeds) == {1} else ""
 
 
 def _comparison_headline(name: str, against: str, cards: Sequence[ResultCard], one_seed: str) -> str:
