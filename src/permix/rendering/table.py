@@ -208,8 +208,8 @@ def write_rows(path: Path, columns: Mapping[str, type], rows: Iterable[Mapping[s
         writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
         writer.writerow(columns)
         while batch := list(itertools.islice(values, BATCH_ROWS)):
-            plain = [list(map(_plain_value, column)) for column in zip(*batch, strict=True)]
-            writer.writerows(zip(*(map(_csv_value, column) for column in plain), strict=True))
+            plain = [_map_distinct(_plain_value, column) for column in zip(*batch, strict=True)]
+            writer.writerows(zip(*(_map_distinct(_csv_value, column) for column in plain), strict=True))
             if add_batch is not None:
                 add_batch(plain)
     return [path, parquet] if has_parquet else [path]
@@ -230,6 +230,12 @@ def _parquet_writer(path: Path, columns: Mapping[str, type]) -> Iterator[Callabl
             writer.write_table(pyarrow.Table.from_arrays(arrays, schema=schema))
 
         yield add
+
+
+def _map_distinct(change: Callable[[Any], Any], column: Sequence[Any]) -> list[Any]:
+    """The changed values of a column; `change` is called once for each distinct value, since most columns have few of them."""
+    changed = {value: change(value) for value in set(column)}
+    return [changed[value] for value in column]
 
 
 def _plain_value(value: Any) -> Any:
