@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, Page, Request, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Request, expect, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 MISSING = f"no Chromium: neither $CHROMIUM nor {', '.join(NAMES)} on PATH; `make browser` installs it on Debian"
@@ -24,8 +24,12 @@ QUIET = (
 HARMLESS = ("file:", "data:", "about:")
 WIDE, PHONE = (1280, 900), (390, 844)
 SETTLE_MS = 100
+PATIENCE_MS = 180_000
+"""How long everything may take in the browser. A test that would wait so long is no slower on an idle machine."""
 REPORT_VIOLATIONS = """document.addEventListener("securitypolicyviolation", (violation) =>
     console.error(`policy ${violation.violatedDirective} forbids ${violation.blockedURI} ${violation.sample}`))"""
+
+expect.set_options(timeout=PATIENCE_MS)
 
 
 def find_chromium() -> str | None:
@@ -86,7 +90,7 @@ def watched_page(
 ) -> Iterator[tuple[Page, Witness]]:
     """A page of a context of its own; `settings` are Playwright's for a context, such as `color_scheme="dark"`."""
     context = browser.new_context(viewport={"width": size[0], "height": size[1]}, **settings)
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(PATIENCE_MS)
     witness = Witness(tuple(allowed))
     witness.watch(context)
     yield context.new_page(), witness

@@ -79,7 +79,7 @@ def test_the_time_left_counts_what_was_done_since_the_start(
         shown_after(clock, display, 10, {"a": "base: 5/10 cells (1.00/s)", "b": "loading"})
         # A tenth of a more in 40 s, so the other 340 need 1,360 s. The bar of another unit counts for nothing.
         shown_after(clock, display, 20, {"a": "base: 6/10 cells (1.00/s)", "b": "characters: 9/9 answers"})
-        # A note between keeps what was counted.
+        # A note between keeps what was counted. It is printed when the job has ended.
         shown_after(clock, display, 20, {"a": "note: a line without counts", "b": "characters: 9/9 answers"})
         display.finish("a")
         # All of a and a third of b: 200 of 400 are left, and 150 were done in 100 s.
@@ -89,7 +89,6 @@ def test_the_time_left_counts_what_was_done_since_the_start(
         "a: base: 5/10 cells (1.00/s)",
         "a: base: 6/10 cells (1.00/s); 22:40 left in total",
         "b: characters: 9/9 answers; 22:40 left in total",
-        "a: note: a line without counts; 34:00 left in total",
         "b: train: 1/3 steps; 2:13 left in total",
     ]
 

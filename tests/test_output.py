@@ -165,7 +165,7 @@ def test_every_verb_that_asks_has_a_dry_run(tmp_path: Path, capfd: pytest.Captur
     assert (result["estimates"]["model"]["requests"], result["estimates"]["model"]["new_tokens_at_most"]) == (16, 160)
     assert result["estimates"]["training"] == {"steps": 2, "seconds": None}
     result, _ = run_json(capfd, "quickstart", "--fast", "--dry-run", "--out", str(tmp_path / "quick"))
-    assert result["facts"]["trainings"] == "2, of 3 steps"
+    assert result["facts"]["trainings"] == "2, of 2 steps"
     pool = str(tmp_path / "pool.toml")
     endpoint = ["--model.name", "m", "--model.backend", "openai", "--model.base-url", NOBODY, "--personas.pool", pool]
     result, _ = run_json(capfd, "questions", "--dry-run", *endpoint, "--n", "2", "--out", str(tmp_path / "questions"))

@@ -256,6 +256,8 @@ class JobsDisplay:
             self._show_bars(lines, total)
             return
         for name, line in lines.items():
+            if line.startswith(("note: ", "warning: ")):
+                continue  # `run_jobs` prints them when the job has ended
             if line and self._shown.get(name) != line:
                 self._shown[name] = line
                 print_status((line if line.startswith(f"{name}: ") else f"{name}: {line}") + (f"; {total}" if total else ""))

@@ -321,7 +321,7 @@ def test_a_process_that_dies_is_said_and_the_next_question_starts_another(tmp_pa
         with trying(tmp_path) as try_it:
             id = try_it.choices()["models"][0]["id"]
             try_it.ask(encode(question(id)))
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + tries.ASK_S
             while not remote.asked:
                 assert time.monotonic() < deadline
                 time.sleep(0.02)

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from tests.browser import Witness
 
-PATIENCE_MS = 180_000
 HOSTILE = "<script>window.hurt = 1</script><img src=x onerror='window.hurt = 1'>\x1b[31m\u202e The answer is 12."
 
 
@@ -46,7 +45,7 @@ class Tab(NamedTuple):
     def waits_for(self, where: str, words: str) -> None:
         from playwright.sync_api import expect
 
-        expect(self.page.locator(where)).to_contain_text(words, timeout=PATIENCE_MS)
+        expect(self.page.locator(where)).to_contain_text(words)
 
     def choose_models(self, *names: str) -> None:
         for choice in self.page.locator("#try-models .choice").all():
@@ -58,7 +57,7 @@ class Tab(NamedTuple):
 
     def ask(self) -> None:
         self.page.locator("#try-ask").click()
-        self.page.locator("#answers button").wait_for(timeout=PATIENCE_MS)
+        self.page.locator("#answers button").wait_for()
 
 
 OpenTab = Callable[..., Tab]

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from tests.browser import Witness
 
 HOSTILE = "<script>window.hurt = 1</script><img src=x onerror='window.hurt = 1'>\x1b[31m\u202e" + "y" * 50_000
-PATIENCE_MS = 180_000
 
 
 class Viewer(NamedTuple):
@@ -54,7 +53,12 @@ class Seen(NamedTuple):
     def waits_for(self, where: str, words: str) -> None:
         from playwright.sync_api import expect
 
-        expect(self.page.locator(where)).to_contain_text(words, timeout=PATIENCE_MS)
+        expect(self.page.locator(where)).to_contain_text(words)
+
+    def shows_nothing(self, where: str) -> None:
+        from playwright.sync_api import expect
+
+        expect(self.page.locator(where)).to_have_text("")
 
 
 See = Callable[..., Seen]
@@ -89,7 +93,7 @@ def test_the_page_follows_a_run_to_its_end(see: See, tmp_path: Path) -> None:
     seen.waits_for("#runs", "✓ finished")
     seen.waits_for("#part-measures", "mean over personas")
     seen.waits_for("#part-personas", "troll")
-    assert seen.page.locator("#part-errors").inner_text() == ""
+    seen.shows_nothing("#part-errors")
     stability_run(tmp_path / "later", whole()[:1], label="second")
     seen.waits_for("#count", "(2)")
     assert seen.witness.complaints == []
@@ -114,7 +118,7 @@ def test_it_says_when_the_viewer_has_gone_and_keeps_what_it_had(see: See, viewer
     seen.waits_for("#gone", "The viewer has ended; what you see is from ")
     assert re.search(r"from \d\d:\d\d:\d\d\.", seen.page.locator("#gone").inner_text())
     seen.waits_for("#detail", "4 of 9 cells")
-    assert [one for one in seen.witness.complaints if "ERR_CONNECTION_REFUSED" not in one] == []
+    assert [one for one in seen.witness.complaints if "net::ERR_" not in one] == []
 
 
 def test_it_says_when_watching_has_stopped(see: See) -> None:
@@ -272,9 +276,10 @@ def test_curves_of_a_training_are_drawn(see: See, tmp_path: Path) -> None:
     (tmp_path / "taught" / "log.jsonl").write_text(log)
     os.utime(tmp_path / "taught" / "log.jsonl", (0, 0))
     seen = see()
+    seen.waits_for("#runs", "taught")
     seen.page.locator("#runs a", has_text="taught").click()
     drawn = seen.page.locator("#part-curve svg")
-    drawn.wait_for(timeout=PATIENCE_MS)
+    drawn.wait_for()
     assert drawn.count() == 1
     assert drawn.get_attribute("aria-label") == "mean reward: from 0.25 at step 1 to 0.5 at step 3"
     line = seen.page.locator("#part-curve .line").get_attribute("d")

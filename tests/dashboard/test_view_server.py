@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 
 from permix import cli
-from permix.dashboard.server import ASSETS, ViewerServer
+from permix.dashboard.server import ASSETS, IDLE_S, ViewerServer
 from tests.dashboard.fake_runs import append, put, serving, stability_run, whole
 from tests.storage.test_odd_files import ODD, put_odd
 
@@ -33,7 +33,7 @@ class Reply(NamedTuple):
 
 
 def ask(server: ViewerServer, target: str, method: str = "GET", **headers: str) -> Reply:
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=60)
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     try:
         connection.request(method, target, headers=named)
@@ -71,7 +71,7 @@ def test_another_name_is_refused_and_learns_nothing(server: ViewerServer, host: 
 
 
 def raw(server: ViewerServer, text: bytes) -> bytes:
-    with socket.create_connection(("127.0.0.1", server.server_port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=60) as connection:
         connection.sendall(text)
         connection.shutdown(socket.SHUT_WR)
         return b"".join(iter(lambda: connection.recv(65536), b""))
@@ -248,7 +248,7 @@ def test_a_large_file_of_a_report_is_sent_in_pieces(
     tracemalloc.start()
     try:
         assert ask(server, "/report/one.png", "HEAD").headers["Content-Length"] == "100000000"
-        with socket.create_connection(("127.0.0.1", server.server_port), timeout=10) as connection:
+        with socket.create_connection(("127.0.0.1", server.server_port), timeout=60) as connection:
             host = b"Host: 127.0.0.1:%d\r\n" % server.server_port
             connection.sendall(b"GET /report/one.png HTTP/1.1\r\n" + host + b"Connection: close\r\n\r\n")
             received = sum(len(part) for part in iter(lambda: connection.recv(1_000_000), b""))
@@ -300,25 +300,25 @@ HOST = "Host: 127.0.0.1:{port}\r\n"
 )
 def test_a_malformed_request_has_its_answer_at_once_and_no_more(server: ViewerServer, request_text: str, status: int) -> None:
     began = time.monotonic()
-    with socket.create_connection(("127.0.0.1", server.server_port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=60) as connection:
         with contextlib.suppress(ConnectionError):  # it may be refused before all of it is sent
             connection.sendall(request_text.replace("{port}", str(server.server_port)).encode())
         answer = b""
         with contextlib.suppress(ConnectionError):
             while part := connection.recv(65536):
                 answer += part
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < IDLE_S / 2  # it does not wait for more
     assert f" {status} ".encode() in answer.partition(b"\r\n")[0] or (status == 414 and not answer)
 
 
 def test_a_greeting_of_another_protocol_is_ended_soon(server: ViewerServer) -> None:
-    with socket.create_connection(("127.0.0.1", server.server_port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=60) as connection:
         connection.sendall(bytes.fromhex("16030100c8010000c40303") + b"\0" * 200)  # TLS
         assert connection.recv(100) == b""
 
 
 def test_a_connection_is_used_again(server: ViewerServer) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=60)
     for target in ("/state.json", "/nothing", "/view.js"):
         connection.request("GET", target)
         assert connection.getresponse().read()
@@ -341,7 +341,7 @@ def test_ctrl_c_ends_it_in_peace(tmp_path: Path) -> None:
         assert process.stdout is not None
         url = re.match(r"http://127\.0\.0\.1:(\d+)/", process.stdout.readline())
         assert url is not None
-        with socket.create_connection(("127.0.0.1", int(url[1])), timeout=10):  # a browser that keeps its connection open
+        with socket.create_connection(("127.0.0.1", int(url[1])), timeout=60):  # a browser that keeps its connection open
             os.kill(process.pid, signal.SIGINT)
             said, trouble = process.communicate(timeout=30)
     assert process.returncode == 0

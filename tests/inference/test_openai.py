@@ -51,7 +51,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def model_at(base_url: str | tuple[str, ...], **fields: Any) -> OpenAIModel:
-    settings = {"name": "test", "api_key_env": KEY_ENV, "concurrency": 4, "retries": 2, "timeout_s": 5, **fields}
+    settings = {"name": "test", "api_key_env": KEY_ENV, "concurrency": 4, "retries": 2, "timeout_s": 30, **fields}
     return OpenAIModel(ModelConfig(backend="openai", base_url=base_url, **settings), backoff_s=0.01)
 
 
@@ -131,7 +131,7 @@ def test_finish_and_token_counts_are_the_servers_own() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("concurrency", "after_s"), [(6, 0.03), (40, 1.0)])
+@pytest.mark.parametrize(("concurrency", "after_s"), [(6, 0.5), (40, 1.0)])
 def test_concurrency_is_reached_and_never_exceeded(concurrency: int, after_s: float) -> None:
     with openai_server(lambda body, nth, headers: Reply("x", after_s=after_s)) as server:
         list(model_at(server.base_url, concurrency=concurrency).generate(questions(2 * concurrency), Sampling()))
@@ -156,7 +156,7 @@ def test_nothing_asked_needs_no_endpoint() -> None:
 
 def test_import_is_light() -> None:
     code = "import sys, permix.inference.openai; sys.exit('aiohttp' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=30).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
 
 
 # What heals
@@ -184,9 +184,9 @@ def test_tried_again_until_it_heals_and_then_given_up(trouble: Action) -> None:
 @pytest.mark.parametrize("trouble", [Hang(5), Drip("slow", every_s=0.02)], ids=["hang", "drip"])
 def test_a_reply_that_takes_too_long_is_tried_again(trouble: Action) -> None:
     with openai_server(lambda body, nth, headers: "fine" if nth == 1 else trouble) as server:
-        model = model_at(server.base_url, timeout_s=0.5, retries=1)
+        model = model_at(server.base_url, timeout_s=1, retries=1)
         assert isinstance(only(model), Completion)
-        assert failure(model) == Failure(type="TimeoutError", message="no complete reply within model.timeout_s = 0.5")
+        assert failure(model) == Failure(type="TimeoutError", message="no complete reply within model.timeout_s = 1")
         assert len(server.asked) == 2 + 2
 
 
@@ -454,7 +454,7 @@ except KeyboardInterrupt:
     sys.exit(8 if "permix-background" in [thread.name for thread in threading.enumerate()] else 7)
 """
     with openai_server(lambda body, nth, headers: Hang(60)) as server:
-        assert subprocess.run([sys.executable, "-c", code, server.base_url], timeout=20).returncode == 7
+        assert subprocess.run([sys.executable, "-c", code, server.base_url], timeout=120).returncode == 7
 
 
 def test_a_generator_left_open_does_not_hang_the_exit() -> None:
@@ -469,7 +469,7 @@ next(answers)
 sys.modules["kept"] = answers
 """
     with openai_server(lambda body, nth, headers: "fine" if nth == 0 else Hang(60)) as server:
-        done = subprocess.run([sys.executable, "-c", code, server.base_url], timeout=20, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-c", code, server.base_url], timeout=120, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 

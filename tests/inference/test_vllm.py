@@ -256,7 +256,9 @@ def test_an_engine_may_be_collected_in_its_own_thread(tiny_model: Path, engine: 
     thread = model._thread
     thread._loop.call_soon_threadsafe(thread.close)
     thread._thread.join()
+    thread.close()  # returns when the other close has ended
     assert not thread._thread.is_alive()
+    assert thread._loop.is_closed()
     assert engine.shut_down == 1
 
 

@@ -38,6 +38,8 @@ PAID_FOR_NOTHING = Raw(b'{"choices": [], "usage": {"prompt_tokens": 100, "comple
 UNDELIVERED = Failure(type="TimeoutError", message="too slow")
 PRICE = Price(input=1, output=10)
 CENT = 0.01
+PATIENCE_S, IMPATIENCE_S = 30.0, 1.0
+"""The limits of a reply: one that no reply of a loaded machine reaches, and that of a reply that never ends."""
 
 
 @pytest.fixture(autouse=True)
@@ -47,8 +49,12 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def model_at(base_url: str, **fields: Any) -> OpenAIModel:
-    settings: dict[str, Any] = {"name": "test", "concurrency": 1, "retries": 0, "timeout_s": 1} | fields
+    settings: dict[str, Any] = {"name": "test", "concurrency": 1, "retries": 0, "timeout_s": PATIENCE_S} | fields
     return OpenAIModel(ModelConfig(backend="openai", base_url=base_url, **settings), backoff_s=0.01)
+
+
+def patience(fault: str | Action) -> float:
+    return IMPATIENCE_S if isinstance(fault, Drip) else PATIENCE_S
 
 
 def always(action: str | Action) -> Script:
@@ -80,7 +86,7 @@ def only(folder: Path) -> Judgement:
 
 @pytest.mark.parametrize("fault", [error(429), error(500), Drop(), Drip("x", 0.2), EMPTY_CHOICES, Raw(b"{")])
 def test_what_heals_is_asked_again_within_the_call(fault: Action, tmp_path: Path) -> None:
-    outcome, server = judged(tmp_path, first(fault), retries=1)
+    outcome, server = judged(tmp_path, first(fault), retries=1, timeout_s=patience(fault))
     assert len(server.asked) == 2
     assert (outcome.n_pending, outcome.n_calls) == (0, 1)
     assert only(tmp_path).score == 4
@@ -108,7 +114,7 @@ def test_what_heals_is_asked_again_within_the_call(fault: Action, tmp_path: Path
     ids=str,
 )  # fmt: skip
 def test_a_judge_that_fails_lowers_nothing_and_says_why(fault: str | Action, said: str, tmp_path: Path) -> None:
-    outcome, _ = judged(tmp_path, always(fault))
+    outcome, _ = judged(tmp_path, always(fault), timeout_s=patience(fault))
     found = only(tmp_path)
     assert found.score is None
     assert said in (found.error or "")
@@ -295,7 +301,7 @@ def test_calls_that_break_off_never_pass_the_limit_and_are_no_cost(fault: Action
     worst = max_call_cost(Request(asked[0].messages, 0, judge_reply_schema(True)), PRICE, Sampling().max_new_tokens)
     given = terms(price=PRICE, max_cost=2.5 * worst, attempts=9)
     for sent in (2, 0):  # what an earlier start has reserved stays so
-        outcome, server = judged(tmp_path, always(fault), *asked, given=given, timeout_s=0.3)
+        outcome, server = judged(tmp_path, always(fault), *asked, given=given, timeout_s=patience(fault))
         assert len(server.asked) == sent
         assert (outcome.n_pending, outcome.cost) == (3, 0)
         assert outcome.spent == pytest.approx(2 * worst, rel=0.01)

@@ -181,8 +181,11 @@ def write(path: Path, charts: Mapping[str, Any]) -> str:
 
 
 def opened(page: "Page", path: Path, charts: Mapping[str, Any] = CHARTS) -> "Page":
-    """With every chart drawn, also those that are far down."""
+    """With every chart drawn, also those that are far down; the page's own drawing, which may come later, has ended."""
+    from playwright.sync_api import expect
+
     page.goto(write(path, charts))
+    expect(page.locator("[data-chart]:not([data-drawn])")).to_have_count(0)
     page.evaluate("permix.changed(); for (const [name, data] of Object.entries(permix.data.charts)) draw(name, data)\n"
                   "function draw(name, data) { permix.charts[name](document.getElementById(name), data); }")  # fmt: skip
     return page

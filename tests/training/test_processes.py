@@ -304,9 +304,11 @@ def test_ctrl_c_ends_all_and_the_run_goes_on(config: Path, tiny_model: Path, tmp
         until = time.monotonic() + 60
         while len(read_training_log(tmp_path / "run" / "log.jsonl")) < 3 and time.monotonic() < until:
             time.sleep(0.05)
-        for process in running:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGINT)
+        # All are stopped while the signal is sent, so that none loses its peer before it has the signal too.
+        for number in (signal.SIGSTOP, signal.SIGINT, signal.SIGCONT):
+            for process in running:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, number)
         found = ended(tmp_path / "team", running)
     assert [end.code for end in found] == [130, 130], found
     (said,) = messages([Ended(end.code, end.said.strip()) for end in found])

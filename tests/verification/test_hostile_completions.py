@@ -12,8 +12,8 @@ from permix.tasks.base import MAX_COMPLETION_CHARS, verify_completion
 from permix.types import Verdict
 from permix.verification.math_verifier import Verifier
 
-SECONDS = 1.0
-"""CPU time of one verdict; the slowest takes less than half of that on an idle core, most take milliseconds."""
+SECONDS = 5.0
+"""CPU time of one verdict; the slowest takes less than half a second on an idle core, and quadratic time would be minutes."""
 
 GOLDS = {
     "gsm8k": "7",

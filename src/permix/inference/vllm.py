@@ -213,6 +213,7 @@ class _EngineThread:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
+        self._closing = threading.Lock()  # the finalizer and the thread that `close` starts may come at the same time
         self._thread = threading.Thread(target=self._loop.run_forever, name="permix-vllm", daemon=True)
 
     def start(self, arguments: dict[str, Any]) -> None:
@@ -278,6 +279,10 @@ class _EngineThread:
         if threading.current_thread() is self._thread:  # the garbage collector ran there; the thread cannot wait for itself
             threading.Thread(target=self.close, name="permix-vllm-close").start()
             return
+        with self._closing:
+            self._close()
+
+    def _close(self) -> None:
         if self._thread.is_alive():
             # The engine's own tasks first: they would take its end for a crash, and a loop must not stop before they have ended.
             asyncio.run_coroutine_threadsafe(_cancel_others(), self._loop).result()

@@ -57,6 +57,7 @@ class QuickstartSize(NamedTuple):
     """The sizes of the quickstart's trainings and evaluations; `minutes` is its expected duration on 2 cores."""
 
     steps: int
+    questions_per_step: int
     personas: int
     questions: int
     characters: int
@@ -66,9 +67,9 @@ class QuickstartSize(NamedTuple):
     minutes: int
 
 
-# Measured on two cores: CPU seconds of one cell, one open-ended answer, and one training step by method.
+# Measured on two cores: CPU seconds of one cell, one open-ended answer, and one question of a training step by method.
 CELL_CPU_SECONDS, ANSWER_CPU_SECONDS = 0.09, 0.27
-STEP_CPU_SECONDS = {"rlvr": 12.0, "permix": 24.0}
+QUESTION_CPU_SECONDS = {"rlvr": 2.0, "permix": 4.0}
 
 
 MAX_JOBS, JOB_BYTES = 3, 6 * 10**9
@@ -113,12 +114,13 @@ class QuickstartPart(NamedTuple):
 QUICKSTART_REPLAY = CharacterConfig(replay=0.5, replay_answers=6)
 
 FULL_SIZE = QuickstartSize(
-    steps=20, personas=12, questions=100, characters=9, roleplay_questions=40, character=QUICKSTART_REPLAY, minutes=20
-)
+    steps=20, questions_per_step=6, personas=12, questions=100, characters=9, roleplay_questions=40, minutes=20,
+    character=QUICKSTART_REPLAY,
+)  # fmt: skip
 
 FAST_SIZE = QuickstartSize(
-    steps=3, personas=4, questions=20, characters=4, roleplay_questions=10, minutes=4,
-    character=QUICKSTART_REPLAY.model_copy(update={"questions": 2}),
+    steps=2, questions_per_step=2, personas=4, questions=20, characters=4, roleplay_questions=10, minutes=2,
+    character=QUICKSTART_REPLAY.model_copy(update={"questions": 1, "replay_answers": 2}),
 )  # fmt: skip
 
 
@@ -146,7 +148,7 @@ def _train_config(config: QuickstartConfig, size: QuickstartSize, label: str, me
         method=method, model=TrainableModelConfig(name=config.model),
         task=_task_config(config, "train", 300),
         personas=PersonasConfig(split="train"),
-        plan=RolloutPlanConfig(steps=size.steps, questions_per_step=6, group_size=8, seed=config.seed),
+        plan=RolloutPlanConfig(steps=size.steps, questions_per_step=size.questions_per_step, group_size=8, seed=config.seed),
         train=OptimConfig(lr=3e-5, temperature=0.7, max_new_tokens=QUICKSTART_MAX_NEW_TOKENS, save_every=5, seed=config.seed),
         character=size.character if method == "permix" else CharacterConfig(),
     )  # fmt: skip
@@ -178,7 +180,10 @@ def quickstart_parts(config: QuickstartConfig) -> list[QuickstartPart]:
     fidelity_seconds = size.characters * size.roleplay_questions * ANSWER_CPU_SECONDS
     accuracy_of_base = QuickstartPart(f"accuracy of {BASE_LABEL}", stability_seconds, stable[0])
     characters_of_base = QuickstartPart(f"characters of {BASE_LABEL}", fidelity_seconds, distinct[0])
-    trainings = [QuickstartPart(f"train {one.label}", size.steps * STEP_CPU_SECONDS[one.method], one) for one in trained]
+    asked_in_training = size.steps * size.questions_per_step
+    trainings = [
+        QuickstartPart(f"train {one.label}", asked_in_training * QUESTION_CPU_SECONDS[one.method], one) for one in trained
+    ]
     parts = [accuracy_of_base, characters_of_base, *trainings]
     for training, accuracy, characters in zip(trainings, stable[1:], distinct[1:], strict=True):
         needs = (training.name, characters_of_base.name)

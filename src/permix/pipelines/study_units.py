@@ -5,6 +5,7 @@ with other settings is refused, since results of different settings would be mix
 deleted when all evaluations of it are finished, never before.
 """
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -130,7 +131,8 @@ def delete_model(unit: StudyUnit) -> None:
     if unit.training is None or pending_parts(unit):
         return
     model, doomed = unit.training.out / "model", unit.training.out / ".model.deleted"
-    if model.exists():
+    shutil.rmtree(doomed, ignore_errors=True)  # of a process that was killed while it deleted
+    with contextlib.suppress(FileNotFoundError):  # deleted before, or by another command just now
         model.rename(doomed)  # a folder named `model` is whole, also if this process is killed
     shutil.rmtree(doomed, ignore_errors=True)
 

@@ -65,13 +65,16 @@ The token is in the address that `permix view` printed, behind the "#", which no
   const loadPrompts = async () => {
     const run = at("try-run").value;
     if (!run) return;
+    let found, trouble = "";
     try {
-      prompts = await call(`/try/prompts.json?run=${encodeURIComponent(run)}`);
-      say("");
+      found = await call(`/try/prompts.json?run=${encodeURIComponent(run)}`);
     } catch (error) {
-      prompts = { personas: [], questions: [], note: "" };
-      say(error.message);
+      found = { personas: [], questions: [], note: "" };
+      trouble = error.message;
     }
+    if (run !== at("try-run").value) return; // another run was chosen while this one's prompts were on their way
+    prompts = found;
+    say(trouble);
     options(at("try-persona"), prompts.personas.map((one) => [one.id, one.shown]));
     options(at("try-question"), prompts.questions.map((one) => [one.id, oneLine(one.text)]));
     for (const [kind, count] of [["persona", prompts.personas.length], ["question", prompts.questions.length]]) {
