@@ -1,7 +1,9 @@
 """Several processes that work as one, started as torchrun starts them: named in their environment, meeting at a port."""
 
+import contextlib
 import multiprocessing
 import os
+import random
 import socket
 import sys
 import time
@@ -77,9 +79,13 @@ def _named(rank: int, size: int, place: Mapping[str, str]) -> dict[str, str]:
 
 
 def free_port() -> str:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return str(one.getsockname()[1])
+    """A port that no server of another test gets before it is used: below those that the system gives to port 0."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    for port in random.sample(range(20_000 + 100 * worker, 20_100 + 100 * worker), 100):
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            return str(port)
+    raise AssertionError("100 ports are taken")
 
 
 def _one(said: Path, environment: Mapping[str, str], act: Callable[..., None], arguments: tuple[Any, ...]) -> None:

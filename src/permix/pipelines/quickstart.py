@@ -119,7 +119,7 @@ FULL_SIZE = QuickstartSize(
 )  # fmt: skip
 
 FAST_SIZE = QuickstartSize(
-    steps=2, questions_per_step=2, personas=4, questions=20, characters=4, roleplay_questions=10, minutes=2,
+    steps=2, questions_per_step=2, personas=4, questions=20, characters=4, roleplay_questions=10, minutes=3,
     character=QUICKSTART_REPLAY.model_copy(update={"questions": 1, "replay_answers": 2}),
 )  # fmt: skip
 
