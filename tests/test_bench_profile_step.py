@@ -22,6 +22,7 @@ def test_the_shares_of_each_part_add_up(
     profile_step.main()
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     value = {line["figure"]: line["value"] for line in lines}
+    assert 0 <= value["rollouts_with_gradient"] <= 16
     for part in ("generation", "training"):
         shares = [value[f"{part}_share_of_{kind}"] for kind in ("matrix_products", "attention", "other")]
         assert sum(shares) == pytest.approx(1, abs=1e-3)

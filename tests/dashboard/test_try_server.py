@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from permix.dashboard import server as servers
-from permix.dashboard.server import MAX_BODY_BYTES, TOKEN_HEADER, ViewerServer
+from permix.dashboard.server import IDLE_S, MAX_BODY_BYTES, TOKEN_HEADER, ViewerServer
 from permix.dashboard.try_it import ASK_S
 from tests.dashboard.fake_runs import serving, stability_run, whole
 from tests.dashboard.test_view_server import ask
@@ -147,7 +147,7 @@ def test_a_body_that_does_not_come_ends_the_request_after_a_second(server: Viewe
         f"{TOKEN_HEADER}: {token(server)}\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
     )
     for rest, closes, status in (("{", False, b" 408 "), ("{", True, b" 400 ")):
-        with socket.create_connection(("127.0.0.1", server.server_port), timeout=60) as connection:
+        with socket.create_connection(("127.0.0.1", server.server_port), timeout=IDLE_S / 2) as connection:
             connection.sendall((head + rest).encode())
             if closes:
                 connection.shutdown(socket.SHUT_WR)

@@ -70,10 +70,18 @@ def test_no_odd_run_holds_up_or_hides_the_others_or_shows_what_is_elsewhere(dama
             folder.poll()
 
     assert within(watch) is None
-    began = time.thread_time()
-    runs = {run["name"]: run for run in folder.state()["runs"]}
-    details = [folder.detail(run["id"]) for run in runs.values()]
-    assert time.thread_time() - began < 5
+    runs: dict[str, Any] = {}
+    details: list[Any] = []
+    spent: list[float] = []
+
+    def show() -> None:
+        began = time.thread_time()
+        runs.update({run["name"]: run for run in folder.state()["runs"]})
+        details.extend(folder.detail(run["id"]) for run in runs.values())
+        spent.append(time.thread_time() - began)
+
+    assert within(show) is None
+    assert spent[0] < 5
     assert [runs[name]["done"] for name in ("a", "z")] == [9, 9]
     assert [runs[name]["troubles"] for name in ("a", "z")] == [[], []]
     assert SECRET not in json.dumps(details)

@@ -312,7 +312,7 @@ def test_a_malformed_request_has_its_answer_at_once_and_no_more(server: ViewerSe
 
 
 def test_a_greeting_of_another_protocol_is_ended_soon(server: ViewerServer) -> None:
-    with socket.create_connection(("127.0.0.1", server.server_port), timeout=60) as connection:
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=IDLE_S / 2) as connection:
         connection.sendall(bytes.fromhex("16030100c8010000c40303") + b"\0" * 200)  # TLS
         assert connection.recv(100) == b""
 

@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -256,10 +257,29 @@ def test_an_engine_may_be_collected_in_its_own_thread(tiny_model: Path, engine: 
     thread = model._thread
     thread._loop.call_soon_threadsafe(thread.close)
     thread._thread.join()
-    thread.close()  # returns when the other close has ended
     assert not thread._thread.is_alive()
-    assert thread._loop.is_closed()
     assert engine.shut_down == 1
+
+
+def test_two_closes_at_the_same_time_end_the_engine_once(tiny_model: Path, engine: Recorder) -> None:
+    model = model_of(tiny_model)
+    entered, may_end, shutdown = threading.Event(), threading.Event(), model._thread.engine.shutdown
+
+    def slow_shutdown(timeout: float) -> None:
+        entered.set()
+        assert may_end.wait(60)
+        shutdown(timeout)
+
+    model._thread.engine.shutdown = slow_shutdown
+    first, second = (threading.Thread(target=model._thread.close) for _ in range(2))
+    first.start()
+    assert entered.wait(60)
+    second.start()
+    second.join(0.3)  # time to do wrong in
+    may_end.set()
+    first.join()
+    second.join()
+    assert (engine.shut_down, model._thread._loop.is_closed()) == (1, True)
 
 
 # Identity

@@ -12,7 +12,7 @@ from permix.tasks.base import MAX_COMPLETION_CHARS, verify_completion
 from permix.types import Verdict
 from permix.verification.math_verifier import Verifier
 
-SECONDS = 5.0
+SECONDS = 2.0
 """CPU time of one verdict; the slowest takes less than half a second on an idle core, and quadratic time would be minutes."""
 
 GOLDS = {

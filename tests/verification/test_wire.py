@@ -86,7 +86,7 @@ def test_silence_ends_at_the_deadline_and_half_a_frame_too(ends: tuple[Channel, 
         theirs._connection.sendall(part)
         with pytest.raises(TimeoutError):
             ours.receive(time.monotonic() + 0.05)
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 10
 
 
 def test_who_does_not_listen_ends_at_the_deadline(ends: tuple[Channel, Channel]) -> None:

@@ -213,7 +213,7 @@ class _EngineThread:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        self._closing = threading.Lock()  # the finalizer and the thread that `close` starts may come at the same time
+        self._closing = threading.Lock()  # two callers of `close` may come at the same time
         self._thread = threading.Thread(target=self._loop.run_forever, name="permix-vllm", daemon=True)
 
     def start(self, arguments: dict[str, Any]) -> None:

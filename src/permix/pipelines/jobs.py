@@ -205,6 +205,7 @@ class _Processes:
             except subprocess.TimeoutExpired:
                 one.process.kill()
                 one.process.wait()
+            _repeat_notes(one.job, one.log_start)
 
 
 def _last_line(log: Path, start: int) -> str:

@@ -347,8 +347,8 @@ def _caption(config: QuickstartConfig) -> str:
     kind = "Fast quickstart (too small to conclude from)" if config.fast else "Quickstart"
     return (
         f"{kind}: {_model_name(config)} on one- and two-digit arithmetic ({', '.join(QUICKSTART_LEVELS)}), seed {config.seed}. "
-        f"{RLVR_LABEL} and {PERMIX_LABEL} were trained for {size.steps} steps of 6 questions × 8 rollouts from one "
-        "plan seed; they differ in "
+        f"{RLVR_LABEL} and {PERMIX_LABEL} were trained for {size.steps} steps of {size.questions_per_step} questions × 8 "
+        "rollouts from one plan seed; they differ in "
         f"the share of questions asked under a persona, {plain:g} and {mixed:g}, and in the {size.character.replay_answers} "
         f"answers of the base model in character that {PERMIX_LABEL} replays in each step. Evaluated greedily on "
         f"{size.questions} held-out questions under {size.personas} held-out personas; identifiability on "
