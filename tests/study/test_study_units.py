@@ -108,6 +108,29 @@ def test_a_deleted_model_is_needed_again_only_for_a_pending_evaluation(tmp_path:
     assert pending_parts(unit_of(more, "rlvr-1")) == ["train", "more"]
 
 
+@pytest.mark.parametrize("before", ["killed", "another command"])
+def test_a_model_is_deleted_after_a_killed_deletion_and_beside_another_one(
+    before: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unit = unit_of(study(tmp_path, keep_models=False), "rlvr-1")
+    make_finished(unit, "train", "accuracy", "character")
+    assert unit.training is not None
+    model = unit.training.out / "model"
+    if before == "killed":
+        shutil.copytree(model, model.with_name(".model.deleted"))
+    else:
+        rename = Path.rename
+
+        def taken_away(path: Path, target: Path) -> Path:
+            rename(path, tmp_path / "elsewhere")
+            return rename(path, target)
+
+        monkeypatch.setattr(Path, "rename", taken_away)
+    delete_model(unit)
+    assert not model.exists()
+    assert not list(unit.training.out.glob(".model*"))
+
+
 def test_a_record_without_the_files_of_a_part_does_not_count(tmp_path: Path) -> None:
     unit = unit_of(study(tmp_path), "base")
     make_finished(unit, "accuracy")
