@@ -36,6 +36,14 @@ def width(one: Estimate | None) -> float:
     return one.high - one.low
 
 
+def test_measuring_many_models_shows_progress_and_few_do_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [stability_run(tmp_path / f"{number}", f"model {number}", "tiny", share(3), questions=4) for number in range(8)]
+    assert len(collect_models(runs[:7])) == 7
+    assert capsys.readouterr().err == ""
+    assert len(collect_models(runs, "measures of accuracy")) == 8
+    assert capsys.readouterr().err.startswith("measures of accuracy: 8/8 models (")
+
+
 @pytest.mark.slow
 def test_numbers_of_a_method_are_means_of_its_seeds(study: dict[str, ReportMethod]) -> None:
     assert [(one.name, one.role, one.labels) for one in study.values()] == [

@@ -322,7 +322,9 @@ def write_finished_study(settings: StudyConfig) -> dict[str, list[str]]:
 
 
 @pytest.mark.slow
-def test_the_report_pools_seeds_compares_arms_and_sets_published_figures_beside(tmp_path: Path) -> None:
+def test_the_report_pools_seeds_compares_arms_and_sets_published_figures_beside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     headline = {
         "evaluation": "accuracy",
         "measure": "mean",
@@ -337,6 +339,8 @@ def test_the_report_pools_seeds_compares_arms_and_sets_published_figures_beside(
         headlines=[headline, headline | {"evaluation": "character", "measure": "identifiability", "published": 0.5}],
     )  # fmt: skip
     write_study_report(settings, write_finished_study(settings), tmp_path / "report")
+    told = capsys.readouterr().err.splitlines()
+    assert told == ["[1/2] page of more", "[2/2] page of accuracy, character, and all comparisons"]
     table = read_json(tmp_path / "report" / "table.json")
     assert [row["label"] for row in table["rows"]] == ["base", "RLVR 1", "RLVR 2", "PerMix 1", "PerMix 2"]
     pooled = {one["name"]: one for one in table["methods"]}

@@ -34,6 +34,7 @@ from permix.metrics.recognisability import Recognisability
 from permix.metrics.right_in_character import RightInCharacter
 from permix.metrics.sequential import Round
 from permix.metrics.stability import StabilitySummary
+from permix.progress import progress_bar
 from permix.report.judges import (
     INTERVIEW_KIND,
     OPEN_ENDED_KIND,
@@ -281,12 +282,27 @@ class ModelRuns(NamedTuple):
         return ModelRow(label=self.label, **values)
 
 
-def collect_models(paths: Sequence[Path]) -> list[ModelRuns]:
-    """Find every model in `paths`, and measure it. Raises DataError without paths, and as `find_runs` does."""
+_PROGRESS_MIN_MODELS = 8
+"""Number of models from which progress is shown: measuring one takes seconds."""
+
+
+def collect_models(paths: Sequence[Path], description: str = "measures") -> list[ModelRuns]:
+    """Find every model in `paths`, and measure it. Raises DataError without paths, and as `find_runs` does.
+
+    `description`: what the progress bar of many models is called.
+    """
     if not paths:
         raise DataError("no runs: give run directories, or folders that contain some")
     run_at = {run.path.resolve(): run for path in paths for run in find_runs(path)}
-    return [_measure_model(label, runs) for label, runs in _group_by_label(list(run_at.values())).items()]
+    groups = _group_by_label(list(run_at.values()))
+    if len(groups) < _PROGRESS_MIN_MODELS:
+        return [_measure_model(label, runs) for label, runs in groups.items()]
+    models = []
+    with progress_bar(description, len(groups), "models") as progress:
+        for label, runs in groups.items():
+            models.append(_measure_model(label, runs))
+            progress.advance()
+    return models
 
 
 def find_runs(path: Path) -> Iterator[Run]:

@@ -29,7 +29,7 @@ from permix.config import (
 from permix.errors import ConfigError, DataError
 from permix.metrics import statistics
 from permix.metrics.measures import measures_in
-from permix.progress import add_result
+from permix.progress import MultiProgress, add_result
 from permix.rendering.table import (
     MISSING_CELL,
     NOT_SIGNIFICANT,
@@ -149,12 +149,16 @@ def write_study_report(
     if not report.pages:
         raise DataError(f"{config.out}: no evaluation is finished yet, so there is nothing to report")
     first, *others = report.pages
-    for page in others:
-        caption = f"Evaluation {md_label(', '.join(page.evaluations.values()))} of the study."
-        write_pooled_report(page.models, page.methods, page.folder, caption, numbers=page.numbers)
-    document = write_pooled_report(
-        first.models, first.methods, first.folder, report.caption, report.additions, numbers=first.numbers
-    )
+    progress = MultiProgress([1.0] * len(report.pages))
+    for number, page in enumerate(others):
+        names = ", ".join(page.evaluations.values())
+        with progress.part(number, f"page of {names}"):
+            caption = f"Evaluation {md_label(names)} of the study."
+            write_pooled_report(page.models, page.methods, page.folder, caption, numbers=page.numbers)
+    with progress.part(len(others), f"page of {', '.join(first.evaluations.values())}, and all comparisons"):
+        document = write_pooled_report(
+            first.models, first.methods, first.folder, report.caption, report.additions, numbers=first.numbers
+        )
     console = Console()
     print_conclusion(document, console)
     for page in report.pages:
@@ -192,7 +196,7 @@ class _StudyReport:
             names = list(evaluations.values())
             runs = list(self._finished_runs(names, with_training=number == 0))
             if runs:
-                models = collect_models(runs)
+                models = collect_models(runs, f"measures of {', '.join(names)}")
                 methods = group_assigned_methods(models, self._arm_of_label())
                 folder = self.out / names[0] if pages else self.out
                 pages.append(StudyPage(folder, evaluations, models, methods, MethodNumbers()))
