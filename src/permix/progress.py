@@ -179,6 +179,11 @@ class _TerminalBar(ProgressBar):
         )
 
 
+class _NoBar(ProgressBar):
+    def show(self, status: str) -> None:
+        pass
+
+
 class _PlainLines(ProgressBar):
     def __init__(self, description: str, total: int, unit: str) -> None:
         super().__init__(description, total, unit)
@@ -323,8 +328,11 @@ def format_duration(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def progress_bar(description: str, total: int, unit: str) -> Iterator[ProgressBar]:
-    """Show the progress of `total` units of work on stderr while the block runs."""
+def progress_bar(description: str, total: int, unit: str, *, min_total: int = 0) -> Iterator[ProgressBar]:
+    """Show the progress of `total` units of work on stderr while the block runs; nothing if there are fewer than `min_total`."""
+    if total < min_total:
+        yield _NoBar(description, total, unit)
+        return
     console = Console(stderr=True)
     if _output.is_quiet or not console.is_terminal:
         yield _PlainLines(description, total, unit)

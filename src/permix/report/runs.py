@@ -289,16 +289,14 @@ _PROGRESS_MIN_MODELS = 8
 def collect_models(paths: Sequence[Path], description: str = "measures") -> list[ModelRuns]:
     """Find every model in `paths`, and measure it. Raises DataError without paths, and as `find_runs` does.
 
-    `description`: what the progress bar of many models is called.
+    `description`: the text beside the progress bar, which many models have.
     """
     if not paths:
         raise DataError("no runs: give run directories, or folders that contain some")
     run_at = {run.path.resolve(): run for path in paths for run in find_runs(path)}
     groups = _group_by_label(list(run_at.values()))
-    if len(groups) < _PROGRESS_MIN_MODELS:
-        return [_measure_model(label, runs) for label, runs in groups.items()]
     models = []
-    with progress_bar(description, len(groups), "models") as progress:
+    with progress_bar(description, len(groups), "models", min_total=_PROGRESS_MIN_MODELS) as progress:
         for label, runs in groups.items():
             models.append(_measure_model(label, runs))
             progress.advance()

@@ -103,6 +103,11 @@ class StudyPage(NamedTuple):
     numbers: MethodNumbers
 
     @property
+    def title(self) -> str:
+        """The names of the page's evaluations."""
+        return ", ".join(self.evaluations.values())
+
+    @property
     def pooled(self) -> list[PooledMethod]:
         return [self.numbers.pooled(one) for one in self.methods]
 
@@ -151,11 +156,10 @@ def write_study_report(
     first, *others = report.pages
     progress = MultiProgress([1.0] * len(report.pages))
     for number, page in enumerate(others):
-        names = ", ".join(page.evaluations.values())
-        with progress.part(number, f"page of {names}"):
-            caption = f"Evaluation {md_label(names)} of the study."
+        with progress.part(number, f"page of {page.title}"):
+            caption = f"Evaluation {md_label(page.title)} of the study."
             write_pooled_report(page.models, page.methods, page.folder, caption, numbers=page.numbers)
-    with progress.part(len(others), f"page of {', '.join(first.evaluations.values())}, and all comparisons"):
+    with progress.part(len(others), f"page of {first.title}, and all comparisons"):
         document = write_pooled_report(
             first.models, first.methods, first.folder, report.caption, report.additions, numbers=first.numbers
         )
@@ -163,7 +167,7 @@ def write_study_report(
     print_conclusion(document, console)
     for page in report.pages:
         if len(report.pages) > 1:
-            console.print(", ".join(page.evaluations.values()), markup=False, highlight=False)
+            console.print(page.title, markup=False, highlight=False)
         console.print(terminal_arms_table(page))
     for line in (*report.headline_sentences, *(str(page.folder / "index.html") for page in report.pages)):
         console.print(plain_text(line), markup=False, highlight=False, soft_wrap=True)
@@ -219,10 +223,7 @@ class _StudyReport:
     def caption(self) -> str:
         arms = ", ".join(md_label(self.arm_names[arm]) for arm in self.arms)
         seeds = sorted({unit.seed for unit in self.units if unit.seed is not None})
-        further = "".join(
-            f" Evaluation {md_label(', '.join(page.evaluations.values()))}: {page.folder.name}/index.html."
-            for page in self.pages[1:]
-        )
+        further = "".join(f" Evaluation {md_label(page.title)}: {page.folder.name}/index.html." for page in self.pages[1:])
         return (
             f"A study: {arms} and the untrained model {md_label(self.arm_names[BASE_UNIT])}, training seeds "
             f"{', '.join(map(str, seeds))}.{'' if len(self.units) == len(self.config.units()) else f' {CHOSEN_NOTE}'}{further}"
@@ -394,11 +395,10 @@ class _StudyReport:
 
     def _further_sections(self) -> Iterator[DocumentSection]:
         for page in self.pages[1:]:
-            name = ", ".join(page.evaluations.values())
             table = front_table(page.methods, page.pooled, [model.row for model in page.models])
             named = table._replace(name=f"scores-study-{next(iter(page.evaluations.values()))}")
             note = f"The page {page.folder.name}/index.html has the whole evaluation."
-            yield DocumentSection(f"study-{page.folder.name}", f"Evaluation {name}", note, (_without_sources(named),))
+            yield DocumentSection(f"study-{page.folder.name}", f"Evaluation {page.title}", note, (_without_sources(named),))
 
     def _progress_table(self) -> Table:
         rows = []

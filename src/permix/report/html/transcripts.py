@@ -14,12 +14,10 @@ disk can load data only through <script src>; foreign text is in it only as base
 """
 
 import base64
-import contextlib
 import gzip
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -227,13 +225,9 @@ def write_transcripts(models: Sequence[ModelRuns], out: Path) -> dict[str, Any]:
         if kind in model.runs
     ]
     cells = sum(len(sheet.run.cell_summaries) for sheet in sheets)
-    with _transcript_progress(cells) as progress:
+    with progress_bar("transcripts", cells, "cells", min_total=_PROGRESS_MIN_CELLS) as progress:
         sheets_json = [_sheet_json(sheet, _write_tiles(sheet, folder, progress)) for sheet in sheets]
     return {"sheets": sheets_json, "grids": _grids_json({names[model.label]: model for model in models}, sheets)}
-
-
-def _transcript_progress(n_cells: int) -> AbstractContextManager[ProgressBar | None]:
-    return progress_bar("transcripts", n_cells, "cells") if n_cells >= _PROGRESS_MIN_CELLS else contextlib.nullcontext()
 
 
 def _grids_json(models: Mapping[str, ModelRuns], sheets: Sequence[TranscriptSheet]) -> dict[str, Any]:
@@ -274,15 +268,14 @@ def _sheet_json(sheet: TranscriptSheet, tile: Tiling) -> dict[str, Any]:
     }
 
 
-def _write_tiles(sheet: TranscriptSheet, folder: Path, progress: ProgressBar | None) -> Tiling:
+def _write_tiles(sheet: TranscriptSheet, folder: Path, progress: ProgressBar) -> Tiling:
     tile = choose_tiling(record_bytes(sheet, 3 * _MAX_TEXT_CHARS))
     width = max(map(len, sheet.questions_by_row), default=0)
     for top in range(0, len(sheet.personas), tile.rows):
         for left in range(0, width, tile.columns):
             content = _tile_json(sheet, range(top, top + tile.rows), range(left, left + tile.columns))
             write_tile(folder, f"{sheet.tile_prefix}-{top // tile.rows}-{left // tile.columns}", content)
-            if progress is not None:
-                progress.advance(len(content["cells"]))
+            progress.advance(len(content["cells"]))
     return tile
 
 
