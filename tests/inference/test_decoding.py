@@ -143,9 +143,19 @@ def test_under_autocast_too_where_keys_and_values_have_two_types(wild: tuple[Any
     assert all(len(one.token_ids) == 16 or one.token_ids[-1] == 1 for one in found.values())
 
 
-def test_a_batch_is_filled_while_prompts_wait(wild: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("batch_size", [8, None])
+def test_a_batch_is_filled_while_prompts_wait(
+    wild: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, batch_size: int | None
+) -> None:
     """As soon as a quarter of its rows have ended; the mode of gradients is the caller's in between."""
     network, tokenizer = wild
+    chosen = list[tuple[int, int]]()
+
+    def choose(network: Any, prompts: list[list[int]], max_new_tokens: int) -> int:
+        chosen.append((len(prompts), max_new_tokens))
+        return 8
+
+    monkeypatch.setattr("permix.inference.generation.pick_batch_size", choose)
     passes = list[tuple[str, int]]()
 
     def note_read(network: Any, prompts: Any, prompt_indices: list[int]) -> Any:
@@ -161,7 +171,8 @@ def test_a_batch_is_filled_while_prompts_wait(wild: tuple[Any, Any], monkeypatch
     monkeypatch.setattr(network.generation_config, "eos_token_id", list(range(0, 320, 16)))
     prompts = [encode_chat(tokenizer, chat(f"What is {n} + 5?")) for n in range(40)]
     ended = list[int]()
-    for index, _ in stream_tokens(network, tokenizer, prompts, range(40), Sampling(temperature=1.5, max_new_tokens=60), 8):
+    sampling = Sampling(temperature=1.5, max_new_tokens=60)
+    for index, _ in stream_tokens(network, tokenizer, prompts, range(40), sampling, batch_size):
         assert not torch.is_inference_mode_enabled()
         ended.append(index)
     assert sorted(ended) == list(range(40))
@@ -174,6 +185,7 @@ def test_a_batch_is_filled_while_prompts_wait(wild: tuple[Any, Any], monkeypatch
             assert following[0] == "step" or following[1] == min(8 - n_rows, n_waiting)
     assert n_waiting == 0
     assert passes[-1] == ("step", 1)
+    assert chosen == ([] if batch_size else [(40, 60)])
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=1, top_p=0.9, max_new_tokens=16)])

@@ -1,4 +1,5 @@
-"""The size of a training pass that is chosen for a device: by hand-checkable numbers, and by what a network and a GPU report."""
+"""The sizes of a batch and of a training pass that are chosen for a device: by hand-checkable numbers, and by what a network, a
+machine and a GPU report."""
 
 import os
 from pathlib import Path
@@ -14,8 +15,11 @@ from permix.inference.hardware import (
     JOBS_PER_GPU_VARIABLE,
     MAX_MICROBATCH_TOKENS,
     MIN_MICROBATCH_TOKENS,
+    batch_size_that_fits,
+    free_memory,
     memory_limit,
     microbatch_tokens_that_fit,
+    pick_batch_size,
     pick_microbatch_tokens,
 )
 from permix.inference.hf import load_causal_lm
@@ -112,3 +116,70 @@ def test_a_network_that_does_not_name_its_sizes_gets_the_least(monkeypatch: pyte
     network = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: SimpleNamespace(hidden_size=8, vocab_size=10)))
     settings: Any = {"bfloat16": True, "completions_per_prompt": 8, "checkpointing": False}
     assert pick_microbatch_tokens(network, **settings) == MIN_MICROBATCH_TOKENS
+
+
+def test_a_containers_free_memory_counts_what_it_has_read_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel drops that when memory is short; version 1 of control groups adds up the groups below under another name."""
+    available = SimpleNamespace(available=9_000)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: available)
+    limit, usage, kinds = (tmp_path / name for name in ("limit", "usage", "stat"))
+    monkeypatch.setattr(hardware, "CGROUP_MEMORY_LIMITS", ("none", str(limit)))
+    monkeypatch.setattr(hardware, "CGROUP_MEMORY_USE", (("none", "none"), (str(usage), str(kinds))))
+    assert free_memory() == 9_000, "no container"
+    for text, free in (
+        ("anon 500\ninactive_file 300\n", 8_000 - 1_000 + 300),
+        ("inactive_file 10\ntotal_inactive_file 400\n", 7_400),
+        ("anon 500\n", 7_000),
+    ):
+        limit.write_text("8000\n")
+        usage.write_text("1000\n")
+        kinds.write_text(text)
+        assert free_memory() == free
+    available.available = 600
+    assert free_memory() == 600, "the machine has less"
+    usage.write_text("9000\n")
+    assert free_memory() == 0
+    limit.write_text("max\n")
+    assert free_memory() == 600
+
+
+ROW: dict[str, Any] = {"prompt_tokens": 50, "new_tokens": 14, "token_bytes": 100, "heads": 3, "vocabulary": 10}
+"""A row of 2·100·(50 + 14) + 16·3·64 + 32·10 = 16,192 bytes if every answer has a prompt of its own."""
+
+
+@pytest.mark.parametrize(
+    ("free", "share", "rows"),
+    [
+        (16_192 * 8, 1.0, 8), (16_192 * 8 - 1, 1.0, 4), (16_192 * 15, 1.0, 8), (16_192 * 1e6, 1.0, 128),
+        (16_191, 1.0, 1), (0, 1.0, 1),
+        # A prompt of two answers is kept once: 2·100·(25 + 14) + 3,392 = 11,192 bytes.
+        (11_192 * 8, 0.5, 8), (11_192 * 8 - 1, 0.5, 4),
+    ],
+)  # fmt: skip
+def test_answers_that_fit_by_hand(free: float, share: float, rows: int) -> None:
+    assert batch_size_that_fits(free, distinct_share=share, most=128, **ROW) == rows
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_the_batch_takes_its_share_of_the_free_memory(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, device: str, jobs: int
+) -> None:
+    network = load_causal_lm(str(tiny_model), torch.float32, "cpu")
+    config = network.config
+    size = config.hidden_size // config.num_attention_heads
+    token_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * size * 4
+    row = 2 * token_bytes * (9 * 2 // 3 + 10) + 16 * config.num_attention_heads * (9 + 10) + 32 * config.vocab_size
+    prompts = [[1] * 9, [2] * 5, [1] * 9]  # two distinct ones, the longest of 9 tokens
+    monkeypatch.setenv(JOBS_PER_GPU_VARIABLE, str(jobs))
+    for rows in (16, 32):
+        if device == "cpu":
+            monkeypatch.setattr(hardware, "pick_device", lambda: "cpu")
+            monkeypatch.setattr(hardware, "free_memory", lambda: 4 * rows * row)  # noqa: B023
+        else:
+            gpu_with(monkeypatch, 2 * jobs * rows * row)
+        assert pick_batch_size(network, prompts, 10) == rows
+    gpu_with(monkeypatch, 10**12)
+    assert pick_batch_size(network, prompts, 10) == 512
+    assert pick_batch_size(network, [], 10) == 512
+    assert pick_batch_size(SimpleNamespace(config=None), prompts, 10) == 512, "a network that does not name its sizes"

@@ -217,6 +217,7 @@ def test_groups_without_signal_give_way_to_spare_ones_in_the_plans_order(
         assert (len(groups) == 5) == (len(set(signal) & {2, 3}) < 2), "the third only when one of the two failed too"
         assert notes.figures[step]["resampled_rollouts"] == 8 * (len(groups) - 2)
         assert notes.figures[step]["tokens"] == sum(rollout.tokens for rollout in asked)
+        assert notes.figures[step]["microbatch_tokens"] == QUICK.microbatch_tokens
 
 
 def batch(advantages: Sequence[float]) -> dict[str, Any]:

@@ -185,6 +185,7 @@ def test_a_steps_figures(tiny_model: Path, tmp_path: Path) -> None:
     assert second["tokens"] == len(learnt[1]) + 3  # "3.": two tokens and the end
     assert second["completion_tokens"] == second["tokens"] / 2
     assert first["trained_tokens"] == sum(map(len, trainer.stepped[0]))
+    assert first["microbatch_tokens"] == 64
     assert first["lr"] == 1e-2
     assert first["grad_norm"] > 0
     assert set(first["seconds"]) == set(first["cpu_seconds"]) == {"generation", "verification", "dev_eval", "saving", "training"}

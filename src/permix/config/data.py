@@ -153,8 +153,9 @@ class ModelConfig(ConfigSection):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the weights; auto takes bfloat16 on hardware that multiplies it natively, else float32 (backend "vllm":
     what the weights are stored in, of float32 16 bits)."""
-    batch_size: int = Field(default=64, gt=0)
-    """Number of requests generated together (backend "transformers")."""
+    batch_size: int | None = Field(default=None, gt=0)
+    """Most requests generated together (backend "transformers"). When not given: on a CPU as many as a quarter of the free memory
+    holds, at most 128; on a GPU as many as half of it holds, at most 512."""
     concurrency: int | None = Field(default=None, gt=0)
     """Most requests sent to the endpoint at the same time, to each of several (backend "openai"). When not given, permix begins
     with 16, and sends more, up to 512, while that gets more answers a second. An overloaded server (429) gets fewer."""

@@ -21,6 +21,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 
 from permix.inference.base import balanced_batches
 from permix.inference.chat_template import end_of_turn_ids
+from permix.inference.hardware import pick_batch_size
 from permix.inference.prefix_attention import PrefixKVCache
 from permix.inference.sampler import SeededSampler, ThinkingBudget
 from permix.inference.shared_prefix import decode_step, prefill, supports_shared_prefix
@@ -48,8 +49,8 @@ def generate_tokens(
     sampling: Sampling,
     thinking_budget: int | None = None,
 ) -> list[CompletionTokens]:
-    """Complete the prompts in one batch; results are in their order. `seeds` has one seed per prompt."""
-    found = dict(stream_tokens(network, tokenizer, prompts, seeds, sampling, max(1, len(prompts)), thinking_budget))
+    """Complete the prompts, as many at a time as memory allows; results are in their order. `seeds` has one seed per prompt."""
+    found = dict(stream_tokens(network, tokenizer, prompts, seeds, sampling, None, thinking_budget))
     return [found[index] for index in range(len(prompts))]
 
 
@@ -59,16 +60,18 @@ def stream_tokens(
     prompts: Sequence[list[int]],
     seeds: Sequence[int],
     sampling: Sampling,
-    batch_size: int,
+    batch_size: int | None = None,
     thinking_budget: int | None = None,
 ) -> Iterator[tuple[int, CompletionTokens]]:
     """Complete the prompts, at most `batch_size` at a time; yields (index of a prompt, its completion) as completions end.
 
+    When not given, `batch_size` is chosen by the length of the prompts and the free memory.
     A network that supports shared prefixes decodes one batch, in which prompts that wait take the place of completions that have
     ended. They are read in the order given, so neighbours should have long common prefixes. Any other network decodes a batch to
     its end before the next one. `seeds` has one seed per prompt.
     """
     stops = frozenset(stop_token_ids(network, tokenizer))
+    batch_size = batch_size or pick_batch_size(network, prompts, sampling.max_new_tokens)
     if supports_shared_prefix(network):
         budget = None if thinking_budget is None else ThinkingBudget(thinking_budget, tokenizer, stops)
         decoding = _ContinuousBatch(network, prompts, SeededSampler(seeds, sampling, budget), stops, batch_size)

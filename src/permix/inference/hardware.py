@@ -1,4 +1,4 @@
-"""Set threads and memory allocation, and choose device, precision and the size of a training pass.
+"""Set threads and memory allocation, and choose device, precision, and the sizes of batches and of training passes.
 
 torch is imported only in functions that need it.
 """
@@ -6,8 +6,10 @@ torch is imported only in functions that need it.
 import contextlib
 import ctypes
 import gc
+import math
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -91,8 +93,32 @@ def memory_limit() -> int:
     return min(limits)
 
 
+def free_memory() -> int:
+    """Bytes of memory that this machine, or the container that this process is in, can still give."""
+    import psutil
+
+    free = [int(psutil.virtual_memory().available)]
+    for limit, group in zip(CGROUP_MEMORY_LIMITS, CGROUP_MEMORY_USE, strict=True):
+        with contextlib.suppress(OSError, ValueError):
+            free.append(int(Path(limit).read_text(encoding="ascii")) - _used_memory(*map(Path, group)))
+    return max(0, min(free))
+
+
+def _used_memory(usage: Path, statistics: Path) -> int:
+    """Bytes that a container uses, without what it has read from files: the kernel drops that when memory is short."""
+    lines = dict(line.split() for line in statistics.read_text(encoding="ascii").splitlines())
+    droppable = lines.get("total_inactive_file", lines.get("inactive_file", 0))
+    return int(usage.read_text(encoding="ascii")) - int(droppable)
+
+
 CGROUP_MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 """Where versions 2 and 1 of Linux's control groups name a container's limit."""
+
+CGROUP_MEMORY_USE = (
+    ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
+    ("/sys/fs/cgroup/memory/memory.usage_in_bytes", "/sys/fs/cgroup/memory/memory.stat"),
+)
+"""Where they name what the container uses, and the kinds of memory that this is."""
 
 
 def pick_device() -> str:
@@ -193,3 +219,49 @@ def _free_gpu_bytes() -> int:
 
     free, _ = torch.cuda.mem_get_info()
     return int(free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated())
+
+
+MAX_BATCH_SIZE = {"cpu": 128, "cuda": 512}
+"""Most answers that are generated together, by device."""
+
+BATCH_MEMORY_SHARE = {"cpu": 0.25, "cuda": 0.5}
+"""Share of the free memory that a batch of answers may take, by device; what it takes is estimated. On a CPU other processes
+often begin to generate at the same time."""
+
+
+def pick_batch_size(network: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> int:
+    """How many of these prompts (token ids) to answer together: a power of 2, so that a little more or less free memory does not
+    change it, at most `MAX_BATCH_SIZE`, at least 1.
+    """
+    device = pick_device()
+    most = MAX_BATCH_SIZE[device]
+    try:
+        text = network.config.get_text_config()
+        heads, vocabulary = text.num_attention_heads, text.vocab_size
+        key_heads = getattr(text, "num_key_value_heads", None) or heads
+        size = getattr(text, "head_dim", None) or text.hidden_size // heads
+        token_bytes = 2 * text.num_hidden_layers * key_heads * size * network.dtype.itemsize
+    except AttributeError:
+        return most
+    free = free_memory() if device == "cpu" else _free_gpu_bytes() / int(os.environ.get(JOBS_PER_GPU_VARIABLE, "1"))
+    return batch_size_that_fits(
+        BATCH_MEMORY_SHARE[device] * free, prompt_tokens=max(map(len, prompts), default=0), new_tokens=max_new_tokens,
+        distinct_share=len(set(map(tuple, prompts))) / max(1, len(prompts)), token_bytes=token_bytes, heads=heads,
+        vocabulary=vocabulary, most=most,
+    )  # fmt: skip
+
+
+def batch_size_that_fits(
+    free_bytes: float, *, prompt_tokens: int, new_tokens: int, distinct_share: float, token_bytes: int, heads: int,
+    vocabulary: int, most: int,
+) -> int:  # fmt: skip
+    """The largest power of 2 of answers whose KV cache, attention scores and logits take at most `free_bytes`, from 1 to `most`.
+
+    `prompt_tokens`: of the longest prompt. `distinct_share`: distinct prompts for each answer. `token_bytes`: of a token's keys
+    and values in all layers.
+    """
+    kv_cache = 2 * token_bytes * (distinct_share * prompt_tokens + new_tokens)  # twice: rows are copied when others join or leave
+    scores = 16 * heads * (prompt_tokens + new_tokens)  # of one layer, in float32, and three more such tensors around the softmax
+    logits = 32 * vocabulary  # in float32, with what sampling sorts and adds up
+    rows = max(1, min(most, int(free_bytes / (kv_cache + scores + logits))))
+    return int(2 ** math.floor(math.log2(rows)))

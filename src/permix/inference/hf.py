@@ -292,7 +292,7 @@ class LocalModel:
 
     content_addressed = False
 
-    def __init__(self, network: Any, tokenizer: Any, batch_size: int, thinking_budget: int | None = None) -> None:
+    def __init__(self, network: Any, tokenizer: Any, batch_size: int | None, thinking_budget: int | None = None) -> None:
         self.network, self.tokenizer, self.batch_size = network, tokenizer, batch_size
         self.thinking_budget = thinking_budget
 

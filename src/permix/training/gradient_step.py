@@ -88,7 +88,8 @@ class GradientStep:
         if passes == 0:
             _give_zero_gradients(model)
         step_metrics.live_rollouts = len(live)
-        return self.accelerator.reduce(total), StepMetrics.merged(distributed.all_gather(step_metrics)).as_dict()
+        metrics = StepMetrics.merged(distributed.all_gather(step_metrics)).as_dict()
+        return self.accelerator.reduce(total), metrics | {"microbatch_tokens": self.microbatch_tokens}
 
     def _grad_sync_context(self, model: Any, last: bool) -> AbstractContextManager[None]:
         """Exchange gradients between processes once, after the last pack. With sharded weights exchange them after every pack,

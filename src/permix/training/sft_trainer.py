@@ -146,6 +146,7 @@ class PlanSFTTrainer(SFTTrainer):  # type: ignore[misc]
             "completion_tokens": int(label_count) / examples,
             "tokens": int(label_count),
             "trained_tokens": int(inputs["attention_mask"].sum()),
+            "microbatch_tokens": self._microbatch_tokens,
         }
         return torch.stack(losses).sum()
 

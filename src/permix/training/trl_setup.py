@@ -200,7 +200,7 @@ def preserve_rng_state() -> Iterator[None]:
 class TrainingModel(LocalModel):
     """Answers with the current weights of the network in training; implements `permix.inference.base.Model`."""
 
-    def __init__(self, network: Any, tokenizer: Any, batch_size: int, name: str) -> None:
+    def __init__(self, network: Any, tokenizer: Any, batch_size: int | None, name: str) -> None:
         super().__init__(network, tokenizer, batch_size)
         self.name, self.fingerprint = name, weights_fingerprint(network)
 
