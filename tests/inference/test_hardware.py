@@ -59,9 +59,9 @@ def test_on_a_cpu_it_is_a_constant(tiny_model: Path, monkeypatch: pytest.MonkeyP
 def gpu_with(monkeypatch: pytest.MonkeyPatch, free: int, reserved: int = 0, allocated: int = 0) -> None:
     """Pretend that there is a GPU with this memory."""
     monkeypatch.setattr(hardware, "pick_device", lambda: "cuda")
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 2 * free))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: reserved)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: allocated)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _=None: (free, 2 * free))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _=None: reserved)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _=None: allocated)
 
 
 @pytest.mark.parametrize(("processes", "is_sharded"), [(1, False), (4, False), (4, True)])
@@ -143,6 +143,18 @@ def test_a_containers_free_memory_counts_what_it_has_read_from_files(tmp_path: P
     assert free_memory() == 600
 
 
+def test_a_containers_limit_holds_without_its_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit, usage = tmp_path / "limit", tmp_path / "usage"
+    limit.write_text("8000\n")
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=9_000))
+    monkeypatch.setattr("psutil.Process", lambda: SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=900)))
+    monkeypatch.setattr(hardware, "CGROUP_MEMORY_LIMITS", (str(limit),))
+    monkeypatch.setattr(hardware, "CGROUP_MEMORY_USE", ((str(usage), "none"),))
+    assert free_memory() == 7_100
+    usage.write_text("2000\n")
+    assert free_memory() == 6_000
+
+
 ROW: dict[str, Any] = {"prompt_tokens": 50, "new_tokens": 14, "token_bytes": 100, "heads": 3, "vocabulary": 10}
 """A row of 2·100·(50 + 14) + 16·3·64 + 32·10 = 16,192 bytes if every answer has a prompt of its own."""
 
@@ -150,10 +162,10 @@ ROW: dict[str, Any] = {"prompt_tokens": 50, "new_tokens": 14, "token_bytes": 100
 @pytest.mark.parametrize(
     ("free", "share", "rows"),
     [
-        (16_192 * 8, 1.0, 8), (16_192 * 8 - 1, 1.0, 4), (16_192 * 15, 1.0, 8), (16_192 * 1e6, 1.0, 128),
-        (16_191, 1.0, 1), (0, 1.0, 1),
+        (16_192 * 32, 1.0, 32), (16_192 * 32 - 1, 1.0, 16), (16_192 * 63, 1.0, 32), (16_192 * 1e6, 1.0, 128),
+        (16_192, 1.0, 16), (0, 1.0, 16),
         # A prompt of two answers is kept once: 2·100·(25 + 14) + 3,392 = 11,192 bytes.
-        (11_192 * 8, 0.5, 8), (11_192 * 8 - 1, 0.5, 4),
+        (11_192 * 32, 0.5, 32), (11_192 * 32 - 1, 0.5, 16),
     ],
 )  # fmt: skip
 def test_answers_that_fit_by_hand(free: float, share: float, rows: int) -> None:
@@ -165,21 +177,24 @@ def test_answers_that_fit_by_hand(free: float, share: float, rows: int) -> None:
 def test_the_batch_takes_its_share_of_the_free_memory(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, device: str, jobs: int
 ) -> None:
-    network = load_causal_lm(str(tiny_model), torch.float32, "cpu")
-    config = network.config
+    """By the network's own device: one on a CPU counts the machine's memory where there is a GPU too."""
+    config = load_causal_lm(str(tiny_model), torch.float32, "cpu").config
+    network = SimpleNamespace(config=config, dtype=torch.float32, device=torch.device(device))
     size = config.hidden_size // config.num_attention_heads
     token_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * size * 4
     row = 2 * token_bytes * (9 * 2 // 3 + 10) + 16 * config.num_attention_heads * (9 + 10) + 32 * config.vocab_size
     prompts = [[1] * 9, [2] * 5, [1] * 9]  # two distinct ones, the longest of 9 tokens
-    monkeypatch.setenv(JOBS_PER_GPU_VARIABLE, str(jobs))
-    for rows in (16, 32):
-        if device == "cpu":
-            monkeypatch.setattr(hardware, "pick_device", lambda: "cpu")
-            monkeypatch.setattr(hardware, "free_memory", lambda: 4 * rows * row)  # noqa: B023
-        else:
-            gpu_with(monkeypatch, 2 * jobs * rows * row)
+    monkeypatch.setenv(JOBS_PER_GPU_VARIABLE if device == "cuda" else "LOCAL_WORLD_SIZE", str(jobs))
+    for rows in (32, 64):
+        gpu_with(monkeypatch, 2 * jobs * rows * row if device == "cuda" else 0)
+        monkeypatch.setattr(hardware, "free_memory", lambda: 4 * jobs * rows * row if device == "cpu" else 0)  # noqa: B023
         assert pick_batch_size(network, prompts, 10) == rows
     gpu_with(monkeypatch, 10**12)
-    assert pick_batch_size(network, prompts, 10) == 512
-    assert pick_batch_size(network, [], 10) == 512
-    assert pick_batch_size(SimpleNamespace(config=None), prompts, 10) == 512, "a network that does not name its sizes"
+    monkeypatch.setattr(hardware, "free_memory", lambda: 10**12)
+    most = {"cpu": 128, "cuda": 512}[device]
+    assert pick_batch_size(network, prompts, 10) == most
+    assert pick_batch_size(network, [], 10) == most
+    by_layer = SimpleNamespace(**config.to_dict() | {"num_key_value_heads": [1, 2]})
+    for unknown in (SimpleNamespace(), by_layer):
+        network.config = SimpleNamespace(get_text_config=lambda: unknown)  # noqa: B023
+        assert pick_batch_size(network, prompts, 10) == 64

@@ -155,7 +155,8 @@ class ModelConfig(ConfigSection):
     what the weights are stored in, of float32 16 bits)."""
     batch_size: int | None = Field(default=None, gt=0)
     """Most requests generated together (backend "transformers"). When not given: on a CPU as many as a quarter of the free memory
-    holds, at most 128; on a GPU as many as half of it holds, at most 512."""
+    holds, 16 to 128; on a GPU as many as half of it holds, 16 to 512; 64 for a network that cannot read a prompt once for many
+    answers. In bfloat16 rounding, and with it some answers, depend on the batch: give a number to compare two machines."""
     concurrency: int | None = Field(default=None, gt=0)
     """Most requests sent to the endpoint at the same time, to each of several (backend "openai"). When not given, permix begins
     with 16, and sends more, up to 512, while that gets more answers a second. An overloaded server (429) gets fewer."""

@@ -21,7 +21,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 
 from permix.inference.base import balanced_batches
 from permix.inference.chat_template import end_of_turn_ids
-from permix.inference.hardware import pick_batch_size
+from permix.inference.hardware import DEFAULT_BATCH_SIZE, pick_batch_size
 from permix.inference.prefix_attention import PrefixKVCache
 from permix.inference.sampler import SeededSampler, ThinkingBudget
 from permix.inference.shared_prefix import decode_step, prefill, supports_shared_prefix
@@ -65,20 +65,20 @@ def stream_tokens(
 ) -> Iterator[tuple[int, CompletionTokens]]:
     """Complete the prompts, at most `batch_size` at a time; yields (index of a prompt, its completion) as completions end.
 
-    When not given, `batch_size` is chosen by the length of the prompts and the free memory.
+    When not given, `batch_size` is chosen by the length of the prompts and the free memory (any other network: 64).
     A network that supports shared prefixes decodes one batch, in which prompts that wait take the place of completions that have
     ended. They are read in the order given, so neighbours should have long common prefixes. Any other network decodes a batch to
     its end before the next one. `seeds` has one seed per prompt.
     """
     stops = frozenset(stop_token_ids(network, tokenizer))
-    batch_size = batch_size or pick_batch_size(network, prompts, sampling.max_new_tokens)
     if supports_shared_prefix(network):
+        batch_size = batch_size or pick_batch_size(network, prompts, sampling.max_new_tokens)
         budget = None if thinking_budget is None else ThinkingBudget(thinking_budget, tokenizer, stops)
         decoding = _ContinuousBatch(network, prompts, SeededSampler(seeds, sampling, budget), stops, batch_size)
         while not decoding.has_ended:
             yield from decoding.step()  # a generator that holds inference mode open would put its caller into it
         return
-    for batch in balanced_batches(range(len(prompts)), batch_size):
+    for batch in balanced_batches(range(len(prompts)), batch_size or DEFAULT_BATCH_SIZE):
         budget = None if thinking_budget is None else ThinkingBudget(thinking_budget, tokenizer, stops)
         sampler = SeededSampler([seeds[index] for index in batch], sampling, budget)
         with torch.inference_mode():

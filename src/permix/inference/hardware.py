@@ -100,15 +100,25 @@ def free_memory() -> int:
     free = [int(psutil.virtual_memory().available)]
     for limit, group in zip(CGROUP_MEMORY_LIMITS, CGROUP_MEMORY_USE, strict=True):
         with contextlib.suppress(OSError, ValueError):
-            free.append(int(Path(limit).read_text(encoding="ascii")) - _used_memory(*map(Path, group)))
+            most = int(Path(limit).read_text(encoding="ascii"))
+            free.append(most - _used_memory(*map(Path, group)))
     return max(0, min(free))
 
 
 def _used_memory(usage: Path, statistics: Path) -> int:
-    """Bytes that a container uses, without what it has read from files: the kernel drops that when memory is short."""
-    lines = dict(line.split() for line in statistics.read_text(encoding="ascii").splitlines())
-    droppable = lines.get("total_inactive_file", lines.get("inactive_file", 0))
-    return int(usage.read_text(encoding="ascii")) - int(droppable)
+    """Bytes that a container uses, without what it has read from files: the kernel drops that when memory is short. Without these
+    files, what this process uses.
+    """
+    import psutil
+
+    lines: dict[str, str] = {}
+    with contextlib.suppress(OSError, ValueError):
+        lines = dict(line.split() for line in statistics.read_text(encoding="ascii").splitlines())
+    droppable = int(lines.get("total_inactive_file", lines.get("inactive_file", "0")))
+    try:
+        return int(usage.read_text(encoding="ascii")) - droppable
+    except (OSError, ValueError):
+        return int(psutil.Process().memory_info().rss)
 
 
 CGROUP_MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -213,13 +223,19 @@ def microbatch_tokens_that_fit(
     return max(MIN_MICROBATCH_TOKENS, min(MAX_MICROBATCH_TOKENS, int(free_bytes / (kept + logits))))
 
 
-def _free_gpu_bytes() -> int:
-    """Free memory of the GPU, with what torch keeps for later tensors."""
+def _free_gpu_bytes(device: "torch.device | None" = None) -> int:
+    """Free memory of the GPU (the current one if not given), with what torch keeps for later tensors."""
     import torch
 
-    free, _ = torch.cuda.mem_get_info()
-    return int(free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated())
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
 
+
+DEFAULT_BATCH_SIZE = 64
+"""Answers that are generated together where what they take is not known."""
+
+MIN_BATCH_SIZE = 16
+"""The least that is chosen: few answers reach the longest length at the same time, for which the estimate is made."""
 
 MAX_BATCH_SIZE = {"cpu": 128, "cuda": 512}
 """Most answers that are generated together, by device."""
@@ -230,24 +246,29 @@ often begin to generate at the same time."""
 
 
 def pick_batch_size(network: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> int:
-    """How many of these prompts (token ids) to answer together: a power of 2, so that a little more or less free memory does not
-    change it, at most `MAX_BATCH_SIZE`, at least 1.
+    """How many of these prompts (token ids) to answer together, for a network that reads a prompt once for all of its answers.
+
+    A power of 2, so that a little more or less free memory does not change it, from `MIN_BATCH_SIZE` to `MAX_BATCH_SIZE`.
     """
-    device = pick_device()
-    most = MAX_BATCH_SIZE[device]
+    device = "cuda" if network.device.type == "cuda" else "cpu"
     try:
         text = network.config.get_text_config()
         heads, vocabulary = text.num_attention_heads, text.vocab_size
         key_heads = getattr(text, "num_key_value_heads", None) or heads
         size = getattr(text, "head_dim", None) or text.hidden_size // heads
-        token_bytes = 2 * text.num_hidden_layers * key_heads * size * network.dtype.itemsize
-    except AttributeError:
-        return most
-    free = free_memory() if device == "cpu" else _free_gpu_bytes() / int(os.environ.get(JOBS_PER_GPU_VARIABLE, "1"))
+        token_bytes = int(2 * text.num_hidden_layers * key_heads * size * network.dtype.itemsize)
+    except (AttributeError, TypeError):  # TypeError: some configurations list a number for each layer
+        return DEFAULT_BATCH_SIZE
+    if device == "cuda":
+        free = _free_gpu_bytes(network.device) / int(os.environ.get(JOBS_PER_GPU_VARIABLE, "1"))
+    else:
+        free = free_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    # The first prompts are the longest: they decide whether the batch fits.
+    first = prompts[: MAX_BATCH_SIZE[device]]
     return batch_size_that_fits(
         BATCH_MEMORY_SHARE[device] * free, prompt_tokens=max(map(len, prompts), default=0), new_tokens=max_new_tokens,
-        distinct_share=len(set(map(tuple, prompts))) / max(1, len(prompts)), token_bytes=token_bytes, heads=heads,
-        vocabulary=vocabulary, most=most,
+        distinct_share=len(set(map(tuple, first))) / max(1, len(first)), token_bytes=token_bytes, heads=heads,
+        vocabulary=vocabulary, most=MAX_BATCH_SIZE[device],
     )  # fmt: skip
 
 
@@ -255,7 +276,7 @@ def batch_size_that_fits(
     free_bytes: float, *, prompt_tokens: int, new_tokens: int, distinct_share: float, token_bytes: int, heads: int,
     vocabulary: int, most: int,
 ) -> int:  # fmt: skip
-    """The largest power of 2 of answers whose KV cache, attention scores and logits take at most `free_bytes`, from 1 to `most`.
+    """The largest power of 2 of answers whose KV cache, attention scores and logits take at most `free_bytes`, within bounds.
 
     `prompt_tokens`: of the longest prompt. `distinct_share`: distinct prompts for each answer. `token_bytes`: of a token's keys
     and values in all layers.
@@ -263,5 +284,5 @@ def batch_size_that_fits(
     kv_cache = 2 * token_bytes * (distinct_share * prompt_tokens + new_tokens)  # twice: rows are copied when others join or leave
     scores = 16 * heads * (prompt_tokens + new_tokens)  # of one layer, in float32, and three more such tensors around the softmax
     logits = 32 * vocabulary  # in float32, with what sampling sorts and adds up
-    rows = max(1, min(most, int(free_bytes / (kv_cache + scores + logits))))
+    rows = max(MIN_BATCH_SIZE, min(most, int(free_bytes / (kv_cache + scores + logits))))
     return int(2 ** math.floor(math.log2(rows)))
