@@ -156,7 +156,7 @@ class ModelConfig(ConfigSection):
     batch_size: int | None = Field(default=None, gt=0)
     """Most requests generated together (backend "transformers"). When not given: on a CPU as many as a quarter of the free memory
     holds, 16 to 128; on a GPU as many as half of it holds, 16 to 512; 64 for a network that cannot read a prompt once for many
-    answers. In bfloat16 rounding, and with it some answers, depend on the batch: give a number to compare two machines."""
+    answers. In bfloat16 the rounding depends on the batch, and so do some answers: give a number where two runs must agree."""
     concurrency: int | None = Field(default=None, gt=0)
     """Most requests sent to the endpoint at the same time, to each of several (backend "openai"). When not given, permix begins
     with 16, and sends more, up to 512, while that gets more answers a second. An overloaded server (429) gets fewer."""

@@ -50,7 +50,7 @@ def generate_tokens(
     thinking_budget: int | None = None,
 ) -> list[CompletionTokens]:
     """Complete the prompts, as many at a time as memory allows; results are in their order. `seeds` has one seed per prompt."""
-    found = dict(stream_tokens(network, tokenizer, prompts, seeds, sampling, None, thinking_budget))
+    found = dict(stream_tokens(network, tokenizer, prompts, seeds, sampling, thinking_budget=thinking_budget))
     return [found[index] for index in range(len(prompts))]
 
 
@@ -65,10 +65,10 @@ def stream_tokens(
 ) -> Iterator[tuple[int, CompletionTokens]]:
     """Complete the prompts, at most `batch_size` at a time; yields (index of a prompt, its completion) as completions end.
 
-    When not given, `batch_size` is chosen by the length of the prompts and the free memory (any other network: 64).
     A network that supports shared prefixes decodes one batch, in which prompts that wait take the place of completions that have
     ended. They are read in the order given, so neighbours should have long common prefixes. Any other network decodes a batch to
-    its end before the next one. `seeds` has one seed per prompt.
+    its end before the next one. `seeds` has one seed per prompt. Without `batch_size`, the first kind
+    of network gets what `pick_batch_size` chooses, the second `DEFAULT_BATCH_SIZE`.
     """
     stops = frozenset(stop_token_ids(network, tokenizer))
     if supports_shared_prefix(network):

@@ -6,7 +6,6 @@ torch is imported only in functions that need it.
 import contextlib
 import ctypes
 import gc
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -263,8 +262,7 @@ def pick_batch_size(network: Any, prompts: Sequence[Sequence[int]], max_new_toke
         free = _free_gpu_bytes(network.device) / int(os.environ.get(JOBS_PER_GPU_VARIABLE, "1"))
     else:
         free = free_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    # The first prompts are the longest: they decide whether the batch fits.
-    first = prompts[: MAX_BATCH_SIZE[device]]
+    first = prompts[: MAX_BATCH_SIZE[device]]  # prompts are read in order, and later ones may repeat more
     return batch_size_that_fits(
         BATCH_MEMORY_SHARE[device] * free, prompt_tokens=max(map(len, prompts), default=0), new_tokens=max_new_tokens,
         distinct_share=len(set(map(tuple, first))) / max(1, len(first)), token_bytes=token_bytes, heads=heads,
@@ -285,4 +283,4 @@ def batch_size_that_fits(
     scores = 16 * heads * (prompt_tokens + new_tokens)  # of one layer, in float32, and three more such tensors around the softmax
     logits = 32 * vocabulary  # in float32, with what sampling sorts and adds up
     rows = max(MIN_BATCH_SIZE, min(most, int(free_bytes / (kv_cache + scores + logits))))
-    return int(2 ** math.floor(math.log2(rows)))
+    return 1 << (rows.bit_length() - 1)
