@@ -7,6 +7,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.container import ErrorbarContainer
+from matplotlib.figure import Figure
 
 from permix.config import DevEvalConfig
 from permix.metrics.dev_curve import DevCurve, DevEvalPoint
@@ -44,6 +47,41 @@ def test_persona_figures(summaries: dict[str, StabilitySummary], tmp_path: Path)
     assert png_size(tmp_path / "a.png")[0] == png_size(tmp_path / "b.png")[0] == 1200
     plots.plot_lottery(summaries, tmp_path / "again.png")
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_training_seeds_share_a_row_with_their_mean_and_range(summaries: dict[str, StabilitySummary], tmp_path: Path) -> None:
+    one = summaries["RLVR"]
+    by_seed = {"base": summaries["_base $1$"], **{f"RLVR {seed}": one for seed in range(1, 7)}}
+    pooled = theme.styles_for(by_seed, {label: "RLVR" for label in by_seed if label != "base"})
+    plots.plot_persona_accuracy(by_seed, tmp_path / "seven.png")
+    plots.plot_persona_accuracy(by_seed, tmp_path / "two.png", pooled)
+    seven, two = (png_size(tmp_path / name)[1] for name in ("seven.png", "two.png"))
+    assert seven - two > 3 * 5 * 0.13 * 150 - 60  # 3 personas × 5 rows fewer; the note and the legend differ by some lines
+    plotted = axes_of(by_seed, pooled)
+    assert len(plotted.containers) == 3 + 2  # one bar for each persona with a score: base has 3, RLVR 2
+    assert [line.get_marker() for line in plotted.lines].count("|") == 2
+    assert len(plotted.patches) == 1  # the band of base; RLVR has no score without a persona
+
+
+def axes_of(by_seed: dict[str, StabilitySummary], styles: dict[str, theme.Style]) -> Axes:
+    """The axes of the figure of accuracy by persona, which is not saved."""
+    saved: list[Figure] = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(theme, "save_figure", lambda fig, path: saved.append(fig))
+        plots.plot_persona_accuracy(by_seed, Path("unused.png"), styles)
+    return saved[0].axes[0]
+
+
+def test_the_bar_of_several_seeds_reaches_from_the_lowest_to_the_highest() -> None:
+    low, high = (summarize_stability([[[hit]] * 4], persona_ids=["poet"], resamples=10) for hit in (0.0, 1.0))
+    plotted = axes_of(
+        {"a 1": low, "a 2": high, "a 3": high}, theme.styles_for(["a 1", "a 2", "a 3"], dict.fromkeys(["a 1", "a 2", "a 3"], "a"))
+    )
+    (bar,) = plotted.containers
+    assert isinstance(bar, ErrorbarContainer)
+    (segment,) = bar.lines[2][0].get_segments()
+    assert segment[:, 0].tolist() == [0.0, 1.0]
+    assert bar.lines[0].get_xdata().tolist() == [pytest.approx(2 / 3)]
 
 
 def test_heatmap_with_unscored_cells(tmp_path: Path) -> None:

@@ -96,6 +96,8 @@ _TrainLog = Sequence[Mapping[str, Any]]
 
 NO_PERSONA_DASHES = (0, (6, 3))
 
+SEEDS_NOTE = "; several training seeds: their mean, a bar over their range, a small mark for each seed, and no band"
+
 TRAINING_PANELS = (
     ("reward", "mean reward"),
     ("completion_tokens", "completion tokens"),
@@ -121,20 +123,26 @@ def dev_curve_marks(curves: Iterable[DevCurve], *, has_chance: bool) -> str:
 
 
 def plot_persona_accuracy(summaries: Mapping[str, StabilitySummary], path: Path, styles: Styles | None = None) -> None:
-    """Accuracy by persona, with the first model's best persona on top; dashed line and band: the same model without a persona."""
+    """Accuracy by persona, with the first model's best persona on top; dashed line and band: the same model without a persona.
+
+    The training seeds of one method share a row: a small mark for each seed, and their mean with a bar over their range.
+    """
     styles = styles or theme.styles_for(summaries)
     row_of = {id: row for row, id in enumerate(_persona_order(list(summaries.values())))}
+    groups = list(theme.labels_by_legend_name(list(summaries), styles).values())
     note = (
         f"n = {_question_count_text(summaries)}; bars: {QUESTION_INTERVAL_NOTE}; dashed line and band: no persona, "
-        "with its 95 % interval"
+        f"with its 95 % interval{SEEDS_NOTE if len(groups) < len(summaries) else ''}"
     )
-    fig = theme.new_figure(1.2 + len(row_of) * (0.14 + 0.13 * len(summaries)), "Accuracy by persona", note)
+    fig = theme.new_figure(1.2 + len(row_of) * (0.14 + 0.13 * len(groups)), "Accuracy by persona", note)
     (ax,) = theme.stacked_axes(fig, 1)
-    for number, (label, summary) in enumerate(summaries.items()):
-        style, offset = styles[label], (number - (len(summaries) - 1) / 2) * 0.72 / len(summaries)
-        _plot_no_persona_level(ax, summary.baseline, style)
-        for persona in summary.personas:
-            _plot_interval(ax, persona.accuracy, row_of[persona.id] + offset, style)
+    for number, group in enumerate(groups):
+        style, offset = styles[group[0]], (number - (len(groups) - 1) / 2) * 0.72 / len(groups)
+        of_group = [summaries[label] for label in group]
+        _plot_no_persona_level(ax, [one.baseline for one in of_group], style)
+        for id, row in row_of.items():
+            accuracies = [persona.accuracy for one in of_group for persona in one.personas if persona.id == id]
+            _plot_interval_or_range(ax, accuracies, row + offset, style)
     ax.set_yticks(range(len(row_of)), [safe(id, 30) for id in row_of])
     ax.set_ylim(len(row_of) - 0.4, -0.6)
     ax.grid(visible=False, axis="y")
@@ -334,11 +342,22 @@ def _persona_order(summaries: Sequence[StabilitySummary]) -> list[str]:
     return sorted(accuracy, key=lambda id: (id not in first, -accuracy[id], id))
 
 
-def _plot_interval(ax: Axes, estimate: Estimate, row: float, style: Style) -> None:
-    if estimate.value is not None:
-        ax.errorbar(
-            estimate.value, row, xerr=theme.error_bar_lengths(estimate), fmt=style.marker, color=style.colour, ms=4.5, lw=1.3
-        )
+def _plot_interval_or_range(ax: Axes, estimates: Sequence[Estimate], row: float, style: Style) -> None:
+    """One model: its value and interval. Several seeds: a small mark for each, and their mean with a bar over their range."""
+    values = _known_values(estimates)
+    if not values:
+        return
+    mean = math.fsum(values) / len(values)
+    if len(estimates) == 1:
+        bar = theme.error_bar_lengths(estimates[0])
+    else:
+        bar = [[mean - min(values)], [max(values) - mean]]
+        ax.plot(values, [row] * len(values), ls="", marker="|", color=style.colour, ms=5, mew=0.8)
+    ax.errorbar(mean, row, xerr=bar, fmt=style.marker, color=style.colour, ms=4.5, lw=1.3)
+
+
+def _known_values(estimates: Iterable[Estimate]) -> list[float]:
+    return [one.value for one in estimates if one.value is not None]
 
 
 def _estimates_by_step(curve: DevCurve, key: str) -> dict[int, Estimate]:
@@ -359,10 +378,12 @@ def _plot_band(ax: Axes, estimate_at: Mapping[int, Estimate], style: Style, ring
         )
 
 
-def _plot_no_persona_level(ax: Axes, estimate: Estimate, style: Style) -> None:
-    if estimate.value is not None:
-        ax.axvline(estimate.value, color=style.colour, lw=1.0, ls=NO_PERSONA_DASHES, zorder=1)
-        ax.axvspan(*theme.interval_ends(estimate), color=style.colour, alpha=0.08, lw=0, zorder=0)
+def _plot_no_persona_level(ax: Axes, estimates: Sequence[Estimate], style: Style) -> None:
+    """One model: its value and interval. Several seeds: their mean."""
+    if values := _known_values(estimates):
+        ax.axvline(math.fsum(values) / len(values), color=style.colour, lw=1.0, ls=NO_PERSONA_DASHES, zorder=1)
+        if len(estimates) == 1:
+            ax.axvspan(*theme.interval_ends(estimates[0]), color=style.colour, alpha=0.08, lw=0, zorder=0)
 
 
 def _plot_score_matrix(ax: Axes, value_R_Q: PlotArray, names: Sequence[str]) -> Any:
