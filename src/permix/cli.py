@@ -21,14 +21,12 @@ from contextlib import contextmanager, redirect_stderr, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
 
-import tyro
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from permix import __version__, config
 from permix.errors import (
@@ -45,6 +43,9 @@ from permix.errors import (
 from permix.progress import CommandOutput, add_result, command_output, separate_result
 from permix.sanitize import escape_control, names_secret, redact_arguments, truncate
 from permix.storage.files import FULL_DISK_ERRNOS, write_error
+
+if TYPE_CHECKING:
+    from tyro.constructors import ConstructorRegistry
 
 _ConfigT = TypeVar("_ConfigT", bound=BaseModel)
 
@@ -847,6 +848,8 @@ def _description(verb: str) -> str:
 
 def _parse_flags(cls: type[_ConfigT], *, args: Sequence[str], **options: Any) -> _ConfigT:
     """Parse flags with tyro. Raises ConfigError, in one line, for flags that it refuses. Exits with 0 after printing the help."""
+    import tyro  # here, so that the general help need not load it
+
     with redirect_stderr(io.StringIO()) as printed:
         try:
             return cast(_ConfigT, tyro.cli(cls, args=args, **options))
@@ -893,13 +896,16 @@ def _check_known_options(cls: type[BaseModel], args: Sequence[str]) -> None:
         raise ConfigError(f"unknown option {', '.join(unknown)}; --help lists every option")
 
 
-def _section_rules(stage: type[BaseModel], args: Sequence[str]) -> ConstructorRegistry:
+def _section_rules(stage: type[BaseModel], args: Sequence[str]) -> "ConstructorRegistry":
     """Rules for tyro: a field that names an entry of a registry accepts the registered names, like a Literal field its values;
     and a section that cannot be made raises ConfigError, which tyro lets pass, in the words of a configuration file's errors.
 
     `args` are the flags: a model's backend, and a field whose default depends on the data, are left out of their section where
     neither the flags nor the file name them, so that the section knows that they were not given.
     """
+    import tyro
+    from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
+
     flags = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in args if word.startswith("--")}
     rules = ConstructorRegistry()
     prefixes = dict(_section_prefixes(stage))
