@@ -104,6 +104,22 @@ def test_a_job_that_starts_anew_counts_from_its_first_line(
     assert capsys.readouterr().err == "a: base: 1/10 cells; 1:30 left in total\n"
 
 
+def test_what_a_job_takes_to_load_is_no_slow_work(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock(monkeypatch)
+    with JobsDisplay({"a": JobSize(20.0, "cells", start_up=5.0), "b": JobSize(40.0, "steps", start_up=5.0)}) as display:
+        display.start("a", is_resumed=False)
+        # Loading (5) and a tenth of a (2) took 14 s, 2 s a unit. Of a 18 are left, of b 45: 126 s.
+        shown_after(clock, display, 14, {"a": "base: 1/10 cells"})
+        display.finish("a")
+        display.start("b", is_resumed=True)
+        # An earlier process did a half of b, which this one loads again: 25 + 5 in 60 s, and 20 are left.
+        shown_after(clock, display, 46, {"b": "b: train: 5/10 steps"})
+    assert capsys.readouterr().err.splitlines() == [
+        "a: base: 1/10 cells; 2:06 left in total",
+        "b: train: 5/10 steps; 0:40 left in total",
+    ]
+
+
 def test_without_sizes_there_is_no_time_left(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock(monkeypatch)
     with JobsDisplay({}) as display:

@@ -203,10 +203,14 @@ class _PlainLines(ProgressBar):
 
 
 class JobSize(NamedTuple):
-    """How long a job is expected to take, in any unit, and the unit of the progress bar that counts its work ("steps")."""
+    """How long a job is expected to take, in any unit, and the unit of the progress bar that counts its work ("steps").
+
+    `start_up`: what passes before the first count, such as the loading of a model, in the unit of `weight`, which is without it.
+    """
 
     weight: float
     unit: str
+    start_up: float = 0.0
 
 
 class JobsDisplay:
@@ -292,15 +296,16 @@ class JobsDisplay:
 
     def _total_text(self) -> str:
         """The time left in total. Only what was done since the start enters the estimate of the speed."""
-        done = done_now = 0.0
-        for name, fraction in self._fractions.items():
-            if name in self._sizes:
-                done += self._sizes[name].weight * fraction
-                done_now += self._sizes[name].weight * (fraction - self._fractions_before[name])
-        whole = sum(size.weight for size in self._sizes.values())
-        if done_now <= 0 or done_now < MIN_DONE * whole:
+        left = done_now = 0.0
+        for name, size in self._sizes.items():
+            if name in self._fractions:
+                done_now += size.start_up + size.weight * (self._fractions[name] - self._fractions_before[name])
+                left += size.weight * (1 - self._fractions[name])
+            else:
+                left += size.start_up + size.weight
+        if done_now <= 0 or done_now < MIN_DONE * (done_now + left):
             return ""
-        return f"{format_duration((whole - done) * (time.monotonic() - self._started) / done_now)} left in total"
+        return f"{format_duration(left * (time.monotonic() - self._started) / done_now)} left in total"
 
 
 _COUNTS = re.compile(r"(\d+)/(\d+) (.*)")

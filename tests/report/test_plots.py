@@ -81,7 +81,7 @@ def test_the_bar_of_several_seeds_reaches_from_the_lowest_to_the_highest() -> No
     assert isinstance(bar, ErrorbarContainer)
     (segment,) = bar.lines[2][0].get_segments()
     assert segment[:, 0].tolist() == [0.0, 1.0]
-    assert bar.lines[0].get_xdata().tolist() == [pytest.approx(2 / 3)]
+    assert list(np.asarray(bar.lines[0].get_xdata())) == [pytest.approx(2 / 3)]
 
 
 def test_heatmap_with_unscored_cells(tmp_path: Path) -> None:

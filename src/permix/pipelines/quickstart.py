@@ -67,9 +67,11 @@ class QuickstartSize(NamedTuple):
     minutes: int
 
 
-# Measured on two cores: CPU seconds of one cell, one open-ended answer, and one question of a training step by method.
-CELL_CPU_SECONDS, ANSWER_CPU_SECONDS = 0.09, 0.27
-QUESTION_CPU_SECONDS = {"rlvr": 2.0, "permix": 4.0}
+# Measured on two cores: CPU seconds of one cell, one open-ended answer, one question of a training step by method, and what a
+# process takes to load libraries and the model.
+CELL_CPU_SECONDS, ANSWER_CPU_SECONDS = 0.13, 0.39
+QUESTION_CPU_SECONDS = {"rlvr": 2.7, "permix": 5.8}
+START_UP_CPU_SECONDS = 8.0
 
 
 MAX_JOBS, JOB_BYTES = 3, 6 * 10**9
@@ -274,7 +276,7 @@ def _run_in_processes(config: QuickstartConfig, parts: Sequence[QuickstartPart],
         )
         for part in ordered
     ]  # fmt: skip
-    sizes = {part.name: JobSize(part.cpu_seconds, part.unit) for part in parts}
+    sizes = {part.name: JobSize(part.cpu_seconds, part.unit, START_UP_CPU_SECONDS) for part in parts}
     failed = run_jobs(jobs, at_a_time, sizes=sizes, one_gpu_each=True, inherited=[claim])
     if failed:
         text = f"{config.folder}: failed: {'; '.join(one.text for one in failed)}; run the same command again to go on"
