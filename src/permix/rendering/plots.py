@@ -96,7 +96,7 @@ _TrainLog = Sequence[Mapping[str, Any]]
 
 NO_PERSONA_DASHES = (0, (6, 3))
 
-SEEDS_NOTE = "; several training seeds: their mean, a bar over their range, a small mark for each seed, and no band"
+SHARED_ROWS_NOTE = "; several training seeds: their mean, a bar over their range, a small mark for each seed, and no band"
 
 TRAINING_PANELS = (
     ("reward", "mean reward"),
@@ -132,7 +132,7 @@ def plot_persona_accuracy(summaries: Mapping[str, StabilitySummary], path: Path,
     groups = list(theme.labels_by_legend_name(list(summaries), styles).values())
     note = (
         f"n = {_question_count_text(summaries)}; bars: {QUESTION_INTERVAL_NOTE}; dashed line and band: no persona, "
-        f"with its 95 % interval{SEEDS_NOTE if len(groups) < len(summaries) else ''}"
+        f"with its 95 % interval{SHARED_ROWS_NOTE if len(groups) < len(summaries) else ''}"
     )
     fig = theme.new_figure(1.2 + len(row_of) * (0.14 + 0.13 * len(groups)), "Accuracy by persona", note)
     (ax,) = theme.stacked_axes(fig, 1)
