@@ -10,8 +10,9 @@ is the mean covariance of two seeds' replicates. No part is counted twice: s² /
 The interval has the half-width √((t s)² / S + (h √(c / v))²), with t of S − 1 degrees of freedom, h the half-width over questions
 alone, and v the variance that h stands for, c + e / S. The half-width is at least h. It may differ between the two ends.
 
-Values of posterior draws also have a small bias from shrinkage. It is the same in all seeds, and the covariances of replicates do
-not contain it. For these values h counts in full (`QuestionNoise`).
+Values of posterior draws also have a small bias from shrinkage, which depends on the true value and which the covariances of
+replicates do not contain. For these values h counts in full (`QuestionNoise`): that counts e twice, so the interval is rather too
+wide.
 
 Contract: pure functions. With one seed σ² is not known, and there is no interval. `bench/training_seeds.py` measures the
 coverage.

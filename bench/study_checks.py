@@ -1,0 +1,157 @@
+"""What a study's report does not show about two of its arms: exploratory figures, each as one JSON line.
+
+own_answers: identifiability by a classifier that each model's own answers train, in place of the base model's: it tells a model
+whose characters are alike from one whose characters are only played in another way than the base model plays them.
+persona_effect: the p of "no persona matters" for each seed, and of all seeds of an arm together.
+spread: the ratio of the arms' standard deviations over training seeds of the mean accuracy, with an exact test: in each of the
+2^S ways to swap the arms within seeds, both arms' values less their medians are compared by their mean distance.
+dev_curve: the means over seeds of the dev evaluations in training, by step, and how many models have the weights of that step.
+cut_off: the share of open-ended answers that reached the limit of new tokens.
+pss_without_effect: what the estimate of PSS is on simulated grids of this size where no persona has an effect.
+
+    python -m bench.study_checks runs/study --arms rlvr permix
+"""
+
+import argparse
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import t as student
+
+from bench.figures import show
+from bench.training_seeds import ACCURACY, SHARES, Study, draw_study
+from permix.evals.open_ended import measure_identifiability
+from permix.evals.stability import read_stability_grid
+from permix.metrics.posterior import posterior_estimates
+from permix.metrics.stability import joint_persona_effect_p
+from permix.metrics.statistics import Array, mean_over_samples
+from permix.storage.files import read_json
+
+SIMULATED_GRIDS = 30
+
+
+def units_of(study: Path, arm: str) -> list[Path]:
+    """The folders of an arm's measured units, by seed."""
+    found = [path for path in study.glob(f"{arm}-*") if path.name.removeprefix(f"{arm}-").isdigit()]
+    return sorted(
+        (path for path in found if (path / "accuracy" / "metrics.json").exists()), key=lambda path: int(path.name.split("-")[-1])
+    )
+
+
+def common_units(study: Path, arms: Sequence[str]) -> list[list[Path]]:
+    """The units of each arm with the seeds that all arms have. Raises SystemExit if there are fewer than two."""
+    by_seed = [{path.name.split("-")[-1]: path for path in units_of(study, arm)} for arm in arms]
+    seeds = [seed for seed in by_seed[0] if all(seed in other for other in by_seed)]
+    if len(seeds) < 2:
+        raise SystemExit(
+            f"{study}: the arms {' and '.join(arms)} have {len(seeds)} measured seeds in common; two or more are needed"
+        )
+    return [[units[seed] for seed in seeds] for units in by_seed]
+
+
+def own_identifiability(unit: Path) -> float:
+    """Identifiability by a classifier of the unit's own answers."""
+    value = measure_identifiability(unit / "character", None, resamples=2).accuracy.value
+    assert value is not None
+    return value
+
+
+def paired_difference(first_S: Array, other_S: Array) -> dict[str, float]:
+    """The mean of other − first over seeds, with the 95 % t interval over seeds."""
+    difference_S = other_S - first_S
+    half = float(student.ppf(0.975, len(difference_S) - 1) * difference_S.std(ddof=1) / np.sqrt(len(difference_S)))
+    mean = float(difference_S.mean())
+    return {"difference": round(mean, 4), "low": round(mean - half, 4), "high": round(mean + half, 4)}
+
+
+def swap_test(first_S: Array, other_S: Array) -> float:
+    """The two-sided p of equal spread over seeds: the share of all swaps within seeds with as large a log ratio of the mean
+    distances from the median."""
+    centred_2_S = np.stack([first_S - np.median(first_S), other_S - np.median(other_S)])
+
+    def log_ratio(swapped_S: Array) -> float:
+        one_S, two_S = np.where(swapped_S, centred_2_S[::-1], centred_2_S)
+        return abs(float(np.log(np.abs(one_S).mean() / np.abs(two_S).mean())))
+
+    every = [np.array(swaps) for swaps in itertools.product([False, True], repeat=len(first_S))]
+    observed = log_ratio(every[0])
+    return float(np.mean([log_ratio(swapped_S) >= observed - 1e-12 for swapped_S in every]))
+
+
+def mean_accuracies(units: Sequence[Path], evaluation: str) -> Array:
+    """The mean accuracy over personas of each unit [S]."""
+    return np.array([read_json(unit / evaluation / "metrics.json")["mean"]["value"] for unit in units])
+
+
+def dev_curve(units: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """For each step: the means over units of the dev evaluation, and how many models have the weights of that step."""
+    lines = [[json.loads(line) for line in (unit / "train" / "dev_eval.jsonl").read_text("utf-8").splitlines()] for unit in units]
+    chosen = [of_unit[-1]["best_step"] for of_unit in lines]
+    for step in sorted({line["step"] for of_unit in lines for line in of_unit}):
+        at_step = [line for of_unit in lines for line in of_unit if line["step"] == step]
+        means = {name: round(float(np.mean([line[name]["value"] for line in at_step])), 3) for name in ("mean", "worst", "pss")}
+        yield {"step": step, "seeds": len(at_step), **means, "chosen": chosen.count(step)}
+
+
+def show_arm(study: Path, arm: str, units: Sequence[Path]) -> None:
+    """The figures of one arm."""
+    stability = [read_json(unit / "accuracy" / "metrics.json") for unit in units]
+    grids_P_Q = [mean_over_samples(read_stability_grid(unit / "accuracy").correct_P_Q_S) for unit in units]
+    joint = joint_persona_effect_p(grids_P_Q, 0, 2000)
+    show("persona_effect_joint_p", float("nan") if joint is None else joint, arm=arm,
+         by_seed=[round(one["permutation_p"]["value"], 4) for one in stability])  # fmt: skip
+    for point in dev_curve(units):
+        show("dev_curve_worst", point["worst"], arm=arm, **{name: value for name, value in point.items() if name != "worst"})
+    cut = [read_json(unit / "character" / "metrics.json")["unjudged"]["truncated_share"]["value"] for unit in units]
+    show("cut_off_open_answers", float(np.mean(cut)), arm=arm, min=round(min(cut), 3), max=round(max(cut), 3))
+
+
+def show_spread_of_seeds(arms: Mapping[str, Sequence[Path]], evaluation: str) -> None:
+    (first, units), (other, other_units) = arms.items()
+    one_S, two_S = (mean_accuracies(each, evaluation) for each in (units, other_units))
+    sds = [float(each.std(ddof=1)) for each in (one_S, two_S)]
+    show("spread_ratio", sds[0] / sds[1], evaluation=evaluation, arms=[first, other], sds=[round(sd, 4) for sd in sds],
+         p=round(swap_test(one_S, two_S), 4), seeds=len(one_S))  # fmt: skip
+
+
+def pss_without_effect(personas: int, questions: int, grids: int) -> Array:
+    """Estimates of PSS on simulated grids where no persona has an effect; the accuracy is `bench.training_seeds.ACCURACY`."""
+    study = Study("none", (1.0, 1.0), 2, "none", personas=personas, questions=questions)
+    drawn = [grid for place in range(grids // 2) for grid in draw_study(study, np.random.default_rng([7, place]))[0]]
+    return np.array([posterior_estimates(*grid, seed=place)["pss"].value for place, grid in enumerate(drawn)], dtype=float)
+
+
+def parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(prog="python -m bench.study_checks", description=(__doc__ or "").partition(":")[0])
+    options.add_argument("study", type=Path, help="the study's folder; `python -m bench.archive unpack` writes a recorded one")
+    options.add_argument("--arms", nargs=2, default=["rlvr", "permix"])
+    options.add_argument("--skip-simulation", action="store_true", help="leave out pss_without_effect, which takes minutes")
+    return options
+
+
+def main() -> None:
+    given = parser().parse_args()
+    units = common_units(given.study, given.arms)
+    arms = dict(zip(given.arms, units, strict=True))
+    for arm, of_arm in arms.items():
+        show_arm(given.study, arm, of_arm)
+    for evaluation in ("accuracy", "dev-accuracy"):
+        show_spread_of_seeds(arms, evaluation)
+    own = [np.array([own_identifiability(unit) for unit in of_arm]) for of_arm in units]
+    base = own_identifiability(given.study / "base")
+    show("identifiability_own_answers", float(own[1].mean() - own[0].mean()), arms=given.arms, **paired_difference(*own),
+         means=[round(float(each.mean()), 4) for each in own], base=round(base, 4), seeds=len(own[0]))  # fmt: skip
+    if not given.skip_simulation:
+        grid = read_stability_grid(units[0][0] / "accuracy")
+        personas, questions = len(grid.persona_ids), len(grid.question_ids)
+        found = pss_without_effect(personas, questions, SIMULATED_GRIDS)
+        show("pss_without_effect", float(found.mean()), sd=round(float(found.std(ddof=1)), 4), grids=len(found),
+             personas=personas, questions=questions, accuracy=ACCURACY, shares=SHARES)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
