@@ -7,7 +7,9 @@ to one question are recognised together. The truth is the value over 1500 questi
     python -m bench.recognisability --data-sets 400
 
 With runs of open-ended questions, answer by answer: does the embedder recognise the persona, and does the classifier of
-identifiability name it, trained on the run's own answers to other questions? Intervals draw questions. One JSON line a figure.
+identifiability name it, trained on the run's own answers to other questions? Of a judged run also, for each judge: how often the
+score of a recognised answer is above that of another one (ties count half), and the same for named answers. Intervals draw
+questions. One JSON line a figure.
 
     python -m bench.recognisability docs/recorded/quickstart/*-fidelity
 """
@@ -24,6 +26,8 @@ from bench.figures import show
 from permix.evals.answer_vectors import RunEmbedder
 from permix.evals.fidelity_records import read_answer_grid
 from permix.evals.text_metrics import read_persona_texts
+from permix.judges.results import read_judge_results
+from permix.judges.runner import judge_folders
 from permix.metrics.persona_classifier import fit_persona_classifier
 from permix.metrics.recognisability import (
     Recognisability,
@@ -125,6 +129,7 @@ class Verdicts(NamedTuple):
     """Of each answer: whether the embedder recognised it, and whether the classifier named its persona; NaN without an answer."""
 
     persona_ids: list[str]
+    question_ids: list[str]
     recognised_P_Q: Array
     named_P_Q: Array
     margin_P_Q: Array
@@ -143,7 +148,7 @@ def read_verdicts(run: Path) -> Verdicts:
     vector_P_Q_D[~answered_P_Q] = np.nan
     near = nearest_texts(vector_P_Q_D, answered_P_Q, text_P_D)
     named_P_Q = _named_by_classifier(grid.persona_ids, texts, answers_P_Q, grid.question_texts, config)
-    return Verdicts(grid.persona_ids, near.own_share_P_Q, named_P_Q, near.margin_P_Q)
+    return Verdicts(grid.persona_ids, grid.question_ids, near.own_share_P_Q, named_P_Q, near.margin_P_Q)
 
 
 def _named_by_classifier(
@@ -190,6 +195,14 @@ def report_agreement(run: Path, seed: int, resamples: int) -> None:
         "auc_of_margin_for_named": lambda at: area(found.margin_P_Q[:, at], named_P_Q[:, at]),
         "persona_correlation": lambda at: correlation(right_P_Q[:, at].mean(axis=1), named_P_Q[:, at].mean(axis=1)),
     }
+    for judge, score_P_Q in read_scores(run, found).items():
+        values, counts = np.unique(score_P_Q[~np.isnan(score_P_Q)], return_counts=True)
+        given = {f"{score:g}": int(count) for score, count in zip(values, counts, strict=True)}
+        show("scored_answers", sum(given.values()), run=label, judge=judge, scores=given)
+        for verdict, right in (("recognised", right_P_Q), ("named", named_P_Q)):
+            measures[f"auc_of_score_for_{verdict}, {judge}"] = lambda at, score_P_Q=score_P_Q, right=right: area(  # type: ignore[misc]
+                score_P_Q[:, at], right[:, at]
+            )
     for name, formula in measures.items():
         value = float(formula(np.arange(Q)))
         estimate = bootstrap_estimate(value, np.array([formula(draw_Q) for draw_Q in draws_R_Q]), Q)
@@ -197,6 +210,18 @@ def report_agreement(run: Path, seed: int, resamples: int) -> None:
         show(name, value, run=label, low=ends[0], high=ends[1], questions=Q)
     for persona, recognised, named in zip(found.persona_ids, right_P_Q.mean(axis=1), named_P_Q.mean(axis=1), strict=True):
         show("persona", float(recognised), run=label, persona=persona, named=round(float(named), 3))
+
+
+def read_scores(run: Path, found: Verdicts) -> dict[str, Array]:
+    """score_P_Q of each judge of the run, by its label; NaN where an answer has no score."""
+    scores = {}
+    for folder in judge_folders(run):
+        results = read_judge_results(run, folder)
+        of_answer = {(key.persona_id, key.question_id): score for key, score in results.scores["none"].items()}
+        scores[results.label] = np.array(
+            [[of_answer.get((persona, question), np.nan) for question in found.question_ids] for persona in found.persona_ids]
+        )
+    return scores
 
 
 def kappa(one_P_Q: Array, two_P_Q: Array) -> float:
@@ -213,8 +238,9 @@ def kappa_within(one_P_Q: Array, two_P_Q: Array) -> float:
 
 
 def area(value_P_Q: Array, label_P_Q: Array) -> float:
-    """AUC: how often the value of a labelled answer is above that of another one, ties half."""
-    high, low = value_P_Q[label_P_Q > 0.5], value_P_Q[label_P_Q < 0.5]
+    """AUC: how often the value of a labelled answer is above that of another one, ties half. Values that are NaN are left out."""
+    is_known = ~np.isnan(value_P_Q)
+    high, low = value_P_Q[is_known & (label_P_Q > 0.5)], value_P_Q[is_known & (label_P_Q < 0.5)]
     if not len(high) or not len(low):
         return float("nan")
     return float((high[:, None] > low).mean() + (high[:, None] == low).mean() / 2)
