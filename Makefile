@@ -78,7 +78,7 @@ study: .venv/.ready .venv/.embed
 	touch $@
 
 # The comparison of PerMix-RLVR's paper, for GPUs: make paper ARGS=--dry-run says what it costs.
-paper: .venv/.ready
+paper: .venv/.ready .venv/.embed
 	$(BIN)/permix study configs/study/paper.toml $(ARGS)
 
 # The pictures of docs/gallery.md, from the recorded runs; those of the page need a browser.

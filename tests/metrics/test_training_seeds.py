@@ -119,6 +119,19 @@ def test_p_is_below_the_level_where_the_interval_excludes_zero() -> None:
     assert 20 < sum(sides) < 180
 
 
+def test_a_relative_change_has_the_variance_of_its_first_order_approximation() -> None:
+    # Means .5 and .6: ratio 1.2. The values of a seed are .6 / .5 − 1.2 y / .5: .24 and −.24, standard error .24.
+    first, other = (SeedValues(np.array(values), np.array([values] * 3).T) for values in ([0.4, 0.6], [0.6, 0.6]))
+    found = cover_seed_differences(Estimate(value=0.2, low=0.2, high=0.2, n=9), first, other, "paired", is_relative=True)
+    assert found.over_seeds.low == pytest.approx(0.2 - t.ppf(0.975, 1) * 0.24)
+    assert found.over_seeds.high == pytest.approx(0.2 + t.ppf(0.975, 1) * 0.24)
+    unpaired = cover_seed_differences(Estimate(value=0.2, low=0.2, high=0.2, n=9), first, other, "unpaired", is_relative=True)
+    assert unpaired.over_seeds == found.over_seeds  # the other method's seeds do not differ
+    nothing = Estimate(value=None, n=0)
+    zero = SeedValues(np.zeros(2), np.zeros((2, 3)))
+    assert cover_seed_differences(nothing, zero, other, "paired", is_relative=True).over_seeds == nothing
+
+
 def test_ends_stay_within_what_is_possible() -> None:
     assert limit_ends(Estimate(value=0.5, low=-2.0, high=3.0, n=5), 0.0, 1.0) == Estimate(value=0.5, low=0.0, high=1.0, n=5)
     assert limit_ends(Estimate(value=0.5, n=5), 0.0, 1.0) == Estimate(value=0.5, n=5)

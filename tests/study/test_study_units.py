@@ -12,7 +12,7 @@ import pytest
 from permix.config import StudyConfig, StudyUnit, build_config
 from permix.errors import ConfigError, DataError, PermixError
 from permix.judges.results import JudgeResults, JudgeUsage
-from permix.judges.summary import pooled_score_change
+from permix.judges.summary import pooled_score_change, score_change_over_seeds
 from permix.metrics import statistics
 from permix.metrics.stability import stability_differences
 from permix.pipelines import study_units
@@ -369,6 +369,11 @@ def test_the_report_pools_seeds_compares_arms_and_sets_published_figures_beside(
     assert against["over_seeds"]["mean"]["low"] < 0
     assert next(iter(found["PerMix", "RLVR", "character"]["p"])) == "identifiability"
     ours = table["study"]["headlines"]
+    # First order: .8 / .55 − k y / .55 with k = .8 / .55 is .1322 and −.1322; t with one degree of freedom makes it ± 1.68.
+    assert ours[0]["ours"]["low"] == -1.0
+    of_seeds_alone = 0.8 / 0.55 - 1 + 12.706 * 0.8 / 0.55 * 0.05 / 0.55
+    assert of_seeds_alone <= ours[0]["ours"]["high"] < of_seeds_alone + 0.1
+    assert ours[0]["covers_seeds"]
     assert ours[0]["ours"]["value"] == pytest.approx(0.8 / 0.55 - 1)
     assert ours[0]["published"] == 0.212
     assert ours[1]["ours"]["value"] == pytest.approx(0.0)  # all speak alike
@@ -590,3 +595,17 @@ def test_a_judges_scores_are_pooled_over_seeds_by_hand() -> None:
     assert relative.low is not None
     assert relative.low > 0
     assert pooled_score_change([results(3)], [results()], seed=0, resamples=200).value is None
+
+
+def test_a_judges_scores_have_an_interval_over_training_seeds_by_hand() -> None:
+    # The mean scores of the seeds are 2 and 3 against 4 and 4: differences 2 and 1, standard error .5. All personas score alike.
+    first, other = [results(2, 2), results(3, 3)], [results(4, 4), results(4, 4)]
+    found = score_change_over_seeds(first, other, "paired", seed=0, resamples=50)
+    assert found.over_questions == pooled_score_change(first, other, seed=0, resamples=50)
+    assert found.over_seeds.value == 1.5
+    assert found.over_seeds.low == pytest.approx(1.5 - 12.7062 * 0.5, abs=1e-3)
+    assert score_change_over_seeds(first[:1], other[:1], "paired", seed=0, resamples=50).over_seeds.low is None
+    relative = score_change_over_seeds(first, other, "paired", seed=0, resamples=50, change=statistics.relative_change)
+    # Ratio 1.6 of means 2.5 and 4: the values of a seed are 1.6 − .64 y, .32 and −.32.
+    assert relative.over_seeds.high == pytest.approx(0.6 + 12.7062 * 0.32, abs=1e-3)
+    assert score_change_over_seeds([results(3)], [results()], "paired", seed=0, resamples=50).over_seeds.value is None

@@ -297,18 +297,23 @@ def seed_differences(
     over_questions: Mapping[str, Estimate],
     seed: int,
     resamples: int,
+    change: statistics.Change = np.subtract,
 ) -> dict[str, SeedDifference]:
     """Other − first in the measures of the view "seed_differences": over questions, and over questions and training seeds.
 
-    `over_questions` has the result of `stability_differences` on the same grids; measures that it lacks are computed here. With
-    the pairing "paired" the grids of both have the same seeds in the same order. Empty if no persona has a score in all grids.
+    `over_questions` has the result of `stability_differences` on the same grids; differences that it lacks are computed here.
+    With the pairing "paired" the grids of both have the same seeds in the same order. With `relative_change` as `change` the
+    result has the measures of `over_questions` alone. Empty if no persona has a score in all grids.
     """
     shared_P = _scored_in_all([*first, *other])
     if not shared_P.any():
         return {}
     grids = [(mean_P_Q[shared_P], baseline_Q) for mean_P_Q, baseline_Q in (*first, *other)]
     n_by_questions = _count_scored_in_all(grids) | {"personas": grids[0][0].shape[1]}
+    is_relative = change is statistics.relative_change
     measures, n_first = measures_in("seed_differences"), len(first)
+    if is_relative:
+        measures = [one for one in measures if one.name in over_questions]
     by_grid = _values_by_grid(measures, grids, seed, resamples)
     differences = {}
     for measure in measures:
@@ -319,8 +324,10 @@ def seed_differences(
             continue
         one, two = values.seeds(slice(None, n_first)), values.seeds(slice(n_first, None))
         alone = over_questions.get(measure.name) or _difference_over_questions(measure, one, two, n)
-        difference = cover_seed_differences(alone, one, two, pairing, question_noise(measure))
-        if measure.estimator != "hull":  # shares differ by at most 1
+        difference = cover_seed_differences(alone, one, two, pairing, question_noise(measure), is_relative=is_relative)
+        if is_relative:
+            difference = difference.model_copy(update={"over_seeds": limit_ends(difference.over_seeds, -1.0, np.inf)})
+        elif measure.estimator != "hull":  # shares differ by at most 1
             difference = difference.model_copy(update={"over_seeds": limit_ends(difference.over_seeds, -1.0, 1.0)})
         differences[measure.name] = difference
     return differences

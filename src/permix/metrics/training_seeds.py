@@ -45,6 +45,10 @@ class SeedValues(NamedTuple):
         """The values of some of the seeds."""
         return SeedValues(self.value_S[part], self.replicate_S_R[part])
 
+    def scaled(self, factor: float) -> "SeedValues":
+        """All values and replicates times this factor."""
+        return SeedValues(factor * self.value_S, factor * self.replicate_S_R)
+
 
 SeedPairing = Literal["paired", "unpaired", "untrained"]
 """How the seeds of two methods belong together.
@@ -146,8 +150,17 @@ def cover_seed_differences(
     other: SeedValues,
     pairing: SeedPairing,
     noise: QuestionNoise = "shared",
+    *,
+    is_relative: bool = False,
 ) -> SeedDifference:
-    """`cover_training_seeds` of other − first. With the pairing "paired" both have equally many seeds."""
+    """`cover_training_seeds` of other − first. With the pairing "paired" both have equally many seeds.
+
+    `is_relative`: the number is the relative change of the means over seeds, (other − first) / first. Its variances are those of
+    other / m − (k / m) first, with m the mean of first and k the ratio of the means: the ratio's first-order approximation.
+    """
+    if is_relative and over_questions.value is not None:
+        mean, ratio = float(first.value_S.mean()), float(other.value_S.mean()) / float(first.value_S.mean())
+        first, other = first.scaled(ratio / mean), other.scaled(1 / mean)
     if pairing == "unpaired":
         return cover_training_seeds(over_questions, [other, SeedValues(-first.value_S, -first.replicate_S_R)], noise)
     difference = SeedValues(other.value_S - first.value_S, other.replicate_S_R - first.replicate_S_R)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from permix.judges.summary import pooled_score_change
+from permix.judges.summary import score_change_over_seeds
 from permix.metrics import statistics
 from permix.metrics.measures import MEASURE_VIEWS, measures_in
 from permix.metrics.training_seeds import SeedDifference
@@ -26,13 +26,13 @@ from permix.report.judges import OPEN_ENDED_KIND, RUN_KIND_OF_FIDELITY, UNTRUSTE
 from permix.report.methods import (
     ComparedSeeds,
     MethodDifference,
+    PairedModels,
     PooledContext,
     ReportMethod,
     compare_stability,
     method_difference,
     pair_models,
 )
-from permix.report.runs import ModelRuns
 from permix.report.tables import compared_seeds_text, difference_label
 from permix.types import Estimate
 
@@ -64,8 +64,15 @@ class ArmDifference(NamedTuple):
     context: str = ""
 
     def of_measure(self, name: str) -> Estimate | None:
-        """The change of a headline's measure; of several judges that of the first."""
-        return next(iter(self.scores.values()), None) if name == SCORE else self.measures.get(name)
+        """The change of a headline's measure, over training seeds too if that is known; of several judges that of the first."""
+        if name == SCORE:
+            name = next(iter(self.scores), "")
+        found = self.over_seeds.get(name)
+        return {**self.measures, **self.scores}.get(name) if found is None else found.over_seeds
+
+    def covers_seeds(self, name: str) -> bool:
+        """Whether `of_measure` has an interval over training seeds too."""
+        return (next(iter(self.scores), "") if name == SCORE else name) in self.over_seeds
 
     def seeds_text(self, name: str) -> str:
         """Which seeds are behind a measure: "3 of each, paired; 5 further seeds of rlvr left out"."""
@@ -117,8 +124,10 @@ def compare_arms(
         seeds = {name: found.seeds_of(name) for name in measures}
     if kind in RUN_KIND_OF_FIDELITY.values() and all(measured):
         pairs = pair_models(measured[0], measured[1])
-        scores, score_reasons = _score_changes(pairs.one, pairs.other, kind, change)
+        score_changes, score_reasons = _score_changes(pairs, kind, change)
         reasons = (*reasons, *score_reasons)
+        scores = {name: each.over_questions for name, each in score_changes.items()}
+        over_seeds |= {name: each for name, each in score_changes.items() if each.over_seeds.low is not None}
         seeds |= dict.fromkeys(scores, pairs.seeds)
     n_seeds = (len(measured[0]), len(measured[1]))
     if seeds:
@@ -165,9 +174,10 @@ def character_measures(found: MethodDifference) -> Iterator[tuple[str, Estimate]
 
 
 def _score_changes(
-    one: Sequence[ModelRuns], other: Sequence[ModelRuns], kind: str, change: statistics.Change
-) -> tuple[dict[str, Estimate], tuple[str, ...]]:
-    """The change of each judge's mean score, by its name, and why scores cannot be compared."""
+    pairs: PairedModels, kind: str, change: statistics.Change
+) -> tuple[dict[str, SeedDifference], tuple[str, ...]]:
+    """The change of each judge's mean score over personas, by its name, and why scores cannot be compared."""
+    one, other = pairs.one, pairs.other
     judged = [[model.runs[kind].judged_run for model in models] for models in (one, other)]
     if any(run is None for runs in judged for run in runs):
         return {}, ()
@@ -183,8 +193,8 @@ def _score_changes(
             run = known[1][0]
             is_trusted = all(run.judges[label].discriminates_persona for runs in known for run in runs)
             mark = "" if is_trusted else f" {UNTRUSTED_MARK}"
-            found[f"{score_name(kind, results.rubrics)}, judge {label}{mark}"] = pooled_score_change(
-                theirs, mine, seed=run.seed, resamples=run.resamples, change=change
+            found[f"{score_name(kind, results.rubrics)}, judge {label}{mark}"] = score_change_over_seeds(
+                theirs, mine, pairs.seeds.pairing, seed=run.seed, resamples=run.resamples, change=change
             )
     return found, ()
 
@@ -202,7 +212,14 @@ def arm_difference_table(name: str, rows: Sequence[ArmDifference]) -> Table:
             label_cell(one.arm),
             label_cell(one.against),
             TableCell("; ".join(one.seeds_texts)),
-            *(_difference_cell({**one.measures, **one.scores}.get(key), one.over_seeds.get(key)) for key in names),
+            *(
+                _difference_cell(
+                    {**one.measures, **one.scores}.get(key),
+                    one.over_seeds.get(key),
+                    "personas" if key in one.scores else "questions",
+                )
+                for key in names
+            ),
         ]
         for one in rows
     ]
@@ -233,14 +250,15 @@ def _pooled_cell(pooled: Estimate | None, over_seeds: Estimate | None) -> TableC
     return cell._replace(note=f"{cell.note}; over questions and seeds {str(over_seeds).partition(' ')[2]}")
 
 
-def _difference_cell(difference: Estimate | None, found: SeedDifference | None) -> TableCell:
+def _difference_cell(difference: Estimate | None, found: SeedDifference | None, drawn: str) -> TableCell:
+    """`drawn`: what the interval of the difference draws, questions or personas."""
     cell = difference_cell(difference)
     if not cell.note:
         return cell
     notes = [SEEDS_NOT_COVERED]
     if found is not None:
         ends = found.over_seeds.format_difference().partition(" ")[2]
-        notes = [f"over questions and seeds {ends}, p = {format_p_value(found.p)}".replace("= <", "<")]
+        notes = [f"over {drawn} and seeds {ends}, p = {format_p_value(found.p)}".replace("= <", "<")]
     if difference_direction(difference if found is None else found.over_seeds) == NOT_SIGNIFICANT:
         notes.append(INTERVAL_INCLUDES_ZERO)
     return cell._replace(note="; ".join([cell.note, *notes]))

@@ -526,8 +526,7 @@ _SHARE_INCOMPATIBILITIES: Mapping[ShareName, Callable[[ModelRuns, ModelRuns], tu
 def method_difference(one: ReportMethod, other: ReportMethod, change: statistics.Change = np.subtract) -> MethodDifference:
     """Return one − other, or another change from other to one, paired by persona and question.
 
-    If the training seeds of the two differ and at least two are common, the models of these seeds alone are compared. Only a
-    difference (`numpy.subtract`) has intervals over training seeds too.
+    If the training seeds of the two differ and at least two are common, the models of these seeds alone are compared.
     """
     (stable, fidelity), (other_stable, other_fidelity) = measured_models(one), measured_models(other)
     stability = compare_stability(stable, other_stable, change)
@@ -589,11 +588,9 @@ def compare_stability(
     grids, other_grids = aligned[len(pairs.other) :], aligned[: len(pairs.other)]
     settings = _bootstrap_settings(pairs.other[0].runs["stability"])
     differences = stability_differences(other_grids, grids, *settings, change)
-    if change is not np.subtract:
-        return ComparedMeasures(pairs.seeds, (), differences)
     grid_of = dict(zip(map(id, in_order), grids, strict=True))
     by_seed = [grid_of[id(model)] for model in pairs.one]
-    over_seeds = seed_differences(other_grids, by_seed, pairs.seeds.pairing, differences, *settings)
+    over_seeds = seed_differences(other_grids, by_seed, pairs.seeds.pairing, differences, *settings, change)
     return ComparedMeasures(pairs.seeds, (), differences, over_seeds)
 
 
@@ -605,9 +602,8 @@ def _compare_shares(
     if not one or not other or reasons:
         return ComparedMeasures(pairs.seeds, reasons)
     difference = _share_difference(pairs.other, _in_order_of(one, pairs.one), measure, change)
-    if change is not np.subtract:
-        return ComparedMeasures(pairs.seeds, (), {measure: difference})
-    return ComparedMeasures(pairs.seeds, (), {measure: difference}, {measure: _share_over_seeds(difference, pairs, measure)})
+    over_seeds = _share_over_seeds(difference, pairs, measure, change)
+    return ComparedMeasures(pairs.seeds, (), {measure: difference}, {measure: over_seeds})
 
 
 def _compare_recognisability(one: ReportMethod, other: ReportMethod, change: statistics.Change) -> ComparedMeasures:
@@ -630,7 +626,7 @@ def _compare_right_in_character(
     results, other_results = _in_character_results(pairs.one), _in_character_results(pairs.other)
     in_order = _in_character_results(_in_order_of(one, pairs.one))
     difference = right_in_character_difference(other_results, in_order, *settings, change)
-    if change is not np.subtract:
+    if change is not np.subtract:  # no headline has it
         return ComparedMeasures(pairs.seeds, (), {"right_in_character": difference})
     over_seeds = right_in_character_seed_difference(other_results, results, pairs.seeds.pairing, difference, *settings)
     return ComparedMeasures(pairs.seeds, (), {"right_in_character": difference}, {"right_in_character": over_seeds})
@@ -697,12 +693,16 @@ def pair_models(one: Sequence[ModelRuns], other: Sequence[ModelRuns]) -> PairedM
     return PairedModels([first[seed] for seed in common], [second[seed] for seed in common], paired)
 
 
-def _share_over_seeds(over_questions: Estimate, pairs: PairedModels, measure: ShareName) -> SeedDifference:
+def _share_over_seeds(
+    over_questions: Estimate, pairs: PairedModels, measure: ShareName, change: statistics.Change
+) -> SeedDifference:
     settings = _bootstrap_settings(pairs.other[0].runs["fidelity"])
     values, n_other = _shares_by_seed(_share_results(pairs.all_models, measure), settings), len(pairs.other)
     first, second = values.seeds(slice(None, n_other)), values.seeds(slice(n_other, None))
-    difference = cover_seed_differences(over_questions, first, second, pairs.seeds.pairing)
-    return difference.model_copy(update={"over_seeds": limit_ends(difference.over_seeds, -1.0, 1.0)})
+    is_relative = change is statistics.relative_change
+    difference = cover_seed_differences(over_questions, first, second, pairs.seeds.pairing, is_relative=is_relative)
+    highest = np.inf if is_relative else 1.0
+    return difference.model_copy(update={"over_seeds": limit_ends(difference.over_seeds, -1.0, highest)})
 
 
 def _shares_by_seed(results: Sequence[Identifiability | Recognisability], settings: BootstrapSettings) -> SeedValues:

@@ -82,8 +82,9 @@ DIFFERENCES_NOTE = (
 )
 
 HEADLINES_NOTE = (
-    "Relative change (arm − other) / other of the means over the training seeds, beside the published figure. Models, sizes and "
-    "data may differ from those of the publication."
+    "Relative change (arm − other) / other of the means over the training seeds, beside the published figure. From two seeds on, "
+    "the interval is over questions (personas, for a judge's score) and training seeds. Models, sizes and data may differ from "
+    "those of the publication."
 )
 
 CHOSEN_NOTE = "Only the arms and seeds that --only and --seeds chose; the report of the whole study is in report/."
@@ -191,6 +192,7 @@ class _StudyReport:
         self.config, self.finished, self.out, self.units = config, finished, out, units
         self.arms = [arm for arm in config.arms if any(unit.arm == arm for unit in units)]
         self.untrusted_headlines: set[HeadlineConfig] = set()
+        self.headlines_without_seeds: set[HeadlineConfig] = set()
         self.arm_names = {BASE_UNIT: config.base.label, **{arm: config.label_of(arm) for arm in config.arms}}
 
     @cached_property
@@ -351,6 +353,8 @@ class _StudyReport:
                     change = compare_arms(one, other, evaluation, kind, statistics.relative_change)
                     if headline.measure == SCORE and any(UNTRUSTED_MARK in name for name in change.scores):
                         self.untrusted_headlines.add(headline)
+                    if not change.covers_seeds(headline.measure):
+                        self.headlines_without_seeds.add(headline)
                     return change.of_measure(headline.measure)
         return None
 
@@ -389,7 +393,8 @@ class _StudyReport:
         inside = "in" if found.low <= headline.published <= found.high else "outside"
         zero = f"; {INTERVAL_INCLUDES_ZERO}: {NOT_SIGNIFICANT}" if found.low <= 0 <= found.high else ""
         untrusted = f"; {UNTRUSTED_JUDGE_TEXT}" if headline in self.untrusted_headlines else ""
-        return f"{what}: {format_changes(found)}{zero}; {published}, {inside} this interval{untrusted}."
+        seeds = f" ({SEEDS_NOT_COVERED})" if headline in self.headlines_without_seeds else ""
+        return f"{what}: {format_changes(found)}{seeds}{zero}; {published}, {inside} this interval{untrusted}."
 
     # Other parts
 
@@ -437,7 +442,11 @@ class _StudyReport:
                 for evaluation, pooled in self.pooled_contexts.items()
             },
             "headlines": [
-                one.model_dump(mode="json") | {"ours": None if found is None else found.model_dump(mode="json")}
+                one.model_dump(mode="json")
+                | {
+                    "ours": None if found is None else found.model_dump(mode="json"),
+                    "covers_seeds": found is not None and one not in self.headlines_without_seeds,
+                }
                 for one, found in self.headlines
             ],
             "evaluations": {
