@@ -5,7 +5,7 @@ whose characters are alike from one whose characters are only played in another 
 persona_effect: the p of "no persona matters" for each seed, and of all seeds of an arm together.
 spread: the ratio of the arms' standard deviations over training seeds of the mean accuracy, with an exact test: in each of the
 2^S ways to swap the arms within seeds, both arms' values less their medians are compared by their mean distance.
-dev_curve: the means over seeds of the dev evaluations in training, by step, and how many models have the weights of that step.
+dev_curve: the means over seeds of the dev evaluations in training, by step, and in how many seeds that step is the best one.
 cut_off: the share of open-ended answers that reached the limit of new tokens.
 pss_without_effect: what the estimate of PSS is on simulated grids of this size where no persona has an effect.
 
@@ -88,13 +88,13 @@ def mean_accuracies(units: Sequence[Path], evaluation: str) -> Array:
 
 
 def dev_curve(units: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """For each step: the means over units of the dev evaluation, and how many models have the weights of that step."""
+    """For each step: the means over units of the dev evaluation, and in how many units that step is the best one."""
     lines = [[json.loads(line) for line in (unit / "train" / "dev_eval.jsonl").read_text("utf-8").splitlines()] for unit in units]
-    chosen = [of_unit[-1]["best_step"] for of_unit in lines]
+    best = [of_unit[-1]["best_step"] for of_unit in lines]
     for step in sorted({line["step"] for of_unit in lines for line in of_unit}):
         at_step = [line for of_unit in lines for line in of_unit if line["step"] == step]
         means = {name: round(float(np.mean([line[name]["value"] for line in at_step])), 3) for name in ("mean", "worst", "pss")}
-        yield {"step": step, "seeds": len(at_step), **means, "chosen": chosen.count(step)}
+        yield {"step": step, "seeds": len(at_step), **means, "best_in": best.count(step)}
 
 
 def show_arm(study: Path, arm: str, units: Sequence[Path]) -> None:

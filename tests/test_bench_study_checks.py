@@ -50,11 +50,11 @@ def test_only_seeds_that_both_arms_have_are_compared(tmp_path: Path) -> None:
         common_units(study, ["rlvr", "permix-replay"])
 
 
-def test_the_curve_averages_seeds_and_counts_the_chosen_steps(tmp_path: Path) -> None:
+def test_the_curve_averages_seeds_and_counts_the_best_steps(tmp_path: Path) -> None:
     study = study_folder(tmp_path, {"a-1": [(0, 0.2), (20, 0.6)], "a-2": [(0, 0.4)]})
     assert list(dev_curve([study / "a-1", study / "a-2"])) == [
-        {"step": 0, "seeds": 2, "mean": 0.3, "worst": 0.3, "pss": 0.3, "chosen": 1},
-        {"step": 20, "seeds": 1, "mean": 0.6, "worst": 0.6, "pss": 0.6, "chosen": 1},
+        {"step": 0, "seeds": 2, "mean": 0.3, "worst": 0.3, "pss": 0.3, "best_in": 1},
+        {"step": 20, "seeds": 1, "mean": 0.6, "worst": 0.6, "pss": 0.6, "best_in": 1},
     ]
 
 
