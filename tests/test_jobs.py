@@ -70,26 +70,26 @@ def test_the_time_left_counts_what_was_done_since_the_start(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = Clock(monkeypatch)
-    display = JobsDisplay({"a": JobSize(100.0, "cells"), "b": JobSize(300.0, "steps")})
+    display = JobsDisplay({"a": JobSize({"stability": 100.0}), "b": JobSize({"train": 300.0})})
     with display:
         display.start("a", is_resumed=True)
         display.start("b", is_resumed=False)
         shown_after(clock, display, 10, {"a": "", "b": "loading"})
         # An earlier process did half of a: 350 of 400 are left, and the speed is unknown.
-        shown_after(clock, display, 10, {"a": "base: 5/10 cells (1.00/s)", "b": "loading"})
-        # A tenth of a more in 40 s, so the other 340 need 1,360 s. The bar of another unit counts for nothing.
-        shown_after(clock, display, 20, {"a": "base: 6/10 cells (1.00/s)", "b": "characters: 9/9 answers"})
+        shown_after(clock, display, 10, {"a": "stability base: 5/10 cells (1.00/s)", "b": "loading"})
+        # A tenth of a more in 40 s, so the other 340 need 1,360 s. A bar that the size does not have counts for nothing.
+        shown_after(clock, display, 20, {"a": "stability base: 6/10 cells (1.00/s)", "b": "characters: 9/9 answers"})
         # A note between keeps what was counted. It is printed when the job has ended.
         shown_after(clock, display, 20, {"a": "note: a line without counts", "b": "characters: 9/9 answers"})
         display.finish("a")
         # All of a and a third of b: 200 of 400 are left, and 150 were done in 100 s.
-        shown_after(clock, display, 40, {"b": "b: train: 1/3 steps"})
+        shown_after(clock, display, 40, {"b": "train RLVR: 1/3 steps"})
     assert capsys.readouterr().err.splitlines() == [
         "b: loading",
-        "a: base: 5/10 cells (1.00/s)",
-        "a: base: 6/10 cells (1.00/s); 22:40 left in total",
+        "a: stability base: 5/10 cells (1.00/s)",
+        "a: stability base: 6/10 cells (1.00/s); 22:40 left in total",
         "b: characters: 9/9 answers; 22:40 left in total",
-        "b: train: 1/3 steps; 2:13 left in total",
+        "b: train RLVR: 1/3 steps; 2:13 left in total",
     ]
 
 
@@ -97,26 +97,47 @@ def test_a_job_that_starts_anew_counts_from_its_first_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = Clock(monkeypatch)
-    with JobsDisplay({"a": JobSize(1.0, "cells")}) as display:
+    with JobsDisplay({"a": JobSize({"stability": 1.0})}) as display:
         display.start("a", is_resumed=False)
         assert not display.is_due
-        shown_after(clock, display, 10, {"a": "base: 1/10 cells"})
-    assert capsys.readouterr().err == "a: base: 1/10 cells; 1:30 left in total\n"
+        shown_after(clock, display, 10, {"a": "stability base: 1/10 cells"})
+    assert capsys.readouterr().err == "a: stability base: 1/10 cells; 1:30 left in total\n"
 
 
 def test_what_a_job_takes_to_load_is_no_slow_work(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock(monkeypatch)
-    with JobsDisplay({"a": JobSize(20.0, "cells", start_up=5.0), "b": JobSize(40.0, "steps", start_up=5.0)}) as display:
+    with JobsDisplay(
+        {"a": JobSize({"stability": 20.0}, start_up=5.0), "train b": JobSize({"train": 40.0}, start_up=5.0)}
+    ) as display:
         display.start("a", is_resumed=False)
         # Loading (5) and a tenth of a (2) took 14 s, 2 s a unit. Of a 18 are left, of b 45: 126 s.
-        shown_after(clock, display, 14, {"a": "base: 1/10 cells"})
+        shown_after(clock, display, 14, {"a": "stability base: 1/10 cells"})
+        display.finish("a")
+        display.start("train b", is_resumed=True)
+        # An earlier process did a half of b, which this one loads again: 25 + 5 in 60 s, and 20 are left.
+        shown_after(clock, display, 46, {"train b": "train b: 5/10 steps"})
+    assert capsys.readouterr().err.splitlines() == [
+        "a: stability base: 1/10 cells; 2:06 left in total",
+        "train b: 5/10 steps; 0:40 left in total",
+    ]
+
+
+def test_the_bars_of_one_job_count_in_their_order(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock(monkeypatch)
+    sizes = {"a": JobSize({"stability": 30.0, "fidelity": 10.0}), "b": JobSize({"stability": 30.0, "fidelity": 10.0})}
+    with JobsDisplay(sizes) as display:
+        display.start("a", is_resumed=False)
+        shown_after(clock, display, 15, {"a": "stability base: 3/6 cells"})  # 15 of 80 in 15 s
+        # No line of the first bar's end was seen: 30 + 5 in 70 s, and 45 are left.
+        shown_after(clock, display, 55, {"a": "fidelity base: 2/4 cells"})
         display.finish("a")
         display.start("b", is_resumed=True)
-        # An earlier process did a half of b, which this one loads again: 25 + 5 in 60 s, and 20 are left.
-        shown_after(clock, display, 46, {"b": "b: train: 5/10 steps"})
+        # An earlier process finished the first bar and half of the second: 40 in 100 s, and 5 of the second are left.
+        shown_after(clock, display, 30, {"b": "fidelity RLVR: 2/4 cells"})
     assert capsys.readouterr().err.splitlines() == [
-        "a: base: 1/10 cells; 2:06 left in total",
-        "b: train: 5/10 steps; 0:40 left in total",
+        "a: stability base: 3/6 cells; 1:05 left in total",
+        "a: fidelity base: 2/4 cells; 1:30 left in total",
+        "b: fidelity RLVR: 2/4 cells; 0:12 left in total",
     ]
 
 

@@ -162,12 +162,12 @@ def test_pending_parts_run_in_their_own_processes(done: Path, tiny_model: Path, 
     for folder in (*pending, out / "report"):
         shutil.rmtree(folder)
     assert quickstart(tiny_model, out, jobs=2) == 0
-    assert sorted(path.stem for path in (out / "logs").iterdir()) == sorted(folder.name for folder in pending)
+    assert [path.name for path in (out / "logs").iterdir()] == ["permix-rlvr-stability.txt"], "one process evaluates a model"
     assert [len(cells(out, PERMIX_LABEL, stage)) for stage in ("stability", "fidelity")] == [ACCURACY, CHARACTERS]
     assert [row["label"] for row in read_json(out / "report" / "table.json")["rows"]] == list(LABELS)
     assert not any((folder / "report").exists() for folder in pending), "one report of everything"
     typed = read_json(pending[0] / "provenance.json")["command"]
-    assert typed[1:4] == ["quickstart", str(out / "quickstart.json"), "--part"]
+    assert typed[1:6] == ["quickstart", str(out / "quickstart.json"), "--part", *(folder.name for folder in pending)]
 
 
 def test_parts_run_after_those_whose_results_they_need() -> None:
@@ -212,18 +212,23 @@ def test_failed_parts_are_named_with_their_logs(
         run_quickstart(settings)
     assert raised.value.exit_code == error.exit_code
     assert type(raised.value) is error
-    assert [one.name for one in asked[:2]] == ["train PerMix-RLVR", "train RLVR"], "the longest first"
+    assert {one.name: one.after for one in asked} == {
+        "train PerMix-RLVR": (), "evaluate base": (), "train RLVR": (),
+        "evaluate RLVR": ("train RLVR", "evaluate base"), "evaluate PerMix-RLVR": ("train PerMix-RLVR", "evaluate base"),
+    }  # fmt: skip
+    assert [one.name for one in asked[:2]] == ["train PerMix-RLVR", "evaluate base"], "the longest first, then what others need"
     for one in asked:
         assert one.arguments[:3] == ["quickstart", str(out / "quickstart.json"), "--part"]
-        assert one.arguments[4:] == ["--threads", "7"]
-    assert {one.arguments[3] for one in asked} == {part.config.out.name for part in quickstart_parts(settings)}
+        assert one.arguments[-2:] == ["--threads", "7"]
+    ordered = [name for one in asked for name in one.arguments[3:-2]]
+    assert sorted(ordered) == sorted(part.config.out.name for part in quickstart_parts(settings))
     assert read_json(out / "quickstart.json")["model"] == str(tiny_model)
     assert not (out / "report").exists()
 
 
 def test_a_part_that_does_not_exist(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="part = 'base': must be one of base-stability, base-fidelity, rlvr-train, "):
-        run_quickstart(QuickstartConfig(fast=True, model=str(tiny_model), out=tmp_path / "quick", part="base"))
+        run_quickstart(QuickstartConfig(fast=True, model=str(tiny_model), out=tmp_path / "quick", part=("base",)))
 
 
 @pytest.mark.parametrize(

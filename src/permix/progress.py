@@ -203,13 +203,13 @@ class _PlainLines(ProgressBar):
 
 
 class JobSize(NamedTuple):
-    """How long a job is expected to take, in any unit, and the unit of the progress bar that counts its work ("steps").
+    """How long a job is expected to take, in any unit.
 
-    `start_up`: what passes before the first count, such as the loading of a model, in the unit of `weight`, which is without it.
+    `bars`: for each of the job's progress bars, in their order, by the first word of its text ("stability"), the duration of the
+    work that it counts. `start_up`: what passes before the first count, such as the loading of a model.
     """
 
-    weight: float
-    unit: str
+    bars: Mapping[str, float]
     start_up: float = 0.0
 
 
@@ -223,8 +223,8 @@ class JobsDisplay:
     def __init__(self, sizes: Mapping[str, JobSize]) -> None:
         self._sizes = sizes
         self._started = self._shown_at = time.monotonic()
-        self._fractions: dict[str, float] = {}  # done of a job, 0 to 1
-        self._fractions_before: dict[str, float] = {}  # done by an earlier process
+        self._fractions: dict[tuple[str, str], float] = {}  # done of a job's bar, 0 to 1
+        self._fractions_before: dict[tuple[str, str], float] = {}  # done by an earlier process
         self._shown: dict[str, str] = {}
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
@@ -253,7 +253,7 @@ class JobsDisplay:
     def start(self, name: str, *, is_resumed: bool) -> None:
         """Note that a job starts. `is_resumed`: an earlier process may have done a part of it."""
         if not is_resumed:
-            self._fractions_before[name] = 0.0
+            self._fractions_before |= dict.fromkeys(self._bars_of(name), 0.0)
 
     def show(self, lines: Mapping[str, str]) -> None:
         """Show the newest lines of the running jobs, by name; an empty line of a job that has printed nothing."""
@@ -273,8 +273,9 @@ class JobsDisplay:
 
     def finish(self, name: str) -> None:
         """Count a job as done."""
-        self._fractions_before.setdefault(name, 0.0)
-        self._fractions[name] = 1.0
+        for bar in self._bars_of(name):
+            self._fractions_before.setdefault(bar, 0.0)
+            self._fractions[bar] = 1.0
 
     def _show_bars(self, lines: Mapping[str, str], total: str) -> None:
         assert self._bars is not None
@@ -288,21 +289,35 @@ class JobsDisplay:
             done, of = (int(counts[1]), int(counts[2])) if counts else (None, None)  # None changes nothing
             self._bars.update(self._tasks[name], completed=done, total=of, note=note, refresh=True)
 
+    def _bars_of(self, name: str) -> list[tuple[str, str]]:
+        """The keys of a job's progress bars, in their order; none for a job without a size."""
+        return [(name, word) for word in self._sizes[name].bars] if name in self._sizes else []
+
     def _note_fraction(self, name: str, line: str) -> None:
-        counts = _COUNTS.search(line)
-        if counts and name in self._sizes and counts[3].startswith(self._sizes[name].unit):
-            self._fractions[name] = int(counts[1]) / max(int(counts[2]), 1)
-            self._fractions_before.setdefault(name, self._fractions[name])
+        counts, word = _COUNTS.search(line), line.partition(" ")[0]
+        bars = self._bars_of(name)
+        if counts is None or (name, word) not in bars:
+            return
+        place = bars.index((name, word))
+        for bar in bars[:place]:  # the display may have seen no line of it
+            self._fractions_before.setdefault(bar, 1.0)
+            self._fractions[bar] = 1.0
+        self._fractions[bars[place]] = int(counts[1]) / max(int(counts[2]), 1)
+        self._fractions_before.setdefault(bars[place], self._fractions[bars[place]])
 
     def _total_text(self) -> str:
         """The time left in total. Only what was done since the start enters the estimate of the speed."""
         left = done_now = 0.0
         for name, size in self._sizes.items():
-            if name in self._fractions:
-                done_now += size.start_up + size.weight * (self._fractions[name] - self._fractions_before[name])
-                left += size.weight * (1 - self._fractions[name])
+            bars = self._bars_of(name)
+            if any(bar in self._fractions for bar in bars):
+                done_now += size.start_up
             else:
-                left += size.start_up + size.weight
+                left += size.start_up
+            for bar in bars:
+                done = self._fractions.get(bar, 0.0)
+                left += size.bars[bar[1]] * (1 - done)
+                done_now += size.bars[bar[1]] * (done - self._fractions_before.get(bar, 0.0) if bar in self._fractions else 0.0)
         if done_now <= 0 or done_now < MIN_DONE * (done_now + left):
             return ""
         return f"{format_duration(left * (time.monotonic() - self._started) / done_now)} left in total"

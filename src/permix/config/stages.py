@@ -595,8 +595,8 @@ class QuickstartConfig(ConfigSection):
     jobs: int | None = Field(default=None, gt=0)
     """Number of parts that run at the same time, each in its own process; when not given, one for each core or GPU and for each
     6 GB of memory, at most 3. 1 runs all parts in this process."""
-    part: str | None = None
-    """Run only this part, in this process: base-stability, base-fidelity, rlvr-train, and so on."""
+    part: tuple[str, ...] | None = None
+    """Run only these parts, one after the other in this process: base-stability, base-fidelity, rlvr-train, and so on."""
     threads: int | None = Field(default=None, gt=0)
     """CPU threads of each part; the cores divided by the jobs when not given."""
 

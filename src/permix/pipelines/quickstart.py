@@ -65,6 +65,7 @@ class QuickstartSize(NamedTuple):
     character: CharacterConfig
     """The [character] section of PerMix-RLVR: how it replays in-character answers."""
     minutes: int
+    group_size: int = 8
 
 
 # Measured on two cores: CPU seconds of one cell, one open-ended answer, one question of a training step by method, and what a
@@ -102,11 +103,6 @@ class QuickstartPart(NamedTuple):
                 run_training(self.config)
 
     @property
-    def unit(self) -> str:
-        """The unit of the progress bar that counts the part's work."""
-        return "steps" if isinstance(self.config, TrainConfig) else "cells"
-
-    @property
     def has_result(self) -> bool:
         """Whether the file that the part writes last is there."""
         last = "model/config.json" if isinstance(self.config, TrainConfig) else "metrics.json"
@@ -121,7 +117,7 @@ FULL_SIZE = QuickstartSize(
 )  # fmt: skip
 
 FAST_SIZE = QuickstartSize(
-    steps=2, questions_per_step=2, personas=4, questions=20, characters=4, roleplay_questions=10, minutes=3,
+    steps=2, questions_per_step=2, group_size=4, personas=4, questions=20, characters=4, roleplay_questions=10, minutes=2,
     character=QUICKSTART_REPLAY.model_copy(update={"questions": 1, "replay_answers": 2}),
 )  # fmt: skip
 
@@ -150,7 +146,9 @@ def _train_config(config: QuickstartConfig, size: QuickstartSize, label: str, me
         method=method, model=TrainableModelConfig(name=config.model),
         task=_task_config(config, "train", 300),
         personas=PersonasConfig(split="train"),
-        plan=RolloutPlanConfig(steps=size.steps, questions_per_step=size.questions_per_step, group_size=8, seed=config.seed),
+        plan=RolloutPlanConfig(
+            steps=size.steps, questions_per_step=size.questions_per_step, group_size=size.group_size, seed=config.seed
+        ),
         train=OptimConfig(lr=3e-5, temperature=0.7, max_new_tokens=QUICKSTART_MAX_NEW_TOKENS, save_every=5, seed=config.seed),
         character=size.character if method == "permix" else CharacterConfig(),
     )  # fmt: skip
@@ -182,7 +180,7 @@ def quickstart_parts(config: QuickstartConfig) -> list[QuickstartPart]:
     fidelity_seconds = size.characters * size.roleplay_questions * ANSWER_CPU_SECONDS
     accuracy_of_base = QuickstartPart(f"accuracy of {BASE_LABEL}", stability_seconds, stable[0])
     characters_of_base = QuickstartPart(f"characters of {BASE_LABEL}", fidelity_seconds, distinct[0])
-    asked_in_training = size.steps * size.questions_per_step
+    asked_in_training = size.steps * size.questions_per_step * size.group_size / FULL_SIZE.group_size
     trainings = [
         QuickstartPart(f"train {one.label}", asked_in_training * QUESTION_CPU_SECONDS[one.method], one) for one in trained
     ]
@@ -206,7 +204,9 @@ def run_quickstart(config: QuickstartConfig) -> None:
     require_training_packages("the quickstart")
     parts = quickstart_parts(config)
     if config.part is not None:
-        _part_named(config.part, parts).run()
+        for part in [_part_named(name, parts) for name in config.part]:
+            part.run()
+            release_memory()
         return
     size = FAST_SIZE if config.fast else FULL_SIZE
     jobs = config.jobs or default_jobs()
@@ -263,20 +263,24 @@ def _run_here(parts: Sequence[QuickstartPart]) -> None:
 
 
 def _run_in_processes(config: QuickstartConfig, parts: Sequence[QuickstartPart], at_a_time: int, claim: int) -> None:
-    """Run parts in their own processes; their output goes to logs/ in the quickstart's folder."""
+    """Run parts in other processes; their output goes to logs/ in the quickstart's folder."""
     file = config.folder / QUICKSTART_FILE
     write_json(file, config.model_copy(update={"part": None, "jobs": None, "threads": None}))
     more = thread_arguments(config.threads, at_a_time)
-    # Trainings first: they are the longest, and other parts need them.
-    ordered = sorted(parts, key=lambda part: -part.cpu_seconds if isinstance(part.config, TrainConfig) else 0.0)
+    processes = _divide_into_processes(parts)
+    job_of = {part.name: name for name, together in processes.items() for part in together}
     jobs = [
         Job(
-            part.name, ["quickstart", str(file), "--part", part.config.out.name, *more],
-            config.folder / "logs" / f"{part.config.out.name}.txt", after=part.after,
+            name, ["quickstart", str(file), "--part", *(part.config.out.name for part in together), *more],
+            config.folder / "logs" / f"{together[0].config.out.name}.txt",
+            after=tuple({job_of[need]: None for part in together for need in part.after if job_of.get(need, name) != name}),
         )
-        for part in ordered
+        for name, together in processes.items()
     ]  # fmt: skip
-    sizes = {part.name: JobSize(part.cpu_seconds, part.unit, START_UP_CPU_SECONDS) for part in parts}
+    sizes = {
+        name: JobSize({part.config.stage: part.cpu_seconds for part in together}, START_UP_CPU_SECONDS)
+        for name, together in processes.items()
+    }
     failed = run_jobs(jobs, at_a_time, sizes=sizes, one_gpu_each=True, inherited=[claim])
     if failed:
         text = f"{config.folder}: failed: {'; '.join(one.text for one in failed)}; run the same command again to go on"
@@ -285,6 +289,23 @@ def _run_in_processes(config: QuickstartConfig, parts: Sequence[QuickstartPart],
         if codes == {IncompleteRunError.exit_code}:
             raise IncompleteRunError(text, len(failed))
         raise ConfigError(text) if codes == {ConfigError.exit_code} else PermixError(text)
+
+
+def _divide_into_processes(parts: Sequence[QuickstartPart]) -> dict[str, list[QuickstartPart]]:
+    """The parts of each process, by the name of its job, in the order in which they are to start.
+
+    Both evaluations of a model share a process, since each process loads the libraries anew. The longest training comes first,
+    and then the base model, whose answers the evaluations of the other models need.
+    """
+    trainings = [part for part in parts if isinstance(part.config, TrainConfig)]
+    longest_first = [[part] for part in sorted(trainings, key=lambda part: -part.cpu_seconds)]
+    evaluations: dict[str | None, list[QuickstartPart]] = {}
+    for part in parts:
+        if part not in trainings:
+            evaluations.setdefault(part.config.label, []).append(part)
+    of_base = [evaluations.pop(BASE_LABEL)] if BASE_LABEL in evaluations else []
+    ordered = [*longest_first[:1], *of_base, *longest_first[1:], *evaluations.values()]
+    return {together[0].name if len(together) == 1 else f"evaluate {together[0].config.label}": together for together in ordered}
 
 
 def preflight_quickstart(config: QuickstartConfig) -> dict[str, str]:
