@@ -114,10 +114,13 @@ def test_what_a_job_takes_to_load_is_no_slow_work(monkeypatch: pytest.MonkeyPatc
         shown_after(clock, display, 14, {"a": "stability base: 1/10 cells"})
         display.finish("a")
         display.start("train b", is_resumed=True)
+        # A count that is no bar of the size shows that the job has loaded: 25 + 5 in 14 s, and 40 are left.
+        shown_after(clock, display, 0, {"train b": "in-character answers of the base model: 1/9 cells"})
         # An earlier process did a half of b, which this one loads again: 25 + 5 in 60 s, and 20 are left.
         shown_after(clock, display, 46, {"train b": "train b: 5/10 steps"})
     assert capsys.readouterr().err.splitlines() == [
         "a: stability base: 1/10 cells; 2:06 left in total",
+        "train b: in-character answers of the base model: 1/9 cells; 0:19 left in total",
         "train b: 5/10 steps; 0:40 left in total",
     ]
 

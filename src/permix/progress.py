@@ -223,6 +223,7 @@ class JobsDisplay:
     def __init__(self, sizes: Mapping[str, JobSize]) -> None:
         self._sizes = sizes
         self._started = self._shown_at = time.monotonic()
+        self._counting: set[str] = set()  # jobs that have shown a count, of whatever
         self._fractions: dict[tuple[str, str], float] = {}  # done of a job's bar, 0 to 1
         self._fractions_before: dict[tuple[str, str], float] = {}  # done by an earlier process
         self._shown: dict[str, str] = {}
@@ -296,6 +297,8 @@ class JobsDisplay:
     def _note_fraction(self, name: str, line: str) -> None:
         counts, word = _COUNTS.search(line), line.partition(" ")[0]
         bars = self._bars_of(name)
+        if counts is not None:
+            self._counting.add(name)
         if counts is None or (name, word) not in bars:
             return
         place = bars.index((name, word))
@@ -310,7 +313,7 @@ class JobsDisplay:
         left = done_now = 0.0
         for name, size in self._sizes.items():
             bars = self._bars_of(name)
-            if any(bar in self._fractions for bar in bars):
+            if name in self._counting or any(bar in self._fractions for bar in bars):
                 done_now += size.start_up
             else:
                 left += size.start_up

@@ -118,7 +118,7 @@ FULL_SIZE = QuickstartSize(
 
 FAST_SIZE = QuickstartSize(
     steps=2, questions_per_step=2, group_size=4, personas=4, questions=20, characters=4, roleplay_questions=10, minutes=2,
-    character=QUICKSTART_REPLAY.model_copy(update={"questions": 1, "replay_answers": 2}),
+    character=QUICKSTART_REPLAY.model_copy(update={"personas": 12, "questions": 1, "replay_answers": 2}),
 )  # fmt: skip
 
 
