@@ -589,7 +589,7 @@ class QuickstartConfig(ConfigSection):
     model: str = "bundled"
     """The model to measure and train: "bundled" (SmolLM2-135M-Instruct), a model folder, or a hub id."""
     fast: bool = False
-    """Fewer steps, questions and personas: two to three minutes."""
+    """Fewer steps, rollouts, questions and personas: about two minutes."""
     seed: int = Field(default=0, ge=0)
     """Seed for plans, training and evaluations."""
     jobs: int | None = Field(default=None, gt=0)

@@ -117,7 +117,7 @@ FULL_SIZE = QuickstartSize(
 )  # fmt: skip
 
 FAST_SIZE = QuickstartSize(
-    steps=2, questions_per_step=2, group_size=4, personas=4, questions=20, characters=4, roleplay_questions=10, minutes=2,
+    steps=2, questions_per_step=2, group_size=4, personas=4, questions=16, characters=3, roleplay_questions=10, minutes=2,
     character=QUICKSTART_REPLAY.model_copy(update={"personas": 12, "questions": 1, "replay_answers": 2}),
 )  # fmt: skip
 
@@ -370,8 +370,8 @@ def _caption(config: QuickstartConfig) -> str:
     kind = "Fast quickstart (too small to conclude from)" if config.fast else "Quickstart"
     return (
         f"{kind}: {_model_name(config)} on one- and two-digit arithmetic ({', '.join(QUICKSTART_LEVELS)}), seed {config.seed}. "
-        f"{RLVR_LABEL} and {PERMIX_LABEL} were trained for {size.steps} steps of {size.questions_per_step} questions × 8 "
-        "rollouts from one plan seed; they differ in "
+        f"{RLVR_LABEL} and {PERMIX_LABEL} were trained for {size.steps} steps of {size.questions_per_step} questions × "
+        f"{size.group_size} rollouts from one plan seed; they differ in "
         f"the share of questions asked under a persona, {plain:g} and {mixed:g}, and in the {size.character.replay_answers} "
         f"answers of the base model in character that {PERMIX_LABEL} replays in each step. Evaluated greedily on "
         f"{size.questions} held-out questions under {size.personas} held-out personas; identifiability on "
