@@ -65,7 +65,10 @@ def test_the_report_is_there_with_a_row_for_each_model(done: Path) -> None:
         assert 0 <= row["pss"]["value"] <= 1
         assert (row["train_tokens"] is None) == (row["label"] == BASE_LABEL)
     page = (done / "report" / "report.md").read_text(encoding="utf-8")
-    assert f"trained for {FAST_SIZE.steps} steps of {FAST_SIZE.questions_per_step} questions × {FAST_SIZE.group_size} rollouts" in page
+    assert (
+        f"trained for {FAST_SIZE.steps} steps of {FAST_SIZE.questions_per_step} questions × {FAST_SIZE.group_size} rollouts"
+        in page
+    )
     figures = sorted(path.name for path in (done / "report").glob("*.png"))
     assert len(figures) >= 5
     assert all(name in page for name in figures)
