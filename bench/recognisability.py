@@ -213,13 +213,16 @@ def report_agreement(run: Path, seed: int, resamples: int) -> None:
 
 
 def read_scores(run: Path, found: Verdicts) -> dict[str, Array]:
-    """score_P_Q of each judge of the run, by its label; NaN where an answer has no score."""
+    """score_P_Q of each judge of the run, by its label: the mean over rubrics and samples; NaN where an answer has no score."""
     scores = {}
     for folder in judge_folders(run):
         results = read_judge_results(run, folder)
-        of_answer = {(key.persona_id, key.question_id): score for key, score in results.scores["none"].items()}
+        of_answer: dict[tuple[str, str], list[float]] = {}
+        for key, score in results.scores["none"].items():
+            of_answer.setdefault((key.persona_id, key.question_id), []).append(score)
+        means = {answer: float(np.mean(given)) for answer, given in of_answer.items()}
         scores[results.label] = np.array(
-            [[of_answer.get((persona, question), np.nan) for question in found.question_ids] for persona in found.persona_ids]
+            [[means.get((persona, question), np.nan) for question in found.question_ids] for persona in found.persona_ids]
         )
     return scores
 

@@ -1,13 +1,16 @@
 """What a study's report does not show about two of its arms: exploratory figures, each as one JSON line.
 
-own_answers: identifiability by a classifier that each model's own answers train, in place of the base model's: it tells a model
-whose characters are alike from one whose characters are only played in another way than the base model plays them.
-persona_effect: the p of "no persona matters" for each seed, and of all seeds of an arm together.
-spread: the ratio of the arms' standard deviations over training seeds of the mean accuracy, with an exact test: in each of the
-2^S ways to swap the arms within seeds, both arms' values less their medians are compared by their mean distance.
-dev_curve: the means over seeds of the dev evaluations in training, by step, and in how many seeds that step is the best one.
-cut_off: the share of open-ended answers that reached the limit of new tokens.
+identifiability_own_answers: identifiability by a classifier that each model's own answers train, in place of the base model's: it
+    tells a model whose characters are alike from one whose characters are only played in another way than the base model's.
+persona_effect_joint_p: the p of "no persona matters", of all seeds of an arm together and of each.
+spread_ratio: the ratio of the arms' standard deviations over training seeds of the mean accuracy, with an exact test: in each of
+    the 2^S ways to swap the arms within seeds, both arms' values less their medians are compared by their mean distance.
+dev_curve_worst: the means over seeds of the dev evaluations in training, by step, and in how many seeds that step is the best.
+cut_off_rollouts, cut_off_open_answers: the shares that reached the limit of new tokens; of the rollouts, in the first ten steps
+    and in the later ones.
 pss_without_effect: what the estimate of PSS is on simulated grids of this size where no persona has an effect.
+
+A unit counts if it has all of `NEEDED`, which a study of docs/study.md gives to the arms that are trained by reward.
 
     python -m bench.study_checks runs/study --arms rlvr permix
 """
@@ -33,19 +36,27 @@ from permix.storage.files import read_json
 
 SIMULATED_GRIDS = 30
 
+EARLY_STEPS = 10
 
-def units_of(study: Path, arm: str) -> list[Path]:
-    """The folders of an arm's measured units, by seed."""
-    found = [path for path in study.glob(f"{arm}-*") if path.name.removeprefix(f"{arm}-").isdigit()]
-    return sorted(
-        (path for path in found if (path / "accuracy" / "metrics.json").exists()), key=lambda path: int(path.name.split("-")[-1])
-    )
+EVALUATIONS = ("accuracy/metrics.json", "dev-accuracy/metrics.json", "character/metrics.json")
+NEEDED = (*EVALUATIONS, "train/dev_eval.jsonl", "train/log.jsonl")
+"""Files of a unit."""
+
+
+def units_of(study: Path, arm: str) -> dict[str, Path]:
+    """The folders of an arm's units with all files of `NEEDED`, by seed."""
+    found = {path.name.removeprefix(f"{arm}-"): path for path in study.glob(f"{arm}-*")}
+    return {seed: path for seed, path in found.items() if seed.isdigit() and all((path / file).exists() for file in NEEDED)}
 
 
 def common_units(study: Path, arms: Sequence[str]) -> list[list[Path]]:
-    """The units of each arm with the seeds that all arms have. Raises SystemExit if there are fewer than two."""
-    by_seed = [{path.name.split("-")[-1]: path for path in units_of(study, arm)} for arm in arms]
-    seeds = [seed for seed in by_seed[0] if all(seed in other for other in by_seed)]
+    """The units of each arm with the seeds that all arms have, by seed. Raises SystemExit if there are fewer than two, or if the
+    untrained model is not measured.
+    """
+    if missing := [file for file in EVALUATIONS if not (study / "base" / file).exists()]:
+        raise SystemExit(f"{study}: base/{missing[0]} is missing: the untrained model has to be measured")
+    by_seed = [units_of(study, arm) for arm in arms]
+    seeds = sorted(set.intersection(*map(set, by_seed)), key=int)
     if len(seeds) < 2:
         raise SystemExit(
             f"{study}: the arms {' and '.join(arms)} have {len(seeds)} measured seeds in common; two or more are needed"
@@ -70,13 +81,15 @@ def paired_difference(first_S: Array, other_S: Array) -> dict[str, float]:
 
 def swap_test(first_S: Array, other_S: Array) -> float:
     """The two-sided p of equal spread over seeds: the share of all swaps within seeds with as large a log ratio of the mean
-    distances from the median."""
+    distances from the median. 1 if the values of an arm do not differ."""
     centred_2_S = np.stack([first_S - np.median(first_S), other_S - np.median(other_S)])
 
     def log_ratio(swapped_S: Array) -> float:
         one_S, two_S = np.where(swapped_S, centred_2_S[::-1], centred_2_S)
         return abs(float(np.log(np.abs(one_S).mean() / np.abs(two_S).mean())))
 
+    if not np.abs(centred_2_S).sum(axis=1).all():
+        return 1.0
     every = [np.array(swaps) for swaps in itertools.product([False, True], repeat=len(first_S))]
     observed = log_ratio(every[0])
     return float(np.mean([log_ratio(swapped_S) >= observed - 1e-12 for swapped_S in every]))
@@ -97,15 +110,33 @@ def dev_curve(units: Sequence[Path]) -> Iterator[dict[str, Any]]:
         yield {"step": step, "seeds": len(at_step), **means, "best_in": best.count(step)}
 
 
+def cut_off_rollouts(unit: Path) -> tuple[float, float]:
+    """The shares of rollouts that were cut off, in the first `EARLY_STEPS` steps and in the later ones; NaN without steps."""
+    lines = [json.loads(line) for line in (unit / "train" / "log.jsonl").read_text("utf-8").splitlines()]
+    share_T = np.array([line["truncated"] for line in lines if "truncated" in line], dtype=float)
+    first, later = (float(part.mean()) if part.size else float("nan") for part in np.split(share_T, [EARLY_STEPS]))
+    return first, later
+
+
 def show_arm(study: Path, arm: str, units: Sequence[Path]) -> None:
     """The figures of one arm."""
     stability = [read_json(unit / "accuracy" / "metrics.json") for unit in units]
     grids_P_Q = [mean_over_samples(read_stability_grid(unit / "accuracy").correct_P_Q_S) for unit in units]
     joint = joint_persona_effect_p(grids_P_Q, 0, 2000)
     show("persona_effect_joint_p", float("nan") if joint is None else joint, arm=arm,
-         by_seed=[round(one["permutation_p"]["value"], 4) for one in stability])  # fmt: skip
+         by_seed=[one["permutation_p"]["value"] for one in stability])  # fmt: skip
     for point in dev_curve(units):
         show("dev_curve_worst", point["worst"], arm=arm, **{name: value for name, value in point.items() if name != "worst"})
+    shares = np.array([cut_off_rollouts(unit) for unit in units])
+    for name, share_S in zip(("first", "later"), shares.T, strict=True):
+        show(
+            "cut_off_rollouts",
+            float(share_S.mean()),
+            arm=arm,
+            steps=name,
+            min=round(share_S.min(), 3),
+            max=round(share_S.max(), 3),
+        )
     cut = [read_json(unit / "character" / "metrics.json")["unjudged"]["truncated_share"]["value"] for unit in units]
     show("cut_off_open_answers", float(np.mean(cut)), arm=arm, min=round(min(cut), 3), max=round(max(cut), 3))
 

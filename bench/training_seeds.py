@@ -4,7 +4,8 @@ Two methods are trained with the same S seeds. All models answer the same questi
 are compared by `permix.metrics.stability.seed_differences`. An answer is right if a normal number exceeds a threshold. The number
 is the sum of the persona's effect, the seed's effects on all answers and on single personas, and parts of the question, of
 question and method, of question, method and seed, and of the cell. The shares of these parts (`SHARES`) give about the intervals
-of the quickstart and of the study with three seeds in docs/results.md. The truth of a difference is its mean over many seeds.
+of the quickstart and of the study with three seeds in docs/history/training.md. The truth of a difference is its mean over many
+seeds.
 
 One JSON line a study: for each measure how often the interval over questions alone, and that over questions and seeds, contain
 the truth and exclude 0, the mean width of each, and the power that `permix.metrics.power` expects from the mean of the estimated

@@ -6,7 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.study_checks import common_units, dev_curve, paired_difference, pss_without_effect, swap_test
+from bench.study_checks import (
+    common_units,
+    cut_off_rollouts,
+    dev_curve,
+    paired_difference,
+    pss_without_effect,
+    swap_test,
+    units_of,
+)
 from permix.storage.files import write_json
 
 
@@ -19,8 +27,12 @@ def study_folder(folder: Path, units: dict[str, list[tuple[int, float]]]) -> Pat
             for step, worst in curve
         ]
         (folder / name / "train" / "dev_eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
-        (folder / name / "accuracy").mkdir()
-        write_json(folder / name / "accuracy" / "metrics.json", {"mean": {"value": 0.5}})
+        (folder / name / "train" / "log.jsonl").write_text(
+            '{"step": 1, "truncated": 0.5}\n{"note": "a line without it"}\n', "utf-8"
+        )
+        for evaluation in ("accuracy", "dev-accuracy", "character"):
+            (folder / name / evaluation).mkdir()
+            write_json(folder / name / evaluation / "metrics.json", {"mean": {"value": 0.5}})
     return folder
 
 
@@ -29,6 +41,7 @@ def test_the_exact_test_of_spread_by_hand() -> None:
     assert swap_test(np.array([0.0, 2.0]), np.array([0.0, 1.0])) == 0.5
     equal_S = np.array([0.1, 0.4, 0.2])
     assert swap_test(equal_S, equal_S + 3) == 1.0
+    assert swap_test(equal_S, np.zeros(3)) == swap_test(np.zeros(3), np.zeros(3)) == 1.0
     # Eight seeds, one arm ten times as far from the median: only no swap and all swaps are as extreme.
     wide_S = np.array([-4.0, -3, -2, -1, 1, 2, 3, 4])
     assert swap_test(wide_S, wide_S / 10) == pytest.approx(2 / 256)
@@ -48,6 +61,21 @@ def test_only_seeds_that_both_arms_have_are_compared(tmp_path: Path) -> None:
     ]
     with pytest.raises(SystemExit, match="have 1 measured seeds in common; two or more are needed"):
         common_units(study, ["rlvr", "permix-replay"])
+    (study / "base" / "character" / "metrics.json").unlink()
+    with pytest.raises(SystemExit, match=r"base/character/metrics\.json is missing: the untrained model has to be measured"):
+        common_units(study, ["rlvr", "permix"])
+    (study / "rlvr-2" / "dev-accuracy" / "metrics.json").unlink()
+    assert sorted(units_of(study, "rlvr")) == ["1", "10"]
+
+
+def test_rollouts_that_were_cut_off_by_part_of_the_training(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    lines = [{"step": step, "truncated": 0.4 if step <= 10 else 0.1} for step in range(1, 31)]
+    (tmp_path / "train" / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    assert list(cut_off_rollouts(tmp_path)) == pytest.approx([0.4, 0.1])
+    (tmp_path / "train" / "log.jsonl").write_text('{"step": 1, "truncated": 0.25}\n', "utf-8")
+    first, later = cut_off_rollouts(tmp_path)
+    assert (first, np.isnan(later)) == (0.25, True)
 
 
 def test_the_curve_averages_seeds_and_counts_the_best_steps(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from permix.config import QuickstartConfig
+from permix.config import QuickstartConfig, build_config
 from permix.errors import ConfigError, IncompleteRunError, PermixError
 from permix.personas.pool import load_pool
 from permix.pipelines.jobs import Job, JobFailure
@@ -18,6 +18,7 @@ from permix.pipelines.quickstart import (
     FAST_SIZE,
     PERMIX_LABEL,
     RLVR_LABEL,
+    QuickstartPart,
     default_jobs,
     quickstart_parts,
     run_quickstart,
@@ -165,7 +166,7 @@ def test_pending_parts_run_in_their_own_processes(done: Path, tiny_model: Path, 
     for folder in (*pending, out / "report"):
         shutil.rmtree(folder)
     assert quickstart(tiny_model, out, jobs=2) == 0
-    assert [path.name for path in (out / "logs").iterdir()] == ["permix-rlvr-stability.txt"], "one process evaluates a model"
+    assert [path.name for path in (out / "logs").iterdir()] == ["permix-rlvr-evaluations.txt"], "one process evaluates a model"
     assert [len(cells(out, PERMIX_LABEL, stage)) for stage in ("stability", "fidelity")] == [ACCURACY, CHARACTERS]
     assert [row["label"] for row in read_json(out / "report" / "table.json")["rows"]] == list(LABELS)
     assert not any((folder / "report").exists() for folder in pending), "one report of everything"
@@ -227,6 +228,54 @@ def test_failed_parts_are_named_with_their_logs(
     assert sorted(ordered) == sorted(part.config.out.name for part in quickstart_parts(settings))
     assert read_json(out / "quickstart.json")["model"] == str(tiny_model)
     assert not (out / "report").exists()
+
+
+def test_a_single_process_has_all_cores_and_one_log(
+    done: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Job] = []
+
+    def runs_nothing(jobs: Sequence[Job], at_a_time: int, **_: object) -> list[JobFailure]:
+        assert at_a_time == 1
+        asked.extend(jobs)
+        return []
+
+    monkeypatch.setattr("permix.pipelines.quickstart.run_jobs", runs_nothing)
+    for name, pending in (("both", ("stability", "fidelity")), ("one", ("fidelity",))):
+        out = tmp_path / name
+        shutil.copytree(done, out)
+        for stage in pending:
+            shutil.rmtree(out / f"permix-rlvr-{stage}")
+        with pytest.raises(PermixError):  # nothing ran, so there is no report
+            run_quickstart(QuickstartConfig(fast=True, model=str(tiny_model), out=out, jobs=2))
+    assert [one.name for one in asked] == ["evaluate PerMix-RLVR", "characters of PerMix-RLVR"]
+    assert all("--threads" not in one.arguments for one in asked)
+    assert [one.log.name for one in asked] == ["permix-rlvr-evaluations.txt"] * 2
+
+
+def test_a_part_that_fails_does_not_keep_the_next_from_running(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+
+    def run(part: QuickstartPart) -> None:
+        ran.append(part.name)
+        raise IncompleteRunError(f"{part.name}: 1 of 9 cells has no score", 1)
+
+    monkeypatch.setattr(QuickstartPart, "run", run)
+    settings = QuickstartConfig(model=str(tiny_model), out=tmp_path / "quick", part=("base-stability", "base-fidelity"))
+    with pytest.raises(IncompleteRunError, match="accuracy of base: 1 of 9"):
+        run_quickstart(settings)
+    assert ran == ["accuracy of base", "characters of base"]
+
+
+def test_the_parts_of_a_process_in_a_file_or_a_flag() -> None:
+    def parts(value: object) -> tuple[str, ...] | None:
+        return build_config(QuickstartConfig, {"part": value}, source="test").part
+
+    assert (parts("base-stability"), parts(["a", "b"]), parts(None)) == (("base-stability",), ("a", "b"), None)
+    with pytest.raises(ConfigError, match="part"):
+        parts([])
 
 
 def test_a_part_that_does_not_exist(tiny_model: Path, tmp_path: Path) -> None:

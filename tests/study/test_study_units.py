@@ -598,14 +598,21 @@ def test_a_judges_scores_are_pooled_over_seeds_by_hand() -> None:
 
 
 def test_a_judges_scores_have_an_interval_over_training_seeds_by_hand() -> None:
-    # The mean scores of the seeds are 2 and 3 against 4 and 4: differences 2 and 1, standard error .5. All personas score alike.
-    first, other = [results(2, 2), results(3, 3)], [results(4, 4), results(4, 4)]
+    # The mean scores of the seeds are 2, 3 and 3 against 4, 4 and 3: differences 2, 1 and 0, standard error 1 / √3.
+    first, other = [results(2, 2), results(3, 3), results(3, 3)], [results(4, 4), results(4, 4), results(3, 3)]
     found = score_change_over_seeds(first, other, "paired", seed=0, resamples=50)
     assert found.over_questions == pooled_score_change(first, other, seed=0, resamples=50)
-    assert found.over_seeds.value == 1.5
-    assert found.over_seeds.low == pytest.approx(1.5 - 12.7062 * 0.5, abs=1e-3)
+    assert found.over_seeds.low == pytest.approx(1 - 4.30265 / 3**0.5)  # t with two degrees of freedom
+    assert found.over_seeds.high == pytest.approx(1 + 4.30265 / 3**0.5)
     assert score_change_over_seeds(first[:1], other[:1], "paired", seed=0, resamples=50).over_seeds.low is None
     relative = score_change_over_seeds(first, other, "paired", seed=0, resamples=50, change=statistics.relative_change)
-    # Ratio 1.6 of means 2.5 and 4: the values of a seed are 1.6 − .64 y, .32 and −.32.
-    assert relative.over_seeds.high == pytest.approx(0.6 + 12.7062 * 0.32, abs=1e-3)
+    # k = 11 / 8, m = 8 / 3: the values of a seed are (4, 4, 3) / m − k (2, 3, 3) / m.
+    value_S = (np.array([4, 4, 3]) - 11 / 8 * np.array([2, 3, 3])) / (8 / 3)
+    assert relative.over_seeds.high == pytest.approx(3 / 8 + 4.30265 * value_S.std(ddof=1) / 3**0.5, abs=1e-5)
     assert score_change_over_seeds([results(3)], [results()], "paired", seed=0, resamples=50).over_seeds.value is None
+    two = score_change_over_seeds(
+        first[:2], other[:2], "paired", seed=0, resamples=50
+    )  # t is 12.7: no score differs by more than 4
+    assert (two.over_seeds.low, two.over_seeds.high) == (-4.0, 4.0)
+    two = score_change_over_seeds(first[:2], other[:2], "paired", seed=0, resamples=50, change=statistics.relative_change)
+    assert (two.over_seeds.low, two.over_seeds.high) == (-0.8, 4.0)

@@ -518,7 +518,7 @@ class ReportConfig(ConfigSection):
     methods: tuple[str, ...] = ()
     """Models that differ only in the training seed, to be pooled: NAME=LABEL,LABEL; when not given, the training runs decide."""
     cards: bool = False
-    """Also write the headline, the main table and the trade-off figure into the model card of every model trained in these
+    """Also write the claim, the main table and the trade-off figure into the model card of every model trained in these
     runs."""
     as_published: bool = False
     """Also show the score that PersonaGym's released code would compute from the same judge scores."""
@@ -593,12 +593,17 @@ class QuickstartConfig(ConfigSection):
     seed: int = Field(default=0, ge=0)
     """Seed for plans, training and evaluations."""
     jobs: int | None = Field(default=None, gt=0)
-    """Number of parts that run at the same time, each in its own process; when not given, one for each core or GPU and for each
-    6 GB of memory, at most 3. 1 runs all parts in this process."""
-    part: tuple[str, ...] | None = None
+    """Number of processes that run at the same time, each of which trains or evaluates a model; when not given, one for each core
+    or GPU and for each 6 GB of memory, at most 3. 1 runs all parts in this process."""
+    part: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Run only these parts, one after the other in this process: base-stability, base-fidelity, rlvr-train, and so on."""
     threads: int | None = Field(default=None, gt=0)
-    """CPU threads of each part; the cores divided by the jobs when not given."""
+    """CPU threads of each process; the cores divided by the jobs when not given."""
+
+    @field_validator("part", mode="before")
+    @classmethod
+    def _accept_one_part(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
 
     @property
     def folder(self) -> Path:

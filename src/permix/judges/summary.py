@@ -30,7 +30,7 @@ from permix.judges.validation import INJECTION_FORMS
 from permix.metrics import judge_scores, statistics
 from permix.metrics.judge_scores import SCORE_CLASSES, PersonaBootstrap
 from permix.metrics.statistics import Array
-from permix.metrics.training_seeds import SeedDifference, SeedPairing, SeedValues, cover_seed_differences
+from permix.metrics.training_seeds import SeedDifference, SeedPairing, SeedValues, cover_seed_differences, limit_ends
 from permix.types import Estimate, JudgeControl, Record
 
 
@@ -160,7 +160,10 @@ def score_change_over_seeds(
     )
     values = SeedValues(value_S[:, 0], replicate_S_R)
     one, two = values.seeds(slice(None, len(first))), values.seeds(slice(len(first), None))
-    return cover_seed_differences(over_personas, one, two, pairing, is_relative=change is statistics.relative_change)
+    difference = cover_seed_differences(over_personas, one, two, pairing, is_relative=change is statistics.relative_change)
+    least, most = SCORE_CLASSES[0], SCORE_CLASSES[-1]
+    ends = [float(change(a, b)) for a, b in ((least, most), (most, least))]
+    return difference.model_copy(update={"over_seeds": limit_ends(difference.over_seeds, *ends)})
 
 
 def _common_scores(runs: Sequence[JudgeResults]) -> Array:

@@ -76,7 +76,8 @@ class SeedVarianceComponents(Record):
 
 
 class SeedDifference(Record):
-    """A number with its interval over questions, and with its interval over questions and training seeds.
+    """A number with its interval over questions, and with its interval over questions and training seeds; a judge's score has
+    personas in place of questions.
 
     `p` is the two-sided p of the value 0 over questions and seeds: it is below .05 if that interval excludes 0. With one seed,
     `over_seeds` has no ends, and there is no p. `components` are None where nothing can be resampled or drawn.
@@ -158,9 +159,8 @@ def cover_seed_differences(
     `is_relative`: the number is the relative change of the means over seeds, (other − first) / first. Its variances are those of
     other / m − (k / m) first, with m the mean of first and k the ratio of the means: the ratio's first-order approximation.
     """
-    if is_relative and over_questions.value is not None:
-        mean, ratio = float(first.value_S.mean()), float(other.value_S.mean()) / float(first.value_S.mean())
-        first, other = first.scaled(ratio / mean), other.scaled(1 / mean)
+    if is_relative and (mean := float(first.value_S.mean())) > 0:  # without it the change has no value
+        first, other = first.scaled(float(other.value_S.mean()) / mean**2), other.scaled(1 / mean)
     if pairing == "unpaired":
         return cover_training_seeds(over_questions, [other, SeedValues(-first.value_S, -first.replicate_S_R)], noise)
     difference = SeedValues(other.value_S - first.value_S, other.replicate_S_R - first.replicate_S_R)

@@ -3,7 +3,7 @@
 Both trainings use the same plan seed. Plain RLVR asks every question without a persona. PerMix-RLVR asks most of them under a
 persona, and replays the base model's in-character answers. All evaluations use held-out personas and questions. Each part is a
 stage with its own run directory: an interrupted quickstart resumes where it stopped, and the config.json of a part runs that
-part alone. Several parts run at the same time, each in its own process.
+part alone. Several processes run at the same time; each trains or evaluates one model.
 """
 
 import contextlib
@@ -76,7 +76,7 @@ START_UP_CPU_SECONDS = 8.0
 
 
 MAX_JOBS, JOB_BYTES = 3, 6 * 10**9
-"""Most parts that can run at the same time, and the memory that one may need: a training takes 4.3 GB."""
+"""Most processes that run at the same time, and the memory that one may need: a training takes 4.3 GB."""
 
 
 class QuickstartPart(NamedTuple):
@@ -195,8 +195,8 @@ def quickstart_parts(config: QuickstartConfig) -> list[QuickstartPart]:
 def run_quickstart(config: QuickstartConfig) -> None:
     """Run or resume the quickstart; print its table and write `report/` in `config.folder`.
 
-    Raises ConfigError if another process runs it. If parts that run in their own processes fail, raises an error with the exit
-    code that theirs have in common, after the others have ended.
+    Raises ConfigError if another process runs it. If other processes that run parts fail, raises an error with the exit code that
+    theirs have in common, after the others have ended.
     """
     from permix.inference.hf import resolve_model_source
     from permix.pipelines.train import require_training_packages
@@ -204,15 +204,14 @@ def run_quickstart(config: QuickstartConfig) -> None:
     require_training_packages("the quickstart")
     parts = quickstart_parts(config)
     if config.part is not None:
-        for part in [_part_named(name, parts) for name in config.part]:
-            part.run()
-            release_memory()
+        _run_parts([_part_named(name, parts) for name in config.part])
         return
     size = FAST_SIZE if config.fast else FULL_SIZE
     jobs = config.jobs or default_jobs()
     with _claimed(config.folder) as claim:
+        at_a_time = "one process" if jobs == 1 else f"{jobs} processes at a time"
         print_status(
-            f"permix quickstart: {len(parts)} parts, {jobs} at a time, about {size.minutes} minutes on 2 cores; "
+            f"permix quickstart: {len(parts)} parts, {at_a_time}, about {size.minutes} minutes on 2 cores; "
             f"you may interrupt it at any time; start it again to go on. It writes to {config.folder}/"
         )
         print_status(f"get the model ({_model_name(config)})")
@@ -225,8 +224,21 @@ def run_quickstart(config: QuickstartConfig) -> None:
                 here.append(part)
         _run_here(here)
         if pending := [part for part in parts if part not in here]:
-            _run_in_processes(config, pending, min(jobs, len(pending)), claim)
+            _run_in_processes(config, pending, jobs, claim)
         _write_report(config, *quickstart_configs(config))
+
+
+def _run_parts(parts: Sequence[QuickstartPart]) -> None:
+    """Run all parts in this process. Raises the first error of a part after the others have run."""
+    failed = list[PermixError]()
+    for part in parts:
+        try:
+            part.run()
+        except PermixError as error:
+            failed.append(error)
+        release_memory()
+    if failed:
+        raise failed[0]
 
 
 def _part_named(name: str, parts: Sequence[QuickstartPart]) -> QuickstartPart:
@@ -249,7 +261,7 @@ def _claimed(folder: Path) -> Iterator[int]:
 
 
 def default_jobs() -> int:
-    """As many parts at a time as cores, or GPUs if there are any, and memory allow, at most `MAX_JOBS`."""
+    """As many processes at a time as cores, or GPUs if there are any, and memory allow, at most `MAX_JOBS`."""
     return max(1, min(MAX_JOBS, len(visible_gpus()) or len(os.sched_getaffinity(0)), memory_limit() // JOB_BYTES))
 
 
@@ -262,17 +274,18 @@ def _run_here(parts: Sequence[QuickstartPart]) -> None:
         release_memory()
 
 
-def _run_in_processes(config: QuickstartConfig, parts: Sequence[QuickstartPart], at_a_time: int, claim: int) -> None:
+def _run_in_processes(config: QuickstartConfig, parts: Sequence[QuickstartPart], jobs_at_a_time: int, claim: int) -> None:
     """Run parts in other processes; their output goes to logs/ in the quickstart's folder."""
     file = config.folder / QUICKSTART_FILE
     write_json(file, config.model_copy(update={"part": None, "jobs": None, "threads": None}))
-    more = thread_arguments(config.threads, at_a_time)
     processes = _divide_into_processes(parts)
+    at_a_time = min(jobs_at_a_time, len(processes))
+    more = thread_arguments(config.threads, at_a_time)
     job_of = {part.name: name for name, together in processes.items() for part in together}
     jobs = [
         Job(
             name, ["quickstart", str(file), "--part", *(part.config.out.name for part in together), *more],
-            config.folder / "logs" / f"{together[0].config.out.name}.txt",
+            config.folder / "logs" / f"{_log_name(together[0])}.txt",
             after=tuple({job_of[need]: None for part in together for need in part.after if job_of.get(need, name) != name}),
         )
         for name, together in processes.items()
@@ -289,6 +302,11 @@ def _run_in_processes(config: QuickstartConfig, parts: Sequence[QuickstartPart],
         if codes == {IncompleteRunError.exit_code}:
             raise IncompleteRunError(text, len(failed))
         raise ConfigError(text) if codes == {ConfigError.exit_code} else PermixError(text)
+
+
+def _log_name(part: QuickstartPart) -> str:
+    """The name of a process's log. It does not depend on which parts are pending, so that a resumed process goes on in it."""
+    return part.config.out.name if isinstance(part.config, TrainConfig) else f"{(part.config.label or '').lower()}-evaluations"
 
 
 def _divide_into_processes(parts: Sequence[QuickstartPart]) -> dict[str, list[QuickstartPart]]:

@@ -142,7 +142,7 @@ def plot_persona_accuracy(summaries: Mapping[str, StabilitySummary], path: Path,
         _plot_no_persona_level(ax, [one.baseline for one in of_group], style)
         for id, row in row_of.items():
             accuracies = [persona.accuracy for one in of_group for persona in one.personas if persona.id == id]
-            _plot_interval_or_range(ax, accuracies, row + offset, style)
+            _plot_interval_or_range(ax, accuracies, row + offset, style, n_seeds=len(group))
     ax.set_yticks(range(len(row_of)), [safe(id, 30) for id in row_of])
     ax.set_ylim(len(row_of) - 0.4, -0.6)
     ax.grid(visible=False, axis="y")
@@ -342,13 +342,13 @@ def _persona_order(summaries: Sequence[StabilitySummary]) -> list[str]:
     return sorted(accuracy, key=lambda id: (id not in first, -accuracy[id], id))
 
 
-def _plot_interval_or_range(ax: Axes, estimates: Sequence[Estimate], row: float, style: Style) -> None:
+def _plot_interval_or_range(ax: Axes, estimates: Sequence[Estimate], row: float, style: Style, *, n_seeds: int) -> None:
     """One model: its value and interval. Several seeds: a small mark for each, and their mean with a bar over their range."""
     values = _known_values(estimates)
     if not values:
         return
     mean = math.fsum(values) / len(values)
-    if len(estimates) == 1:
+    if n_seeds == 1:
         bar = theme.error_bar_lengths(estimates[0])
     else:
         bar = [[mean - min(values)], [max(values) - mean]]

@@ -46,7 +46,7 @@ UPPER_SHARE = 0.8
 ASSUMED_SHARED_NOISE = 0.5
 """The share of the question noise that all seeds have in common; used where one seed does not show it.
 
-Source: the differences of RLVR and PerMix-RLVR with three seeds in docs/results.md (mean accuracy and identifiability).
+Source: the differences of RLVR and PerMix-RLVR with three seeds in docs/history/training.md (mean accuracy and identifiability).
 """
 
 

@@ -76,7 +76,7 @@ UNTRUSTED_JUDGE_TEXT = (
 DIFFERENCES_NOTE = (
     "Arm − other, as means over the training seeds, paired by persona and question (a judge's scores by persona), with 95 % "
     "intervals over questions (over personas). If the seeds of two arms differ, those that both have are compared. From two "
-    "seeds on, the interval over questions and training seeds is below with its p; where a measure has none, the note says "
+    "seeds on, the interval over training seeds too is below with its p; where a measure has none, the note says "
     f'"{SEEDS_NOT_COVERED}". Where the widest interval includes 0, no difference was shown. '
     f"{UNTRUSTED_MARK}: {UNTRUSTED_JUDGE_TEXT}."
 )
