@@ -100,7 +100,7 @@ def build_document(
     the caller; `differences` are those of `reference_differences`.
     """
     figures = {file: Figure(file, description, chart_name(file)) for file, description in figure_captions.items()}
-    headline, *details = summary_text.result_sentences(models, comparisons)
+    main_sentence, *details = summary_text.result_sentences(models, comparisons)
     rows = [model.row for model in models]
     main_table, all_models = tables.front_table(methods, pooled, rows), tables.models_table(rows)
     return Document(
@@ -108,7 +108,7 @@ def build_document(
         caption=caption,
         claim=build_claim(methods, differences, pooled),
         warnings="\n>\n".join([*summary_text.incomplete_run_warnings(models), *summary_text.comparison_warnings(comparisons)]),
-        details="\n\n".join([headline, "\n".join(details)]).rstrip(),
+        details="\n\n".join([main_sentence, "\n".join(details)]).rstrip(),
         main_table=main_table,
         footnotes=excerpts.build_footnotes(models),
         front_figures=_figures_of_chart(figures, "tradeoff"),

@@ -71,12 +71,12 @@ TRUST_MARKS_LEGEND = " ".join(TRUST_MARK_MEANINGS.values())
 
 
 def untrusted_judge_sentences(name: str, run: JudgedRun) -> list[str]:
-    """Return sentences for the headline: for each judge that is not trusted, that its number means nothing for this model."""
+    """Return sentences: for each judge that is not trusted, that its number means nothing for this model."""
     return [_untrusted_judge_sentence(name, run.kind, one) for one in run.judges.values() if not one.discriminates_persona]
 
 
 def trusted_judge_phrases(name: str, run: JudgedRun) -> list[str]:
-    """Return phrases for the headline of a single model, one for each trusted judge."""
+    """Return phrases for the main sentence about a single model, one for each trusted judge."""
     return [
         f"{md_label(name)}: judge {md_label(one.label)} distinguishes personas "
         f"({score_name(run.kind, one.tasks)} {one.persona_score})"
@@ -86,7 +86,7 @@ def trusted_judge_phrases(name: str, run: JudgedRun) -> list[str]:
 
 
 def score_change_phrases(differences: Iterable[JudgeScoreDifference]) -> list[str]:
-    """Return phrases for the headline of a comparison, one for each judge that is trusted on both models."""
+    """Return phrases for the main sentence about a comparison, one for each judge that is trusted on both models."""
     return [
         f"{one.score_name} by judge {md_label(one.scores.judge)} {difference_direction(one.scores.persona_score)}"
         for one in differences
@@ -135,13 +135,13 @@ _SIGNIFICANCE_LEVEL = 0.05
 
 
 def result_sentences(models: Sequence[ModelRuns], comparisons: Sequence[Comparison]) -> list[str]:
-    """Return the headline, which is one sentence, then a sentence with numbers for each model and each comparison."""
+    """Return the main sentence, then a sentence with numbers for each model and each comparison."""
     stability = [_stability_sentence(model) for model in models if model.stability is not None]
     judged = [line for model in models for run in model.judged_runs for line in judge_sentences(model.label, run)]
     strategies = [_strategy_sentence(model.label, summary) for model in models for summary in model.strategies]
     compared = [_comparison_sentence(one) for one in comparisons]
     lines = [*stability, *judged, *strategies, *compared]
-    return [_headline(models, comparisons), *(f"- {line}" for line in lines if line)]
+    return [_main_sentences(models, comparisons), *(f"- {line}" for line in lines if line)]
 
 
 def comparison_warnings(comparisons: Sequence[Comparison]) -> list[str]:
@@ -221,13 +221,13 @@ def incomplete_run_warnings(models: Sequence[ModelRuns]) -> list[str]:
     return incomplete + failed + cut_off + chosen + [f"> **Not measured**: {md_label(reason, 400)}." for reason in reasons]
 
 
-def _headline(models: Sequence[ModelRuns], comparisons: Sequence[Comparison]) -> str:
-    """Return the headline, with a sentence for each judge that is not trusted."""
+def _main_sentences(models: Sequence[ModelRuns], comparisons: Sequence[Comparison]) -> str:
+    """Return the main sentence, with a sentence for each judge that is not trusted."""
     untrusted = [line for model in models for run in model.judged_runs for line in untrusted_judge_sentences(model.label, run)]
-    return "**" + " ".join([_headline_sentence(models, comparisons), *(f"{line}." for line in untrusted)]) + "**"
+    return "**" + " ".join([_main_text(models, comparisons), *(f"{line}." for line in untrusted)]) + "**"
 
 
-def _headline_sentence(models: Sequence[ModelRuns], comparisons: Sequence[Comparison]) -> str:
+def _main_text(models: Sequence[ModelRuns], comparisons: Sequence[Comparison]) -> str:
     """Return one sentence in words for each model that is the first of a comparison."""
     phrases: dict[str, list[str]] = {}
     for one in comparisons:
@@ -497,7 +497,7 @@ def _comparison_claim(pair: ComparisonPair, base: ReportMethod | None, numbers: 
     names = f"{md_label(one.name)}{_ROLE_DESCRIPTIONS[one.role]} against {md_label(other.name)}{_ROLE_DESCRIPTIONS[other.role]}"
     cards = _comparison_cards(pair, change, pooled, reference_pooled)
     return ReportClaim(
-        _comparison_headline(md_label(one.name), md_label(other.name), cards, _one_seed_text(change, one, other)),
+        _comparison_claim_sentence(md_label(one.name), md_label(other.name), cards, _one_seed_text(change, one, other)),
         _join_support(
             names,
             findings or [Finding("they have no measure in common")],
@@ -523,7 +523,7 @@ def _one_seed_text(change: MethodDifference, one: ReportMethod, other: ReportMet
     return f"With one training seed{' each' if len(seeds) > 1 else ''}, " if set(seeds) == {1} else ""
 
 
-def _comparison_headline(name: str, against: str, cards: Sequence[ResultCard], one_seed: str) -> str:
+def _comparison_claim_sentence(name: str, against: str, cards: Sequence[ResultCard], one_seed: str) -> str:
     """Return the sentence: in what the first method is better, in what it is worse, and where no difference is shown."""
     better, worse, equal = (
         [card.topic for card in cards if card.verdict == verdict] for verdict in (_BETTER, _WORSE, NOT_SIGNIFICANT)
@@ -676,7 +676,7 @@ def _no_persona_verdict(models: Sequence[ModelRuns]) -> str:
     }.get(direction, "not compared with no persona")  # fmt: skip
 
 
-def _single_headline(
+def _single_claim_sentence(
     name: str, pooled: PooledMethod, cards: Sequence[ResultCard], stable: Sequence[ModelRuns], pss_reason: str | None
 ) -> str:
     """Return the sentence on one method: whether personas change its accuracy, and whether they are distinguished."""
@@ -906,7 +906,7 @@ def _single_method_claim(method: ReportMethod, numbers: MethodNumbers) -> Report
     cards = _single_method_cards(method, pooled)
     name = md_label(method.name)
     return ReportClaim(
-        _single_headline(name, pooled, cards, stable, method.pss_reason),
+        _single_claim_sentence(name, pooled, cards, stable, method.pss_reason),
         _join_support(f"{name}{_ROLE_DESCRIPTIONS[method.role]}", findings, remarks),
         cards,
     )
