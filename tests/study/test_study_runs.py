@@ -248,6 +248,9 @@ def run_paper(folder: Path, model: Path, capsys: pytest.CaptureFixture[str], *, 
     assert "published +21.2 %" in text
     assert "published +11.4 %" in text
     assert "PersonaScore, judge judge †" in text  # it scores by length
+    headings = (out / "report" / "tables" / "study-overview.csv").read_text(encoding="utf-8").splitlines()[0]
+    for one in ("PSS, math500", "best of 2, math500", "PSS, aime24", "identifiability, character", "judge †, personagym"):
+        assert one in headings
     further = {"aime24", "livecodebench"} if with_code else {"aime24"}
     assert {path.parent.name for path in (out / "report").glob("*/index.html")} == further
 

@@ -1,5 +1,6 @@
 """The units of a study on disk, without a model: what is finished, refused and deleted, and what it all costs."""
 
+import csv
 import os
 import shutil
 from collections.abc import Sequence
@@ -378,6 +379,17 @@ def test_the_report_pools_seeds_compares_arms_and_sets_published_figures_beside(
     assert ours[0]["published"] == 0.212
     assert ours[1]["ours"]["value"] == pytest.approx(0.0)  # all speak alike
     text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    with (tmp_path / "report" / "tables" / "study-overview.csv").open(encoding="utf-8", newline="") as file:
+        overview = {row["arm"]: row for row in csv.DictReader(file)}
+    assert list(overview) == ["base", "RLVR", "PerMix"]
+    for evaluation in ("accuracy", "more"):
+        assert float(overview["RLVR"][f"mean, {evaluation}"]) == pytest.approx(0.55)
+        assert float(overview["PerMix"][f"best of 4, {evaluation}"]) == pytest.approx(0.8)
+    assert float(overview["base"]["identifiability, character"]) == pytest.approx(
+        table["study"]["evaluations"]["character"]["base"]["identifiability"]["value"]
+    )
+    assert "training tokens" not in overview["RLVR"]  # these runs have no log of tokens
+    assert "## All evaluations" in text
     assert "mean on accuracy, PerMix against RLVR: +45.5 % [" in text
     assert (
         "identifiability on character, PerMix against RLVR: +0.0 % [+0.0 %, +0.0 %]; the interval includes 0: no difference shown"

@@ -112,7 +112,7 @@ REPORT_FIGURE_FILES = re.compile(
 REPORT_TABLE_NAMES = re.compile(
     r"methods|method-differences|models|cells|personas_tidy|personas|wordings|contexts|strategies|identifiability|right-in-character"
     r"|recognisability|recognised|as-published|unjudged|drift|step-times|runs"
-    r"|(scores|differences|trial|agreement|interview|said)(-.+)?|runs-study"
+    r"|(scores|differences|trial|agreement|interview|said)(-.+)?|runs-study|study-overview"
 )
 """Names of the tables that a report may have."""
 

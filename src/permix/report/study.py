@@ -37,6 +37,7 @@ from permix.rendering.table import (
     Table,
     TableCell,
     difference_direction,
+    estimate_cell,
     label_cell,
     md_label,
     plain_text,
@@ -66,7 +67,7 @@ from permix.report.methods import (
     pool_context,
 )
 from permix.report.runs import ModelRuns, collect_models
-from permix.report.tables import front_table
+from permix.report.tables import front_table, pooled_identifiability_cell, pooled_measure_cell
 from permix.types import Estimate
 
 UNTRUSTED_JUDGE_TEXT = (
@@ -90,6 +91,11 @@ HEADLINES_NOTE = (
 CHOSEN_NOTE = "Only the arms and seeds that --only and --seeds chose; the report of the whole study is in report/."
 
 CONTEXTS_NOTE = "Within each context of the evaluation; the numbers of the arms are means over their training seeds."
+
+OVERVIEW_NOTE = (
+    "Every evaluation of the study, as means over an arm's training seeds. *Best of k*: the accuracy of the best persona if all "
+    "k are tried. Costs are those of one training, as means over the seeds."
+)
 
 PROGRESS_NOTE = "Every unit of the study, with its finished parts. The tables of this report hold what is finished."
 
@@ -234,6 +240,7 @@ class _StudyReport:
     @property
     def additions(self) -> ReportAdditions:
         sections = [
+            DocumentSection("study-overview", "All evaluations", OVERVIEW_NOTE, (self._overview_table(),)),
             *optional_section("published", "Published figures", self._headline_parts(), HEADLINES_NOTE),
             *optional_section(
                 "study-differences", "Differences between the arms", list(self._difference_parts()), DIFFERENCES_NOTE
@@ -398,6 +405,27 @@ class _StudyReport:
 
     # Other parts
 
+    def _overview_table(self) -> Table:
+        """A row for each arm, and the main measures of each evaluation as columns."""
+        arms = [self.arm_names[name] for name in (BASE_UNIT, *self.arms)]
+        found: dict[str, dict[str, TableCell]] = {arm: {} for arm in arms}
+        headings: dict[str, None] = {}
+        for page in self.pages:
+            for kind, evaluation in page.evaluations.items():
+                for arm in arms:
+                    if (method := page.method(arm)) is not None:
+                        cells = _overview_cells(method, page.numbers.pooled(method), kind, md_label(evaluation))
+                        found[arm] |= cells
+                        headings |= dict.fromkeys(cells)
+        costs = {arm: _cost_cells(method) for arm in arms if self.pages and (method := self.pages[0].method(arm)) is not None}
+        names = [*headings, *dict.fromkeys(name for cells in costs.values() for name in cells)]
+        rows = [
+            [label_cell(arm), *((found[arm] | costs.get(arm, {})).get(name, MISSING_CELL) for name in names)]
+            for arm in arms
+            if found[arm]
+        ]
+        return tabulate("study-overview", ["arm", *names], rows)
+
     def _further_sections(self) -> Iterator[DocumentSection]:
         for page in self.pages[1:]:
             table = front_table(page.methods, page.pooled, [model.row for model in page.models])
@@ -473,6 +501,48 @@ def _measures_of_kind(pooled: PooledMethod, kind: str) -> dict[str, Any]:
     if kind == "stability":
         return named | values | {"over_seeds": {name: one for name, one in over_seeds.items() if name not in of_character}}
     return named
+
+
+def _overview_cells(method: ReportMethod, pooled: PooledMethod, kind: str, evaluation: str) -> dict[str, TableCell]:
+    """The main measures of an evaluation of an arm, by heading."""
+    if kind.startswith("stability"):
+        curves = [model.stability.expected_best_of_k for model in method.models if model.stability is not None]
+        best = {f"best of {len(curves[0])}, {evaluation}": _mean_cell([curve[-1] for curve in curves])} if curves else {}
+        return {
+            f"PSS, {evaluation}": pooled_measure_cell(pooled, "pss"),
+            f"mean, {evaluation}": pooled_measure_cell(pooled, "mean"),
+            **best,
+        }
+    cells = {}
+    if kind == OPEN_ENDED_KIND:
+        cells[f"identifiability, {evaluation}"] = pooled_identifiability_cell(pooled)
+    judged = [(model.row, entry) for model in method.models for entry in model.row.judged if entry.kind == kind]
+    for name in dict.fromkeys(entry.name for _, entry in judged):
+        scores = [entry for _, entry in judged if entry.name == name]
+        mark = "" if all(entry.discriminates_persona for entry in scores) else f" {UNTRUSTED_MARK}"
+        cells[f"{md_label(name)}{mark}, {evaluation}"] = _mean_cell([entry.persona_score for entry in scores])
+    return cells
+
+
+def _cost_cells(method: ReportMethod) -> dict[str, TableCell]:
+    """What a training of the arm took, as means over its seeds; nothing for the untrained model."""
+    rows = [model.row for model in method.models]
+    found: dict[str, list[float]] = {
+        "training tokens": [row.train_tokens for row in rows if row.train_tokens is not None],
+        "training CPU s": [row.train_cpu_s for row in rows if row.train_cpu_s is not None],
+    }
+    means = {name: sum(values) / len(values) for name, values in found.items() if values}
+    return {name: trusted_cell(f"{round(mean):,}".replace(",", " "), number=mean) for name, mean in means.items()}
+
+
+def _mean_cell(estimates: Sequence[Estimate]) -> TableCell:
+    """The estimate of one model with its interval, or the mean over several models without one."""
+    values = [one.value for one in estimates if one.value is not None]
+    if len(estimates) == 1 or not values:
+        return estimate_cell(estimates[0] if estimates else None)
+    mean = Estimate(value=sum(values) / len(values), n=max(one.n for one in estimates))
+    note = f"mean of {len(values)} training seeds, {min(values):.2f} to {max(values):.2f}"
+    return trusted_cell(mean.format_value(2), note, mean)
 
 
 def divide_into_pages(base: StudyUnit) -> list[dict[str, str]]:

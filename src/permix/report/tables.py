@@ -585,13 +585,10 @@ def front_table(methods: Sequence[ReportMethod], pooled: Sequence[PooledMethod],
 def _method_row(method: ReportMethod, pooled: PooledMethod, row: ModelRow | None, judges: Mapping[str, str]) -> list[TableCell]:
     sourced = partial(_with_method_sources, method)
     scores = [MISSING_CELL if row is None else sourced(judge_score_cell(row, name), kind) for name, kind in judges.items()]
-    cells = {
-        one.name: _with_seed_interval(_pooled_cell(pooled.measures.get(one.name), pooled.reasons), pooled, one.name)
-        for one in measures_in("method_table")
-    }
+    cells = {one.name: pooled_measure_cell(pooled, one.name) for one in measures_in("method_table")}
     first, *others = (sourced(_explained(cell, name, method.pss_reason), "stability") for name, cell in cells.items())
     both = sourced(_pooled_cell(pooled.right_in_character, pooled.right_in_character_reasons), "stability")
-    characters = [_pooled_identifiability_cell(pooled), _with_chance(estimate_cell(pooled.recognisability), pooled.chance)]
+    characters = [pooled_identifiability_cell(pooled), _with_chance(estimate_cell(pooled.recognisability), pooled.chance)]
     shown_characters = (sourced(cell, OPEN_ENDED_KIND) for cell in characters)
     return [_method_name_cell(method), first, both, *shown_characters, *scores, *others]
 
@@ -611,7 +608,13 @@ def _pooled_cell(estimate: Estimate | None, reasons: Sequence[str]) -> TableCell
     return TableCell("not pooled", one_line("; ".join(reasons), DETAILS_WIDTH)) if reasons else estimate_cell(estimate)
 
 
-def _pooled_identifiability_cell(pooled: PooledMethod) -> TableCell:
+def pooled_measure_cell(pooled: PooledMethod, name: str) -> TableCell:
+    """Return a measure of stability of a method, with its interval over training seeds in the note."""
+    return _with_seed_interval(_pooled_cell(pooled.measures.get(name), pooled.reasons), pooled, name)
+
+
+def pooled_identifiability_cell(pooled: PooledMethod) -> TableCell:
+    """Return the identifiability of a method, with its interval over training seeds in the note."""
     cell = _pooled_cell(pooled.identifiability, pooled.fidelity_reasons)
     if cell.number is None:
         return cell
