@@ -263,4 +263,6 @@ def test_recognisability_has_an_interval_over_seeds(study: dict[str, ReportMetho
     assert cells["recognisability"][-2:] == ["no difference shown", "2 of each, paired"]
     relative = method_difference(one, other, statistics.relative_change)
     assert value(relative.recognisability) == pytest.approx(0.7 / 0.25 - 1)
-    assert relative.over_seeds == {}
+    # To first order a seed's value is .6 / .25 − 2.8 × .2 / .25 = .16, and of the other seed −.16: 1.8 ± 12.7 × .16.
+    assert relative.over_seeds["recognisability"].over_seeds.low == pytest.approx(1.8 - 12.7062 * 0.16, abs=1e-4)
+    assert relative.over_seeds["recognisability"].over_seeds.high == pytest.approx(1.8 + 12.7062 * 0.16, abs=1e-4)
