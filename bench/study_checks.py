@@ -17,7 +17,6 @@ A unit counts if it has all of `NEEDED`, which a study of docs/study.md gives to
 
 import argparse
 import itertools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from permix.metrics.posterior import posterior_estimates
 from permix.metrics.stability import joint_persona_effect_p
 from permix.metrics.statistics import Array, mean_over_samples
 from permix.storage.files import read_json
+from permix.training.run_log import read_training_log
 
 SIMULATED_GRIDS = 30
 
@@ -102,7 +102,7 @@ def mean_accuracies(units: Sequence[Path], evaluation: str) -> Array:
 
 def dev_curve(units: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """For each step: the means over units of the dev evaluation, and in how many units that step is the best one."""
-    lines = [[json.loads(line) for line in (unit / "train" / "dev_eval.jsonl").read_text("utf-8").splitlines()] for unit in units]
+    lines = [read_training_log(unit / "train" / "dev_eval.jsonl") for unit in units]
     best = [of_unit[-1]["best_step"] for of_unit in lines]
     for step in sorted({line["step"] for of_unit in lines for line in of_unit}):
         at_step = [line for of_unit in lines for line in of_unit if line["step"] == step]
@@ -112,13 +112,13 @@ def dev_curve(units: Sequence[Path]) -> Iterator[dict[str, Any]]:
 
 def cut_off_rollouts(unit: Path) -> tuple[float, float]:
     """The shares of rollouts that were cut off, in the first `EARLY_STEPS` steps and in the later ones; NaN without steps."""
-    lines = [json.loads(line) for line in (unit / "train" / "log.jsonl").read_text("utf-8").splitlines()]
+    lines = read_training_log(unit / "train" / "log.jsonl")
     share_T = np.array([line["truncated"] for line in lines if "truncated" in line], dtype=float)
     first, later = (float(part.mean()) if part.size else float("nan") for part in np.split(share_T, [EARLY_STEPS]))
     return first, later
 
 
-def show_arm(study: Path, arm: str, units: Sequence[Path]) -> None:
+def show_arm(arm: str, units: Sequence[Path]) -> None:
     """The figures of one arm."""
     stability = [read_json(unit / "accuracy" / "metrics.json") for unit in units]
     grids_P_Q = [mean_over_samples(read_stability_grid(unit / "accuracy").correct_P_Q_S) for unit in units]
@@ -129,16 +129,14 @@ def show_arm(study: Path, arm: str, units: Sequence[Path]) -> None:
         show("dev_curve_worst", point["worst"], arm=arm, **{name: value for name, value in point.items() if name != "worst"})
     shares = np.array([cut_off_rollouts(unit) for unit in units])
     for name, share_S in zip(("first", "later"), shares.T, strict=True):
-        show(
-            "cut_off_rollouts",
-            float(share_S.mean()),
-            arm=arm,
-            steps=name,
-            min=round(share_S.min(), 3),
-            max=round(share_S.max(), 3),
-        )
+        show_range("cut_off_rollouts", share_S, arm=arm, steps=name)
     cut = [read_json(unit / "character" / "metrics.json")["unjudged"]["truncated_share"]["value"] for unit in units]
-    show("cut_off_open_answers", float(np.mean(cut)), arm=arm, min=round(min(cut), 3), max=round(max(cut), 3))
+    show_range("cut_off_open_answers", np.array(cut), arm=arm)
+
+
+def show_range(figure: str, value_S: Array, **about: object) -> None:
+    """The mean over seeds, the least and the greatest."""
+    show(figure, float(value_S.mean()), **about, min=round(float(value_S.min()), 3), max=round(float(value_S.max()), 3))
 
 
 def show_spread_of_seeds(arms: Mapping[str, Sequence[Path]], evaluation: str) -> None:
@@ -160,7 +158,6 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(prog="python -m bench.study_checks", description=(__doc__ or "").partition(":")[0])
     options.add_argument("study", type=Path, help="the study's folder; `python -m bench.archive unpack` writes a recorded one")
     options.add_argument("--arms", nargs=2, default=["rlvr", "permix"])
-    options.add_argument("--skip-simulation", action="store_true", help="leave out pss_without_effect, which takes minutes")
     return options
 
 
@@ -169,19 +166,18 @@ def main() -> None:
     units = common_units(given.study, given.arms)
     arms = dict(zip(given.arms, units, strict=True))
     for arm, of_arm in arms.items():
-        show_arm(given.study, arm, of_arm)
+        show_arm(arm, of_arm)
     for evaluation in ("accuracy", "dev-accuracy"):
         show_spread_of_seeds(arms, evaluation)
     own = [np.array([own_identifiability(unit) for unit in of_arm]) for of_arm in units]
     base = own_identifiability(given.study / "base")
     show("identifiability_own_answers", float(own[1].mean() - own[0].mean()), arms=given.arms, **paired_difference(*own),
          means=[round(float(each.mean()), 4) for each in own], base=round(base, 4), seeds=len(own[0]))  # fmt: skip
-    if not given.skip_simulation:
-        grid = read_stability_grid(units[0][0] / "accuracy")
-        personas, questions = len(grid.persona_ids), len(grid.question_ids)
-        found = pss_without_effect(personas, questions, SIMULATED_GRIDS)
-        show("pss_without_effect", float(found.mean()), sd=round(float(found.std(ddof=1)), 4), grids=len(found),
-             personas=personas, questions=questions, accuracy=ACCURACY, shares=SHARES)  # fmt: skip
+    grid = read_stability_grid(units[0][0] / "accuracy")
+    personas, questions = len(grid.persona_ids), len(grid.question_ids)
+    found = pss_without_effect(personas, questions, SIMULATED_GRIDS)
+    show("pss_without_effect", float(found.mean()), sd=round(float(found.std(ddof=1)), 4), grids=len(found),
+         personas=personas, questions=questions, accuracy=ACCURACY, shares=SHARES)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -223,7 +223,7 @@ class JobsDisplay:
     def __init__(self, sizes: Mapping[str, JobSize]) -> None:
         self._sizes = sizes
         self._started = self._shown_at = time.monotonic()
-        self._counting: set[str] = set()  # jobs that have shown a count, of whatever
+        self._counting: set[str] = set()  # jobs that have shown a count of any bar, so have loaded
         self._fractions: dict[tuple[str, str], float] = {}  # done of a job's bar, 0 to 1
         self._fractions_before: dict[tuple[str, str], float] = {}  # done by an earlier process
         self._shown: dict[str, str] = {}
@@ -274,6 +274,7 @@ class JobsDisplay:
 
     def finish(self, name: str) -> None:
         """Count a job as done."""
+        self._counting.add(name)
         for bar in self._bars_of(name):
             self._fractions_before.setdefault(bar, 0.0)
             self._fractions[bar] = 1.0
@@ -312,15 +313,14 @@ class JobsDisplay:
         """The time left in total. Only what was done since the start enters the estimate of the speed."""
         left = done_now = 0.0
         for name, size in self._sizes.items():
-            bars = self._bars_of(name)
-            if name in self._counting or any(bar in self._fractions for bar in bars):
+            if name in self._counting:
                 done_now += size.start_up
             else:
                 left += size.start_up
-            for bar in bars:
+            for bar, weight in zip(self._bars_of(name), size.bars.values(), strict=True):
                 done = self._fractions.get(bar, 0.0)
-                left += size.bars[bar[1]] * (1 - done)
-                done_now += size.bars[bar[1]] * (done - self._fractions_before.get(bar, 0.0) if bar in self._fractions else 0.0)
+                left += weight * (1 - done)
+                done_now += weight * (done - self._fractions_before.get(bar, 0.0))
         if done_now <= 0 or done_now < MIN_DONE * (done_now + left):
             return ""
         return f"{format_duration(left * (time.monotonic() - self._started) / done_now)} left in total"

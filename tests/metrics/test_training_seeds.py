@@ -8,6 +8,7 @@ from permix.metrics.measures import MEASURE_VIEWS
 from permix.metrics.posterior import AccuracyGrid
 from permix.metrics.power import power_over_seeds, scale_questions
 from permix.metrics.stability import pool_over_seeds, pool_stability, seed_differences, stability_differences
+from permix.metrics.statistics import relative_change
 from permix.metrics.training_seeds import (
     SeedValues,
     SeedVarianceComponents,
@@ -122,14 +123,16 @@ def test_p_is_below_the_level_where_the_interval_excludes_zero() -> None:
 def test_a_relative_change_has_the_variance_of_its_first_order_approximation() -> None:
     # Means .5 and .6: ratio 1.2. The values of a seed are .6 / .5 − 1.2 y / .5: .24 and −.24, standard error .24.
     first, other = (SeedValues(np.array(values), np.array([values] * 3).T) for values in ([0.4, 0.6], [0.6, 0.6]))
-    found = cover_seed_differences(Estimate(value=0.2, low=0.2, high=0.2, n=9), first, other, "paired", is_relative=True)
+    found = cover_seed_differences(Estimate(value=0.2, low=0.2, high=0.2, n=9), first, other, "paired", change=relative_change)
     assert found.over_seeds.low == pytest.approx(0.2 - t.ppf(0.975, 1) * 0.24)
     assert found.over_seeds.high == pytest.approx(0.2 + t.ppf(0.975, 1) * 0.24)
-    unpaired = cover_seed_differences(Estimate(value=0.2, low=0.2, high=0.2, n=9), first, other, "unpaired", is_relative=True)
+    unpaired = cover_seed_differences(
+        Estimate(value=0.2, low=0.2, high=0.2, n=9), first, other, "unpaired", change=relative_change
+    )
     assert unpaired.over_seeds == found.over_seeds  # the other method's seeds do not differ
     nothing = Estimate(value=None, n=0)
     zero = SeedValues(np.zeros(2), np.zeros((2, 3)))
-    assert cover_seed_differences(nothing, zero, other, "paired", is_relative=True).over_seeds == nothing
+    assert cover_seed_differences(nothing, zero, other, "paired", change=relative_change).over_seeds == nothing
 
 
 def test_ends_stay_within_what_is_possible() -> None:

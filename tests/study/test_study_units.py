@@ -13,7 +13,7 @@ import pytest
 from permix.config import StudyConfig, StudyUnit, build_config
 from permix.errors import ConfigError, DataError, PermixError
 from permix.judges.results import JudgeResults, JudgeUsage
-from permix.judges.summary import pooled_score_change, score_change_over_seeds
+from permix.judges.summary import score_change_over_seeds
 from permix.metrics import statistics
 from permix.metrics.stability import stability_differences
 from permix.pipelines import study_units
@@ -599,21 +599,23 @@ def results(*scores: int) -> JudgeResults:
 
 def test_a_judges_scores_are_pooled_over_seeds_by_hand() -> None:
     first, other = [results(2, 4, 3, 3), results(4, 4, 3, 5)], [results(4, 4, 4, 4), results(5, 5, 5, 5)]  # means 3, 4; 4, 5
-    difference = pooled_score_change(first, other, seed=0, resamples=200)
+    difference = score_change_over_seeds(first, other, "paired", seed=0, resamples=200).over_questions
     assert difference.value == pytest.approx(1.0)
     assert difference.n == 4
-    relative = pooled_score_change(first, other, seed=0, resamples=200, change=statistics.relative_change)
+    relative = score_change_over_seeds(
+        first, other, "paired", seed=0, resamples=200, change=statistics.relative_change
+    ).over_questions
     assert relative.value == pytest.approx(4.5 / 3.5 - 1)
     assert relative.low is not None
     assert relative.low > 0
-    assert pooled_score_change([results(3)], [results()], seed=0, resamples=200).value is None
+    assert score_change_over_seeds([results(3)], [results()], "paired", seed=0, resamples=200).over_questions.value is None
 
 
 def test_a_judges_scores_have_an_interval_over_training_seeds_by_hand() -> None:
     # The mean scores of the seeds are 2, 3 and 3 against 4, 4 and 3: differences 2, 1 and 0, standard error 1 / √3.
     first, other = [results(2, 2), results(3, 3), results(3, 3)], [results(4, 4), results(4, 4), results(3, 3)]
     found = score_change_over_seeds(first, other, "paired", seed=0, resamples=50)
-    assert found.over_questions == pooled_score_change(first, other, seed=0, resamples=50)
+    assert found.over_questions.value == found.over_questions.low == found.over_questions.high == pytest.approx(1.0)
     assert found.over_seeds.low == pytest.approx(1 - 4.30265 / 3**0.5, abs=1e-5)  # t with two degrees of freedom
     assert found.over_seeds.high == pytest.approx(1 + 4.30265 / 3**0.5, abs=1e-5)
     assert score_change_over_seeds(first[:1], other[:1], "paired", seed=0, resamples=50).over_seeds.low is None

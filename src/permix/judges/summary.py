@@ -30,7 +30,7 @@ from permix.judges.validation import INJECTION_FORMS
 from permix.metrics import judge_scores, statistics
 from permix.metrics.judge_scores import SCORE_CLASSES, PersonaBootstrap
 from permix.metrics.statistics import Array
-from permix.metrics.training_seeds import SeedDifference, SeedPairing, SeedValues, cover_seed_differences, limit_ends
+from permix.metrics.training_seeds import SeedDifference, SeedPairing, SeedValues, cover_seed_differences
 from permix.types import Estimate, JudgeControl, Record
 
 
@@ -112,29 +112,6 @@ def measure_score_difference(first: JudgeResults, other: JudgeResults, *, seed: 
     )
 
 
-def pooled_score_change(
-    first: Sequence[JudgeResults],
-    other: Sequence[JudgeResults],
-    *,
-    seed: int,
-    resamples: int,
-    change: statistics.Change = np.subtract,
-) -> Estimate:
-    """The change of a judge's mean score from `first` to `other`, each the mean over the runs of a model's training seeds.
-
-    Only answers with a score in all runs count. All runs share the draws of personas; n is the number of personas.
-    """
-    score_S_P_U_Q = _common_scores([*first, *other])
-    if not (P := score_S_P_U_Q.shape[1]):
-        return Estimate(value=None, n=0)
-
-    def measure(counts_R_P: Array) -> Array:
-        value_S_R = np.stack([judge_scores.persona_score(one, counts_R_P) for one in score_S_P_U_Q])
-        return change(value_S_R[len(first) :].mean(axis=0), value_S_R[: len(first)].mean(axis=0))
-
-    return PersonaBootstrap(P, seed, resamples).estimate(measure, P)
-
-
 def score_change_over_seeds(
     first: Sequence[JudgeResults],
     other: Sequence[JudgeResults],
@@ -144,33 +121,32 @@ def score_change_over_seeds(
     resamples: int,
     change: statistics.Change = np.subtract,
 ) -> SeedDifference:
-    """`pooled_score_change` over personas, and over personas and training seeds.
+    """The change of a judge's mean score from `first` to `other`, each the mean over the runs of a model's training seeds: over
+    personas, and over personas and training seeds.
 
-    With the pairing "paired" the runs of both have the same seeds in the same order.
+    Only answers with a score in all runs count. All runs share the draws of personas; n is the number of personas. With the
+    pairing "paired" the runs of both have the same seeds in the same order.
     """
-    over_personas = pooled_score_change(first, other, seed=seed, resamples=resamples, change=change)
-    if over_personas.value is None:
-        return SeedDifference(over_questions=over_personas, over_seeds=over_personas)
-    score_S_P_U_Q = _common_scores([*first, *other])
-    P = score_S_P_U_Q.shape[1]
-    draws = PersonaBootstrap(P, seed, resamples)
+    scores = [one.scores["none"] for one in (*first, *other)]
+    grid = AnswerKeyGrid(key for key in scores[0] if all(key in one for one in scores))
+    if not (P := len(grid.persona_ids)):
+        nothing = Estimate(value=None, n=0)
+        return SeedDifference(over_questions=nothing, over_seeds=nothing)
+    score_P_U_Q = [grid.to_array(one) for one in scores]
     value_S, replicate_S_R = (
-        np.stack([judge_scores.persona_score(one, counts_R_P) for one in score_S_P_U_Q])
-        for counts_R_P in (np.ones((1, P)), draws.counts_R_P)
+        np.stack([judge_scores.persona_score(one, counts_R_P) for one in score_P_U_Q])
+        for counts_R_P in (np.ones((1, P)), PersonaBootstrap(P, seed, resamples).counts_R_P)
     )
     values = SeedValues(value_S[:, 0], replicate_S_R)
     one, two = values.seeds(slice(None, len(first))), values.seeds(slice(len(first), None))
-    difference = cover_seed_differences(over_personas, one, two, pairing, is_relative=change is statistics.relative_change)
+    over_personas = statistics.bootstrap_estimate(
+        float(change(two.value_S.mean(), one.value_S.mean())),
+        change(two.replicate_S_R.mean(axis=0), one.replicate_S_R.mean(axis=0)),
+        P,
+    )
     least, most = SCORE_CLASSES[0], SCORE_CLASSES[-1]
-    ends = [float(change(a, b)) for a, b in ((least, most), (most, least))]
-    return difference.model_copy(update={"over_seeds": limit_ends(difference.over_seeds, *ends)})
-
-
-def _common_scores(runs: Sequence[JudgeResults]) -> Array:
-    """score_S_P_U_Q: the scores of the answers that have one in all runs."""
-    scores = [one.scores["none"] for one in runs]
-    grid = AnswerKeyGrid(key for key in scores[0] if all(key in one for one in scores))
-    return np.stack([grid.to_array(one) for one in scores])
+    difference = cover_seed_differences(over_personas, one, two, pairing, change=change)
+    return difference.limited(float(change(least, most)), float(change(most, least)))
 
 
 def _compare_judges(first: str, second: str, score_J_P_N: Array, draws: PersonaBootstrap) -> JudgePair:

@@ -50,7 +50,7 @@ from permix.metrics.persona_classifier import (
     text_features,
 )
 from permix.metrics.statistics import Array, BootstrapResult
-from permix.metrics.training_seeds import SeedDifference, SeedPairing, SeedValues, cover_seed_differences, limit_ends
+from permix.metrics.training_seeds import SeedDifference, SeedPairing, SeedValues, cover_seed_differences
 from permix.types import Estimate, Record, require_unique, seed_from
 
 SampledTexts = Sequence[Sequence[Sequence[str | None]]]
@@ -360,8 +360,7 @@ def right_in_character_seed_difference(
     )["share"]  # fmt: skip
     values = SeedValues(drawn.value, drawn.replicates.T)
     one, two = values.seeds(slice(None, len(first))), values.seeds(slice(len(first), None))
-    difference = cover_seed_differences(over_questions, one, two, pairing)
-    return difference.model_copy(update={"over_seeds": limit_ends(difference.over_seeds, -1.0, 1.0)})
+    return cover_seed_differences(over_questions, one, two, pairing).limited(-1.0, 1.0)
 
 
 def swap_test_p(first: RightInCharacter, other: RightInCharacter, seed: int, n_swaps: int) -> float | None:

@@ -324,11 +324,11 @@ def seed_differences(
             continue
         one, two = values.seeds(slice(None, n_first)), values.seeds(slice(n_first, None))
         alone = over_questions.get(measure.name) or _difference_over_questions(measure, one, two, n)
-        difference = cover_seed_differences(alone, one, two, pairing, question_noise(measure), is_relative=is_relative)
+        difference = cover_seed_differences(alone, one, two, pairing, question_noise(measure), change)
         if is_relative:
-            difference = difference.model_copy(update={"over_seeds": limit_ends(difference.over_seeds, -1.0, np.inf)})
+            difference = difference.limited(-1.0, np.inf)
         elif measure.estimator != "hull":  # shares differ by at most 1
-            difference = difference.model_copy(update={"over_seeds": limit_ends(difference.over_seeds, -1.0, 1.0)})
+            difference = difference.limited(-1.0, 1.0)
         differences[measure.name] = difference
     return differences
 

@@ -28,7 +28,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import ndtri, stdtrit
 
-from permix.metrics.statistics import SIGNIFICANCE_LEVEL, Array
+from permix.metrics.statistics import SIGNIFICANCE_LEVEL, Array, Change, relative_change
 from permix.types import Estimate, Record
 
 MIN_P = 1e-12
@@ -87,6 +87,10 @@ class SeedDifference(Record):
     over_seeds: Estimate
     p: float | None = None
     components: SeedVarianceComponents | None = None
+
+    def limited(self, lowest: float, highest: float) -> "SeedDifference":
+        """The same with `over_seeds` between the smallest and the largest possible value."""
+        return self.model_copy(update={"over_seeds": limit_ends(self.over_seeds, lowest, highest)})
 
 
 def seed_variance_components(arms: Sequence[SeedValues]) -> SeedVarianceComponents:
@@ -151,15 +155,14 @@ def cover_seed_differences(
     other: SeedValues,
     pairing: SeedPairing,
     noise: QuestionNoise = "shared",
-    *,
-    is_relative: bool = False,
+    change: Change = np.subtract,
 ) -> SeedDifference:
-    """`cover_training_seeds` of other − first. With the pairing "paired" both have equally many seeds.
+    """`cover_training_seeds` of other − first, or of their relative change. With the pairing "paired" both have as many seeds.
 
-    `is_relative`: the number is the relative change of the means over seeds, (other − first) / first. Its variances are those of
-    other / m − (k / m) first, with m the mean of first and k the ratio of the means: the ratio's first-order approximation.
+    A relative change is that of the means over seeds, (other − first) / first. Its variances are those of other / m − (k / m)
+    first, with m the mean of first and k the ratio of the means: the ratio's first-order approximation.
     """
-    if is_relative and (mean := float(first.value_S.mean())) > 0:  # without it the change has no value
+    if change is relative_change and (mean := float(first.value_S.mean())) > 0:  # without it the change has no value
         first, other = first.scaled(float(other.value_S.mean()) / mean**2), other.scaled(1 / mean)
     if pairing == "unpaired":
         return cover_training_seeds(over_questions, [other, SeedValues(-first.value_S, -first.replicate_S_R)], noise)

@@ -65,14 +65,17 @@ class ArmDifference(NamedTuple):
 
     def of_measure(self, name: str) -> Estimate | None:
         """The change of a headline's measure, over training seeds too if that is known; of several judges that of the first."""
-        if name == SCORE:
-            name = next(iter(self.scores), "")
+        name = self._name_of(name)
         found = self.over_seeds.get(name)
         return {**self.measures, **self.scores}.get(name) if found is None else found.over_seeds
 
     def covers_seeds(self, name: str) -> bool:
         """Whether `of_measure` has an interval over training seeds too."""
-        return (next(iter(self.scores), "") if name == SCORE else name) in self.over_seeds
+        return self._name_of(name) in self.over_seeds
+
+    def _name_of(self, name: str) -> str:
+        """The name of a headline's measure here; empty for a score where no judge has one."""
+        return next(iter(self.scores), "") if name == SCORE else name
 
     def seeds_text(self, name: str) -> str:
         """Which seeds are behind a measure: "3 of each, paired; 5 further seeds of rlvr left out"."""

@@ -699,10 +699,8 @@ def _share_over_seeds(
     settings = _bootstrap_settings(pairs.other[0].runs["fidelity"])
     values, n_other = _shares_by_seed(_share_results(pairs.all_models, measure), settings), len(pairs.other)
     first, second = values.seeds(slice(None, n_other)), values.seeds(slice(n_other, None))
-    is_relative = change is statistics.relative_change
-    difference = cover_seed_differences(over_questions, first, second, pairs.seeds.pairing, is_relative=is_relative)
-    highest = np.inf if is_relative else 1.0
-    return difference.model_copy(update={"over_seeds": limit_ends(difference.over_seeds, -1.0, highest)})
+    difference = cover_seed_differences(over_questions, first, second, pairs.seeds.pairing, change=change)
+    return difference.limited(-1.0, np.inf if change is statistics.relative_change else 1.0)
 
 
 def _shares_by_seed(results: Sequence[Identifiability | Recognisability], settings: BootstrapSettings) -> SeedValues:

@@ -36,6 +36,7 @@ from permix.rendering.table import (
     SourceRun,
     Table,
     TableCell,
+    count_cell,
     difference_direction,
     estimate_cell,
     label_cell,
@@ -417,7 +418,7 @@ class _StudyReport:
                         cells = _overview_cells(method, page.numbers.pooled(method), kind, md_label(evaluation))
                         found[arm] |= cells
                         headings |= dict.fromkeys(cells)
-        costs = {arm: _cost_cells(method) for arm in arms if self.pages and (method := self.pages[0].method(arm)) is not None}
+        costs = {arm: _cost_cells(method) for arm in arms if (method := self.pages[0].method(arm)) is not None}
         names = [*headings, *dict.fromkeys(name for cells in costs.values() for name in cells)]
         rows = [
             [label_cell(arm), *((found[arm] | costs.get(arm, {})).get(name, MISSING_CELL) for name in names)]
@@ -516,9 +517,9 @@ def _overview_cells(method: ReportMethod, pooled: PooledMethod, kind: str, evalu
     cells = {}
     if kind == OPEN_ENDED_KIND:
         cells[f"identifiability, {evaluation}"] = pooled_identifiability_cell(pooled)
-    judged = [(model.row, entry) for model in method.models for entry in model.row.judged if entry.kind == kind]
-    for name in dict.fromkeys(entry.name for _, entry in judged):
-        scores = [entry for _, entry in judged if entry.name == name]
+    judged = [entry for model in method.models for entry in model.row.judged if entry.kind == kind]
+    for name in dict.fromkeys(entry.name for entry in judged):
+        scores = [entry for entry in judged if entry.name == name]
         mark = "" if all(entry.discriminates_persona for entry in scores) else f" {UNTRUSTED_MARK}"
         cells[f"{md_label(name)}{mark}, {evaluation}"] = _mean_cell([entry.persona_score for entry in scores])
     return cells
@@ -531,8 +532,7 @@ def _cost_cells(method: ReportMethod) -> dict[str, TableCell]:
         "training tokens": [row.train_tokens for row in rows if row.train_tokens is not None],
         "training CPU s": [row.train_cpu_s for row in rows if row.train_cpu_s is not None],
     }
-    means = {name: sum(values) / len(values) for name, values in found.items() if values}
-    return {name: trusted_cell(f"{round(mean):,}".replace(",", " "), number=mean) for name, mean in means.items()}
+    return {name: count_cell(sum(values) / len(values)) for name, values in found.items() if values}
 
 
 def _mean_cell(estimates: Sequence[Estimate]) -> TableCell:
