@@ -12,6 +12,7 @@ from permix.metrics.stability import (
     joint_persona_effect_p,
     persona_effect_p,
     pool_stability,
+    resamples_per_block,
     summarize_stability,
 )
 from permix.metrics.statistics import Array
@@ -266,13 +267,25 @@ def test_cells_of_a_question_travel_together() -> None:
     assert summary.mean.low < 0.45
 
 
-def test_more_questions_than_a_block_holds_give_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("missing", [0, 3])
+def test_more_resamples_than_a_block_holds_give_the_same_numbers(missing: int, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = some_scores()
+    scores[0, :missing] = NAN
     whole = summarize_stability(scores, resamples=50)
-    monkeypatch.setattr("permix.metrics.stability.BOOTSTRAP_BLOCK_FLOATS", 100 * 40 * 7)
+    monkeypatch.setattr("permix.metrics.stability.BOOTSTRAP_BLOCK_FLOATS", 7 * max(scores.shape[:2]))
+    assert resamples_per_block(scores.mean(axis=2)) == (1 if missing else 7)
     blocked = summarize_stability(scores, resamples=50)
     assert values(blocked) == pytest.approx(values(whole), nan_ok=True)
     assert blocked.measures["pss_crossfit"].low == pytest.approx(whole.measures["pss_crossfit"].low)
+
+
+def test_a_resample_needs_the_whole_grid_only_where_cells_are_missing() -> None:
+    complete = np.ones((100, 1000))
+    with_gap, without_a_persona = complete.copy(), complete.copy()
+    with_gap[3, 7] = NAN
+    without_a_persona[3] = NAN
+    assert [resamples_per_block(one) for one in (complete, with_gap, without_a_persona)] == [2000, 20, 2000]
+    assert resamples_per_block(np.ones((10_000, 1000))) == 200
 
 
 grids = arrays(

@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from permix.metrics import statistics
 from permix.metrics.measures import MeasureRecord, select_measures
-from permix.metrics.stability import BOOTSTRAP_BLOCK_FLOATS, summarize_stability
+from permix.metrics.stability import resamples_per_block, summarize_stability
 from permix.metrics.statistics import TIE_TOLERANCE, Array
 from permix.metrics.text_stats import ngrams, tokenize_words
 from permix.types import Estimate, Record
@@ -174,9 +174,8 @@ def paired_difference(first_P_Q: Array, other_P_Q: Array, *, seed: int, resample
     def mean(counts_R_Q: Array) -> dict[str, Array]:
         return {"mean": statistics.weighted_question_mean(paired_P_Q, counts_R_Q).mean(axis=1)}
 
-    P, Q = paired_P_Q.shape
-    block_size = max(1, BOOTSTRAP_BLOCK_FLOATS // (P * max(P, Q)))
-    found = statistics.bootstrap(mean, Q, np.random.default_rng(seed), resamples, block_size)["mean"]
+    rng, block_size = np.random.default_rng(seed), resamples_per_block(paired_P_Q)
+    found = statistics.bootstrap(mean, paired_P_Q.shape[1], rng, resamples, block_size)["mean"]
     return statistics.bootstrap_paired(float(found.value), found.replicates, statistics.mean_over_samples(paired_P_Q.T))
 
 

@@ -19,7 +19,13 @@ from numpy.typing import ArrayLike
 from permix.metrics import posterior, statistics
 from permix.metrics.measures import measures_in
 from permix.metrics.right_in_character import RightInCharacter, right_in_character_difference, swap_test_p
-from permix.metrics.stability import BOOTSTRAP_BLOCK_FLOATS, n_crossfit_splits, observed_measures, resample_scores
+from permix.metrics.stability import (
+    BOOTSTRAP_BLOCK_FLOATS,
+    n_crossfit_splits,
+    observed_measures,
+    resample_scores,
+    resamples_per_block,
+)
 from permix.metrics.statistics import Array
 from permix.types import Estimate, Record
 
@@ -127,9 +133,7 @@ def compare_models_paired(
         )
         return {name: of_two[name] - of_one[name] for name in of_one} | {"accuracy_P": accuracy_of_two - accuracy_of_one}
 
-    bootstrapped = statistics.bootstrap(
-        resampled, Q, draws, resamples, block_size=max(1, BOOTSTRAP_BLOCK_FLOATS // (N * max(N, Q)))
-    )
+    bootstrapped = statistics.bootstrap(resampled, Q, draws, resamples, resamples_per_block(first_N_Q[:-1]))
     null = _swap_null_distribution(first_N_Q, other_N_Q, halves_K_Q, swaps, resamples)
     with_persona_Q, with_baseline_Q = ~absent_N_Q[:-1].all(axis=0), ~absent_N_Q[-1]
     scored_Q = {"personas": with_persona_Q, "baseline": with_baseline_Q, "both": with_persona_Q & with_baseline_Q}
@@ -186,7 +190,7 @@ def _swap_null_distribution(
     both_N_2Q = np.hstack([first_N_Q, other_N_Q])
     measures = [measure for measure in measures_in("comparison") if measure.swapped_formula is None]
     null_R: dict[str, list[Array]] = {measure.name: [] for measure in measures}
-    block_size = max(1, BOOTSTRAP_BLOCK_FLOATS // (len(both_N_2Q) * max(both_N_2Q.shape)))
+    block_size = resamples_per_block(both_N_2Q[:-1])
     for start in range(0, n_swaps, block_size):
         part_R_Q = swap_R_Q[start : start + block_size]
         one, two = (

@@ -411,17 +411,15 @@ def _bootstrap_grids(
     """The measures without posterior draws; `combine` makes one array of the grids' values. All grids share the draws of
     questions, and the same seed gives the same draws.
     """
-    P, Q = grids[0][0].shape
+    Q = grids[0][0].shape[1]
     resampled = [measure for measure in measures if measure.estimator != "posterior"]
-    floats = P * max(P, Q) if any(measure.scores_formula for measure in resampled) else Q
+    block_size = min(resamples_per_block(mean_P_Q) for mean_P_Q, _ in grids)
 
     def values(counts_R_Q: Array) -> dict[str, Array]:
         each = [resample_scores(*grid, counts_R_Q) for grid in grids]
         return {measure.name: combine([measure.of_resamples(scores) for scores in each]) for measure in resampled}
 
-    return statistics.bootstrap(
-        values, Q, np.random.default_rng(seed), resamples, block_size=max(1, BOOTSTRAP_BLOCK_FLOATS // floats)
-    )
+    return statistics.bootstrap(values, Q, np.random.default_rng(seed), resamples, block_size)
 
 
 def observed_measures(
@@ -436,7 +434,7 @@ def _bootstrap_measures(
     mean_P_Q: Array, baseline_Q: Array, rng: np.random.Generator, resamples: int
 ) -> dict[str, BootstrapResult]:
     """Every measure with a bootstrap interval by name, and each persona's accuracy and difference, all on the same draws."""
-    P, Q = mean_P_Q.shape
+    Q = mean_P_Q.shape[1]
     resampled = measures_estimated_by("bootstrap", "share", "paired", "hull")
 
     def measures(counts_R_Q: Array) -> dict[str, Array]:
@@ -447,7 +445,18 @@ def _bootstrap_measures(
             "difference_P": statistics.weighted_question_mean(mean_P_Q - baseline_Q, counts_R_Q),
         }
 
-    return statistics.bootstrap(measures, Q, rng, resamples, block_size=max(1, BOOTSTRAP_BLOCK_FLOATS // (P * max(P, Q))))
+    return statistics.bootstrap(measures, Q, rng, resamples, resamples_per_block(mean_P_Q))
+
+
+def resamples_per_block(mean_P_Q: Array) -> int:
+    """The resamples that measures of these scores are computed for at a time, so that no array is above `BOOTSTRAP_BLOCK_FLOATS`.
+
+    Where cells are missing, `statistics.fit_two_way` needs P × max(P, Q) numbers for every resample, and else max(P, Q).
+    """
+    P, Q = mean_P_Q.shape
+    compared_P_Q = _drop_unscored_personas(mean_P_Q)
+    floats: int = max(P, Q) * (P if np.isnan(compared_P_Q).any() else 1)
+    return max(1, BOOTSTRAP_BLOCK_FLOATS // floats)
 
 
 def n_crossfit_splits(n_scores: int) -> int:
