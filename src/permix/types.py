@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
-from permix.thinking import answer_of, split_thinking
+from permix.thinking import SplitCompletion, answer_of, split_thinking
 
 Split = Literal["train", "dev", "heldout"]
 """Splits of personas and questions: train for training, dev for choosing settings, heldout for the final measurement."""
@@ -220,7 +220,15 @@ class Completion(Record):
     @property
     def thinking(self) -> str:
         """All thinking, from the text and from `reasoning`; empty if there is none."""
-        return "\n".join(part for part in (self.reasoning or "", split_thinking(self.text).thinking) if part)
+        return self.parts.thinking
+
+    @property
+    def parts(self) -> SplitCompletion:
+        """`answer`, `thinking` and `is_thinking_unclosed` from one search of the text."""
+        answer, thinking, _ = split = split_thinking(self.text)
+        if self.reasoning:
+            thinking = f"{self.reasoning}\n{thinking}" if thinking else self.reasoning
+        return SplitCompletion(answer, thinking, _is_unclosed(split, self.text, self.finish, self.reasoning))
 
     @property
     def is_thinking_unclosed(self) -> bool:
@@ -235,7 +243,11 @@ class Completion(Record):
 
 def is_thinking_unclosed(text: str, finish: str | None, reasoning: str | None) -> bool:
     """`Completion.is_thinking_unclosed` of a completion with these fields."""
-    return split_thinking(text).unclosed or (finish == "length" and bool(reasoning) and not text.strip())
+    return _is_unclosed(split_thinking(text), text, finish, reasoning)
+
+
+def _is_unclosed(split: SplitCompletion, text: str, finish: str | None, reasoning: str | None) -> bool:
+    return split.unclosed or (finish == "length" and bool(reasoning) and not text.strip())
 
 
 def is_cut_off(finish: str | None, *, is_unclosed: bool) -> bool | None:

@@ -15,6 +15,7 @@ from permix.config import FidelityConfig, PersonasConfig
 from permix.errors import DataError, IncompleteRunError
 from permix.evals.grid import (
     NOTABLE_CUT_OFF_SHARE,
+    CutOffCounts,
     ExpectedCells,
     GridResults,
     count_cut_off,
@@ -138,14 +139,17 @@ def write_fidelity_metrics(
     return metrics
 
 
-def cut_off_warning(run: RunReader, answers: GridResults, *, is_judged: bool = False) -> str | None:
+def cut_off_warning(
+    run: RunReader, answers: GridResults, *, is_judged: bool = False, counts: CutOffCounts | None = None
+) -> str | None:
     """One sentence on the answers of a stability or fidelity run that the token limit cut off; None if they are few.
 
-    In a fidelity run only answers with a persona count. Of answers to open questions that no judge scored there is no warning:
-    identifiability compares the beginnings of answers, as many tokens of each.
+    `counts` are the `count_cut_off` of a stability run's answers, where they are known already. In a fidelity run only answers
+    with a persona count. Of answers to open questions that no judge scored there is no warning: identifiability compares the
+    beginnings of answers, as many tokens of each.
     """
     if run.stage == "stability":
-        counts = count_cut_off(answers)
+        counts = counts or count_cut_off(answers)
         return counts.describe(_token_limit(run)) if counts.is_notable else None
     if fidelity_kind(run.config) == "open" and not is_judged:
         return None

@@ -5,6 +5,7 @@ not generated again. A cell that could not be answered or scored stays pending. 
 cell of a persona is asked once per template and context; a cell without a persona has neither and is asked once.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -302,17 +303,22 @@ def token_limit_text(max_new_tokens: int | None) -> str:
 
 def count_cut_off(answers: GridResults) -> CutOffCounts:
     """Count the answers of the grid that were cut off; additional cells of a strategy are left out."""
-    known = {key: one for key, one in answers.grid_summaries.items() if one.cut_off is not None}
-    by_persona: dict[str, list[bool]] = {}
-    for key, one in known.items():
-        by_persona.setdefault(key.persona_id or "", []).append(one.cut_off is True)
-    others = [one.reward for one in known.values() if not one.cut_off and one.reward is not None]
+    known_by_persona, cut_by_persona, other_scores, n_unclosed = Counter[str](), Counter[str](), list[float](), 0
+    for key, one in answers.grid_summaries.items():
+        if one.cut_off is None:
+            continue
+        persona = key.persona_id or ""
+        known_by_persona[persona] += 1
+        cut_by_persona[persona] += one.cut_off
+        n_unclosed += one.thinking_unclosed
+        if not one.cut_off and one.reward is not None:
+            other_scores.append(one.reward)
     return CutOffCounts(
-        n_known=len(known),
-        n_cut_off=sum(one.cut_off is True for one in known.values()),
-        n_thinking_unclosed=sum(one.thinking_unclosed for one in known.values()),
-        by_persona={persona: sum(cut) / len(cut) for persona, cut in by_persona.items()},
-        accuracy_of_others=sum(others) / len(others) if others else None,
+        n_known=known_by_persona.total(),
+        n_cut_off=cut_by_persona.total(),
+        n_thinking_unclosed=n_unclosed,
+        by_persona={persona: cut_by_persona[persona] / n for persona, n in known_by_persona.items()},
+        accuracy_of_others=sum(other_scores) / len(other_scores) if other_scores else None,
     )
 
 

@@ -18,8 +18,7 @@ from rich.text import Text
 
 from permix.config import CompareConfig
 from permix.errors import ConfigError, DataError
-from permix.evals.fidelity_records import cut_off_warning
-from permix.evals.grid import CutOffCounts, count_cut_off
+from permix.evals.grid import CutOffCounts
 from permix.evals.in_character import measure_right_in_character
 from permix.evals.stability import StabilityGrid, read_context_grids, read_stability_grid
 from permix.metrics import statistics
@@ -196,7 +195,7 @@ class RunComparison(NamedTuple):
     @property
     def cut_off(self) -> tuple[CutOffCounts, CutOffCounts]:
         """The answers of each run that were cut off at the token limit."""
-        return count_cut_off(self.first.grid_results), count_cut_off(self.other.grid_results)
+        return self.first.cut_off, self.other.cut_off
 
 
 def run_compare(config: CompareConfig) -> None:
@@ -317,7 +316,7 @@ def comparison_cautions(comparison: RunComparison) -> list[str]:
         scored, asked = _count_persona_scores(run)
         if scored < asked:
             cautions.append(f"**Incomplete**: {table.md_label(label)} has {format_ratio(scored, asked)} cells scored.")
-        if (warning := cut_off_warning(run, run.grid_results)) is not None:
+        if (warning := run.cut_off_warning) is not None:
             cautions.append(f"**Cut off**: {table.md_label(label)}: {warning}.")
         if (note := chosen_answers_note(run.cells)) is not None:
             cautions.append(f"**Answered twice**: {table.md_label(label)}: {note}.")

@@ -18,7 +18,7 @@ from permix.config import BACKENDS, DevEvalConfig, build_config
 from permix.errors import DataError
 from permix.evals import answer_vectors, open_ended, stability
 from permix.evals.drift_report import Drift, JudgeTurnScores, measure_drift
-from permix.evals.fidelity_records import fidelity_kind
+from permix.evals.fidelity_records import cut_off_warning, fidelity_kind
 from permix.evals.grid import CutOffCounts, GridResults, count_cut_off, grid_results
 from permix.evals.in_character import measure_right_in_character
 from permix.evals.stability import StabilityGrid, read_rounds
@@ -72,6 +72,17 @@ class Run(RunReader):
     def cell_summaries(self) -> dict[CellKey, CellSummary]:
         """The summaries of the cells from which stability or identifiability is measured."""
         return self.grid_results.grid_summaries
+
+    @cached_property
+    def cut_off(self) -> CutOffCounts:
+        """The answers of a stability run that the token limit cut off."""
+        return count_cut_off(self.grid_results)
+
+    @cached_property
+    def cut_off_warning(self) -> str | None:
+        """One sentence on the answers that the token limit cut off; None if they are few."""
+        counts = self.cut_off if self.stage == "stability" else None
+        return cut_off_warning(self, self.grid_results, is_judged=self.judged_run is not None, counts=counts)
 
     @cached_property
     def rounds(self) -> tuple[Round, ...]:
@@ -384,7 +395,7 @@ def _measure_model(label: str, runs: dict[str, Run]) -> ModelRuns:
         text_metrics={kind: measure_text_metrics(runs[kind].path) for kind in FIDELITY_RUN_KINDS if kind in runs},
         strategies=tuple(one for run in runs.values() if (one := measure_strategy(run.path, run.grid_results)) is not None),
         drift=None if talk is None else measure_drift(talk.path, find_reference_run(talk), _scores_by_judge(talk)),
-        cut_off=None if stable is None else count_cut_off(stable.grid_results),
+        cut_off=None if stable is None else stable.cut_off,
         right_in_character=in_character,
         unmeasured_reasons=tuple(one for one in (reason, other_reason) if one),
         recognisability=recognisability,

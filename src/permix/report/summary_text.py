@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from permix.evals.fidelity_records import cut_off_warning
 from permix.evals.strategies.base import StrategySummary
 from permix.evals.text_metrics import TextMetrics
 from permix.judges.summary import JudgeSummary
@@ -202,8 +201,7 @@ def incomplete_run_warnings(models: Sequence[ModelRuns]) -> list[str]:
         f"> **Cut off**: {md_label(model.label)}{f', {KIND_TITLES[kind]}' if kind in KIND_TITLES else ''}: {warning}."
         for model in models
         for kind, run in model.runs.items()
-        if kind in ("stability", *KIND_TITLES)
-        and (warning := cut_off_warning(run, run.grid_results, is_judged=run.judged_run is not None)) is not None
+        if kind in ("stability", *KIND_TITLES) and (warning := run.cut_off_warning) is not None
     ]
     chosen = [
         f"> **Answered twice**: {md_label(model.label)}, {md_label(kind)}: {note}."

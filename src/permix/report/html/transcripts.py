@@ -313,9 +313,10 @@ def _cell_json(cell: Cell, text_index: dict[str, int]) -> dict[str, Any]:
         shown["context"] = escape_control(cell.context)
     _add_text(shown, "gold", cell.gold)
     if completion is not None:
-        shown["text"] = _cut_text(completion.answer)
-        _add_text(shown, "thinking", completion.thinking or None)
-        if completion.is_thinking_unclosed:
+        answer, thinking, is_unclosed = completion.parts
+        shown["text"] = _cut_text(answer)
+        _add_text(shown, "thinking", thinking or None)
+        if is_unclosed:
             shown["unclosed"] = True
         numbers = {"finish": completion.finish, "read": completion.prompt_tokens, "written": completion.completion_tokens}
         shown |= {name: value for name, value in numbers.items() if value is not None}
