@@ -17,6 +17,7 @@ from permix.report.runs import ModelRuns, collect_models
 from permix.report.score_plots import TRADEOFF_VIEWS, tradeoff_points
 from permix.report.tables import (
     RIGHT_IN_CHARACTER_HEADING,
+    method_table,
     models_table,
     right_in_character_table,
     seed_difference_table,
@@ -94,6 +95,19 @@ def test_seeds_are_pooled(models: list[ModelRuns]) -> None:
     assert change.right_in_character.value == pytest.approx(0.6)
 
 
+def test_a_seed_without_the_measure_is_not_left_out_silently(models: list[ModelRuns]) -> None:
+    methods = {method.name: method for method in group_methods(models)}
+    one, other = methods["PerMix-RLVR"].models
+    method = methods["PerMix-RLVR"]._replace(models=(one, other._replace(right_in_character=None)))
+    reasons = (f"Right and in character is not measured for {other.label}",)
+    pooled = pool_seeds(method)
+    assert (pooled.right_in_character, pooled.right_in_character_reasons) == (None, reasons)
+    change = method_difference(method, methods["rlvr"])
+    assert (change.right_in_character, change.right_in_character_reasons) == (None, reasons)
+    neither = method._replace(models=tuple(model._replace(right_in_character=None) for model in method.models))
+    assert pool_seeds(neither).right_in_character_reasons == ()
+
+
 def test_right_and_in_character_has_an_interval_over_seeds(tmp_path: Path) -> None:
     """.8 − .2 and .75 − .2: .575 ± 12.7 × .0354 / √2 = .318, and the question noise that both seeds share."""
     base = answered_run(tmp_path / "base", "base", "tiny", torn, 0.0)
@@ -106,6 +120,16 @@ def test_right_and_in_character_has_an_interval_over_seeds(tmp_path: Path) -> No
         asked = str(train_run(tmp_path / f"{label}-train", label, seed, method=method) / "model")
         answered_run(tmp_path / label, label, asked, right, flat, character_reference=str(base))
     methods = {method.name: method for method in group_methods(collect_models([tmp_path]))}
+    pooled = pool_seeds(methods["PerMix-RLVR"])
+    over = pooled.over_seeds["right_in_character"]
+    assert over.value == pytest.approx(0.775)
+    assert over.low is not None
+    assert over.low <= 0.775 - 12.7062 * 0.025
+    assert over.high == 1.0
+    table = method_table(list(methods.values()), [pool_seeds(one) for one in methods.values()])
+    notes = {row[0].text: dict(zip(table.headings, row, strict=True))[RIGHT_IN_CHARACTER_HEADING].note for row in table.rows}
+    assert "by chance 0." in notes["PerMix-RLVR"]
+    assert "; over questions and seeds [" in notes["PerMix-RLVR"]
     change = method_difference(methods["PerMix-RLVR"], methods["RLVR"])
     assert change.right_in_character is not None
     assert change.right_in_character.value == pytest.approx(0.575)

@@ -13,7 +13,7 @@ from permix.report.builder import build_report
 from permix.report.methods import ReportMethod, group_methods, method_difference, pool_seeds, reference_differences
 from permix.report.runs import ModelRuns, collect_models
 from permix.report.summary_text import build_claim
-from permix.report.tables import method_table, seed_difference_table
+from permix.report.tables import method_table, pooled_recognisability_cell, seed_difference_table
 from permix.types import Estimate
 from tests.seeded import Right, estimate_of, share, stability_run, torn, train_run, write_study
 
@@ -131,6 +131,18 @@ def test_a_seed_that_was_not_measured_is_not_counted(tmp_path: Path, study: dict
     assert (found.n_stability, found.n_fidelity) == (1, 2)
     assert measured.stability is not None
     assert found.pss == measured.stability.pss
+
+
+def test_a_cell_names_the_seeds_that_were_measured(study: dict[str, ReportMethod]) -> None:
+    one, other = study["RLVR"].models
+    alone = other._replace(stability=None, grid=None, runs={"fidelity": other.runs["fidelity"]})
+    method = ReportMethod("RLVR", "rlvr", (one, alone))
+    table = method_table([method], [pool_seeds(method)])
+    cells = {heading: cell for heading, cell in zip(table.headings, table.rows[0], strict=True) if cell.sources}
+    assert {source.label for source in cells["mean over personas"].sources} == {one.label}
+    assert cells["mean over personas"].note == "n = 20; 1 of 2 training seeds"
+    assert {source.label for source in cells["identifiability"].sources} == {one.label, alone.label}
+    assert "training seeds" not in cells["identifiability"].note
 
 
 # Over questions and seeds
@@ -251,6 +263,12 @@ def test_recognisability_has_an_interval_over_seeds(study: dict[str, ReportMetho
         study[name]._replace(models=tuple(map(recognised, study[name].models, tenths)))
         for name, tenths in (("PerMix-RLVR", (6, 8)), ("RLVR", (2, 3)))
     )
+    pooled = pool_seeds(one)
+    assert value(pooled.recognisability) == pytest.approx(0.7)
+    over = pooled.over_seeds["recognisability"]
+    assert (over.low, over.high) == (0.0, 1.0)  # .7 ± 12.7 × .141 / √2 = 1.27
+    assert pooled_recognisability_cell(pooled).note.endswith("; over questions and seeds [0.00, 1.00]")
+    assert "recognisability" not in pool_seeds(one._replace(models=one.models[:1])).over_seeds
     found = method_difference(one, other)
     assert value(found.recognisability) == pytest.approx(0.45)
     covered = found.over_seeds["recognisability"]

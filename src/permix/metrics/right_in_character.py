@@ -50,7 +50,14 @@ from permix.metrics.persona_classifier import (
     text_features,
 )
 from permix.metrics.statistics import Array, BootstrapResult
-from permix.metrics.training_seeds import SeedDifference, SeedPairing, SeedValues, cover_seed_differences
+from permix.metrics.training_seeds import (
+    SeedDifference,
+    SeedPairing,
+    SeedValues,
+    cover_seed_differences,
+    cover_training_seeds,
+    limit_ends,
+)
 from permix.types import Estimate, Record, require_unique, seed_from
 
 SampledTexts = Sequence[Sequence[Sequence[str | None]]]
@@ -354,13 +361,18 @@ def right_in_character_seed_difference(
     cells_N_P_Q = aligned_shares([*first, *other])
     if not cells_N_P_Q.size:
         return SeedDifference(over_questions=over_questions, over_seeds=Estimate(value=None, n=0))
+    values = _share_by_seed(cells_N_P_Q, seed, resamples)
+    one, two = values.seeds(slice(None, len(first))), values.seeds(slice(len(first), None))
+    return cover_seed_differences(over_questions, one, two, pairing).limited(-1.0, 1.0)
+
+
+def _share_by_seed(cells_N_P_Q: Array, seed: int, resamples: int) -> SeedValues:
+    """`share` of each result [N], with the bootstrap's draws of questions, which all results have in common."""
     drawn = _bootstrap(
         lambda counts_R_Q: {"share": np.stack([_persona_mean(cells_P_Q, counts_R_Q) for cells_P_Q in cells_N_P_Q], axis=1)},
         cells_N_P_Q.shape[1:], np.random.default_rng(seed), resamples,
     )["share"]  # fmt: skip
-    values = SeedValues(drawn.value, drawn.replicates.T)
-    one, two = values.seeds(slice(None, len(first))), values.seeds(slice(len(first), None))
-    return cover_seed_differences(over_questions, one, two, pairing).limited(-1.0, 1.0)
+    return SeedValues(drawn.value, drawn.replicates.T)
 
 
 def swap_test_p(first: RightInCharacter, other: RightInCharacter, seed: int, n_swaps: int) -> float | None:
@@ -394,6 +406,17 @@ def pool_right_in_character(results: Sequence[RightInCharacter], seed: int, resa
         mean_P_Q.shape, np.random.default_rng(seed), resamples,
     )["share"]  # fmt: skip
     return statistics.bootstrap_share(float(drawn.value), drawn.replicates, _count_questions(~np.isnan(mean_P_Q)))
+
+
+def right_in_character_over_seeds(
+    results: Sequence[RightInCharacter], over_questions: Estimate, seed: int, resamples: int
+) -> Estimate:
+    """`over_questions`, the `pool_right_in_character` of the same results, with an interval over questions and training seeds."""
+    cells_N_P_Q = aligned_shares(results)
+    if not cells_N_P_Q.size:
+        return Estimate(value=over_questions.value, n=over_questions.n)
+    covered = cover_training_seeds(over_questions, [_share_by_seed(cells_N_P_Q, seed, resamples)])
+    return limit_ends(covered.over_seeds, 0.0, 1.0)
 
 
 def aligned_shares(results: Sequence[RightInCharacter]) -> Array:

@@ -45,6 +45,7 @@ from permix.metrics.right_in_character import (
     RightInCharacter,
     pool_right_in_character,
     right_in_character_difference,
+    right_in_character_over_seeds,
     right_in_character_seed_difference,
 )
 from permix.metrics.stability import (
@@ -343,8 +344,9 @@ class PooledMethod(MeasureRecord):
 
     The n of an estimate counts what it counts for one model: questions for accuracy and PSS; for identifiability and
     recognisability, the answers of all seeds together. Where seeds cannot be pooled, the numbers are missing and `reasons`
-    (accuracy and PSS) or `fidelity_reasons` say why. `over_seeds` has the same numbers by name, and "identifiability", with
-    intervals over questions and training seeds; it is empty with one model.
+    (accuracy and PSS), `fidelity_reasons` or `right_in_character_reasons` say why. `over_seeds` has the same numbers by name,
+    also "identifiability", "recognisability" and "right_in_character", with intervals over questions and training seeds; it is
+    empty with one model.
     """
 
     VIEW = "methods"
@@ -449,25 +451,30 @@ def pool_seeds(method: ReportMethod) -> PooledMethod:
     stable, fidelity = measured_models(method)
     reasons = _seed_incompatibilities(stable, stability_incompatibilities)
     fidelity_reasons = _seed_incompatibilities(fidelity, identifiability_incompatibilities)
-    both = [model for model in stable if model.right_in_character is not None]
-    both_reasons = _in_character_incompatibilities(both)
+    both, both_reasons = _right_in_character_models(stable)
     chances = {model.identifiability.chance for model in fidelity if model.identifiability is not None}
     measures = _pooled_stability(stable) if stable and not reasons else {}
     identifiability = _pooled_share(fidelity, "identifiability") if fidelity and not fidelity_reasons else None
+    recognisability = _pooled_recognisability(method.models)
+    right_in_character = _pooled_right_in_character(both) if both and not both_reasons else None
     over_seeds: dict[str, Estimate] = {}
     if measures and len(stable) > 1:
         over_seeds |= pool_over_seeds(_aligned_grids(stable), measures, *_bootstrap_settings(stable[0].runs["stability"]))
-    if identifiability is not None and len(fidelity) > 1:
-        values = _shares_by_seed(_share_results(fidelity, "identifiability"), _bootstrap_settings(fidelity[0].runs["fidelity"]))
-        over_seeds["identifiability"] = limit_ends(cover_training_seeds(identifiability, [values]).over_seeds, 0.0, 1.0)
+    shares: dict[ShareName, Estimate | None] = {"identifiability": identifiability, "recognisability": recognisability}
+    for name, pooled in shares.items():
+        if pooled is not None and len(_share_results(method.models, name)) > 1:
+            over_seeds[name] = _pooled_share_over_seeds(pooled, method.models, name)
+    if right_in_character is not None and len(both) > 1:
+        settings = _bootstrap_settings(both[0].runs["stability"])
+        over_seeds["right_in_character"] = right_in_character_over_seeds(
+            _in_character_results(both), right_in_character, *settings
+        )
     return PooledMethod(
         name=method.name, labels=tuple(model.label for model in method.models), measures=measures,
-        identifiability=identifiability, chance=chances.pop() if len(chances) == 1 else None,
-        recognisability=_pooled_recognisability(method.models),
+        identifiability=identifiability, chance=chances.pop() if len(chances) == 1 else None, recognisability=recognisability,
         n_stability=len(stable), n_fidelity=len(fidelity), reasons=reasons, fidelity_reasons=fidelity_reasons,
-        over_seeds=over_seeds,
-        right_in_character=_pooled_right_in_character(both) if both and not both_reasons else None,
-        right_in_character_by_chance=_mean_by_chance(both) if both and not both_reasons else None,
+        over_seeds=over_seeds, right_in_character=right_in_character,
+        right_in_character_by_chance=None if right_in_character is None else _mean_by_chance(both),
         right_in_character_reasons=both_reasons,
     )  # fmt: skip
 
@@ -617,9 +624,10 @@ def _compare_recognisability(one: ReportMethod, other: ReportMethod, change: sta
 def _compare_right_in_character(
     one: Sequence[ModelRuns], other: Sequence[ModelRuns], change: statistics.Change
 ) -> ComparedMeasures:
-    one, other = ([model for model in models if model.right_in_character is not None] for models in (one, other))
+    (one, reasons_of_one), (other, reasons_of_other) = _right_in_character_models(one), _right_in_character_models(other)
     pairs = pair_models(one, other)
-    reasons = _in_character_incompatibilities(pairs.all_models)
+    between = _seed_incompatibilities(pairs.all_models, right_in_character_incompatibilities)
+    reasons = tuple(dict.fromkeys([*reasons_of_one, *reasons_of_other, *between]))
     if not one or not other or reasons:
         return ComparedMeasures(pairs.seeds, reasons)
     settings = _bootstrap_settings(pairs.other[0].runs["stability"])
@@ -728,11 +736,17 @@ def _seed_incompatibilities(
     return tuple(dict.fromkeys(reason for model in models[1:] for reason in incompatibilities(models[0], model)))
 
 
-def _in_character_incompatibilities(models: Sequence[ModelRuns]) -> tuple[str, ...]:
-    """Return why right and in character of these models cannot be pooled or compared."""
-    return tuple(
-        dict.fromkeys(reason for model in models[1:] for reason in right_in_character_incompatibilities(models[0], model))
-    )
+def _right_in_character_models(stable: Sequence[ModelRuns]) -> tuple[list[ModelRuns], tuple[str, ...]]:
+    """Return the models with right and in character, and why their numbers cannot be pooled.
+
+    The seeds that could be measured must not pass for all: one without the measure is a reason too.
+    """
+    measured = [model for model in stable if model.right_in_character is not None]
+    missing = [model.label for model in stable if model.right_in_character is None]
+    reasons = _seed_incompatibilities(measured, right_in_character_incompatibilities)
+    if measured and missing:
+        reasons = (*reasons, f"Right and in character is not measured for {', '.join(missing)}")
+    return measured, reasons
 
 
 def _in_character_results(models: Sequence[ModelRuns]) -> list[RightInCharacter]:
@@ -743,9 +757,11 @@ def _pooled_right_in_character(models: Sequence[ModelRuns]) -> Estimate:
     return pool_right_in_character(_in_character_results(models), *_bootstrap_settings(models[0].runs["stability"]))
 
 
-def _mean_by_chance(models: Sequence[ModelRuns]) -> float:
-    values = [one.share_by_chance.value or 0.0 for one in _in_character_results(models)]
-    return sum(values) / len(values)
+def _mean_by_chance(models: Sequence[ModelRuns]) -> float | None:
+    """Return the mean over the seeds; None where one of them has no value."""
+    values = [one.share_by_chance.value for one in _in_character_results(models)]
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
 
 
 def _pooled_stability(models: Sequence[ModelRuns]) -> dict[str, Estimate]:
@@ -778,6 +794,16 @@ def _pooled_share(models: Sequence[ModelRuns], measure: ShareName) -> Estimate:
     )["accuracy"]  # fmt: skip
     pooled = statistics.bootstrap_estimate(float(drawn.value), drawn.replicates, len(questions))
     return pooled.model_copy(update={"n": sum(one.accuracy.n for one in results)})
+
+
+def _pooled_share_over_seeds(pooled: Estimate, models: Sequence[ModelRuns], measure: ShareName) -> Estimate:
+    """Return the number of `_pooled_share` with an interval over questions and training seeds."""
+    values = _shares_by_seed(_share_results(models, measure), _bootstrap_settings(_fidelity_runs(models)[0]))
+    return limit_ends(cover_training_seeds(pooled, [values]).over_seeds, 0.0, 1.0)
+
+
+def _fidelity_runs(models: Sequence[ModelRuns]) -> list[Run]:
+    return [model.runs["fidelity"] for model in models if "fidelity" in model.runs]
 
 
 def _share_difference(

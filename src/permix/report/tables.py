@@ -84,8 +84,11 @@ def _with_chance(cell: TableCell, chance: float | None) -> TableCell:
 
 def right_in_character_cell(row: ModelRow) -> TableCell:
     """Return the share of answers that are right and in character, with what chance gives next to n."""
-    cell = estimate_cell(row.right_in_character)
-    return cell._replace(note=cell.note and f"{cell.note}, by chance {format_decimal(row.right_in_character_by_chance)}")
+    return _with_by_chance(estimate_cell(row.right_in_character), row.right_in_character_by_chance)
+
+
+def _with_by_chance(cell: TableCell, by_chance: float | None) -> TableCell:
+    return cell._replace(note=cell.note and f"{cell.note}, by chance {format_decimal(by_chance)}")
 
 
 def _measure_cell(row: ModelRow, name: str) -> TableCell:
@@ -587,14 +590,18 @@ def _method_row(method: ReportMethod, pooled: PooledMethod, row: ModelRow | None
     scores = [MISSING_CELL if row is None else sourced(judge_score_cell(row, name), kind) for name, kind in judges.items()]
     cells = {one.name: pooled_measure_cell(pooled, one.name) for one in measures_in("method_table")}
     first, *others = (sourced(_explained(cell, name, method.pss_reason), "stability") for name, cell in cells.items())
-    both = sourced(_pooled_cell(pooled.right_in_character, pooled.right_in_character_reasons), "stability")
-    characters = [pooled_identifiability_cell(pooled), _with_chance(estimate_cell(pooled.recognisability), pooled.chance)]
+    both = sourced(pooled_right_in_character_cell(pooled), "stability")
+    characters = [pooled_identifiability_cell(pooled), pooled_recognisability_cell(pooled)]
     shown_characters = (sourced(cell, OPEN_ENDED_KIND) for cell in characters)
     return [_method_name_cell(method), first, both, *shown_characters, *scores, *others]
 
 
 def _with_method_sources(method: ReportMethod, cell: TableCell, kind: str) -> TableCell:
-    return cell.with_sources(*(SourceRun(label, kind) for label in method.labels))
+    """Return the cell with the runs behind it; its note says so where some training seeds of the method have no such run."""
+    sources, n_seeds = [SourceRun(model.label, kind) for model in method.models if kind in model.runs], len(method.models)
+    if 0 < len(sources) < n_seeds and cell.note:
+        cell = cell._replace(note=f"{cell.note}; {len(sources)} of {n_seeds} training seeds")
+    return cell.with_sources(*sources)
 
 
 def _method_name_cell(method: ReportMethod) -> TableCell:
@@ -616,11 +623,20 @@ def pooled_measure_cell(pooled: PooledMethod, name: str) -> TableCell:
 def pooled_identifiability_cell(pooled: PooledMethod) -> TableCell:
     """Return the identifiability of a method, with its interval over training seeds in the note."""
     cell = _pooled_cell(pooled.identifiability, pooled.fidelity_reasons)
+    return cell if cell.number is None else _with_seed_interval(_with_chance(cell, pooled.chance), pooled, "identifiability")
+
+
+def pooled_recognisability_cell(pooled: PooledMethod) -> TableCell:
+    """Return the recognisability of a method, with its interval over training seeds in the note."""
+    return _with_seed_interval(_with_chance(estimate_cell(pooled.recognisability), pooled.chance), pooled, "recognisability")
+
+
+def pooled_right_in_character_cell(pooled: PooledMethod) -> TableCell:
+    """Return right and in character of a method, with its interval over training seeds in the note."""
+    cell = _pooled_cell(pooled.right_in_character, pooled.right_in_character_reasons)
     if cell.number is None:
         return cell
-    return _with_seed_interval(
-        cell._replace(note=f"{cell.note}, chance {format_decimal(pooled.chance)}"), pooled, "identifiability"
-    )
+    return _with_seed_interval(_with_by_chance(cell, pooled.right_in_character_by_chance), pooled, "right_in_character")
 
 
 def _with_seed_interval(cell: TableCell, pooled: PooledMethod, name: str) -> TableCell:
