@@ -138,7 +138,9 @@ def test_a_report_and_a_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with openai_server(lambda body, nth, headers: "fine") as server:
         run_fidelity(fidelity_config(tmp_path, server.base_url))
     report = {"stage": "report", "runs": [str(tmp_path / "run")]}
-    assert check_config(config_file(tmp_path, report)) == {"stage": "report", "result": "valid"}
+    assert check_config(config_file(tmp_path, report)) == {"stage": "report", "runs": "1", "result": "valid"}
+    in_a_folder = {"stage": "report", "runs": [str(tmp_path), str(tmp_path / "run")]}
+    assert check_config(config_file(tmp_path, in_a_folder))["runs"] == "1"
     assert check_config(config_file(tmp_path, {"stage": "quickstart", "fast": True}))["result"] == "valid"
     assert check_config(tmp_path / "run" / "config.json")["result"] == "valid"  # what a run left is a configuration too
 
@@ -216,7 +218,10 @@ def test_an_unknown_key_of_any_stage_is_named(stage: str, tmp_path: Path) -> Non
         ({"stage": "fidelity", "personas": {"n": 1}}, "is selected; identifiability needs at least two"),
         ({"stage": "fidelity", "personas": {"template": "x"}}, "personas.template = 'x'"),
         ({"stage": "fidelity", "reference": "nowhere"}, "nowhere/config.json: no such file"),
-        ({"stage": "report", "runs": ["nowhere"]}, "nowhere"),
+        ({"stage": "report", "runs": ["nowhere"]}, "runs = nowhere: no such folder"),
+        ({"stage": "report"}, "no runs: give run directories"),
+        ({"stage": "power", "runs": ["."]}, "neither a run directory .* nor a folder that contains one"),
+        ({"stage": "compare", "runs": []}, "compare takes two runs, not 0"),
         ({"stage": "quickstart", "seed": -1}, "seed = -1"),
     ],
 )

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -194,6 +195,21 @@ def test_notes_of_a_job_are_repeated_and_what_it_wrote_before_is_not(tmp_path: P
         log.write("note: 3 answers were cut off\nfine\nwarning: \x1b[31mred\n")
     jobs_module._repeat_notes(again, start)
     assert capsys.readouterr().err == "note: again: 3 answers were cut off\nwarning: again: \\x1b[31mred\n"
+
+
+def test_a_note_that_a_job_writes_at_once_is_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started = subprocess.Popen
+
+    def write_first(arguments: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        options["stdout"].write(b"note: written at once\n")
+        options["stdout"].flush()
+        return started(arguments, **options)
+
+    monkeypatch.setattr("permix.pipelines.jobs.subprocess.Popen", write_first)
+    assert run_jobs([job(tmp_path, "quick", WORKS)], 1) == []
+    assert "note: quick: written at once" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """--json, --quiet and --dry-run: what programs get on stdout, and what stays off stderr."""
 
+import fcntl
 import json
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import pytest
 
 from permix import cli
+from permix.config import ReportConfig
+from permix.storage.workers import SHARED_LOCK_FILE
 from tests.sample_runs import fidelity_values, solve, stability_values, toml
 from tests.seeded import stability_run, torn
 from tests.servers import openai_server
@@ -184,3 +187,20 @@ def test_an_interview_counts_the_answers_in_later_prompts(tmp_path: Path, capfd:
     asked, _ = run_json(capfd, "fidelity", config_file(tmp_path, values), "--dry-run", *asker)
     assert (asked["estimates"]["interviewer"]["requests"], asked["estimates"]["interviewer"]["requests_at_most"]) == (9, 27)
     assert asked["estimates"]["interviewer"]["new_tokens_at_most"] == 27 * 120
+
+
+def test_only_one_process_writes_the_report_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two judges of a run may end at the same time."""
+    refused = list[bool]()
+
+    def write(settings: ReportConfig) -> None:
+        with (settings.runs[0] / SHARED_LOCK_FILE).open("w") as other:
+            try:
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                refused.append(True)
+
+    monkeypatch.setattr("permix.report.builder.run_report", write)
+    (tmp_path / "metrics.json").write_text("{}")
+    cli._write_run_report(tmp_path)
+    assert refused == [True]

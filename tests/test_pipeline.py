@@ -269,6 +269,27 @@ def test_a_part_that_fails_does_not_keep_the_next_from_running(
     assert ran == ["accuracy of base", "characters of base"]
 
 
+@pytest.mark.parametrize("fails", ["accuracy of base", "train RLVR"])
+def test_in_one_process_only_parts_that_need_a_failed_one_are_left_out(
+    fails: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+
+    def run(part: QuickstartPart) -> None:
+        ran.append(part.name)
+        if part.name == fails:
+            raise IncompleteRunError(f"{part.name} failed", 1)
+
+    monkeypatch.setattr(QuickstartPart, "run", run)
+    settings = QuickstartConfig(fast=True, model=str(tiny_model), out=tmp_path / "quick", jobs=1)
+    with pytest.raises(IncompleteRunError, match=f"{fails} failed"):
+        run_quickstart(settings)
+    parts = quickstart_parts(settings)
+    lacking = {part.name for part in parts if fails in part.after}
+    assert lacking or fails == "accuracy of base"
+    assert ran == [part.name for part in parts if part.name not in lacking]
+
+
 def test_the_parts_of_a_process_in_a_file_or_a_flag() -> None:
     def parts(value: object) -> tuple[str, ...] | None:
         return build_config(QuickstartConfig, {"part": value}, source="test").part

@@ -288,26 +288,25 @@ def _reporting_afterwards(run: Path, incomplete_error: type[IncompleteRunError])
 
 
 def _report_finished_run(run: Path, evaluate: Callable[[], object]) -> None:
-    """Evaluate one part of a run; write the report if all others are finished too.
-
-    Two workers that end at the same time write it one after the other.
-    """
-    from permix.storage.workers import hold_shared_files
-
+    """Evaluate one part of a run; write the report if all others are finished too."""
     add_result(paths={"run": run})
     with suppress(OtherShardsPendingError):
         evaluate()
-        with hold_shared_files(run):
-            _write_run_report(run)
+        _write_run_report(run)
 
 
 def _write_run_report(run: Path) -> None:
-    """Write the tables and figures of one run into its folder."""
+    """Write the tables and figures of one run into its folder.
+
+    Workers and judges of a run that end at the same time write it one after the other.
+    """
     if (run / "metrics.json").exists():
         from permix.report.builder import run_report
+        from permix.storage.workers import hold_shared_files
 
         add_result(paths={"run": run, "metrics": run / "metrics.json"})
-        run_report(config.ReportConfig(runs=(run,), out=run / "report"))
+        with hold_shared_files(run):
+            run_report(config.ReportConfig(runs=(run,), out=run / "report"))
 
 
 def report_command(args: Sequence[str]) -> None:

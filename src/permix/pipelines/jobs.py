@@ -154,6 +154,7 @@ class _Processes:
             with guard_writes(job.log):
                 job.log.parent.mkdir(parents=True, exist_ok=True)
                 with job.log.open("ab") as output:
+                    log_start = output.tell()  # before the process starts, which shares the position in the file
                     process = subprocess.Popen(
                         # -P: a file of the user's folder must not take the place of a module.
                         [sys.executable, "-P", "-m", "permix", *job.arguments],
@@ -161,7 +162,7 @@ class _Processes:
                         stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=[*claims, *self.inherited],
                     )  # fmt: skip
                     # At once: what is not in the list is not interrupted.
-                    self.running.append(_RunningJob(job, process, slot, output.tell()))
+                    self.running.append(_RunningJob(job, process, slot, log_start))
         finally:
             if claim is not None:
                 os.close(claim)  # the process has inherited it

@@ -121,12 +121,9 @@ def _part_checks(settings: config.ConfigSection) -> Iterator[Callable[[], object
             yield partial(_check_model_part, model, "" if name == "model" else name)
         elif isinstance(model, config.TrainableModelConfig):
             yield partial(check_model_folder, model.name)
-    for run in (
-        getattr(settings, "runs", ())
-        if isinstance(settings, config.ReportConfig | config.CompareConfig | config.PowerConfig)
-        else ()
-    ):
-        yield partial(_require_run_of, run)
+    if isinstance(settings, config.ReportConfig | config.CompareConfig | config.PowerConfig):
+        for run in settings.runs:
+            yield partial(_require_runs_in, run)
 
 
 def _check_model_part(model: config.ModelConfig, owner: str) -> None:
@@ -139,9 +136,11 @@ def _require_reference(run: Path, field: str) -> None:
         require_run(run)
 
 
-def _require_run_of(run: Path) -> None:
-    with option_context("runs", run):
-        require_run(run)
+def _require_runs_in(path: Path) -> None:
+    from permix.report.runs import find_runs  # takes a second to import, which only these commands need
+
+    with option_context("runs", path):
+        list(find_runs(path))
 
 
 def read_stage_config(path: Path) -> config.AnyConfig:
@@ -156,9 +155,15 @@ def read_stage_config(path: Path) -> config.AnyConfig:
 
 
 def _preflight_runs(settings: config.ReportConfig | config.CompareConfig | config.PowerConfig) -> dict[str, str]:
-    for run in settings.runs:
-        _require_run_of(run)
-    return {}
+    """Check that every path holds a run, and that there are as many runs as the command needs."""
+    from permix.report.comparisons import require_two_runs
+    from permix.report.runs import find_all_runs
+
+    for path in settings.runs:
+        _require_runs_in(path)
+    if isinstance(settings, config.CompareConfig):
+        require_two_runs(settings)
+    return {"runs": str(len(find_all_runs(settings.runs)))}
 
 
 def _preflight_view(settings: config.ViewConfig) -> dict[str, str]:

@@ -8,7 +8,7 @@ part alone. Several processes run at the same time; each trains or evaluates one
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -204,7 +204,7 @@ def run_quickstart(config: QuickstartConfig) -> None:
     require_training_packages("the quickstart")
     parts = quickstart_parts(config)
     if config.part is not None:
-        _run_parts([_part_named(name, parts) for name in config.part])
+        _raise_first(_run_here([_part_named(name, parts) for name in config.part]))
         return
     size = FAST_SIZE if config.fast else FULL_SIZE
     jobs = config.jobs or default_jobs()
@@ -222,23 +222,18 @@ def run_quickstart(config: QuickstartConfig) -> None:
             needs_pending = not {one.name for one in here}.issuperset(part.after)
             if jobs == 1 or (part.has_result and not needs_pending):
                 here.append(part)
-        _run_here(here)
-        if pending := [part for part in parts if part not in here]:
+        failed = _run_here(here, MultiProgress([part.cpu_seconds for part in here]))
+        lacking = failed.keys() & {need for part in parts for need in part.after}
+        pending = [part for part in parts if part not in here and not lacking & set(part.after)]
+        if pending:
             _run_in_processes(config, pending, jobs, claim)
+        _raise_first(failed)
         _write_report(config, *quickstart_configs(config))
 
 
-def _run_parts(parts: Sequence[QuickstartPart]) -> None:
-    """Run all parts in this process. Raises the first error of a part after the others have run."""
-    failed = list[PermixError]()
-    for part in parts:
-        try:
-            part.run()
-        except PermixError as error:
-            failed.append(error)
-        release_memory()
-    if failed:
-        raise failed[0]
+def _raise_first(failed: Mapping[str, PermixError]) -> None:
+    for error in failed.values():
+        raise error
 
 
 def _part_named(name: str, parts: Sequence[QuickstartPart]) -> QuickstartPart:
@@ -265,13 +260,24 @@ def default_jobs() -> int:
     return max(1, min(MAX_JOBS, len(visible_gpus()) or len(os.sched_getaffinity(0)), memory_limit() // JOB_BYTES))
 
 
-def _run_here(parts: Sequence[QuickstartPart]) -> None:
-    """Run parts one after the other in this process."""
-    progress = MultiProgress([part.cpu_seconds for part in parts])
+def _run_here(parts: Sequence[QuickstartPart], progress: MultiProgress | None = None) -> dict[str, PermixError]:
+    """Run parts one after the other in this process; returns the errors of those that failed, by name.
+
+    A failed part does not keep the others from running, except those that need its result.
+    """
+    failed: dict[str, PermixError] = {}
     for number, part in enumerate(parts):
-        with progress.part(number, part.name):
-            part.run()
+        if failed.keys() & set(part.after):
+            continue
+        try:
+            with contextlib.nullcontext() if progress is None else progress.part(number, part.name):
+                part.run()
+        except PermixError as error:
+            failed[part.name] = error
+            if progress is not None:
+                print_status(f"{part.name}: not finished: {error}")
         release_memory()
+    return failed
 
 
 def _run_in_processes(config: QuickstartConfig, parts: Sequence[QuickstartPart], jobs_at_a_time: int, claim: int) -> None:

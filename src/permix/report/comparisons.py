@@ -202,8 +202,7 @@ def run_compare(config: CompareConfig) -> None:
     """Run `permix compare`: print both tables, and write them to `config.out` when it is set. Raises ConfigError unless there are
     two runs.
     """
-    if len(config.runs) != 2:
-        raise ConfigError(f"runs: compare takes two runs, not {len(config.runs)}: permix compare FIRST SECOND [--out DIR]")
+    require_two_runs(config)
     compared = compare_runs(*config.runs, seed=config.seed, resamples=config.resamples)
     result = compared.result.model_dump(mode="json") | _contexts_json(compared)
     add_result(claim=plain_text(comparison_claim(compared)), comparison=result)
@@ -282,6 +281,14 @@ def _compare_characters(first: Path, other: Path) -> CharacterComparison | None:
         return None
     one, two = (collect_models(paths)[0] for paths in found)
     return CharacterComparison(one, two, compare_models(one, two))
+
+
+def require_two_runs(config: CompareConfig) -> None:
+    """Raise ConfigError unless there are two runs, and DataError where a path does not hold exactly one stability run."""
+    if len(config.runs) != 2:
+        raise ConfigError(f"runs: compare takes two runs, not {len(config.runs)}: permix compare FIRST SECOND [--out DIR]")
+    for path in config.runs:
+        _find_stability_run(path)
 
 
 def _find_stability_run(path: Path) -> Run:

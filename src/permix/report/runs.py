@@ -298,20 +298,24 @@ _PROGRESS_MIN_MODELS = 8
 
 
 def collect_models(paths: Sequence[Path], description: str = "measures") -> list[ModelRuns]:
-    """Find every model in `paths`, and measure it. Raises DataError without paths, and as `find_runs` does.
+    """Find every model in `paths`, and measure it. Raises DataError as `find_all_runs` does.
 
     `description`: the text beside the progress bar, which many models have.
     """
-    if not paths:
-        raise DataError("no runs: give run directories, or folders that contain some")
-    run_at = {run.path.resolve(): run for path in paths for run in find_runs(path)}
-    groups = _group_by_label(list(run_at.values()))
+    groups = _group_by_label(find_all_runs(paths))
     models = []
     with progress_bar(description, len(groups), "models", min_total=_PROGRESS_MIN_MODELS) as progress:
         for label, runs in groups.items():
             models.append(_measure_model(label, runs))
             progress.advance()
     return models
+
+
+def find_all_runs(paths: Sequence[Path]) -> list[Run]:
+    """Return the runs of all paths, each once. Raises DataError without paths, and as `find_runs` does."""
+    if not paths:
+        raise DataError("no runs: give run directories, or folders that contain some")
+    return list({run.path.resolve(): run for path in paths for run in find_runs(path)}.values())
 
 
 def find_runs(path: Path) -> Iterator[Run]:

@@ -335,8 +335,9 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         total, metrics = self._gradient_step.accumulate(model, samples, self._replay_batch())
         if not bool(torch.isfinite(total)):
             raise PermixError(
-                f"step {self.state.global_step + 1}: the loss is {total.item()}; training has diverged. The last checkpoint is "
-                "complete: continue from it with a smaller train.lr or train.max_grad_norm, or a higher train.precision"
+                f"step {self.state.global_step + 1}: the loss is {total.item()}; training has diverged. Start a new run from the "
+                f"last checkpoint in {self.args.output_dir} (--model.name CHECKPOINT --out NEW), with a smaller train.lr or "
+                "train.max_grad_norm, or a higher train.precision"
             )
         self._step_metrics |= metrics
         self._step += 1
