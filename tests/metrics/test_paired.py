@@ -10,7 +10,7 @@ from permix.metrics import model_comparison, posterior, priors, statistics
 from permix.metrics.measures import MEASURE_VIEWS, STABILITY_MEASURES, measures_estimated_by, measures_in
 from permix.metrics.model_comparison import PairedComparison, compare_models_paired
 from permix.metrics.posterior import posterior_estimates
-from permix.metrics.stability import BOOTSTRAP_BLOCK_FLOATS, observed_measures
+from permix.metrics.stability import BOOTSTRAP_BLOCK_FLOATS, observed_measures, stability_differences
 from permix.metrics.statistics import Array
 
 NAN = np.nan
@@ -78,8 +78,29 @@ def test_a_model_against_itself_differs_in_nothing() -> None:
     for one in found.measures:
         if one.difference.value is not None:
             assert (one.difference.value, one.p) == (0.0, 1.0)
-            expected = [None, None] if one.name == "pss_crossfit" else pytest.approx([0.0, 0.0], abs=0.005)
+            # On 4 questions, a share of up to 1 − .025^(1/4) of all questions may still differ, in either direction.
+            reach = 1 - 0.025 ** (1 / one.difference.n) if STABILITY_MEASURES[one.name].question_formula else 0.0
+            expected = [None, None] if one.name == "pss_crossfit" else pytest.approx([-reach, reach], abs=0.005)
             assert [one.difference.low, one.difference.high] == expected
+
+
+def test_two_models_without_an_error_may_still_differ() -> None:
+    """Of 8 questions that are right under all personas in both models: each model may be wrong on 37 % of all questions."""
+    right = np.ones((5, 8))
+    found = {one.name: one.difference for one in held(right, right).measures}
+    unseen = 1 - 0.025 ** (1 / 8)
+    for name in ("pss", "mean", "baseline", "mean_minus_baseline", "worst_per_question"):
+        low, high = found[name].low, found[name].high
+        assert low is not None
+        assert high is not None
+        assert low <= -unseen + 0.01, name
+        assert high >= unseen - 0.01, name
+    assert found["worst"].low == pytest.approx(1 - unseen - posterior_estimates(right[:-1], right[-1], seed=0)["worst"].value)
+    assert found["persona_sd"].high is not None
+    assert found["persona_sd"].high > 0.1
+    of_seeds = stability_differences([(right[:-1], right[-1])], [(right[:-1], right[-1])], seed=0, resamples=50)
+    assert of_seeds["pss"].low == found["pss"].low
+    assert of_seeds["mean"].low == pytest.approx(-unseen)
 
 
 def test_without_a_baseline_its_measures_are_none_and_the_others_there() -> None:

@@ -147,16 +147,32 @@ def test_without_a_baseline_only_the_comparisons_are_missing() -> None:
     }
 
 
-def test_one_persona_is_trivially_stable() -> None:
-    summary = summarize_stability(some_scores(personas=1), resamples=50)
-    assert (
-        summary.pss.value,
-        summary.pss_null.value,
-        summary.measures["pss_crossfit"].value,
-        summary.measures["spread"].value,
-    ) == (1.0, 1.0, 1.0, 0.0)
-    assert summary.measures["persona_sd"].value is None
-    assert summary.permutation_p.value is None
+def test_one_persona_has_no_measure_that_compares_personas() -> None:
+    scores = some_scores(personas=1)
+    for asked in (scores, np.concatenate([scores, np.full_like(scores, NAN)])):
+        summary = summarize_stability(asked, resamples=50)
+        names = ("pss", "pss_observed", "pss_null", "pss_crossfit", "spread", "persona_sd", "relative_persona_sd")
+        assert [name for name in names if summary.measures[name].value is not None] == []
+        assert summary.pss_reason is not None
+        assert "only one persona" in summary.pss_reason
+        assert summary.permutation_p.value is None
+        for value in (summary.mean.value, summary.worst.value, summary.best.value):
+            assert value == pytest.approx(scores.mean(), abs=0.005)
+
+
+@pytest.mark.parametrize(("personas", "questions", "right"), [(8, 30, 15), (12, 20, 19), (3, 20, 10), (12, 20, 20), (3, 5, 5)])
+def test_equal_answers_of_all_personas_do_not_prove_that_none_differs(personas: int, questions: int, right: int) -> None:
+    """Of the next questions a share of 1 − .025^(1/n) may still differ, and be wrong under the worst persona alone."""
+    answers_Q_S = (np.arange(questions) < right).astype(float)[:, None]
+    summary = summarize_stability(np.stack([answers_Q_S] * personas), resamples=100)
+    share, unseen = right / questions, 1 - 0.025 ** (1 / questions)
+    assert summary.pss.low is not None
+    assert summary.pss.low <= 1 - unseen / share + 0.01
+    assert summary.pss.low >= (1 - unseen / share) * 0.9
+    assert summary.pss.high == 1.0
+    spread = summary.measures["spread"]
+    assert spread.high is not None
+    assert spread.high >= unseen - 0.01
 
 
 def test_one_question_has_values_and_no_interval() -> None:
@@ -261,8 +277,8 @@ def test_cells_of_a_question_travel_together() -> None:
     summary = summarize_stability(np.stack([answers_Q_S] * 3), answers_Q_S, resamples=200)
     unseen = 1 - 0.025 ** (1 / 50)
     assert [summary.mean_minus_baseline.low, summary.mean_minus_baseline.high] == pytest.approx([-unseen, unseen], abs=1e-12)
-    assert summary.pss.low is not None
-    assert (summary.pss.low > 0.9, summary.pss.high) == (True, 1.0)
+    assert summary.pss.low == pytest.approx(1 - unseen / 0.5, abs=0.01)
+    assert summary.pss.high == 1.0
     assert summary.mean.low is not None
     assert summary.mean.low < 0.45
 

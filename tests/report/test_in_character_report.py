@@ -126,8 +126,8 @@ def test_right_and_in_character_has_an_interval_over_seeds(tmp_path: Path) -> No
     assert over.low is not None
     assert over.low <= 0.775 - 12.7062 * 0.025
     assert over.high == 1.0
-    table = method_table(list(methods.values()), [pool_seeds(one) for one in methods.values()])
-    notes = {row[0].text: dict(zip(table.headings, row, strict=True))[RIGHT_IN_CHARACTER_HEADING].note for row in table.rows}
+    whole = method_table(list(methods.values()), [pool_seeds(one) for one in methods.values()])
+    notes = {row[0].text: dict(zip(whole.headings, row, strict=True))[RIGHT_IN_CHARACTER_HEADING].note for row in whole.rows}
     assert "by chance 0." in notes["PerMix-RLVR"]
     assert "; over questions and seeds [" in notes["PerMix-RLVR"]
     change = method_difference(methods["PerMix-RLVR"], methods["RLVR"])

@@ -69,8 +69,9 @@ class StabilityMeasure:
     """One measure.
 
     `formula` maps accuracy_R_P and baseline_R to value_R, for resamples and for draws. `scores_formula` is for a measure that
-    accuracies do not determine; resamples use it instead of `formula`. `swapped_formula` gives the same values of two models that
-    swap their scores on some questions (`statistics.swapped_pss_crossfit` has the arguments), where that is much faster.
+    accuracies do not determine; resamples use it instead of `formula`. `question_formula` maps mean_P_Q and baseline_Q to
+    value_Q, for a measure that is a mean over questions. `swapped_formula` gives the same values of two models that swap their
+    scores on some questions (`statistics.swapped_pss_crossfit` has the arguments), where that is much faster.
     """
 
     name: str
@@ -80,6 +81,7 @@ class StabilityMeasure:
     estimator: MeasureEstimator
     formula: Callable[[Array, Array], Array] | None = None
     scores_formula: Callable[[ResampledScores], Array] | None = None
+    question_formula: Callable[[Array, Array], Array] | None = None
     swapped_formula: Callable[[Array, Array, Array, Array, int], tuple[Array, Array]] | None = None
     questions: ScoredQuestions = "personas"
     null_end: Literal["low", "high"] = "high"
@@ -117,8 +119,17 @@ def _pss(accuracy_R_P: Array, _: Array) -> Array:
 
 
 def _sd_of_draws(accuracy_R_P: Array, _: Array) -> Array:
-    """Standard deviation [R] over personas; 0 for a single persona, as when a test showed no persona effect."""
-    return accuracy_R_P.std(axis=1, ddof=1) if accuracy_R_P.shape[1] > 1 else np.zeros(len(accuracy_R_P))
+    """Standard deviation [R] over personas; NaN for a single persona."""
+    return accuracy_R_P.std(axis=1, ddof=1) if accuracy_R_P.shape[1] > 1 else np.full(len(accuracy_R_P), np.nan)
+
+
+def _spread(accuracy_R_P: Array, _: Array) -> Array:
+    """Best − worst [R]; NaN for a single persona."""
+    return np.asarray(np.ptp(accuracy_R_P, axis=1)) if accuracy_R_P.shape[1] > 1 else np.full(len(accuracy_R_P), np.nan)
+
+
+def _mean_on_question(mean_P_Q: Array, _: Array) -> Array:
+    return statistics.nanmean_along(mean_P_Q, axis=0)
 
 
 STABILITY_MEASURES: dict[str, StabilityMeasure] = {
@@ -142,16 +153,17 @@ STABILITY_MEASURES: dict[str, StabilityMeasure] = {
         ),
         StabilityMeasure(
             "mean", "mean over personas", "share", lambda accuracy_R_P, _: accuracy_R_P.mean(axis=1),
-            short_label="mean", phrase="mean accuracy over personas",
+            short_label="mean", phrase="mean accuracy over personas", question_formula=_mean_on_question,
         ),
         StabilityMeasure(
             "baseline", "no persona", "share", lambda _, baseline_R: baseline_R,
-            questions="baseline", phrase="accuracy without persona",
+            questions="baseline", phrase="accuracy without persona", question_formula=lambda _, baseline_Q: baseline_Q,
         ),
         StabilityMeasure(
             "mean_minus_baseline", "mean − no persona", "paired",
             lambda accuracy_R_P, baseline_R: accuracy_R_P.mean(axis=1) - baseline_R,
             questions="both", is_difference=True,
+            question_formula=lambda mean_P_Q, baseline_Q: _mean_on_question(mean_P_Q, baseline_Q) - baseline_Q,
         ),
         StabilityMeasure(
             "worst_minus_baseline", "worst − no persona", "posterior",
@@ -159,8 +171,7 @@ STABILITY_MEASURES: dict[str, StabilityMeasure] = {
             questions="both", is_difference=True,
         ),
         StabilityMeasure(
-            "spread", "best − worst", "posterior",
-            lambda accuracy_R_P, _: accuracy_R_P.max(axis=1) - accuracy_R_P.min(axis=1), null_end="low",
+            "spread", "best − worst", "posterior", _spread, null_end="low",
         ),
         StabilityMeasure(
             "persona_sd", "sd of personas", "hull", _sd_of_draws,
@@ -176,6 +187,7 @@ STABILITY_MEASURES: dict[str, StabilityMeasure] = {
         StabilityMeasure(
             "worst_per_question", "each question's worst persona", "share",
             scores_formula=lambda scores: statistics.worst_per_question(scores.mean_P_Q, scores.counts_R_Q),
+            question_formula=lambda mean_P_Q, _: statistics.lowest_per_question(mean_P_Q),
         ),
     )
 }  # fmt: skip

@@ -21,8 +21,10 @@ from permix.metrics.measures import measures_in
 from permix.metrics.right_in_character import RightInCharacter, right_in_character_difference, swap_test_p
 from permix.metrics.stability import (
     BOOTSTRAP_BLOCK_FLOATS,
+    difference_estimate,
     n_crossfit_splits,
     observed_measures,
+    question_differences,
     resample_scores,
     resamples_per_block,
 )
@@ -143,19 +145,24 @@ def compare_models_paired(
         one.name: Estimate(value=_none_if_nan(observed_difference[one.name]), n=int(scored_Q[one.questions].sum()))
         for one in measures
     }
-    for one in resampled_measures:
-        value, replicate_R = bootstrapped[one.name]
-        differences[one.name] = statistics.bootstrap_estimate(float(value), replicate_R, differences[one.name].n)
     values = [{name: _none_if_nan(value) for name, value in each.items()} for each in observed]
     scored_P = np.array([not row_Q.all() for row_Q in absent_N_Q[:-1]])
+    of_draws: dict[str, Estimate] = {}
+    is_alike = False
     if scored_P.any():
         drawn = [one.name for one in measures if one.estimator == "posterior"]
         grids = [(rows_N_Q[:-1][scored_P], rows_N_Q[-1]) for rows_N_Q in (first_N_Q, other_N_Q)]
         of_draws = posterior.posterior_differences(grids[:1], grids[1:], seed=seed)
+        is_alike = any(posterior.answered_alike(mean_P_Q) for mean_P_Q, _ in grids)
         differences |= {name: of_draws[name] for name in drawn}
         for value_by_name, grid in zip(values, grids, strict=True):
             estimates = posterior.posterior_estimates(*grid, seed=seed)
             value_by_name |= {name: estimates[name].value for name in drawn}
+    whole = [(rows_N_Q[:-1], rows_N_Q[-1]) for rows_N_Q in (first_N_Q, other_N_Q)]
+    for one in resampled_measures:
+        difference_Q = question_differences(one, whole[:1], whole[1:])
+        n, draws_of_one = differences[one.name].n, of_draws.get(one.name) if is_alike else None
+        differences[one.name] = difference_estimate(bootstrapped[one.name], n, difference_Q, draws_of_one)
     compared = tuple(
         MeasureDifference(
             name=one.name, first=values[0][one.name], other=values[1][one.name], difference=differences[one.name],

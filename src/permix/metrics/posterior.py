@@ -278,14 +278,15 @@ def estimates_from_draws(draws: PosteriorDraws, *, no_effect: bool) -> dict[str,
     estimates = {
         one.name: combine_priors(one, by_horseshoe[one.name], by_dirichlet[one.name], draws.n) for one in drawn_measures()
     }
+    estimates |= limit_extremes(estimates, float(draws.accuracy_P.mean()))
     estimates |= _widen_to_own_interval(draws, estimates)
     if no_effect:
         accuracy_R_P, baseline_R = draws.horseshoe
-        if_equal = accuracy_measures(accuracy_R_P.mean(axis=1, keepdims=True), baseline_R)
+        equal_R_2 = np.repeat(accuracy_R_P.mean(axis=1, keepdims=True), 2, axis=1)
+        if_equal = accuracy_measures(equal_R_2, baseline_R)
         estimates = {one.name: _widen_to_null(one, estimates[one.name], if_equal[one.name]) for one in drawn_measures()}
     if not draws.accuracy_P.any():
         estimates["pss"] = Estimate(value=None, n=draws.n)  # no right answer: 0 / 0
-    estimates |= limit_extremes(estimates, float(draws.accuracy_P.mean()))
     paired = [one.name for one in drawn_measures() if one.questions == "both"]
     return estimates | {name: estimates[name].model_copy(update={"n": draws.n_paired}) for name in paired}
 
@@ -331,6 +332,9 @@ def _widen_to_own_interval(draws: PosteriorDraws, estimates: Mapping[str, Estima
         low, high = (_accuracy_from_angle(noise_model.angle_P + sign * reach_P) for sign in (-1, 1))
         reaches[name] = (min(float(low[worst]), _low_without_error(draws.mean_P_Q[worst])), float(high[best]))
     own_low, _ = reaches["own"]
+    if answered_alike(draws.mean_P_Q):
+        # Without a difference the model of the noise has none to fit, but the next questions may show one.
+        own_low = min(own_low, max(0.0, float(draws.accuracy_P[worst]) - statistics.largest_unseen_share(draws.n)))
     others = float(np.delete(draws.accuracy_P, worst).mean()) if P > 1 else own_low
     one_bad_sd = max(others - own_low, 0.0) / float(np.sqrt(P))
     values = {name: estimates[name].value for name in ("best", "worst")}
@@ -352,6 +356,13 @@ def _widen_to_own_interval(draws: PosteriorDraws, estimates: Mapping[str, Estima
         for name, (end, farther, one) in ends.items()
         if getattr(estimates[name], end) is not None
     }
+
+
+def answered_alike(mean_P_Q: Array) -> bool:
+    """Whether there are several personas, and all scores of a question are equal, on every question."""
+    absent_P_Q = np.isnan(mean_P_Q)
+    low_Q, high_Q = (np.where(absent_P_Q, fill, mean_P_Q) for fill in (np.inf, -np.inf))
+    return len(mean_P_Q) > 1 and bool((high_Q.max(axis=0) - low_Q.min(axis=0) <= statistics.TIE_TOLERANCE).all())
 
 
 def _low_without_error(score_Q: Array) -> float:
@@ -381,18 +392,36 @@ def posterior_differences(
     """Estimates of the change from the mean of `first`'s grids to that of `other`'s, by measure; the draws of all are joint.
 
     The value is the difference of the values of `posterior_estimates`; the interval is the central 95 % of the draws, stretched
-    to include the value.
+    to include the value. Where all personas of a grid answered alike, draws hardly differ; then the interval is also stretched to
+    what either side alone may be.
     """
     n = min(count_scored_questions(mean_P_Q) for mean_P_Q, _ in (*first, *other))
-    one, two = (_mean_values([posterior_estimates(*grid, seed=seed) for grid in grids]) for grids in (first, other))
+    by_grid = [[posterior_estimates(*grid, seed=seed) for grid in grids] for grids in (first, other)]
     drawn = _joint_measure_draws([*first, *other], seed)
+    is_alike = any(answered_alike(mean_P_Q) for mean_P_Q, _ in (*first, *other))
     estimates = {}
-    for name in one:
-        a, b = one[name], two[name]
-        value = None if a is None or b is None else _none_if_undefined(float(change(np.asarray(b), np.asarray(a))))
+    for name in (measure.name for measure in drawn_measures()):
+        one, two = (_mean_estimate([each[name] for each in estimates_by_grid], n) for estimates_by_grid in by_grid)
+        value = None if one.value is None or two.value is None else _none_if_undefined(_changed(change, two.value, one.value))
         means = [_mean_over_grids(part, name) for part in (drawn[: len(first)], drawn[len(first) :])] if drawn else []
         estimates[name] = interval_around(value, change(means[1], means[0]) if means else None, n)
+        if is_alike:
+            estimates[name] = _stretch_to_each_side(estimates[name], one, two, change)
     return estimates
+
+
+def _changed(change: statistics.Change, other: float, first: float) -> float:
+    return float(change(np.asarray(other), np.asarray(first)))
+
+
+def _stretch_to_each_side(difference: Estimate, first: Estimate, other: Estimate, change: statistics.Change) -> Estimate:
+    """The change with an interval that includes what it is at either end of the interval of one side, the other unchanged."""
+    if difference.low is None or difference.high is None or first.value is None or other.value is None:
+        return difference
+    pairs = [(end, first.value) for end in (other.low, other.high)] + [(other.value, end) for end in (first.low, first.high)]
+    ends = [_changed(change, b, a) for b, a in pairs if a is not None and b is not None]
+    known = [end for end in ends if not np.isnan(end)]
+    return difference.model_copy(update={"low": min(difference.low, *known), "high": max(difference.high, *known)})
 
 
 def posterior_by_grid(grids: Sequence[AccuracyGrid], *, seed: int) -> dict[str, tuple[Array, Array]]:
@@ -448,14 +477,6 @@ def _joint_measure_draws(grids: Sequence[AccuracyGrid], seed: int) -> list[dict[
 def _mean_over_grids(drawn: Sequence[Mapping[str, Array]], name: str) -> Array:
     """value_R of one measure, averaged over the grids draw by draw."""
     return np.asarray(np.mean([one[name] for one in drawn], axis=0))
-
-
-def _mean_values(estimates_by_grid: Sequence[Mapping[str, Estimate]]) -> dict[str, float | None]:
-    """The mean over the grids of each measure's value; None if one of the grids has no value."""
-    values_by_name = {one.name: [by_name[one.name].value for by_name in estimates_by_grid] for one in drawn_measures()}
-    return {
-        name: None if None in values else float(np.mean(np.array(values, dtype=float))) for name, values in values_by_name.items()
-    }
 
 
 def interval_around(value: float | None, drawn_R: Array | None, n: int) -> Estimate:

@@ -47,6 +47,8 @@ BOOTSTRAP_BLOCK_FLOATS = 2_000_000  # floats in the largest array of one bootstr
 
 NO_RIGHT_ANSWER = "no answer was right under any persona, so PSS has no value"
 
+ONE_PERSONA = "only one persona has answers, and PSS compares personas, so it has no value"
+
 
 class PersonaSummary(Record):
     """One persona. `difference` (persona − baseline) and its test use the questions that have both scores."""
@@ -84,8 +86,12 @@ class StabilitySummary(MeasureRecord):
 
     @property
     def pss_reason(self) -> str | None:
-        """Why PSS has no value although there are scores: it is 0 / 0. None if it has a value, or without any score."""
-        return NO_RIGHT_ANSWER if self.pss.value is None and self.mean.value == 0 else None
+        """Why PSS has no value although there are scores. None if it has a value, or without any score."""
+        if self.pss.value is not None:
+            return None
+        if sum(persona.n > 0 for persona in self.personas) == 1:
+            return ONE_PERSONA
+        return NO_RIGHT_ANSWER if self.mean.value == 0 else None
 
     @property
     def pss_observed(self) -> Estimate:
@@ -154,11 +160,16 @@ def summarize_stability(
     n, n_both = n_by_questions["personas"], n_by_questions["both"]
     discordance = statistics.discordance(mean_P_Q, baseline_Q)
     best_of_k = bootstrapped["expected_best_K"]
-    shift_Q = statistics.mean_over_samples(mean_P_Q.T) - baseline_Q
     return StabilitySummary(
         measures={
             measure.name: _measure_estimate(
-                measure, observed, bootstrapped, from_draws, permuted.null_R_P, shift_Q, n_by_questions[measure.questions]
+                measure,
+                observed,
+                bootstrapped,
+                from_draws,
+                permuted.null_R_P,
+                None if measure.question_formula is None else measure.question_formula(mean_P_Q, baseline_Q),
+                n_by_questions[measure.questions],
             )
             for measure in STABILITY_MEASURES.values()
         },
@@ -181,15 +192,16 @@ def _measure_estimate(
     bootstrapped: Mapping[str, BootstrapResult],
     drawn: Mapping[str, Estimate],
     null_R_P: Array | None,
-    shift_Q: Array,
+    value_Q: Array | None,
     n: int,
 ) -> Estimate:
     match measure.estimator:
         case "bootstrap":
             return _estimate(bootstrapped[measure.name], n)
         case "paired":
+            assert value_Q is not None
             return statistics.bootstrap_paired(
-                float(bootstrapped[measure.name].value), bootstrapped[measure.name].replicates, shift_Q
+                float(bootstrapped[measure.name].value), bootstrapped[measure.name].replicates, value_Q
             )
         case "share":
             return _estimate(bootstrapped[measure.name], n, statistics.bootstrap_share)
@@ -249,9 +261,10 @@ def stability_differences(
     first, other = (
         [(mean_P_Q[shared_P], baseline_Q) for mean_P_Q, baseline_Q in grids_of_one] for grids_of_one in (first, other)
     )
-    n_by_questions = _count_scored_in_all([*first, *other]) | {"personas": first[0][0].shape[1]}
+    n_by_questions = _count_scored_in_all([*first, *other])
     one, two = (_bootstrap_grid_means(measures, grids, seed, resamples) for grids in (first, other))
     from_draws = posterior.posterior_differences(first, other, seed=seed, change=change)
+    is_alike = any(posterior.answered_alike(mean_P_Q) for mean_P_Q, _ in (*first, *other))
     differences = {}
     for measure in measures:
         if measure.estimator == "posterior":
@@ -259,8 +272,32 @@ def stability_differences(
         else:
             a, b = one[measure.name], two[measure.name]
             difference = BootstrapResult(change(b.value, a.value), change(b.replicates, a.replicates))
-            differences[measure.name] = _estimate(difference, n_by_questions[measure.questions])
+            n, drawn = n_by_questions[measure.questions], from_draws.get(measure.name)
+            difference_Q = question_differences(measure, first, other) if change is np.subtract else None
+            differences[measure.name] = difference_estimate(difference, n, difference_Q, drawn if is_alike else None)
     return differences
+
+
+def question_differences(measure: StabilityMeasure, first: Sequence[AccuracyGrid], other: Sequence[AccuracyGrid]) -> Array | None:
+    """difference_Q = other − first in the measure on each question, as means over the grids; None without `question_formula`."""
+    formula = measure.question_formula
+    if formula is None:
+        return None
+    one, two = (np.mean([formula(*grid) for grid in grids], axis=0) for grids in (first, other))
+    return np.asarray(two - one)
+
+
+def difference_estimate(difference: BootstrapResult, n: int, difference_Q: Array | None, drawn: Estimate | None) -> Estimate:
+    """A bootstrapped difference of two models with its interval.
+
+    `difference_Q`: the difference on each question, where the measure has one. `drawn`: the difference from posterior draws, for
+    grids whose personas answered alike; its interval is included, since resamples cannot show what no question has shown.
+    """
+    if difference_Q is not None:
+        estimate = statistics.bootstrap_paired(float(difference.value), difference.replicates, difference_Q)
+        return estimate.model_copy(update={"n": n})
+    estimate = _estimate(difference, n)
+    return estimate if drawn is None else _interval_hull(estimate, drawn)
 
 
 def pool_stability(
@@ -309,7 +346,7 @@ def seed_differences(
     if not shared_P.any():
         return {}
     grids = [(mean_P_Q[shared_P], baseline_Q) for mean_P_Q, baseline_Q in (*first, *other)]
-    n_by_questions = _count_scored_in_all(grids) | {"personas": grids[0][0].shape[1]}
+    n_by_questions = _count_scored_in_all(grids)
     is_relative = change is statistics.relative_change
     measures, n_first = measures_in("seed_differences"), len(first)
     if is_relative:

@@ -54,11 +54,13 @@ def weighted_question_mean(mean_P_Q: Array, counts_R_Q: Array) -> Array:
 
 
 def pss(accuracy_P: ArrayLike) -> Array:
-    """Persona stability score: min_p A_p / max_p A_p; NaN if no persona has a right answer. Our definition.
+    """Persona stability score: min_p A_p / max_p A_p; NaN if no persona has a right answer, or for one persona. Our definition.
 
     Noise in the accuracies biases it down.
     """
     accuracies = np.asarray(accuracy_P, dtype=float)
+    if accuracies.shape[-1] < 2:
+        return np.full(accuracies.shape[:-1], np.nan)
     return safe_divide(accuracies.min(axis=-1), accuracies.max(axis=-1))
 
 
@@ -76,10 +78,15 @@ def expected_best_of_k(accuracy_P: Array) -> Array:
     return np.asarray(np.sort(accuracy_P, axis=-1) @ weight_K_P.T)
 
 
+def lowest_per_question(mean_P_Q: Array) -> Array:
+    """value_Q = min_p x_pq among the personas scored on the question; NaN without any."""
+    min_Q = np.where(np.isnan(mean_P_Q), np.inf, mean_P_Q).min(axis=0)
+    return np.asarray(np.where(np.isinf(min_Q), np.nan, min_Q))
+
+
 def worst_per_question(mean_P_Q: Array, counts_R_Q: Array) -> Array:
     """value_R = mean_q min_p x_pq: the accuracy if each question got its worst persona, among the personas scored on it."""
-    min_Q = np.where(np.isnan(mean_P_Q), np.inf, mean_P_Q).min(axis=0)
-    return weighted_question_mean(np.where(np.isinf(min_Q), np.nan, min_Q)[None], counts_R_Q)[:, 0]
+    return weighted_question_mean(lowest_per_question(mean_P_Q)[None], counts_R_Q)[:, 0]
 
 
 class TwoWayFit(NamedTuple):
@@ -202,7 +209,7 @@ def pss_crossfit(mean_P_Q: Array, halves_K_Q: Array, counts_R_Q: Array) -> Array
 
     Mean accuracy of the worst / mean accuracy of the best, both on the other half, over all splits and both directions. Tied
     personas are averaged. Our definition. Not clipped: noise can lift it above 1. Copies of a resampled question stay in one
-    half. NaN if no split scores both choices (one question), or if the mean of the best is 0.
+    half. NaN if no split scores both choices (one question), if the mean of the best is 0, or for one persona.
     """
     (R, Q), K = counts_R_Q.shape, len(halves_K_Q)
     value_Q_P, scored_Q_P = _values_and_mask(mean_P_Q)
@@ -250,6 +257,8 @@ def swapped_pss_crossfit(
 
 def _pss_of_halves(half_RK_P: Array, other_RK_P: Array, n_splits: int) -> Array:
     """The cross-fitted PSS [R] from the accuracies on both halves of every split, the splits of a resample in a row."""
+    if half_RK_P.shape[1] < 2:
+        return np.full(len(half_RK_P) // n_splits, np.nan)
     shape = (2, -1, n_splits)
     pairs_2_RK = [_score_worst_and_best(half_RK_P, other_RK_P), _score_worst_and_best(other_RK_P, half_RK_P)]
     worst_R, best_R = mean_over_samples(np.concatenate([pair.reshape(shape) for pair in pairs_2_RK], axis=2))
