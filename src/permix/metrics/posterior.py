@@ -381,6 +381,8 @@ def _widen_to_null(measure: StabilityMeasure, estimate: Estimate, null_R: Array)
 
 
 AccuracyGrid = tuple[Array, Array]
+"""(mean_P_Q, baseline_Q): the sample means of every persona and without persona, in [0, 1]; NaN is no score. Grids that are
+pooled or compared have the same personas and questions in the same order."""
 
 JOINT_STREAM = 3
 """Stream of random numbers for several grids drawn together."""

@@ -462,7 +462,10 @@ def _bootstrap_grids(
 def observed_measures(
     mean_P_Q: Array, baseline_Q: Array, halves_K_Q: Array, measures: Sequence[StabilityMeasure]
 ) -> dict[str, float]:
-    """The observed value of each measure by name; NaN where it cannot be computed."""
+    """The observed value of each measure by name; NaN where it cannot be computed.
+
+    `mean_P_Q` and `baseline_Q` are an `AccuracyGrid`; `halves_K_Q` as of `statistics.random_half_splits`.
+    """
     scores = resample_scores(mean_P_Q, baseline_Q, np.ones((1, mean_P_Q.shape[1])), halves_K_Q)
     return {measure.name: float(measure.of_resamples(scores)[0]) for measure in measures if measure.estimator != "permuted"}
 
@@ -497,13 +500,14 @@ def resamples_per_block(mean_P_Q: Array) -> int:
 
 
 def n_crossfit_splits(n_scores: int) -> int:
+    """The number of random half splits for a grid with this number of scores."""
     return max(CROSSFIT_SPLITS // 10, min(CROSSFIT_SPLITS, MAX_SPLIT_SCORES // n_scores))
 
 
 def resample_scores(mean_P_Q: Array, baseline_Q: Array, counts_R_Q: Array, halves_K_Q: Array | None = None) -> ResampledScores:
-    """The input of the measures for the questions as drawn by counts_R_Q. Personas without any score are left out.
+    """The input of the measures, for an `AccuracyGrid` whose question q is drawn counts_R_Q[r, q] times in resample r.
 
-    Only observed measures need `halves_K_Q`, random halves of the questions.
+    Personas without any score are left out. Only observed measures need `halves_K_Q` (`statistics.random_half_splits`).
     """
     compared_P_Q = _drop_unscored_personas(mean_P_Q)
     return ResampledScores(
@@ -614,9 +618,9 @@ def _estimates(
     return [interval(v, replicate_R, n) for v, replicate_R, n in zip(measure.value, measure.replicates.T, n_N, strict=True)]
 
 
-def none_if_nan(p: float) -> float | None:
-    """NaN becomes None."""
-    return None if np.isnan(p) else p
+def none_if_nan(value: float) -> float | None:
+    """The value; None for NaN."""
+    return None if np.isnan(value) else value
 
 
 def _check_scores(scores: ArrayLike, ndim: int, name: str) -> Array:

@@ -216,11 +216,6 @@ def ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
     return list(zip(*(words[start:] for start in range(n)), strict=False))
 
 
-def count_ngrams(texts: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
-    """The number of occurrences of each n-gram in the texts; no n-gram spans two texts."""
-    return Counter(gram for text in texts for gram in ngrams(tokenize_words(text), n))
-
-
 def rarefied_distinct_n(counts: Sequence[int] | Array, n_drawn: int) -> float:
     """Distinct-n at a fixed number of n-grams: the expected share of different ones among `n_drawn` drawn without replacement.
 

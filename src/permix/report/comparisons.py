@@ -45,7 +45,7 @@ from permix.rendering.table import (
     one_line,
     plain_text,
 )
-from permix.report.judges import INTERVIEW_KIND, JudgeScoreDifference, judge_incompatibilities
+from permix.report.judges import INTERVIEW_KIND, JudgeScoreDifference, bootstrap_settings, judge_incompatibilities
 from permix.report.judges import judge_score_differences as judged_differences
 from permix.report.runs import (
     FIDELITY_RUN_KINDS,
@@ -87,18 +87,13 @@ def compare_models(first: ModelRuns, other: ModelRuns) -> Comparison:
     reasons, fidelity_reasons = stability_incompatibilities(first, other), identifiability_incompatibilities(first, other)
     differences: dict[str, Estimate] = {}
     if first.grid is not None and other.grid is not None and not reasons:
-        config = first.runs["stability"].config
-        differences = compare_stability_grids(
-            first.grid, other.grid, int(config.get("seed", 0)), int(config.get("resamples", 2000))
-        )
+        differences = compare_stability_grids(first.grid, other.grid, *bootstrap_settings(first.runs["stability"].config))
     recognisability_reasons = recognisability_incompatibilities(first, other)
     in_character_reasons = right_in_character_incompatibilities(first, other)
     in_character = None
     if first.right_in_character is not None and other.right_in_character is not None and not in_character_reasons:
-        config = first.runs["stability"].config
-        in_character = right_in_character_difference(
-            [first.right_in_character], [other.right_in_character], int(config.get("seed", 0)), int(config.get("resamples", 2000))
-        )
+        settings = bootstrap_settings(first.runs["stability"].config)
+        in_character = right_in_character_difference([first.right_in_character], [other.right_in_character], *settings)
     judged, judged_reasons = compare_judge_scores(first, other)
     return Comparison(
         label=other.label, against=first.label, measures=differences,
@@ -114,8 +109,7 @@ def _difference(model: ModelRuns, first: "QuestionShares | None", other: "Questi
     """Return other − first, with the draws of the model's fidelity run; None where one was not measured."""
     if first is None or other is None:
         return None
-    config = model.runs["fidelity"].config
-    return question_share_difference([first], [other], int(config.get("seed", 0)), int(config.get("resamples", 2000)))
+    return question_share_difference([first], [other], *bootstrap_settings(model.runs["fidelity"].config))
 
 
 _STABILITY_TEMPLATE = "{} stable: under its worst persona it keeps a {} share of its best persona's accuracy"

@@ -153,12 +153,24 @@ def trust_mark(trusted: bool | None) -> str:
     return "" if trusted else f" {UNTESTED_MARK if trusted is None else UNTRUSTED_MARK}"
 
 
+class BootstrapSettings(NamedTuple):
+    """The seed and the number of resamples of a run's intervals and tests."""
+
+    seed: int
+    resamples: int
+
+
+def bootstrap_settings(config: Mapping[str, Any]) -> BootstrapSettings:
+    """Return the settings of a run's configuration; those of the commands where it has none."""
+    return BootstrapSettings(int(config.get("seed", 0)), int(config.get("resamples", 2000)))
+
+
 def read_judged_run(run: Path, kind: str, config: Mapping[str, Any]) -> JudgedRun | None:
     """Read and measure all judges of a run. None when no judge has scored the run."""
     folders = judge_folders(run)
     if not folders:
         return None
-    answers, seed, resamples = read_judge_inputs(run), int(config.get("seed", 0)), int(config.get("resamples", 2000))
+    answers, (seed, resamples) = read_judge_inputs(run), bootstrap_settings(config)
     results = [read_judge_results(run, folder, answers) for folder in folders]
     judges = {one.label: _summarize_judge(folder, one) for folder, one in zip(folders, results, strict=True)}
     agreement = measure_judge_agreement(results, seed=seed, resamples=resamples)
@@ -191,6 +203,6 @@ def judge_incompatibilities(one: JudgeResults, two: JudgeResults) -> tuple[str, 
 def _summarize_judge(folder: Path, results: JudgeResults) -> JudgeSummary:
     config = RunReader(folder).config
     try:
-        return summarize_judge(results, seed=results.seed, resamples=int(config.get("resamples", 2000)))
+        return summarize_judge(results, seed=results.seed, resamples=bootstrap_settings(config).resamples)
     except DataError as error:
         raise DataError(f"{folder}: {error}") from error

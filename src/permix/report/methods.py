@@ -73,6 +73,7 @@ from permix.report.comparisons import (
     right_in_character_incompatibilities,
     stability_incompatibilities,
 )
+from permix.report.judges import BootstrapSettings, bootstrap_settings
 from permix.report.runs import ModelRuns, Run
 from permix.storage.run_dir import RunReader
 from permix.types import Estimate, Record
@@ -102,11 +103,6 @@ class TrainingRun(NamedTuple):
 
     run_dir: Path
     config: TrainConfig | ImportedTrainConfig
-
-    @property
-    def model_dir(self) -> Path:
-        """The folder that holds the weights and the model card."""
-        return self.run_dir / "model"
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -441,11 +437,6 @@ class MethodDifference(MeasureRecord):
         return self.compared_seeds.get(name, ComparedSeeds(n=self.n_seeds))
 
 
-class BootstrapSettings(NamedTuple):
-    seed: int
-    resamples: int
-
-
 def pool_seeds(method: ReportMethod) -> PooledMethod:
     """Return the pooled numbers of a method."""
     stable, fidelity = measured_models(method)
@@ -459,13 +450,13 @@ def pool_seeds(method: ReportMethod) -> PooledMethod:
     right_in_character = _pooled_right_in_character(both) if both and not both_reasons else None
     over_seeds: dict[str, Estimate] = {}
     if measures and len(stable) > 1:
-        over_seeds |= pool_over_seeds(_aligned_grids(stable), measures, *_bootstrap_settings(stable[0].runs["stability"]))
+        over_seeds |= pool_over_seeds(_aligned_grids(stable), measures, *bootstrap_settings(stable[0].runs["stability"].config))
     shares: dict[ShareName, Estimate | None] = {"identifiability": identifiability, "recognisability": recognisability}
     for name, pooled in shares.items():
         if pooled is not None and len(_share_results(method.models, name)) > 1:
             over_seeds[name] = _pooled_share_over_seeds(pooled, method.models, name)
     if right_in_character is not None and len(both) > 1:
-        settings = _bootstrap_settings(both[0].runs["stability"])
+        settings = bootstrap_settings(both[0].runs["stability"].config)
         over_seeds["right_in_character"] = right_in_character_over_seeds(
             _in_character_results(both), right_in_character, *settings
         )
@@ -516,7 +507,7 @@ def pool_context(method: ReportMethod, context: str) -> PooledContext:
         return PooledContext(n_seeds=len(models), reasons=reasons)
     if len(models) == 1 and (known := {one.id: one.measures for one in models[0].contexts}.get(context)) is not None:
         return PooledContext(measures=known, n_seeds=1)
-    grids, settings = _aligned_grids(models), _bootstrap_settings(models[0].runs["stability"])
+    grids, settings = _aligned_grids(models), bootstrap_settings(models[0].runs["stability"].config)
     measures = pool_stability(grids, *settings, "contexts")
     over_seeds = pool_over_seeds(grids, measures, *settings, "contexts") if len(models) > 1 else {}
     return PooledContext(measures=measures, over_seeds=over_seeds, n_seeds=len(models))
@@ -593,7 +584,7 @@ def compare_stability(
     in_order = _in_order_of(one, pairs.one)
     aligned = _aligned_grids([*pairs.other, *in_order])
     grids, other_grids = aligned[len(pairs.other) :], aligned[: len(pairs.other)]
-    settings = _bootstrap_settings(pairs.other[0].runs["stability"])
+    settings = bootstrap_settings(pairs.other[0].runs["stability"].config)
     differences = stability_differences(other_grids, grids, *settings, change)
     grid_of = dict(zip(map(id, in_order), grids, strict=True))
     by_seed = [grid_of[id(model)] for model in pairs.one]
@@ -630,7 +621,7 @@ def _compare_right_in_character(
     reasons = tuple(dict.fromkeys([*reasons_of_one, *reasons_of_other, *between]))
     if not one or not other or reasons:
         return ComparedMeasures(pairs.seeds, reasons)
-    settings = _bootstrap_settings(pairs.other[0].runs["stability"])
+    settings = bootstrap_settings(pairs.other[0].runs["stability"].config)
     results, other_results = _in_character_results(pairs.one), _in_character_results(pairs.other)
     in_order = _in_character_results(_in_order_of(one, pairs.one))
     difference = right_in_character_difference(other_results, in_order, *settings, change)
@@ -704,7 +695,7 @@ def pair_models(one: Sequence[ModelRuns], other: Sequence[ModelRuns]) -> PairedM
 def _share_over_seeds(
     over_questions: Estimate, pairs: PairedModels, measure: ShareName, change: statistics.Change
 ) -> SeedDifference:
-    settings = _bootstrap_settings(pairs.other[0].runs["fidelity"])
+    settings = bootstrap_settings(pairs.other[0].runs["fidelity"].config)
     values, n_other = _shares_by_seed(_share_results(pairs.all_models, measure), settings), len(pairs.other)
     first, second = values.seeds(slice(None, n_other)), values.seeds(slice(n_other, None))
     difference = cover_seed_differences(over_questions, first, second, pairs.seeds.pairing, change=change)
@@ -754,7 +745,7 @@ def _in_character_results(models: Sequence[ModelRuns]) -> list[RightInCharacter]
 
 
 def _pooled_right_in_character(models: Sequence[ModelRuns]) -> Estimate:
-    return pool_right_in_character(_in_character_results(models), *_bootstrap_settings(models[0].runs["stability"]))
+    return pool_right_in_character(_in_character_results(models), *bootstrap_settings(models[0].runs["stability"].config))
 
 
 def _mean_by_chance(models: Sequence[ModelRuns]) -> float | None:
@@ -768,7 +759,7 @@ def _pooled_stability(models: Sequence[ModelRuns]) -> dict[str, Estimate]:
     summaries = [model.stability for model in models if model.stability is not None]
     if len(summaries) == 1:
         return select_measures("methods", summaries[0].measures)
-    return pool_stability(_aligned_grids(models), *_bootstrap_settings(models[0].runs["stability"]))
+    return pool_stability(_aligned_grids(models), *bootstrap_settings(models[0].runs["stability"].config))
 
 
 def _pooled_recognisability(models: Sequence[ModelRuns]) -> Estimate | None:
@@ -786,7 +777,7 @@ def _pooled_share(models: Sequence[ModelRuns], measure: ShareName) -> Estimate:
     if len(results) == 1:
         return results[0].accuracy
     questions = sorted(set.intersection(*(set(one.right_by_question) for one in results)))
-    settings = _bootstrap_settings(models[0].runs["fidelity"])
+    settings = bootstrap_settings(models[0].runs["fidelity"].config)
     rng = np.random.default_rng(settings.seed)
     drawn = statistics.bootstrap(
         lambda counts_R_Q: {"accuracy": mean_question_share(results, questions, counts_R_Q)},
@@ -798,7 +789,7 @@ def _pooled_share(models: Sequence[ModelRuns], measure: ShareName) -> Estimate:
 
 def _pooled_share_over_seeds(pooled: Estimate, models: Sequence[ModelRuns], measure: ShareName) -> Estimate:
     """Return the number of `_pooled_share` with an interval over questions and training seeds."""
-    values = _shares_by_seed(_share_results(models, measure), _bootstrap_settings(_fidelity_runs(models)[0]))
+    values = _shares_by_seed(_share_results(models, measure), bootstrap_settings(_fidelity_runs(models)[0].config))
     return limit_ends(cover_training_seeds(pooled, [values]).over_seeds, 0.0, 1.0)
 
 
@@ -811,7 +802,7 @@ def _share_difference(
 ) -> Estimate:
     """Return other − first, or another change, paired by question."""
     results = _share_results(first, measure), _share_results(other, measure)
-    return question_share_difference(*results, *_bootstrap_settings(first[0].runs["fidelity"]), change)
+    return question_share_difference(*results, *bootstrap_settings(first[0].runs["fidelity"].config), change)
 
 
 def _share_results(models: Sequence[ModelRuns], measure: ShareName) -> list[Identifiability | Recognisability]:
@@ -823,7 +814,3 @@ def _aligned_grids(models: Sequence[ModelRuns]) -> list[AccuracyGrid]:
     """Return each model's scores (mean_P_Q, baseline_Q), with personas and questions in the order of the first model."""
     grids = [model.grid for model in models if model.grid is not None]
     return [aligned_sample_means(grids[0], one) for one in grids]
-
-
-def _bootstrap_settings(run: Run) -> BootstrapSettings:
-    return BootstrapSettings(int(run.config.get("seed", 0)), int(run.config.get("resamples", 2000)))
