@@ -222,7 +222,7 @@ def context_window(source: str) -> int:
 NO_CONTEXT_LIMIT = sys.maxsize
 
 _WINDOW_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
-"""The first of these that a configuration has is its context window: MPT writes `max_seq_len`, the files of BLOOM `seq_length`."""
+"""The first of these that a configuration has is its context window: MPT has `max_seq_len`, the files of BLOOM `seq_length`."""
 
 
 def config_window(config: Any) -> int:
