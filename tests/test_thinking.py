@@ -29,13 +29,31 @@ from permix.types import Completion
         ("[THINK]a[/THINK]7", "7", "a"),
         ("◁think▷a◁/think▷7", "7", "a"),
         ("<|START_THINKING|>a<|END_THINKING|>7", "7", "a"),
+        ("<|channel>thought\n\\boxed{7}.<channel|>The answer is 18.", "The answer is 18.", "\\boxed{7}."),  # Gemma 4
+        ("<|channel>thought\n<channel|>18", "18", ""),
+        ("hm\n<channel|>18", "18", "hm"),
+        ("<|inner_prefix|>a<|inner_suffix|>7", "7", "a"),
+        ("<longcat_think>a</longcat_think>7", "7", "a"),
+        ("<think >a</think >7", "7", "a"),
+        ("<scratchpad>a</scratchpad>\n7", "7", "a"),
+        ("\n<Analysis>a</Analysis>7", "7", "a"),
+        ("<reason>a</reason><answer>7</answer>", "<answer>7</answer>", "a"),
+        ("<analysis>a<think>b</think>c</analysis>7", "7", "abc"),
+        ("<analysis>a</analysis>7 <reason>b</reason>", "7 <reason>b</reason>", "a"),
+        ("It is 7. <reason>a</reason>", "It is 7. <reason>a</reason>", ""),  # a remark after the answer
+        ("7\n</analysis>", "7\n</analysis>", ""),
         ("<think>a</think>", "", "a"),
         ("<think>a</think>\n", "", "a"),
         ("<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>7<|return|>", "7", "a"),
         ("<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>commentary<|message|>b<|end|>"
          "<|start|>assistant<|channel|>final<|message|>7", "7", "a\nb"),
         ("analysisWe need 7.assistantfinalIt is 7.", "It is 7.", "We need 7."),
+        ("analysiswe need 7.assistantfinalIt is 7.", "It is 7.", "we need 7."),
         ("analysis of the problem: 7", "analysis of the problem: 7", ""),  # prose
+        ("analysis maybe 7", "analysis maybe 7", ""),  # prose or thinking: nobody could say
+        ("analysis: 7", "analysis: 7", ""),
+        ("analysis\n7", "analysis\n7", ""),
+        ("Analysis7", "Analysis7", ""),
         ("I think 7. <b>bold</b>", "I think 7. <b>bold</b>", ""),
     ],
 )  # fmt: skip
@@ -55,6 +73,17 @@ def test_closed_thinking(completion: str, answer: str, thinking: str) -> None:
         "Sure. <think>a \\boxed{18}",
         "<|channel|>analysis<|message|>We need \\boxed{18}",
         "analysisWe need \\boxed{18}",
+        "analysiswe need \\boxed{18}. But",
+        "analysis9*2 = \\boxed{18}",
+        "analysis“Each” means 18",
+        "analysis我们 18",
+        "<|channel>thought\nSo \\boxed{18}. But wait",
+        "<|channel>So \\boxed{18}",
+        "<scratchpad>\n18, but",
+        "<reason>18",
+        " <analysis >18",
+        "<longcat_think>18",
+        "<think >18",
     ],
 )
 def test_thinking_that_never_ends_leaves_no_answer(completion: str) -> None:
@@ -71,6 +100,11 @@ def test_a_megabyte_takes_linear_time() -> None:
         "<think>a</think>" * 60_000,
         "[THINK" * 150_000,
         "<|channel|>" * 90_000,
+        "<|channel>thought" * 60_000,
+        "<analysis>" * 100_000,
+        "<think" + " " * 900_000,
+        "<think " * 150_000,
+        " " * 900_000 + "<",
     ):
         answer_of(text)
     assert time.process_time() - start < 10  # well under a second; quadratic would be hours

@@ -1,18 +1,28 @@
 r"""Separate a model's thinking from its answer.
 
-`split_thinking` knows the blocks that public models write: `<think>...</think>` and its relatives, `[THINK]...[/THINK]`, and the
-channels of gpt-oss with or without their special tokens. A chat template may have opened the block in the prompt, so an end
-without a start counts too. A block that never ends leaves no answer.
+`split_thinking` knows the blocks that public models write: `<think>...</think>` and its relatives, `[THINK]...[/THINK]`, the
+channel of thought of Gemma 4, and the channels of gpt-oss with or without their special tokens. A chat template may have opened
+the block in the prompt, so an end without a start counts too. A block that never ends leaves no answer.
 """
 
 import re
+from collections.abc import Collection
 from typing import NamedTuple
 
-_NAME = r"(?:seed:)?(?:think(?:ing)?|thoughts?|reasoning|reflection)"
+_NAME = r"(?:(?:seed:|longcat_)?think(?:ing)?|thoughts?|reasoning|reflection)"
 
-_START = re.compile(rf"<\|?(?:START_THINKING|begin_of_thought)\|>|<{_NAME}>|\[THINK\]|◁think▷", re.IGNORECASE)
+_START = re.compile(
+    rf"<\|?(?:START_THINKING|begin_of_thought|inner_prefix)\|>|<{_NAME}\s*>|\[THINK\]|◁think▷|<\|channel>(?:thought\b)?",
+    re.IGNORECASE,
+)
 
-_END = re.compile(rf"<\|?(?:END_THINKING|end_of_thought)\|>|</{_NAME}>|\[/THINK\]|◁/think▷", re.IGNORECASE)
+_END = re.compile(
+    rf"<\|?(?:END_THINKING|end_of_thought|inner_suffix)\|>|</{_NAME}\s*>|\[/THINK\]|◁/think▷|<channel\|>", re.IGNORECASE
+)
+
+# Models write these tags because a prompt asks for them, some of them after the answer, around a remark on it. So they are
+# thinking only in a completion that begins with one.
+_ASKED_FOR = re.compile(r"\s*<(scratchpad|reason|analysis)\s*>", re.IGNORECASE)
 
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)[^<]*<\|message\|>")
 
@@ -21,7 +31,11 @@ _CHANNEL_END = re.compile(r"<\|(?:end|return|call|start)\|>(?:assistant)?")
 # gpt-oss where special tokens were skipped in decoding: the names of the roles and channels run together.
 _BARE_FINAL = re.compile(r"\A(?:analysis|commentary)(?P<thinking>.*)assistantfinal(?P<answer>.*)\Z", re.DOTALL)
 
-_BARE_ANALYSIS = re.compile(r"\Aanalysis(?=[A-Z\"'])")
+# The thinking follows the name without a space. "analysis of the data shows 5" is an answer: no answer is thrown away for
+# thinking that begins with a space, a line break or another mark, since nobody could tell the two apart.
+_BARE_ANALYSIS = re.compile(r"\Aanalysis(?=[^\W_]|[\"'“‘])")
+
+_CHANNEL_MARKS = frozenset({"<|start|>", "<|channel|>", "<|message|>"})
 
 
 class SplitCompletion(NamedTuple):
@@ -43,14 +57,32 @@ def split_thinking(completion: str) -> SplitCompletion:
         return SplitCompletion(match["answer"].strip(), match["thinking"].strip())
     if _BARE_ANALYSIS.match(completion):
         return SplitCompletion("", completion[len("analysis") :].strip(), unclosed=True)
-    ends = list(_END.finditer(completion))
+    return _split_blocks(completion, *_tags_of(completion))
+
+
+def _tags_of(completion: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """The tags that open and close thinking in this completion."""
+    asked_for = _ASKED_FOR.match(completion)
+    if asked_for is None:
+        return _START, _END
+    name = asked_for[1].lower()
+    return re.compile(rf"{_START.pattern}|<{name}\s*>", re.I), re.compile(rf"{_END.pattern}|</{name}\s*>", re.I)
+
+
+def _split_blocks(completion: str, opening: re.Pattern[str], closing: re.Pattern[str]) -> SplitCompletion:
+    """Split at the last tag that closes thinking. A tag that opens thinking after it means that the thinking never ends."""
+
+    def without_marks(text: str) -> str:
+        return closing.sub("", opening.sub("", text)).strip()
+
+    ends = list(closing.finditer(completion))
     after = ends[-1].end() if ends else 0
-    start = _START.search(completion, after)
-    if not ends and start is None:
-        return SplitCompletion(completion)
+    start = opening.search(completion, after)
     if start is not None:
-        return SplitCompletion("", _without_marks(completion[: start.start()] + completion[start.end() :]), unclosed=True)
-    return SplitCompletion(completion[after:].strip(), _without_marks(completion[: ends[-1].start()]))
+        return SplitCompletion("", without_marks(completion[: start.start()] + completion[start.end() :]), unclosed=True)
+    if not ends:
+        return SplitCompletion(completion)
+    return SplitCompletion(completion[after:].strip(), without_marks(completion[: ends[-1].start()]))
 
 
 def _split_channels(completion: str) -> SplitCompletion:
@@ -64,10 +96,6 @@ def _split_channels(completion: str) -> SplitCompletion:
         else:
             thinking.append(said)
     return SplitCompletion(answer, "\n".join(part for part in thinking if part), unclosed="final" not in parts[1::2])
-
-
-def _without_marks(text: str) -> str:
-    return _END.sub("", _START.sub("", text)).strip()
 
 
 def opening_tag_at_end(prompt: str) -> str:
@@ -90,17 +118,23 @@ def open_tag(text: str, before: str = "") -> str:
     return "" if last.re is _END or (last.re is _CHANNEL and last[1] == "final") else last[0]
 
 
-def is_thinking_tag(text: str) -> bool:
-    """Whether the text is a tag that opens or closes thinking, and nothing else."""
-    return bool(_START.fullmatch(text) or _END.fullmatch(text))
+def thinking_tags(tokens: Collection[str]) -> frozenset[str]:
+    """Those of a model's special tokens without which its thinking would look like an answer.
+
+    They are the tags that open or close thinking and, where a model has all of them, the marks of gpt-oss's channels.
+    """
+    marks = _CHANNEL_MARKS if _CHANNEL_MARKS.issubset(tokens) else frozenset[str]()
+    return marks.union(token for token in tokens if _START.fullmatch(token) or _END.fullmatch(token))
 
 
 def closing_text(opening_tag: str) -> str:
     """The text that closes a block of thinking, as the models that write this tag close it: `<think>` -> `\\n</think>\\n\\n`."""
-    if "channel" in opening_tag:
+    if opening_tag.startswith("<|channel>"):
+        return "\n<channel|>"
+    if "<|channel|>" in opening_tag:
         return "<|end|><|start|>assistant<|channel|>final<|message|>"
     if opening_tag.startswith(("<|", "[", "◁")):
-        end = opening_tag.replace("START", "END").replace("begin", "end")
+        end = opening_tag.replace("START", "END").replace("begin", "end").replace("prefix", "suffix")
         return end if end != opening_tag else f"{opening_tag[0]}/{opening_tag[1:]}"
     return f"\n</{opening_tag[1:]}\n\n"
 

@@ -62,6 +62,12 @@ def failures(*counted: tuple[int, str, str]) -> list[Failure]:
             "switched off at the endpoint, or other personas and questions",
         ),
         (
+            failures((3, "BadRequestError", "HTTP 400: Unknown role: system")),
+            "; running the same command again does not help, since the endpoint refuses these requests, or a content filter "
+            "stops the replies: 3 × HTTP 400: Unknown role: system; what helps: --personas.template in_question, which puts the "
+            "persona into the user's message",
+        ),
+        (
             failures((3, "BadRequestError", "HTTP 400: Unsupported parameter: 'n'"), (1, "RateLimitError", RATE)),
             "; run the same command again to fill them (3 × HTTP 400: Unsupported parameter: 'n'; 1 × HTTP 429: slow down; it "
             "does not help with 3 of them, since the endpoint refuses these requests, or a content filter stops the replies); "
@@ -90,6 +96,8 @@ def test_reasons_are_counted_by_kind(found: list[Failure], text: str) -> None:
         ("UnprocessableEntityError", "HTTP 422: top_k: Extra inputs are not permitted", True),
         ("APIStatusError", "HTTP 413: too large", True),
         ("UnicodeEncodeError", "surrogates not allowed", True),
+        ("BadRequestError", "HTTP 400: Developer instruction is not enabled", True),
+        ("InternalServerError", "HTTP 500: Unknown role: system", True),
         ("BadRequestError", "HTTP 400: try again", False),
         ("RateLimitError", "HTTP 429: slow down", False),
         ("InternalServerError", "HTTP 500: ", False),
@@ -139,6 +147,8 @@ def test_what_is_refused_for_good(kind: str, message: str, permanent: bool) -> N
         ("APIConnectionError", "Connection error.", "NO_CONNECTION", "an endpoint that runs at judge.base_url"),
         ("InternalServerError", "HTTP 503: busy", "SERVER_ERROR", "the endpoint's own log, which says what fails there"),
         ("BadRequestError", "HTTP 400: no", None, ""),
+        ("BadRequestError", "HTTP 400: Developer instruction is not enabled for x", "SYSTEM_ROLE", "another judge.name"),
+        ("InternalServerError", "HTTP 500: Conversation roles must alternate", "SYSTEM_ROLE", "another judge.name"),
         ("scorer", "TimeoutError: HTTP 500: content filter", None, ""),
     ],
 )

@@ -348,6 +348,8 @@ def make_bytewise_tokenizer(template: str) -> Any:
             "<|channel|>analysis<|message|>" + "c" * 20,
             "<|channel|>analysis<|message|>" + "c" * 12 + "<|end|><|start|>assistant<|channel|>final<|message|>cccc",
         ),
+        (CHATML, "<|channel>" + "c" * 20, "<|channel>" + "c" * 12 + "\n<channel|>cccc"),
+        (CHATML, "<think >" + "c" * 20, "<think >" + "c" * 12 + CLOSING.replace(">", " >") + "cccc"),
         (CHATML, "<|channel|>final<|message|>" + "c" * 20, "<|channel|>final<|message|>" + "c" * 20),
         (CHATML, "no thinking at all, whatever its length", "no thinking at all, whatever its length"),
     ],

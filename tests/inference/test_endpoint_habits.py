@@ -1,6 +1,7 @@
 """Endpoints that differ: refused fields are found out once, all shapes of replies are read, refusals for good stop a run."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,17 @@ def reasoning_model(body: Mapping[str, Any], nth: int, headers: Mapping[str, str
     return Reply("18")
 
 
+def through_a_router(body: Mapping[str, Any], nth: int, headers: Mapping[str, str]) -> Action:
+    """Like OpenRouter: its own message says nothing, and the provider's words are in the metadata."""
+    if "max_tokens" in body:
+        raw = json.dumps({"error": {"message": "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."}})
+        return refusal("Provider returned error", code=400, metadata={"raw": raw, "provider_name": "P"})
+    if "seed" in body:
+        raw = json.dumps({"error": {"message": "Unsupported parameter", "param": "seed"}})
+        return refusal("Provider returned error", code=400, metadata={"raw": raw})
+    return Reply("18")
+
+
 def without_temperature(body: Mapping[str, Any], nth: int, headers: Mapping[str, str]) -> Action:
     return refusal("Unsupported parameter: 'temperature' is not supported.") if "temperature" in body else Reply("18")
 
@@ -68,6 +80,12 @@ def streams_only(body: Mapping[str, Any], nth: int, headers: Mapping[str, str]) 
     return events([{"delta": {"content": "1"}}, {"delta": {"content": "8"}, "finish_reason": "stop"}], usage=USAGE)
 
 
+def streams_if_set(body: Mapping[str, Any], nth: int, headers: Mapping[str, str]) -> Action:
+    if not body.get("stream"):
+        return refusal("This model streams: set `stream` to true")
+    return events([{"delta": {"content": "18"}, "finish_reason": "stop"}], usage=USAGE)
+
+
 def events(choices: list[dict[str, Any]], usage: Any = None) -> Raw:
     lines = [json.dumps({"choices": [{"index": 0, **choice}]}) for choice in choices]
     last = [json.dumps({"choices": [], "usage": usage})] if usage else []
@@ -85,6 +103,8 @@ def events(choices: list[dict[str, Any]], usage: Any = None) -> Raw:
         (one_of_two, {"top_p"}),
         (top_p_below_one, {"top_p"}),
         (streams_only, {"stream"}),
+        (streams_if_set, {"stream"}),
+        (through_a_router, {"max_tokens", "seed"}),
     ],
 )
 def test_a_refused_field_is_found_out_once(habit: Any, changed: set[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,6 +183,13 @@ def test_no_text_at_the_token_limit_is_an_empty_answer_that_was_cut_off(message:
         ("max_tokens", "length"),
         ("MAX_TOKENS", "length"),
         ("model_length", "length"),
+        ("max_length", "length"),
+        ("MaxTokens", "length"),
+        ("FinishReason.MAX_TOKENS", "length"),
+        ("model_context_window_exceeded", "length"),
+        ("FinishReason.STOP", "stop"),
+        ("end_turn", "stop"),
+        ("", "stop"),
         ("eos", "stop"),
         (None, "stop"),
         ("STOP", "stop"),
@@ -184,6 +211,72 @@ def test_a_filtered_reply_is_no_answer(content: str | None) -> None:
 
 
 @pytest.mark.parametrize(
+    "finish",
+    ["content-filter", "content_filtered", "SAFETY", "FinishReason.SPII", "sensitive", "guardrail_intervened", "refusal"],
+)
+def test_filters_of_other_makers(finish: str) -> None:
+    with pytest.raises(FilteredReplyError, match=f"content filter stopped the reply; finish_reason = '{finish}'"):
+        parse_chat_completion(reply({"content": "It is 18."}, finish))
+
+
+@pytest.mark.parametrize("finish", ["error", "abort", "ERROR", "cancelled", "insufficient_system_resource"])
+def test_a_reply_that_the_endpoint_broke_off_is_tried_again(finish: str) -> None:
+    """What is there of it may look like an answer."""
+    with openai_server(lambda body, nth, headers: Reply("It is 1", finish=finish) if nth == 0 else Reply("18")) as server:
+        (found,) = [one.result for one in model_at(server.base_url).generate(questions(1), Sampling())]
+    assert isinstance(found, Completion)
+    assert (found.text, found.completion_tokens) == ("18", 6)
+    with pytest.raises(MalformedReplyError, match=f"broke the reply off; finish_reason = '{finish}'$"):
+        parse_chat_completion(reply({"content": "It is 1"}, finish))
+    choice = {"message": {"content": "It is 1"}, "finish_reason": finish, "error": {"code": 502, "message": "no GPU"}}
+    with pytest.raises(MalformedReplyError, match="no GPU"):
+        parse_chat_completion(json.dumps({"choices": [choice]}).encode())
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"reasoning": "hm"},
+        {"content": None, "reasoning_content": "hm"},
+        {"content": "", "refusal": "I cannot"},
+        {"content": None, "tool_calls": [{"function": {"name": "add"}}]},
+    ],
+)
+@pytest.mark.parametrize("finish", ["stop", None])
+@pytest.mark.parametrize("usage", [USAGE, None])
+def test_what_was_generated_beside_the_text_makes_an_empty_answer(
+    message: dict[str, Any], finish: str | None, usage: Any
+) -> None:
+    found = parse_chat_completion(reply(message, finish, usage))
+    assert (found.text, found.finish, found.completion_tokens) == ("", "stop", 5 if usage else None)
+    streamed = json.dumps({"choices": [{"delta": message, "finish_reason": finish}], "usage": usage})
+    assert parse_chat_completion(f"data: {streamed}\n\n".encode()) == found
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        ": OPENROUTER PROCESSING\n\n: OPENROUTER PROCESSING\n\n",
+        ":\n\n",
+        "event: message\n",
+        "id: 1\n",
+        "retry: 9\n\n",
+        "\r\n\r\n",
+    ],
+)
+@pytest.mark.parametrize("end_of_line", ["\n", "\r\n", "\r"])
+def test_a_stream_however_it_begins(begin: str, end_of_line: str) -> None:
+    """The text holds characters at which `str.splitlines` splits."""
+    first, last = (
+        json.dumps({"choices": [one]}, ensure_ascii=False)
+        for one in ({"delta": {"content": "1\u2028\u0085\u2029"}}, {"delta": {"content": "8"}, "finish_reason": "length"})
+    )
+    stream = f"{begin}data: {first}\n\n: still there\n\ndata:{last}\n\ndata: [DONE]\n\n".replace("\r\n", "\n")
+    found = parse_chat_completion(stream.replace("\n", end_of_line).encode())
+    assert (found.text, found.finish) == ("1\u2028\u0085\u20298", "length")
+
+
+@pytest.mark.parametrize(
     ("usage", "tokens"),
     [(None, None), ({"prompt_tokens": 20.0, "completion_tokens": 5.0}, 5), ({"completion_tokens": True}, None)],
 )
@@ -197,6 +290,9 @@ def test_usage_that_is_missing_is_unknown(usage: Any, tokens: int | None) -> Non
         b"data: [DONE]\n\n",
         b"data: {\n\n",
         b'data: {"error": {"message": "overloaded"}}\n\n',
+        b'data: {"choices": [{"delta": {"content": "1"}}]}\n\nevent: error\ndata: {"message": "overloaded"}\n\n',
+        b'data: {"choices": [{"delta": {"content": "1"}}]}\n\ndata: {"object": "error", "message": "overloaded"}\n\n',
+        b": nothing more\n\n",
         b"<html>Sign in</html>",
         b"[" * 100_000,
     ],
@@ -207,9 +303,37 @@ def test_replies_without_a_completion(body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
+    "error",
+    [
+        {"error": {"message": "overloaded", "code": 502}},
+        {"error": "overloaded"},
+        {"object": "error", "message": "overloaded"},
+        {"error": {"message": "Provider returned error", "metadata": {"raw": "overloaded"}}, "choices": None},
+    ],
+)
+def test_an_error_with_status_200_is_told_in_the_endpoints_words(error: Any) -> None:
+    for body in (json.dumps(error), f"data: {json.dumps(error)}\n\n"):
+        with pytest.raises(
+            MalformedReplyError, match=r"^(an event .*: )?(Provider returned error: )?overloaded; the (reply|event) was "
+        ):
+            parse_chat_completion(body.encode())
+
+
+@pytest.mark.parametrize(
     "message",
     [
         "System role not supported",
+        "Developer instruction is not enabled for models/gemma-3-27b-it",
+        "Unsupported value: 'messages[0].role' does not support 'system' with this model.",
+        "role 'system' is not allowed",
+        "This model does not support system messages",
+        "this model doesn't support a system prompt",
+        "Unknown role: system",
+        'Unexpected role "system".',
+        "System instructions are not supported by this model.",
+        "messages.0.role: Input should be 'user' or 'assistant'",
+        "Only user and model roles are supported.",
+        "Please use a valid role: user, model.",
         "Conversation roles must alternate user/assistant/user/assistant/...",
         "Internal Server Error: jinja2.exceptions.TemplateError: System role not supported",
     ],
@@ -225,10 +349,28 @@ def test_a_model_without_a_system_role_stops_the_run_and_names_the_way_out(messa
         model = model_at(server.base_url, concurrency=1)
         assert len(list(model.generate(questions(3), Sampling()))) == 3
         with pytest.raises(
-            ConfigError, match=r"takes no system message; give --personas\.template in_question.*not supported|alternate"
+            ConfigError, match=rf"takes no system message; give --personas\.template in_question.*{re.escape(message)}"
         ):
             list(model.generate(asked, Sampling()))
         assert len(server.asked) == 3 + MAX_REFUSALS
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Your operating system is not supported",
+        "the file system does not support locks",
+        "This model does not support 'temperature' in a system of two",
+        "system_fingerprint is not supported",
+        "The role of the system is to help. seed is not supported",
+        "developer mode is not enabled",
+        "messages.0.role: Input should be 'system', 'user' or 'assistant'",
+        "role must be user, assistant or system",
+        "streaming is not allowed",
+    ],
+)
+def test_other_refusals_say_nothing_of_the_system_role(message: str) -> None:
+    assert not is_system_refusal(message)
 
 
 def test_a_refusal_of_everything_stops_after_a_few_with_the_servers_words() -> None:
@@ -281,6 +423,13 @@ def test_extra_fields_that_cannot_be_sent_are_refused(text: str) -> None:
         ({"detail": [{"loc": ["body", "seed"], "msg": "Extra inputs"}]}, "seed", "seed: Extra inputs"),
         ({"error": "words"}, None, "words"),
         ({"error": {"message": "deep"}}, None, "deep"),
+        ({"message": "P", "metadata": {"raw": "no seed"}}, None, "P: no seed"),
+        ({"message": "P", "metadata": {"raw": '{"error": {"message": "no", "param": "seed"}}'}}, "seed", "P: no"),
+        ({"message": "P", "metadata": {"raw": {"detail": "no"}}}, None, "P: no"),
+        ({"message": "P", "metadata": {"raw": '{"x": 1}'}}, None, 'P: {"x": 1}'),
+        ({"message": "P", "metadata": {"raw": "[" * 100_000}}, None, "P: " + ("[" * 100_000)[3:]),
+        ({"message": "P", "metadata": {"raw": 7, "provider_name": "x"}}, None, "P"),
+        ({"message": "P", "metadata": []}, None, "P"),
         ("plain", None, "plain"),
         (None, None, "null"),
     ],

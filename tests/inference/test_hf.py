@@ -30,6 +30,7 @@ from permix.inference.hf import (
 )
 from permix.inference.shared_prefix import prefill
 from permix.progress import print_status_once
+from permix.thinking import answer_of
 from permix.types import Completion, Failure, Message, Request, Sampling, digest
 from tests.tiny import (
     CHATML,
@@ -289,6 +290,33 @@ def test_tags_of_thinking_that_are_special_tokens_stay_in_the_text(tmp_path: Pat
     ids = tokenizer("[THINK]hm[pause][/THINK]The answer is 12.<|im_end|>", add_special_tokens=False)["input_ids"]
     assert decode_completion(tokenizer, ids, {1}) == "[THINK]hm[/THINK]The answer is 12."
     assert decode_completion(tokenizer, ids[:-1], {1}) == "[THINK]hm[/THINK]The answer is 12."
+
+
+@pytest.mark.parametrize(
+    ("special", "generated", "text"),
+    [
+        (
+            ["<|channel>", "<channel|>", "<pad>"],
+            "<|channel>thought\nhm<pad><channel|>12",
+            "<|channel>thought\nhm<channel|>12",
+        ),
+        (
+            ["<|start|>", "<|channel|>", "<|message|>", "<|end|>"],
+            "<|channel|>analysis<|message|>we add<|end|><|start|>assistant<|channel|>final<|message|>12",
+            "<|channel|>analysis<|message|>we add<|start|>assistant<|channel|>final<|message|>12",
+        ),
+        (["<|message|>", "<|start|>"], "<|start|>a<|message|>12", "a12"),  # no channels
+    ],
+)
+def test_thinking_between_special_tokens_is_no_part_of_the_answer(special: list[str], generated: str, text: str) -> None:
+    tokenizer = make_tokenizer(CHATML)
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
+    ids = tokenizer(f"{generated}<|im_end|>", add_special_tokens=False)["input_ids"]
+    shown = decode_completion(tokenizer, ids, {1})
+    assert shown == text
+    assert answer_of(shown).endswith("12")
+    assert "hm" not in answer_of(shown)
+    assert "add" not in answer_of(shown)
 
 
 def test_completions_of_such_a_model_start_with_the_tag(tiny_model: Path, tmp_path: Path) -> None:

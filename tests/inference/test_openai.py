@@ -316,6 +316,23 @@ def test_unknown_model_is_a_config_error_that_lists_the_known_ones() -> None:
         assert len(server.asked) <= MAX_REFUSALS + 4
 
 
+@pytest.mark.parametrize(
+    ("refused", "served"),
+    [
+        (error(404, "The model `bundled` does not exist."), "llama, qwen"),
+        (error(400, "bundled is not a valid model ID"), "unknown"),
+    ],
+)
+def test_an_address_without_a_name_asks_for_the_name(refused: Action, served: str) -> None:
+    """The configuration's own default is no word of the user's."""
+    models = listing("llama", "qwen") if served != "unknown" else error(404)
+    with (
+        openai_server(lambda *_: refused, models=models) as server,
+        pytest.raises(ConfigError, match=rf": give --model\.name, the name of a model there; served: {served}: HTTP 4"),
+    ):
+        list(model_at(server.base_url, name="bundled").generate(questions(100), Sampling()))
+
+
 def test_nothing_listens_there() -> None:
     with openai_server(echo) as server:
         address = server.base_url

@@ -13,7 +13,7 @@ from permix import cli
 from permix.config import JudgeModelConfig, ModelConfig, StabilityConfig
 from permix.errors import ConfigError, EndpointStoppedError
 from permix.inference import spreading
-from permix.inference.openai_endpoint import Endpoint, Outcome
+from permix.inference.openai_endpoint import Endpoint, Outcome, WastedTokens
 from permix.inference.spreading import home_order, prompt_key
 from permix.types import Completion, Failure, Message, Request, Sampling
 from tests.inference.test_early_stop import ask, count, max_asked, number
@@ -276,6 +276,15 @@ def test_tokens_of_malformed_replies_are_counted_at_all_addresses() -> None:
             text="fine", prompt_tokens=7 + 5 * n_wasted, completion_tokens=3 + 2 * n_wasted, finish="stop"
         )
         assert n_wasted == 2
+
+
+def test_wasted_tokens_are_added_to_a_count_of_0_and_not_to_an_unknown_one() -> None:
+    wasted = WastedTokens()
+    wasted.add_reply(b'{"usage": {"prompt_tokens": 5, "completion_tokens": 2}}')
+    empty = Completion(text="", prompt_tokens=7, completion_tokens=0, finish="length")
+    assert wasted.add_to_completion(empty) == empty.model_copy(update={"prompt_tokens": 12, "completion_tokens": 2})
+    unknown = empty.model_copy(update={"prompt_tokens": None})
+    assert wasted.add_to_completion(unknown) == unknown
 
 
 def test_a_caller_may_stop_and_ask_again() -> None:

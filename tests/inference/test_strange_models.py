@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from jinja2.exceptions import SecurityError, TemplateError
 from safetensors.torch import load_file
 
 from permix.config import ModelConfig
 from permix.errors import ConfigError
 from permix.inference import hf
-from permix.inference.hf import context_window, load_causal_lm, load_tokenizer
+from permix.inference.hf import NO_CONTEXT_LIMIT, context_window, load_causal_lm, load_tokenizer
 from permix.types import Completion, Message, Request, Sampling
 from tests import tiny
 
@@ -175,6 +176,30 @@ def test_a_converted_model_that_changed_is_named(monkeypatch: pytest.MonkeyPatch
     (folder / "model.safetensors").write_bytes(content[:-100] + bytes(100))
     with pytest.raises(ConfigError, match=rf"'bundled': {folder}: its files have changed since they were written"):
         hf.ensure_bundled_model()
+
+
+@pytest.mark.parametrize(
+    ("config", "given", "window"),
+    [
+        ("BloomConfig", {}, None),
+        ("BloomConfig", {"seq_length": 2048}, 2048),  # as in the files of bigscience/bloom
+        ("MptConfig", {"max_seq_len": 4096}, 4096),
+        ("MambaConfig", {}, None),
+        ("Mamba2Config", {}, None),
+        ("FalconMambaConfig", {}, None),
+        ("RecurrentGemmaConfig", {}, None),  # its window of attention slides
+        ("xLSTMConfig", {}, None),
+        ("XLNetConfig", {}, None),  # max_position_embeddings = -1
+        ("GPT2Config", {"n_positions": 99}, 99),
+        ("Gemma3Config", {"text_config": {"max_position_embeddings": 512}}, 512),
+        ("LlamaConfig", {"max_position_embeddings": 512}, 512),
+    ],
+)
+def test_the_context_window_has_several_names_and_may_have_no_end(
+    config: str, given: dict[str, Any], window: int | None, tmp_path: Path
+) -> None:
+    getattr(transformers, config)(**given).save_pretrained(tmp_path)
+    assert context_window(str(tmp_path)) == (window or NO_CONTEXT_LIMIT)
 
 
 def test_a_model_with_images_is_asked_through_its_part_for_text(tmp_path: Path) -> None:

@@ -102,9 +102,8 @@ def require_model_packages(config: ModelConfig) -> None:
 def check_model(config: ModelConfig, *, contact: bool) -> None:
     """Raise ConfigError if the model cannot be used, without loading weights.
 
-    For a model in this process: if its name can only be a folder and there is no such folder, or with `contact` if a package is
-    not installed. For an endpoint: if its URL or key
-    is malformed and, with `contact`, if it does not answer.
+    A model in this process cannot be used if its name can only be a folder and there is no such folder or, with `contact`, if a
+    package is not installed; an endpoint, if its URL or key is malformed or, with `contact`, if it does not answer.
     """
     if config.capabilities.is_local:
         from permix.inference.hf import check_model_folder

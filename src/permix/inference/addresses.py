@@ -1,4 +1,4 @@
-"""Know a model behind an endpoint again when its address has changed.
+"""Decide whether a model at a new address is the one that answered the run.
 
 Contract: a run is answered by one model, which is known by its name and by what its server says of the weights (`GET /models`),
 not by its address. At an address that the run has not used

@@ -25,6 +25,7 @@ from typing import IO, Any, NamedTuple
 from pydantic import ValidationError
 
 from permix.errors import ConfigError, DataError
+from permix.inference.http_client import status_failure_type
 from permix.inference.request_body import (
     FilteredReplyError,
     MalformedReplyError,
@@ -216,7 +217,7 @@ def _create(path: Path) -> IO[bytes]:
 
 
 def _read_manifest(path: Path) -> BatchManifest | None:
-    """The manifest; None without one. Raises ConfigError for a file that is none."""
+    """The manifest; None without one. Raises ConfigError for a file that is not a manifest."""
     if not path.exists():
         return None
     try:
@@ -258,8 +259,8 @@ assert MAX_LINE_BYTES < 1 << _LENGTH_BITS
 class ResultIndex:
     """The places of all results in the files of a folder, by id. Reading keeps about 200 bytes a line.
 
-    `n_results` counts lines with a result, `n_foreign` those whose id permix has not made, `n_damaged` lines that are none
-    (`damaged` names the first), `n_requests` lines with a request.
+    `n_results` counts lines with a result, `n_foreign` those whose id permix has not made, `n_damaged` lines that are neither
+    results nor requests (`damaged` names the first), `n_requests` lines with a request.
     """
 
     def __init__(self, source: Path) -> None:
@@ -442,13 +443,6 @@ class BatchResult(NamedTuple):
     refused_field: str | None = None
 
 
-_STATUS_NAMES = {
-    400: "BadRequestError", 401: "AuthenticationError", 403: "PermissionDeniedError", 404: "NotFoundError",
-    409: "ConflictError", 422: "UnprocessableEntityError", 429: "RateLimitError",
-}  # fmt: skip
-"""The types of failures over HTTP, so that a failure is the same in both ways of asking."""
-
-
 def read_batch_result(line: Mapping[str, Any]) -> BatchResult:
     """The completion in a result, read as a reply over HTTP is, or the failure. Accepts lines of OpenAI, vLLM and others.
 
@@ -463,9 +457,10 @@ def read_batch_result(line: Mapping[str, Any]) -> BatchResult:
         about = error if body is None else body
         refusal = escape_control(redact_secrets(refusal_text(about)))
         if status is not None and not 200 <= status < 300:
-            name = _STATUS_NAMES.get(status, "InternalServerError" if status >= 500 else "APIStatusError")
             field = refused_field(about.get("error", about) if isinstance(about, dict) else about)
-            return BatchResult(_failure(name, f"HTTP {status}: {refusal}"), refusal if status in (400, 422) else "", field)
+            return BatchResult(
+                _failure(status_failure_type(status), f"HTTP {status}: {refusal}"), refusal if status in (400, 422) else "", field
+            )
         code = about.get("code") if isinstance(about, dict) else None
         words = f"{code}: {refusal}" if isinstance(code, str) else refusal if about else "neither a response nor an error"
         return BatchResult(_failure("BatchError", words))

@@ -1,10 +1,11 @@
 """A model whose answers come later: its requests are written to batch files, and its results are read from batch files.
 
 `open_batch_model` is one start with --batch-in, --batch-out or both. `BatchModel` then takes the place of the model that the
-configuration names, and the run does what it always does: it asks for what is pending, records what comes, and the rest stays
-pending. So what is recorded is never written, a killed start goes on, and a run may change between files and an endpoint.
-What needs earlier answers (the next turn of an interview, the further cells of a persona search, a judge's second attempt) is
-pending when these have been read: each round is one batch.
+configuration names, and the run works as with any other model: it asks for every pending request, records the answers that it
+gets, and leaves the others pending. So a request whose answer is recorded is not written again, a start that was killed can be
+repeated, and a run may use files at one start and an endpoint at the next. Some requests depend on earlier answers: the next
+turn of an interview, the further cells of a persona search, a judge's second attempt. They become pending once those answers
+have been read, so each round is one batch.
 """
 
 import contextlib
@@ -41,7 +42,7 @@ from permix.progress import add_result, print_status
 from permix.types import Completion, Failure, Request, Sampling, digest
 
 BATCH_ADDRESS = "batch files"
-"""What stands for the address of a model that batch files ask."""
+"""Recorded in place of an address for a model that is asked through batch files."""
 
 _ADAPTABLE: frozenset[ChangeableField] = frozenset({"max_tokens", "temperature", "top_p", "seed"})
 
@@ -65,7 +66,7 @@ class BatchFlags(NamedTuple):
         return self.batch_in is not None or self.batch_out is not None
 
     def check(self) -> None:
-        """Raise ConfigError for a number of files that is none, or that no folder takes."""
+        """Raise ConfigError for a number of files that is out of range, or for the same folder twice."""
         if self.shards is not None and self.batch_out is None:
             raise ConfigError(f"--shards {self.shards}: is the number of files of --batch-out, which is missing")
         if self.shards is not None and not 1 <= self.shards <= MAX_REQUEST_FILES:

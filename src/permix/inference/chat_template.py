@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from permix.config import ThinkingSwitch
 from permix.errors import ConfigError
 from permix.progress import print_status_once
-from permix.thinking import closing_text, is_thinking_tag, opening_tag_at_end, split_thinking
+from permix.thinking import closing_text, opening_tag_at_end, split_thinking, thinking_tags
 from permix.types import Message
 
 
@@ -115,7 +115,7 @@ class _TemplateFacts(NamedTuple):
     opened_thinking: str
     end_of_turn_ids: tuple[int, ...]
     thinking_tag_ids: frozenset[int]
-    """Special tokens that open or close thinking."""
+    """The special tokens among `thinking_tags`."""
 
 
 def _template_facts(tokenizer: Any) -> _TemplateFacts:
@@ -126,14 +126,14 @@ def _template_facts(tokenizer: Any) -> _TemplateFacts:
         question = [{"role": "user", "content": TEMPLATE_MARKER}]
         prompt = _render(tokenizer, question, add_generation_prompt=True) or ""
         takes_system = _system_frame(tokenizer) is not None
-        special = [index for index, token in tokenizer.added_tokens_decoder.items() if token.special]
+        special = {str(token): index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
         facts = _TemplateFacts(
             template,
             takes_system,
             takes_empty_system=takes_system and _takes_empty_system(tokenizer),
             opened_thinking=opening_tag_at_end(prompt.rpartition(TEMPLATE_MARKER)[2]),
             end_of_turn_ids=_find_end_of_turn(tokenizer),
-            thinking_tag_ids=frozenset(one for one in special if is_thinking_tag(tokenizer.convert_ids_to_tokens(one))),
+            thinking_tag_ids=frozenset(map(special.__getitem__, thinking_tags(special.keys()))),
         )
         tokenizer._permix_template_facts = facts
     return facts
@@ -230,7 +230,7 @@ def encode_completion(text: str, tokenizer: Any) -> list[int]:
 def decode_completion(tokenizer: Any, token_ids: Sequence[int], stops: Collection[int]) -> str:
     """The text of a completion, with the tag that the prompt opened, without stop token and special tokens.
 
-    Special tokens that open or close thinking stay: without them thinking would look like an answer.
+    `thinking_tags` that are special tokens stay: without them thinking would look like an answer.
     """
     tags = _template_facts(tokenizer).thinking_tag_ids
     ids = token_ids[:-1] if token_ids and token_ids[-1] in stops else token_ids

@@ -15,6 +15,7 @@ import importlib.util
 import math
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -214,8 +215,24 @@ def _auto_class(config: Any) -> Any:
 
 
 def context_window(source: str) -> int:
-    """Most tokens (prompt and completion) that the model's configuration allows; reads no weights."""
-    return int(_load_model_config(source).get_text_config().max_position_embeddings)
+    """Most tokens (prompt and completion) that the model's configuration allows; reads no weights. See `config_window`."""
+    return config_window(_load_model_config(source))
+
+
+NO_CONTEXT_LIMIT = sys.maxsize
+
+_WINDOW_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
+"""The first of these that a configuration has is its context window: MPT has `max_seq_len`, the files of BLOOM `seq_length`."""
+
+
+def config_window(config: Any) -> int:
+    """The context window of a model with this configuration of transformers.
+
+    `NO_CONTEXT_LIMIT` where none is given: state-space models such as Mamba read any number of tokens.
+    """
+    # A multimodal model keeps the sizes of its language model apart.
+    sizes = (getattr(config.get_text_config(), field, None) for field in _WINDOW_FIELDS)
+    return next((size for size in sizes if isinstance(size, int) and size > 0), NO_CONTEXT_LIMIT)
 
 
 def _load_model_config(source: str) -> Any:
@@ -303,8 +320,7 @@ class LocalModel:
     @property
     def context_window(self) -> int:
         """Most tokens, of prompt and completion together."""
-        # A multimodal model keeps the sizes of its language model apart.
-        return int(self.network.config.get_text_config().max_position_embeddings)
+        return config_window(self.network.config)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[CompletionResult]:
         prompts = [encode_chat(self.tokenizer, request.messages) for request in requests]

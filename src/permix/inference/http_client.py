@@ -69,7 +69,12 @@ class HttpStatusError(Exception):
     @property
     def failure_type(self) -> str:
         """The name in records; earlier versions of permix wrote the same."""
-        return _FAILURE_TYPES.get(self.status_code, "InternalServerError" if self.status_code >= 500 else "APIStatusError")
+        return status_failure_type(self.status_code)
+
+
+def status_failure_type(status: int) -> str:
+    """The type of a `Failure` with this HTTP status, the same for a request over HTTP and for a line of a batch file."""
+    return _FAILURE_TYPES.get(status, "InternalServerError" if status >= 500 else "APIStatusError")
 
 
 class ConnectionFailedError(Exception):

@@ -142,14 +142,14 @@ class OpenAIModel:
             fingerprint = digest("openai", self.name, *metadata, *added)
             yield RecordedForm(fingerprint, fingerprint, statement)
             for url in addresses:
-                with contextlib.suppress(ConfigError):  # a recorded address that is none
+                with contextlib.suppress(ConfigError):  # for a recorded text that is not an http(s) address
                     address = _former_address(url or "")
                     yield RecordedForm(digest("openai", address, self.name, *metadata, *added), fingerprint, statement)
 
     def former_fingerprint(self, base_url: str) -> str:
         """The fingerprint that earlier versions of permix gave this model at `base_url`: they counted the address.
 
-        Raises ConfigError for an address that is none.
+        Raises ConfigError for a text that is not an http(s) address.
         """
         return digest("openai", _former_address(base_url), *self._fingerprint_parts())
 
@@ -268,7 +268,7 @@ def _check_same_model(config: ModelConfig, endpoints: Sequence[Endpoint]) -> Non
 
 
 def _former_address(base_url: str) -> str:
-    """The address in fingerprints of earlier versions. Raises ConfigError for one that is none."""
+    """The address in fingerprints of earlier versions. Raises ConfigError for a text that is not an http(s) address."""
     url = parse_url(base_url)
     return f"{url.netloc.lower()}{url.path.rstrip('/')}"
 

@@ -91,7 +91,7 @@ class WastedTokens:
         A completion without both counts stays as it is: a sum with an unknown part would look like a full count.
         """
         counts = {name: getattr(completion, name) for name in self.counts}
-        if not any(self.counts.values()) or not all(counts.values()):
+        if not any(self.counts.values()) or None in counts.values():
             return completion
         return completion.model_copy(update={name: counts[name] + wasted for name, wasted in self.counts.items()})
 
@@ -415,13 +415,18 @@ class Endpoint:
                 f"model.name = {self.name!r} at {self.base_url}: takes no system message; give --personas.template "
                 f"in_question, which puts the persona into the user's message: {details}"
             )
+        known = self.secrets.sanitize_message(", ".join(served.id for served in self.served_models or ()))
+        if self.name == "bundled" and (http_status(error) == 404 or self.name in details):
+            return ConfigError(
+                f"model.base_url = {self.base_url}: give --model.name, the name of a model there; served: {known or 'unknown'}: "
+                f"{details}"
+            )
         if http_status(error) not in (401, 403, 404):
             cure = _cure_text(Failure(type=failure_type(error), message=details))
             return ConfigError(f"model.name = {self.name!r} at {self.base_url}: refuses every request: {details}{cure}")
         if http_status(error) == 404:
-            known = ", ".join(served.id for served in self.served_models or ()) or "unknown; base_url usually ends in /v1"
-            known = self.secrets.sanitize_message(known)
-            return ConfigError(f"model.name = {self.name!r}: not served at {self.base_url} (served: {known}): {details}")
+            listed = known or "unknown; base_url usually ends in /v1"
+            return ConfigError(f"model.name = {self.name!r}: not served at {self.base_url} (served: {listed}): {details}")
         key = f"the key in the environment variable {self.config.api_key_env}"
         state = "was not accepted" if self.secrets.api_key() else "is missing: the variable is not set"
         return ConfigError(f"model.base_url = {self.base_url}: {key} {state} (model.api_key_env names the variable): {details}")
@@ -466,7 +471,7 @@ def count_kinds(requests: Iterable[Request]) -> Counter[bool]:
 
 
 def parse_url(url: str) -> SplitResult:
-    """The parts of an endpoint's address. Raises ConfigError for one that is none."""
+    """The parts of an endpoint's address. Raises ConfigError for a text that is not an http(s) address."""
     try:
         parts = urlsplit(url)
         valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and not (parts.query or parts.fragment)

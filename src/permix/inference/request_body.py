@@ -11,11 +11,12 @@ top_p below 1 and a number of tokens are never left out.
 import contextlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
+from permix.storage.cells import FailureCause
 from permix.types import Completion, Message, Sampling
 
 MAX_WORDS_CHARS = 300
@@ -31,20 +32,16 @@ ChangeableField = Literal["max_tokens", "temperature", "top_p", "seed", "stream"
 
 _FIELDS = ("max_completion_tokens", "max_tokens", "temperature", "top_p", "seed", "stream_options")
 
-_SYSTEM_REFUSAL = re.compile(
-    r"system (?:role|message|prompt)s? (?:is |are )?not (?:supported|allowed)|roles must alternate|only user and assistant roles"
-    r"|system[' ]*role[^.]{0,40}(?:unsupported|not supported)|unexpected role[: ']*system",
-    re.IGNORECASE,
-)
-
 _STREAM_REFUSAL = re.compile(
-    r"non-?stream|only supports? stream|stream(?:ing)? (?:mode|must|is required|only)|requires? stream", re.IGNORECASE
+    r"non-?stream|only supports? stream|stream(?:ing)? (?:mode|must|is required|only)|requires? stream|(?:enable|without) stream"
+    r"|\bstream\W{1,3}(?:=|:|to|must be|should be)?\W{0,3}true\b|\bstream\W{1,4}false\b",
+    re.IGNORECASE,
 )
 
 
 def is_system_refusal(message: str) -> bool:
     """Whether an endpoint's message says that its chat template takes no system message."""
-    return _SYSTEM_REFUSAL.search(message) is not None
+    return FailureCause.SYSTEM_ROLE.is_named_in(message)
 
 
 class RequestBody:
@@ -123,7 +120,10 @@ def refused_field(body: Any) -> str | None:
     if isinstance(body, dict) and isinstance(body.get("param"), str):
         return str(body["param"])
     place, _ = _validation_error(body) or ([], "")
-    return place[-1] if place else None
+    if place:
+        return place[-1]
+    inner = _inner_error(body)
+    return None if inner is None else refused_field(inner)
 
 
 def refusal_text(body: Any) -> str:
@@ -138,7 +138,25 @@ def refusal_text(body: Any) -> str:
         return "(an error that is nested too deeply)"
 
 
+def _inner_error(body: Any) -> dict[str, Any] | str | None:
+    """The error that a router such as OpenRouter got from the provider and passes on; None without one."""
+    metadata = body.get("metadata") if isinstance(body, dict) else None
+    raw = metadata.get("raw") if isinstance(metadata, dict) else None
+    if isinstance(raw, str):
+        with contextlib.suppress(ValueError, RecursionError):
+            raw = json.loads(raw)
+    inner = raw.get("error", raw) if isinstance(raw, dict) else raw
+    return inner if isinstance(inner, dict | str) and inner else None
+
+
 def _find_message(body: Any) -> str:
+    own, inner = _own_message(body), _inner_error(body)
+    if isinstance(inner, dict):
+        inner = _find_message(inner) or json.dumps(inner, ensure_ascii=False, default=str)
+    return ": ".join(filter(None, (own, inner)))
+
+
+def _own_message(body: Any) -> str:
     if (invalid := _validation_error(body)) is not None:
         place, message = invalid
         return f"{'.'.join(place)}: {message}" if place else message
@@ -201,6 +219,7 @@ def _thinking_text(value: Any) -> str:
 class _Choice(BaseModel):
     message: dict[str, Any]
     finish_reason: str | None = None
+    error: Any = None
 
 
 class _ChatCompletion(BaseModel):
@@ -210,40 +229,71 @@ class _ChatCompletion(BaseModel):
     usage: Any = None
 
 
-_LENGTH_REASONS = frozenset({"length", "max_tokens", "model_length", "max_output_tokens", "token_limit", "incomplete"})
+_LENGTH_REASONS = frozenset({
+    "length", "maxlength", "maxtokens", "maxoutputtokens", "maxnewtokens", "maxcompletiontokens", "modellength", "tokenlimit",
+    "errorlimit", "contextlength", "contextwindowexceeded", "modelcontextwindowexceeded", "incomplete",
+})  # fmt: skip
 
-_FILTER_REASONS = frozenset({"content_filter", "content-filter", "safety", "recitation", "prohibited_content", "blocklist"})
+_FILTER_REASONS = frozenset({
+    "contentfilter", "contentfiltered", "safety", "recitation", "prohibitedcontent", "blocklist", "spii", "modelarmor",
+    "sensitive", "guardrailintervened", "refusal", "errortoxic",
+})  # fmt: skip
+"""A filter of the endpoint, and not the model, ended the reply: also "refusal", which Anthropic's classifiers give."""
+
+_FAILURE_REASONS = frozenset({
+    "error", "abort", "aborted", "cancel", "cancelled", "canceled", "usercancel", "timeout", "networkerror",
+    "insufficientsystemresource",
+})  # fmt: skip
+
+
+def _plain_reason(reason: str | None) -> str:
+    """A finish reason as the sets above write it: "FinishReason.MAX_TOKENS" -> "maxtokens"."""
+    return re.sub(r"[\W_]", "", (reason or "").lower().rpartition(".")[2])
 
 
 def parse_chat_completion(body: bytes) -> Completion:
     """The first choice of a chat completion, streamed or not.
 
-    Token counts that the reply does not state are None. Raises MalformedReplyError, also for a blank text without a generated
-    token, and FilteredReplyError.
+    Token counts that the reply does not state are None. Raises MalformedReplyError, also for a reply of nothing and for one that
+    an error of the endpoint broke off, and FilteredReplyError.
     """
-    raw = _join_stream(body) if body.lstrip()[:5] == b"data:" else body
+    raw = _join_stream(body) if body.lstrip().startswith(_STREAM_STARTS) else body
     try:
         reply = _ChatCompletion.model_validate_json(_replace_surrogates(raw))
         choice = reply.choices[0]
         message = _ChatMessage.model_validate({"content": choice.message.get("content")})
     except (ValidationError, RecursionError) as error:
         why = _first_problem(error) if isinstance(error, ValidationError) else "nested too deeply"
-        raise MalformedReplyError(f"{why}; the reply was {body.decode(errors='replace')}") from None
-    reason = (choice.finish_reason or "").lower()
+        raise MalformedReplyError(f"{_stated_error(body) or why}; the reply was {body.decode(errors='replace')}") from None
+    reason = _plain_reason(choice.finish_reason)
     if reason in _FILTER_REASONS:
         raise FilteredReplyError(f"a content filter stopped the reply; finish_reason = {choice.finish_reason!r}")
+    if reason in _FAILURE_REASONS:
+        words = f": {refusal_text(choice.error)}" if choice.error else ""
+        raise MalformedReplyError(f"the endpoint broke the reply off; finish_reason = {choice.finish_reason!r}{words}")
     generated = usage_count(reply.usage, "completion_tokens")
-    text = message.content or ""
-    # A reasoning model that reached the token limit while it reasoned gives no text: an empty answer, cut off.
-    if not text.strip() and not generated and reason not in _LENGTH_REASONS:
+    text, reasoning = message.content or "", _reasoning_of(choice.message)
+    # A reasoning model that reached the token limit while it reasoned gives no text: an empty answer, cut off. One that says
+    # nothing after its reasoning, refuses in a field of its own or calls a tool has given an empty answer too.
+    has_generated = generated or reasoning or choice.message.get("refusal") or choice.message.get("tool_calls")
+    if not text.strip() and not has_generated and reason not in _LENGTH_REASONS:
         raise MalformedReplyError(f"empty completion without a generated token; finish_reason = {choice.finish_reason!r}")
     return Completion(
         text=text,
         prompt_tokens=usage_count(reply.usage, "prompt_tokens"),
         completion_tokens=generated,
         finish="length" if reason in _LENGTH_REASONS else "stop",
-        reasoning=_reasoning_of(choice.message) or None,
+        reasoning=reasoning or None,
     )
+
+
+def _stated_error(body: bytes) -> str:
+    """The message of a JSON body that is an error, with status 200; empty for other bodies."""
+    with contextlib.suppress(ValueError, RecursionError):
+        reply = json.loads(body)
+        if isinstance(reply, dict) and not reply.get("choices"):
+            return _find_message(reply)[:MAX_REFUSAL_CHARS]
+    return ""
 
 
 def _first_problem(error: ValidationError) -> str:
@@ -280,21 +330,38 @@ def usage_count(usage: Any, field: str) -> int | None:
     return int(value)
 
 
-def _join_stream(body: bytes) -> bytes:
-    """The events of a streamed completion as one completion. Raises MalformedReplyError."""
-    content: list[str] = []
-    reasoning: list[str] = []
-    finish, usage, seen = None, None, False
-    for line in body.decode(errors="replace").splitlines():
-        data = line.removeprefix("data:").strip()
-        if not line.startswith("data:") or data == "[DONE]":
+_STREAM_STARTS = (b"data:", b"event:", b"id:", b"retry:", b":")
+"""How a body of server-sent events may begin; ":" begins a comment, which keeps the connection open."""
+
+
+def _stream_events(body: bytes) -> Iterator[tuple[dict[str, Any], str]]:
+    """The events of a stream, each with its text. Raises MalformedReplyError for an event that is no JSON object or an error."""
+    name = ""
+    # Not `splitlines`, which also splits at U+2028, U+0085 and others that JSON may contain as they are.
+    for line in re.split(r"\r\n|\n|\r", body.decode(errors="replace")):
+        field, _, value = line.partition(":")
+        data = value.strip()
+        if field == "event" or not line:
+            name = data
+        if field != "data" or data == "[DONE]":
             continue
         try:
             event = json.loads(data)
         except (ValueError, RecursionError):
             raise MalformedReplyError(f"an event of the stream is not JSON: {data}") from None
-        if not isinstance(event, dict) or event.get("error"):
-            raise MalformedReplyError(f"an event of the stream is an error: {data}")
+        if not isinstance(event, dict) or event.get("error") or "error" in (name, event.get("object"), event.get("type")):
+            words = f"{refusal_text(event)}; the event was " if isinstance(event, dict) else ""
+            raise MalformedReplyError(f"an event of the stream is an error: {words}{data}")
+        yield event, data
+
+
+def _join_stream(body: bytes) -> bytes:
+    """The events of a streamed completion as one completion. Raises MalformedReplyError."""
+    content: list[str] = []
+    reasoning: list[str] = []
+    finish, usage, seen = None, None, False
+    others: dict[str, Any] = {}
+    for event, data in _stream_events(body):
         usage = event.get("usage") or usage
         try:
             for choice in event.get("choices") or []:
@@ -303,10 +370,11 @@ def _join_stream(body: bytes) -> bytes:
                 parts = delta.get("content")
                 content += map(_part_text, parts if isinstance(parts, list) else [parts])
                 reasoning.append(_thinking_text(delta.get("reasoning_content") or delta.get("reasoning")))
+                others |= {name: delta[name] for name in ("refusal", "tool_calls") if delta.get(name)}
                 finish = choice.get("finish_reason") or finish
         except (AttributeError, TypeError, RecursionError):
             raise MalformedReplyError(f"an event of the stream is no part of a completion: {data}") from None
     if not seen:
         raise MalformedReplyError(f"a stream without a choice: {body.decode(errors='replace')}")
-    message = {"content": "".join(content), "reasoning_content": "".join(reasoning)}
+    message = {"content": "".join(content), "reasoning_content": "".join(reasoning), **others}
     return json.dumps({"choices": [{"message": message, "finish_reason": finish}], "usage": usage}).encode()

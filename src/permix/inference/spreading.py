@@ -7,10 +7,10 @@
    counts only if no other is left. A lost connection is retried once at an address, not as often as `retries` says, while there
    are others.
 4. An address that has stopped answering (`CircuitBreaker`), or refuses everything, is left out, which is printed once, and its
-   requests go to the others. After `PROBE_PAUSE_S` seconds, and again after as many, it gets one request; if it answers, it is
-   back. The call ends with an error only when no address is left.
+   requests go to the others. Every `PROBE_PAUSE_S` seconds it gets one request; once it answers one, it is used like the others
+   again. The call ends with an error only when no address is left.
 
-With one address all of this comes down to asking it.
+If there is only one address, it gets every request.
 """
 
 import asyncio

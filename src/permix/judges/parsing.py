@@ -1,12 +1,16 @@
-"""Read the score, 1 to 5, out of a judge's reply.
+r"""Read the score, 1 to 5, out of a judge's reply.
 
-The first of these forms that occurs decides: a JSON object with a score, anywhere in the reply; a sentence that names the final
-score; sentences that consist of a score only ("Score: 4", "Score (1-5): 4", "4/5", "[[4]]"); a reply that is only a number. Two
-different scores of the same form give no score. Nothing is rounded, and scales other than 1 to 5 are not converted.
+The first of these forms that occurs decides: a JSON object with a "score" or "rating", anywhere in the reply, or a reply that is
+such an object in Python's quotes; `<score>` tags; a sentence that names the final score; sentences that consist of a score, at
+most with a word for it or a reason ("Score: 4", "Score (1-5): 4", "Score: 4 (good)", "4/5", "[[4]]"); a reply that is only a
+number. Two different scores of the same form give no score. Nothing is rounded, and scales other than 1 to 5 are not converted.
+
+Two forms are not read, since they may be something else than a score: an object without its last bracket, whose number may go on,
+and a bare `\boxed{4}`, with which a model solves the question that it is to judge.
 
 JSON may have four defects: an escape that JSON does not know, a line break inside a string, a comma before a bracket, and quotes
 inside a string. An object with quotes inside a string extends to the next line that begins with "{"; it gives a score only if
-it names "score" once and contains no other object. So a verdict that the reason quotes is never taken for the judge's own.
+it names a score once and contains no other object. So a verdict that the reason quotes is never taken for the judge's own.
 
 A score of the first two forms does not count if its sentence denies it or makes it a condition or an example ("I would not give
 a final score of 5", "a final score of 2 would be for ..."); a question gives no score.
@@ -56,6 +60,33 @@ _SCORE_SENTENCE = re.compile(
     r"|([-−+]?\d+(?:\.\d+)?)\s*(?:/|out\s+of)\s*(\d+(?:\.\d+)?))"
 )
 
+# Words that can only be about the score: another text in brackets may say that the number is one of several, or not meant.
+_QUALITY = (
+    r"(?:(?:very|quite|fairly|mostly|rather)\s+)?(?:excellent|perfect|outstanding|great|good|strong|high|solid|fair|decent|average"
+    r"|moderate|medium|acceptable|adequate|satisfactory|mediocre|okay|ok|neutral|weak|low|poor|bad|terrible)"
+)
+
+_OTHER_NUMBER = r"\d|\b(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|half)\b"
+
+_SCORE_WITH_REASON = re.compile(
+    rf"(?:(?:overall|final)\s+)?(?:score|rating){_SCALE_BEFORE_COLON}[\s*_]{{0,8}}:[\s*_]{{0,8}}{_NUMBER}[\s*_]{{0,8}}{_SCALE}?"
+    rf"(?:\({_QUALITY}\)|,\s*{_QUALITY}|\s[-–—]\s+{_QUALITY}"
+    rf"|,?\s+(?:because|since|given that|due to)\b(?:(?!{_OTHER_NUMBER}).)*)"
+)
+
+_TAGGED_SCORE = re.compile(rf"<(score|rating)>[\s*_]{{0,8}}{_NUMBER}[\s*_]{{0,8}}</\1>", re.IGNORECASE)
+
+# A label with its number on a line of its own, and no list of numbers.
+_LABEL_BEFORE_LINE = re.compile(
+    rf"^([ \t>#*_`]{{0,8}}(?:{'|'.join(SCORE_WORDS)})[ \t*_`]{{0,8}}[:：][ \t*_`]{{0,8}})\n\s{{0,8}}"
+    rf"(?=[*_`]{{0,8}}{_NUMBER}[ \t*_`.]{{0,8}}(?:\Z|\n(?!\s{{0,8}}[\W_]{{0,8}}\d)))",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+_LABELLED_BOX = re.compile(
+    r"((?:score|rating)[\s*_:]{0,8}(?:is|of)?[\s*_:]{0,8})\$?\\{1,2}boxed\{([^{}\n]{1,20})\}\$?", re.IGNORECASE
+)
+
 _BRACKETED_SCORE = re.compile(rf"[\s*_`>#]*\[\[\s*{_NUMBER}\s*\]\][\s*_`]*")
 
 _SENTENCE_END = re.compile(r"\n|</think>|[.!?;](?=\s|$)|[。！？；]")
@@ -91,13 +122,18 @@ _BROKEN_OBJECT_START = re.compile(r"\{\s*\"[^\"\n]{1,60}\"\s*:")
 
 _NEXT_OBJECT_LINE = re.compile(r"\n[ \t]*\{")
 
-_SCORE_KEY = re.compile(r"\"\s*score\s*\"\s*:", re.IGNORECASE)
+_SCORE_KEY = re.compile(r"([\"'])\s*(?:score|rating)\s*\1\s*:", re.IGNORECASE)
+
+# An object in Python's quotes. Its strings contain no escapes, and so no quotes of their own kind.
+_PYTHON_FIELD = r"'([^'\\\n]{1,60})'\s*:\s*('[^'\\]*'|\"[^\"\\]*\"|[^\s'\",{}\[\]\\]{1,20})"
+_PYTHON_PAIR = re.compile(_PYTHON_FIELD)
+_PYTHON_OBJECT = re.compile(rf"\s*(?:```\w*\s*)?(\{{\s*{_PYTHON_FIELD}\s*(?:,\s*{_PYTHON_FIELD}\s*)*(?:,\s*)?\}})\s*(?:```\s*)?")
 
 # An object that may have quotes inside its strings, and ends with its line. Its strings contain no start of an object.
 _FIRST_KEY = r'"[^"\n]{1,60}"\s*:\s*"'
 _STRINGS = r'(?:(?!\{\s*").)*'
 _BROKEN_VERDICT = re.compile(
-    rf'\{{\s*(?:{_FIRST_KEY}(?P<before>{_STRINGS})"\s*,\s*)?"\s*score\s*"\s*:\s*"?(?P<score>[^\s",{{}}\[\]][^",{{}}\[\]\n]{{0,19}}?)"?\s*'
+    rf'\{{\s*(?:{_FIRST_KEY}(?P<before>{_STRINGS})"\s*,\s*)?"\s*(?:score|rating)\s*"\s*:\s*"?(?P<score>[^\s",{{}}\[\]][^",{{}}\[\]\n]{{0,19}}?)"?\s*'
     rf'(?:,\s*{_FIRST_KEY}(?P<after>{_STRINGS})"\s*)?\}}(?=[ \t`\]}}]*(?:\n|\Z))',
     re.DOTALL | re.IGNORECASE,
 )
@@ -139,7 +175,8 @@ def parse_score(reply: str, answer: str) -> ParsedScore:
         return ParsedScore(None, "the reply is empty")
     answer_text = _AnswerText(answer)
     mentions_by_form = (
-        _json_mentions(text),
+        _json_mentions(text) or _python_mentions(text),
+        _tagged_mentions(text),
         _final_score_mentions(text),
         _score_sentence_mentions(text),
         _number_only_mentions(text),
@@ -205,6 +242,7 @@ class _AnswerText:
             (
                 _SCORE_KEY.search(answer),
                 _json_mentions(answer),
+                _tagged_mentions(answer),
                 _final_score_mentions(answer),
                 _score_sentence_mentions(answer),
                 _number_only_mentions(answer),
@@ -244,8 +282,25 @@ def _json_mentions(text: str) -> list[ScoreMention]:
     return mentions
 
 
+def _python_mentions(text: str) -> list[ScoreMention]:
+    """The scores of a reply that is an object in Python's quotes, and nothing else."""
+    if not (whole := _PYTHON_OBJECT.fullmatch(text)):
+        return []
+    fields = _PYTHON_PAIR.findall(whole[1])
+    reasons = tuple(value[1:-1] for name, value in fields if not _is_score_key(name) and value[0] in "'\"")
+    return [ScoreMention(whole[1], value.strip("'\""), reasons) for name, value in fields if _is_score_key(name)]
+
+
+def _tagged_mentions(text: str) -> list[ScoreMention]:
+    return [
+        ScoreMention(match[0], _format_number(match[2], match[3]))
+        for match in _TAGGED_SCORE.finditer(text)
+        if not _is_hedged(text, match.start(), match.end())
+    ]
+
+
 def _is_score_key(key: str) -> bool:
-    return key.strip().casefold() == "score"
+    return key.strip().casefold() in ("score", "rating")
 
 
 class _ScoreObject(NamedTuple):
@@ -290,7 +345,7 @@ def _read_broken_object(text: str, start: int, end: int) -> _ScoreObject | None:
 
 
 def _keep_repeated_scores(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The fields of an object. A second, different "score" is kept under the key "score ", since two scores are no verdict."""
+    """The fields of an object. A second, different "score" is kept under the key "score ", since two scores decide nothing."""
     fields: dict[str, Any] = {}
     for key, value in pairs:
         is_second = key in fields and _is_score_key(key)
@@ -308,7 +363,7 @@ def _is_hedged(text: str, start: int, end: int) -> bool:
 
 
 def _final_score_mentions(text: str) -> list[ScoreMention]:
-    lines = "\n".join(map(canonical_text, text.split("\n")))
+    lines = "\n".join(map(canonical_text, _LABELLED_BOX.sub(r"\1\2", text).split("\n")))
     return [
         ScoreMention(match[0], _format_number(match[1], match[2]))
         for match in _FINAL_SCORE.finditer(lines)
@@ -317,15 +372,17 @@ def _final_score_mentions(text: str) -> list[ScoreMention]:
 
 
 def _score_sentence_mentions(text: str) -> list[ScoreMention]:
-    """Find sentences that consist of a score only. "Score = 4" does not count, since PersonaGym's rubrics describe scores so."""
+    """Find sentences that consist of a score. "Score = 4" does not count, since PersonaGym's rubrics describe scores so."""
     mentions = []
-    for sentence in _statements(text):
+    for sentence in _statements(_LABEL_BEFORE_LINE.sub(r"\1 ", _LABELLED_BOX.sub(r"\1\2", text))):
         plain = canonical_text(sentence)
         bare = plain.strip(_MARKUP_CHARS)
         if match := _BRACKETED_SCORE.fullmatch(plain):
             mentions.append(ScoreMention(bare, _format_number(match[1], match[2])))
         elif match := _SCORE_SENTENCE.fullmatch(bare):
             mentions.append(ScoreMention(bare, _format_number(match[1] or match[3], match[2] or match[4])))
+        elif match := _SCORE_WITH_REASON.fullmatch(plain.lstrip(_MARKUP_CHARS).rstrip("*_`")):
+            mentions.append(ScoreMention(bare, _format_number(match[1], match[2])))
     return mentions
 
 

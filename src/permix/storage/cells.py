@@ -305,15 +305,17 @@ class FailureReason(NamedTuple):
 
 
 class OptionNames(NamedTuple):
-    """The options that a cure names, for the model that failed: its section, and the limit of its completions."""
+    """What a cure names, for the model that failed: its section, the limit of its completions, and what helps if it takes no
+    system message."""
 
     section: str = "model"
     max_new_tokens: str = "sampling.max_new_tokens"
+    without_system: str = "--personas.template in_question, which puts the persona into the user's message"
 
 
 MODEL_OPTIONS = OptionNames()
 
-JUDGE_OPTIONS = OptionNames("judge", "judge.max_new_tokens")
+JUDGE_OPTIONS = OptionNames("judge", "judge.max_new_tokens", "another judge.name, a model that takes a system message")
 
 
 def count_failures(failures: Iterable[Failure], options: OptionNames = MODEL_OPTIONS) -> list[FailureReason]:
@@ -373,8 +375,10 @@ def _failure_text(failure: Failure) -> str:
 
 def is_permanent(failure: Failure) -> bool:
     """Whether the same request would most likely fail again: the endpoint refused it, or its reply was filtered or too long."""
-    return failure.type in ("FilteredReplyError", "ReplyTooLargeError", "UnicodeEncodeError") or (
-        _REFUSED_FOR_GOOD.search(failure.message) is not None
+    return (
+        failure.type in ("FilteredReplyError", "ReplyTooLargeError", "UnicodeEncodeError")
+        or _REFUSED_FOR_GOOD.search(failure.message) is not None
+        or find_cause(failure) is FailureCause.SYSTEM_ROLE
     )
 
 
@@ -385,12 +389,28 @@ _REFUSED_FOR_GOOD = re.compile(
 )
 
 
+_REFUSED = r"(?:not (?:supported|allowed|enabled|permitted|available|accepted)|unsupported|disallowed)"
+
+_SYSTEM_ROLE = (
+    rf"\b(?:system|developer)\W{{0,3}}(?:role|message|prompt|instruction)s?\W{{0,3}}(?:(?:is|are)\s+)?{_REFUSED}"
+    rf"|\brole\W{{1,4}}(?:system|developer)\W{{1,3}}(?:is\s+)?{_REFUSED}"
+    r"|system[' ]*role[^.]{0,40}(?:unsupported|not supported)"
+    r"|(?:(?:does|do) not|doesn't|don't|cannot|can't) (?:support|allow|accept|take|handle)\b[^.\n]{0,30}"
+    r"(?:['\"`](?:system|developer)['\"`]|\b(?:system|developer) (?:role|message|prompt|instruction))"
+    r"|(?:unknown|unexpected|invalid|unsupported|unrecogni[sz]ed|disallowed) (?:message )?role\W{1,4}(?:system|developer)\b"
+    r"|roles must alternate|only ['\"`]?user['\"`]? and ['\"`]?(?:assistant|model)['\"`]? roles"
+    r"|role\b[^.\n]{0,20}(?:(?:must|should|can only) be|valid role:)(?: one of| either)?\W{1,4}(?:user|assistant|model)\b"
+    r"(?![^.\n]{0,60}system)|valid role: user, model"
+)
+
+
 class FailureCause(Enum):
     """A cause of failures that is known by its words, in the order of looking: pattern and cure.
 
     The pattern is searched in the message of an HTTP error, or in "TYPE: MESSAGE" of another one. A cure names options.
     """
 
+    SYSTEM_ROLE = (_SYSTEM_ROLE, "{without_system}")
     QUOTA = (
         r"^HTTP 402:|insufficient.?(?:quota|credit|balance|funds)|current quota|billing|credit balance|out of credits",
         "new credit at the provider, since the quota is spent",
@@ -413,7 +433,11 @@ class FailureCause(Enum):
     SERVER_ERROR = (r"^HTTP 5\d\d:", "the endpoint's own log, which says what fails there")
 
     def matches(self, failure: Failure) -> bool:
-        return re.search(self.value[0], _failure_text(failure), re.IGNORECASE | re.DOTALL) is not None
+        return self.is_named_in(_failure_text(failure))
+
+    def is_named_in(self, text: str) -> bool:
+        """Whether a text, such as the message of an endpoint, has the words of this cause."""
+        return re.search(self.value[0], text, re.IGNORECASE | re.DOTALL) is not None
 
     def cure(self, options: OptionNames = MODEL_OPTIONS) -> str:
         """What helps, in the words of the options; "" if that is unknown."""
