@@ -205,6 +205,7 @@ def test_a_division_of_the_question_is_no_answer(name: str, question: str, compl
         ("Which is larger, 3/4 or 0.5?", r"\boxed{3/4}", "3/4", True),
         ("There are 13 of 156/12.", r"\boxed{13}", "13", True),
         ("How much is 12 % of it?", r"\boxed{12\%}", "0.12", True),
+        ("How much is 12 % of it?", r"\boxed{12\%}", r"\$12", False),
     ],
 )
 def test_a_number_that_the_question_holds_as_the_gold_has_it_is_right(

@@ -184,6 +184,10 @@ def test_expressions(completion: str, answer: str | None) -> None:
         (r"\boxed{C – six}", "C"),
         (r"\boxed{A — 4}", "A"),
         (r"\boxed{C - D}", "C - D"),  # two letters
+        (r"\boxed{[C] or [D]}", "[C] or [D]"),
+        (r"\boxed{(C), (D)}", "(C), (D)"),
+        (r"\boxed{(C), A fine number}", "C"),
+        (r"\boxed{(C) and E}", "C"),  # E is not offered
         (r"\boxed{six}", "C"),
         (r"\boxed{E}", "E"),  # not offered: wrong, and kept for the record
         (r"\boxed{BC}", "BC"),

@@ -261,6 +261,9 @@ def test_check(answer: str | None, gold: str, correct: bool, verifier: Verifier)
         (r"\$30\text{ per hour}", r"\$30", True),
         (r"\$30", r"30\text{ dollars per hour}", True),
         (r"12\frac12\%", r"12.5\text{ percent}", True),
+        ("2 1/2 dollars", r"\$2\frac12", True),
+        (r"30\%", r"30\text{ percent of the class}", True),
+        (r"30\%", r"0.3\text{ percent}", False),
     ],
 )
 def test_units_that_differ_are_wrong_and_one_that_is_left_out_is_not(

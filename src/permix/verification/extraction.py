@@ -176,7 +176,7 @@ _NUMBER_IN_TEXT = re.compile(
 
 # In words too: an answer that repeats "26 take away 13" or "the sum of 5 and 8" states no result.
 _OPERATOR_WORDS = (
-    r"(?:[xX]|times|plus|minus|less|over|take away|added to|(?:taken|taken away|subtracted) from|(?:divided|multiplied) by"
+    r"(?:[xX]|times|plus|minus|less|take away|added to|(?:taken|taken away|subtracted) from|(?:divided|multiplied) by"
     r"|(?:more|less|fewer|greater) than)"
 )
 
@@ -316,6 +316,8 @@ _CHOICE_IN_BOX = re.compile(
     re.IGNORECASE,
 )
 
+_OTHER_LETTER = re.compile(r"\s*(?:or|and|[,;/&-])\s*[(\[]?([A-Z])(?![A-Za-z0-9']|\s+[a-z])")
+
 _LETTER = re.compile(r"(?<![A-Za-z0-9'])\(?([A-Z])\)?(?![A-Za-z0-9'])")
 
 _IS_WORD = re.compile(r"\s+[a-z']|'[a-z]+")
@@ -351,6 +353,9 @@ def choice_letter(text: str, offered: Collection[str]) -> str | None:
     )
     if not alone and not marked:
         return None  # "A fine riddle": a word, or "C the moon"
+    other = _OTHER_LETTER.match(plain, match.end())
+    if other and other[1] != letter and (not offered or other[1] in offered):
+        return None  # "(A) or (B)"
     return letter if not offered or letter in offered else None
 
 

@@ -79,6 +79,9 @@ class _PlainNumber(NamedTuple):
         size = Fraction(self.whole) + Fraction(self.numerator) / Fraction(self.denominator) * Fraction(10) ** self.exponent
         return -size if self.is_negative else size
 
+    def without_unit(self) -> "_PlainNumber":
+        return self._replace(is_percent=False, has_dollar=False, unit="")
+
 
 def _parse_plain_number(text: str) -> _PlainNumber | None:
     """Parse a text that `clean_latex` returned; None if it is not a plain number."""
@@ -109,6 +112,14 @@ def _units_may_differ(a: _PlainNumber, b: _PlainNumber) -> bool:
     if a.has_dollar == b.has_dollar and ("" in (a.unit, b.unit) or a.unit == b.unit):
         return False
     return all(one.has_dollar or one.unit for one in (a, b))
+
+
+def _units_agree(a: _PlainNumber, b: _PlainNumber) -> bool:
+    """Whether two units may be the same, such as a dollar sign and "dollars"."""
+    try:
+        return forms_equal(*(read_form("\\$" * one.has_dollar + f"1 {one.unit}") for one in (a, b)))
+    except UnreadableError:
+        return False
 
 
 def _plain_numbers_equal(a: _PlainNumber, b: _PlainNumber) -> bool:
@@ -319,7 +330,11 @@ def _long_answers_equal(answer: str, gold: str) -> bool:
 
 def _values_equal(mine: str, theirs: str, question: str) -> bool:
     first, second = _parse_plain_number(mine), _parse_plain_number(theirs)
-    if first is not None and second is not None and not _units_may_differ(first, second):
+    if first is not None and second is not None:
+        if _units_may_differ(first, second):
+            if not _units_agree(first, second):
+                return False
+            first, second = first.without_unit(), second.without_unit()
         if not _plain_numbers_equal(first, second):
             return False
     else:
