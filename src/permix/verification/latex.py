@@ -326,7 +326,7 @@ _PLAIN_MATHEMATICS = re.compile(
     r"|[-+*/^=<>()\[\]{}.,|!_%0-9×÷·⋅√∛π≤≥⁄½⅓⅔¼¾²³⁴⁵⁶⁷⁸⁹])+"
 )
 
-_ENDS_OPEN = re.compile(r"[-+*/^=<>(×÷·⋅√]\Z|\\[A-Za-z]+\Z")
+_ENDS_OPEN = re.compile(r"[-+*/^=<>(×÷·⋅√]\Z|\\[A-Za-z]+(?:_\{?\w+\}?)?\Z")
 
 _BEGINS_OPEN = re.compile(r"[*/^=<>)×÷·⋅]|\\(?:cdot|times|div|sin|cos|tan|cot|sec|csc|log|ln)(?![A-Za-z])|[-+]\Z")
 
@@ -338,14 +338,14 @@ def plain_expressions_in(text: str) -> list[str]:
 
     Neighbours are one expression only if an operation joins them. Single numbers and letters are among them.
     """
-    text = _FORMULA.sub(lambda m: m[0].replace("$", " ") if _PROSE.search(m[0]) else "\n", text)
+    text = _FORMULA.sub(lambda m: m[0].replace("$", " ") if _PROSE.search(m[0]) else "\n", text.translate(MINUS_SIGNS))
     for words, sign in _OPERATIONS_IN_WORDS:
         text = words.sub(sign, text)
     found: list[str] = []
     for line in text.splitlines():
         is_open = False  # whether the next piece may go on with the last expression
         for piece in re.sub(r"(?<=[A-Za-z]{2})[:;]", ". ", line.replace("$", "")).split():
-            plain = piece.lstrip("\"'“‘").rstrip("\"'”’.,;:?")
+            plain = piece.lstrip("\"'“‘`").rstrip("\"'”’`.,;:?")
             if not _PLAIN_MATHEMATICS.fullmatch(plain):
                 is_open = False
                 continue
@@ -353,7 +353,7 @@ def plain_expressions_in(text: str) -> list[str]:
                 found[-1] += f" {plain}"
             else:
                 found.append(plain)
-            is_open = plain == piece.lstrip("\"'“‘") and len(found[-1]) < MAX_PLAIN_CHARS
+            is_open = plain == piece.lstrip("\"'“‘`") and len(found[-1]) < MAX_PLAIN_CHARS
     return list(dict.fromkeys(map(_without_loose_ends, found)))[:MAX_PLAIN_EXPRESSIONS]
 
 
