@@ -97,6 +97,8 @@ def test_numbers(completion: str, answer: str | None) -> None:
         ("#### $1,200.00", "1200"),
         ("#### none\n18", "18"),
         (r"#### 7 \boxed{18}", "18"),
+        ("#### 8 plus 0", None),
+        ("#### 26 - 13 = 13", "13"),
     ],
 )
 def test_marked_numbers(completion: str, answer: str | None) -> None:

@@ -220,9 +220,10 @@ def _canonical_number(match: re.Match[str]) -> str:
 
 
 def first_number(text: str) -> str | None:
-    """The first number in a text, in canonical form, or None."""
-    match = _NUMBER_IN_TEXT.search(_normalise(text))
-    return None if match is None else _canonical_number(match)
+    """The first number in a text, in canonical form; None if there is none, or if it is a part of an expression."""
+    text = _normalise(text)
+    match = _NUMBER_IN_TEXT.search(text)
+    return None if match is None or _is_operand(text, match) else _canonical_number(match)
 
 
 def last_number(text: str) -> str | None:
