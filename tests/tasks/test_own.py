@@ -209,6 +209,55 @@ def test_an_integer_that_is_an_index_and_a_choice_is_never_guessed(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
+    ("choices", "answer", "readings"),
+    [
+        (["1 cm", "2 cm", "3 cm"], 2, r"choice C \(from 0\) or the text of choice B \(2 cm\)"),
+        (["1.0", "2.0", "3.0"], 2, "choice C .* choice B"),
+        (["$1", "$2", "$3"], 1, "choice B .* choice A"),
+        (["$x=1$", "$x=2$"], 1, "choice B .* choice A"),
+    ],
+)
+def test_an_integer_that_is_an_index_and_the_number_of_a_choice_is_never_guessed(
+    choices: list[str], answer: int, readings: str, tmp_path: Path
+) -> None:
+    row = {"question": "Which?", "choices": choices, "answer": answer}
+    with pytest.raises(DataError, match=readings):
+        one(tmp_path, row, "choice")
+    index = {"question": "Other?", "choices": ["a", "b"], "answer": 1}
+    asked = own(write(tmp_path / "qa.jsonl", [row, index]), "choice", split="all", n=2)
+    assert {one.text.split("\n")[0]: one.gold for one in asked}["Which?"] == "ABC"[answer]
+    text = {"question": "Other?", "choices": ["7", "8"], "answer": 8}
+    with pytest.raises(DataError, match="give the letter"):  # "2 cm" is not the text "2"
+        own(write(tmp_path / "qa.jsonl", [row, text]), "choice", split="all", n=2)
+
+
+@pytest.mark.parametrize(
+    ("row", "gold"),
+    [
+        ({"choices": ["World War 1", "World War 2"], "answer": 1}, "B"),
+        ({"choices": ["0 cm", "1 cm", "2 cm"], "answer": 2}, "C"),
+        ({"endings": ["2 men run past the 5.", "3 of them see the house.", "b", "c"], "label": "3"}, "D"),
+    ],
+)
+def test_a_name_or_a_sentence_is_no_number(row: dict[str, Any], gold: str, tmp_path: Path) -> None:
+    assert one(tmp_path, {"question": "Which?", **row}, "choice").gold == gold
+
+
+@pytest.mark.parametrize(
+    ("answer", "hint"),
+    [
+        ("1,5", "must be a number, in English notation: write 1.5; for other"),
+        ("1.234,50", "write 1234.5;"),
+        ("five", "must be a number; for other"),
+        ("1,5 km", "must be a number; for other"),
+    ],
+)
+def test_a_number_in_another_notation_is_refused_with_how_to_write_it(answer: str, hint: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=hint):
+        one(tmp_path, {"question": "How many?", "answer": answer}, "number")
+
+
+@pytest.mark.parametrize(
     ("row", "words"),
     [
         ({"choices": ["a", "b"], "answer": "1"}, "must be a letter, A to B, or the text of one of the choices, or as an integer"),

@@ -21,7 +21,15 @@ from permix.errors import ConfigError, DataError
 from permix.evals.stability import measure_stability
 from permix.storage.cells import read_cells
 from permix.tasks import TASKS, find_task, load_questions
-from permix.tasks.base import Task, check_contamination, dev_or_train, select_questions, split_of_content, verify_completion
+from permix.tasks.base import (
+    ALTERNATIVE,
+    Task,
+    check_contamination,
+    dev_or_train,
+    select_questions,
+    split_of_content,
+    verify_completion,
+)
 from permix.types import SPLITS, Question, Verdict
 from permix.verification.math_verifier import Verifier
 from tests.sample_runs import asked_as, asked_what, stability_values, toml
@@ -176,6 +184,34 @@ def test_importing_tasks_imports_no_heavy_library() -> None:
 def test_where_answers_are_numbers_an_expression_in_the_box_earns_nothing(name: str, completion: str, right: bool) -> None:
     verifier = Verifier()
     assert verify_completion(TASKS[name], completion, "156", verifier).correct is right
+
+
+@pytest.mark.parametrize("question", ["What is $156/12$?", "What is 156/12?", "He shares 156 / 12 cakes."])
+@pytest.mark.parametrize("name", ["own-number", "own-math", "gsm8k", "arithmetic"])
+@pytest.mark.parametrize(
+    ("completion", "right"),
+    [(r"\boxed{156/12}", False), (r"\boxed{\frac{156}{12}}", False), ("It is 156/12.", False), (r"\boxed{13}", True)],
+)
+def test_a_division_of_the_question_is_no_answer(name: str, question: str, completion: str, right: bool) -> None:
+    assert verify_completion(TASKS[name], completion, "13", Verifier(), question).correct is right
+
+
+@pytest.mark.parametrize(
+    ("question", "completion", "gold", "right"),
+    [
+        ("Was ist 5/2?", r"\boxed{2,5}", "2.5", True),
+        ("Was ist 5/2?", r"\boxed{5/2}", "2.5", False),
+        ("Was ist 5/2?", r"\boxed{5/2}", f"2.5{ALTERNATIVE}5/2", True),  # an accepted answer as it stands
+        ("Which is larger, 3/4 or 0.5?", r"\boxed{3/4}", "3/4", True),
+        ("There are 13 of 156/12.", r"\boxed{13}", "13", True),
+        ("How much is 12 % of it?", r"\boxed{12\%}", "0.12", True),
+        ("How much is 12 % of it?", r"\boxed{12\%}", r"\$12", False),
+    ],
+)
+def test_a_number_that_the_question_holds_as_the_gold_has_it_is_right(
+    question: str, completion: str, gold: str, right: bool
+) -> None:
+    assert verify_completion(TASKS["own-number"], completion, gold, Verifier(), question).correct is right
 
 
 def test_a_wording_of_ones_own_changes_the_prompt_its_identity_and_nothing_else() -> None:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from permix.verification.extraction import extract_boxed, last_number
+from permix.verification.latex import plain_expressions_in
 from permix.verification.math_verifier import Verifier, answers_equal, numbers_equal
 
 MILLION = 1_000_000
@@ -201,6 +202,21 @@ def test_numbers_longer_than_python_converts_compare_by_their_digits() -> None:
         (r"\text{Evelyn}", "Evelyn", True),
         ("evelyn", r"\text{Evelyn}", True),
         ("Amy", "May", False),  # as products of letters they are equal
+        ("on", "no", False),
+        ("No", "on", False),
+        ("oN", "No", False),
+        ("no", "No", True),
+        (r"n \cdot o", "no", False),
+        ("ba", "ab", True),  # products, and so are "yx" and "2xy"
+        ("yx", "xy", True),
+        ("2yx", "2xy", True),
+        (r"\mathbf{(C)}\ 18", "18", True),
+        (r"{\bf (C)} 18", "18", True),
+        (r"\mathbf{(C)}", r"\text{(C)}", True),
+        (r"\underline{18}", "18", True),
+        (r"\large 18", "18", True),
+        ("v", r"\mathbf{v}", False),
+        ("12~000", "12000", True),
         (r"\text{(C)}", "C", True),
         ("p - q", "p-q", True),
         (r"\left( 3, \frac{\pi}{2} \right)", r"(3, \frac{\pi}{2})", True),
@@ -226,6 +242,104 @@ def test_numbers_longer_than_python_converts_compare_by_their_digits() -> None:
 def test_check(answer: str | None, gold: str, correct: bool, verifier: Verifier) -> None:
     verdict = verifier.check(answer, gold)
     assert (verdict.correct, verdict.extracted, verdict.error) == (correct, answer, None)
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "correct"),
+    [
+        (r"\$30", r"30\text{ cents}", False),
+        (r"\$30", r"30\text{ cm}", False),
+        (r"30\%", r"\$30", False),
+        (r"30\%", r"30\text{ cm}", False),
+        (r"30^\circ", r"30\%", False),
+        (r"30\text{ km}", r"30\text{ km/h}", False),
+        (r"\$30", "30", True),
+        (r"30\%", "30", True),
+        (r"\$30", r"30\text{ dollars}", True),
+        (r"-\$30", "-30 dollars", True),
+        (r"\$30.00", r"\$30", True),
+        (r"\$30\text{ per hour}", r"\$30", True),
+        (r"\$30", r"30\text{ dollars per hour}", True),
+        (r"12\frac12\%", r"12.5\text{ percent}", True),
+        ("2 1/2 dollars", r"\$2\frac12", True),
+        (r"30\%", r"30\text{ percent of the class}", True),
+        (r"30\%", r"0.3\text{ percent}", False),
+    ],
+)
+def test_units_that_differ_are_wrong_and_one_that_is_left_out_is_not(
+    answer: str, gold: str, correct: bool, verifier: Verifier
+) -> None:
+    assert verifier.check(answer, gold).correct is correct
+    assert verifier.check(gold, answer).correct is correct
+
+
+FACTOR, DIVIDE, SIMPLIFY = "Factor 2x + 2y.", "What is 156/12?", "Simplify 6/8."
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "gold", "correct"),
+    [
+        (FACTOR, "2x+2y", "2(x+y)", False),
+        (FACTOR, "2y + 2x", "2(x+y)", False),
+        (FACTOR, r"\frac{2(2x+2y)}{2}", "2(x+y)", False),
+        (FACTOR, "2(y+x)", "2(x+y)", True),
+        ("Factor ab + 5b + 2a + 10 completely.", "ab+5b+2a+10", "(a+5)(b+2)", False),
+        ("Factor ab + 5b + 2a + 10 completely.", "(b+2)(a+5)", "(a+5)(b+2)", True),
+        ("Expand (x + 1)² and sort.", "(x+1)^2", "x^2+2x+1", False),
+        ("Factor `x² − 4`.", "x^2-4", "(x-2)(x+2)", False),
+        ("Factor **x**2-4**.", "x^2-4", "(x-2)(x+2)", False),
+        (r"Expand \log_2 (8x).", r"\log_2 8x", r"3+\log_2 x", False),
+        ("Simplify a + a + b.", "b+2a", "2a+b", True),
+        ("Simplify √180.", r"\sqrt{180}", r"6\sqrt5", False),
+        ("Simplify sqrt(180).", r"\sqrt{180}", r"6\sqrt5", False),
+        (r"Simplify \frac{3}{\sqrt{27}}.", r"\frac{3}{\sqrt{27}}", r"\frac{\sqrt3}{3}", False),
+        (r"Simplify \begin{align*}2x&+2y\end{align*}", "2x+2y", "2(x+y)", False),
+        (r"Simplify \[\begin{aligned}\frac{6}{8}\end{aligned}\]", r"\frac68", r"\frac34", False),
+        (r"$\text{What is } 6/8?$", r"\frac68", r"\frac34", False),
+        (DIVIDE, "156/12", "13", False),
+        (DIVIDE, r"\frac{156}{12}", "13", False),
+        (DIVIDE, "13", "13", True),
+        (DIVIDE, r"13\text{ cakes}", "13", True),
+        ("What is 156 divided by 12?", "156/12", "13", False),
+        ("He pays $156 / 12 for a cake and $3 for tea.", "156/12", "13", False),
+        ("Of 13 cakes, how many are left?", "13", "13", True),
+        (SIMPLIFY, "6/8", r"\frac34", False),
+        (SIMPLIFY, r"\frac{6}{8}", "0.75", False),
+        (SIMPLIFY, "3/4", "0.75", True),  # no expression of the question
+        ("Which is larger, 3/4 or 2/3?", "3/4", r"\frac34", True),
+        ("Which is larger, 3/4 or 2/3?", "0.75", r"\frac34", True),
+        ("Half is 0.5 of it.", "0.5", r"\frac12", True),  # the question mentions a number, and no more
+        ("Is it x or y?", "x", "x", True),
+    ],
+)
+def test_an_expression_of_the_question_is_no_answer(
+    question: str, answer: str, gold: str, correct: bool, verifier: Verifier
+) -> None:
+    assert verifier.check(answer, gold, question).correct is correct
+
+
+@pytest.mark.parametrize(
+    ("text", "expressions"),
+    [
+        ("Is a 6/8 of b?", ["Is", "a", "6/8", "of", "b"]),
+        ("Factor ab + 5b, or x -5; 3 (y)", ["ab + 5b", "or", "x", "-5", "3", "(y)"]),
+        (r"Simplify:\tan x + 2 \tan 2x", [r"\tan x + 2 \tan 2x"]),
+        ("(it is 12 times 3)", ["it", "is", "12 * 3"]),
+        ("$x+1$ and $5 or 7/2 for a cake, $3", ["5", "or", "7/2", "a", "3"]),
+        ("an and/or", ["an"]),
+    ],
+)
+def test_plain_expressions(text: str, expressions: list[str]) -> None:
+    assert plain_expressions_in(text) == expressions
+
+
+@pytest.mark.parametrize(
+    "unit", ["1 + ", "(", "x ", "2 -5 ", r"\sin ", "{ ", "$", "1/", r"\begin{align}", r"\frac{", "((1", "\\"]
+)
+def test_a_hostile_question_takes_linear_time(unit: str, verifier: Verifier) -> None:
+    start = time.process_time()
+    verifier.check("2(x+y)", "2x+2y", unit * (10_000 // len(unit)))
+    assert time.process_time() - start < 5  # a tenth of a second; quadratic would be minutes
 
 
 @pytest.mark.parametrize(

@@ -81,14 +81,21 @@ def extract_text(completion: str, question: str = "") -> str | None:
 
 
 _QUOTES = str.maketrans(
-    {"\u2018": "'", "\u2019": "'", "\u201b": "'", "\u02bc": "'", "\u201c": '"', "\u201d": '"', "\u00ab": '"', "\u00bb": '"'}
+    {
+        **dict.fromkeys("\u2018\u2019\u201a\u201b\u02bc\u2039\u203a", "'"),
+        **dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb\u300c\u300d\u300e\u300f", '"'),
+    }
 )
 
 
 def normalise_text(text: str) -> str:
-    """A text without case, spacing, Unicode form, quotation marks and type around it, LaTeX's `\\text`, and a final full stop."""
-    text = without_text_commands(text)
-    text = re.sub(r"[{}$]|\\[ ,;]", " ", text) if "\\" in text or "{" in text else text
+    """A text without case, spacing, Unicode form, quotation marks and type around it, LaTeX's `\\text`, and a final full stop.
+
+    LaTeX's `\\%`, `\\&`, `\\#`, `\\_` and `\\$` are the signs themselves, and its `~` between two words is a space.
+    """
+    text = re.sub(r"(?<=\w)~(?=\w)", " ", without_text_commands(text))
+    if "\\" in text or "{" in text:
+        text = re.sub(r"\\([%&#_$])", r"\1", re.sub(r"(?<!\\)[{}$]|\\[ ,;{}]", " ", text))
     return canonical_text(text.translate(_QUOTES)).strip(" *_`\"'.,!")
 
 

@@ -20,7 +20,7 @@ from permix.sanitize import escape_control, truncate
 from permix.storage.files import read_json, write_json
 from permix.thinking import answer_of
 from permix.types import Question, Split, Verdict, digest, require_unique
-from permix.verification.math_verifier import Verifier
+from permix.verification.math_verifier import Verifier, repeats_fraction
 
 ALTERNATIVE = "\n— or —\n"
 """Separates the accepted answers in the gold of a question of the user's own that has several."""
@@ -105,8 +105,10 @@ def _verify(task: Task, completion: str, gold: str, verifier: Verifier, question
     if task.scorer is not None:
         return Verdict(correct=False) if answer is None else task.scorer(answer, gold)
     if task.answers_match is not None:
-        correct = answer is not None and task.answers_match(answer, gold)
-        return Verdict(correct=require_bool(correct, "answers_match"), extracted=answer)
+        correct = require_bool(answer is not None and task.answers_match(answer, gold), "answers_match")
+        if correct and answer is not None and task.source is None:
+            correct = not all(repeats_fraction(answer, one, question) for one in gold.split(ALTERNATIVE))
+        return Verdict(correct=correct, extracted=answer)
     if ALTERNATIVE not in gold:
         return verifier.check(answer, gold, question)
     return _best_verdict([verifier.check(answer, one, question) for one in gold.split(ALTERNATIVE)])

@@ -38,8 +38,8 @@ accepted answer after the other, until it returns True. In any other column, an 
 list of several is accepted by `exact` and by functions only.
 
 The answer of a choice is its letter or label, its text, or as an integer its index from 0. An integer that is also the text of
-another choice is an index if another row of the file shows that its integers are indices; otherwise it is refused. A text of
-digits is an index only beside HellaSwag's `endings`.
+another choice, or its number ("2 cm", "2.0", "$2"), is an index if another row of the file shows that its integers are indices;
+otherwise it is refused. A text of digits is an index only beside HellaSwag's `endings`.
 
 `permix.tasks.answers` says how the answer of a completion is found.
 """
@@ -70,8 +70,8 @@ from permix.tasks.base import ALTERNATIVE, Task, check_known_levels, require_boo
 from permix.tasks.datasets import DatasetRow, has_lone_surrogate, read_file_rows
 from permix.tasks.gsm8k import split_marked_answer
 from permix.types import SPLITS, Question, Verdict, canonical_text, digest
-from permix.verification.extraction import extract_boxed
-from permix.verification.math_verifier import same_number_in_some_notation, truncate_for_record
+from permix.verification.extraction import extract_boxed, number_in_box, number_readings
+from permix.verification.math_verifier import is_number_text, numbers_equal, same_number_in_some_notation, truncate_for_record
 
 QUESTION_COLUMNS = ("question", "problem", "query", "question_stem", "ctx", "prompt", "messages", "input")
 
@@ -305,8 +305,14 @@ def parse_gold(name: str, row: DatasetRow, column: str) -> tuple[str, str | None
         raise row.error(column, "must end in the answer in a \\boxed{}, or name the column of the answer with task.answer_column")
     gold = answer if boxed is None else boxed
     if name == "own-number" and not same_number_in_some_notation(gold, gold):
-        raise row.error(column, 'must be a number; for other answers give task.answer = "exact" or "math"')
+        raise row.error(column, f'must be a number{_english_hint(gold)}; for other answers give task.answer = "exact" or "math"')
     return gold, answer if boxed is not None and boxed != answer.removeprefix("\\boxed{").removesuffix("}") else None
+
+
+def _english_hint(gold: str) -> str:
+    """How to write a number of another notation: ", in English notation: write 1.5"; empty if the text is none."""
+    readings = [one for one in number_readings(gold) if is_number_text(one)]
+    return f", in English notation: write {readings[0]}" if len(readings) == 1 else ""
 
 
 def _accepted_answers(name: str, row: DatasetRow, column: str) -> list[str]:
@@ -421,14 +427,17 @@ def _gold_letter(row: DatasetRow, columns: Columns, offered: Choices, integers_a
     letters = multiple_choice.CHOICE_LETTERS[: len(offered.texts)]
     if offered.labels is not None and gold in offered.labels:
         return letters[offered.labels.index(gold)]
-    index, text = _index_reading(value, columns, len(letters)), _text_reading(gold, offered.texts)
+    index, text = _readings(value, gold, columns, offered.texts)
     if index is not None and text is not None and index != text:
-        if integers_are_indices is None:
+        if integers_are_indices:
+            return letters[index]
+        if integers_are_indices is None or _text_reading(gold, offered.texts) is None:
             raise row.error(
                 columns.answer,
-                f"may be the index of choice {letters[index]} (from 0) or the text of choice {letters[text]}; give the letter",
+                f"may be the index of choice {letters[index]} (from 0) or the text of choice {letters[text]} "
+                f"({offered.texts[text]}); give the letter",
             )
-        return letters[index if integers_are_indices else text]
+        return letters[text]
     # Texts come before letters, since the text of a choice may be "A".
     found = text if text is not None else index
     letter = gold.strip(" ().:").upper()
@@ -440,6 +449,31 @@ def _gold_letter(row: DatasetRow, columns: Columns, offered: Choices, integers_a
             f"must be a letter, A to {letters[-1]}, or the text of one of the choices, or as an integer its index from 0",
         )
     return letters[found]
+
+
+def _readings(value: object, gold: str, columns: Columns, texts: Sequence[str]) -> tuple[int | None, int | None]:
+    """The choices that an answer may mean: as an index from 0, and as a text, or as the number of a text such as "2 cm"."""
+    index, text = _index_reading(value, columns, len(texts)), _text_reading(gold, texts)
+    return index, _number_reading(gold, texts, index) if text is None and index is not None else text
+
+
+def _number_reading(gold: str, texts: Sequence[str], index: int) -> int | None:
+    """A choice that is the number `gold`, with a unit or in another notation. One at another place than `index` comes first."""
+    same = [place for place, text in enumerate(texts) if (number := _number_of_choice(text)) and numbers_equal(number, gold)]
+    return next((place for place in same if place != index), index if same else None)
+
+
+_BEGINS_WITH_NUMBER = re.compile(r"[$\\ ]*(?:[A-Za-z] ?= ?)?[-+.$€£¥₹\\ ]*[0-9]")
+
+MAX_WORDS_OF_A_NUMBER = 3
+
+
+def _number_of_choice(text: str) -> str | None:
+    """The number that a choice is: 2 of "2 cm", "2.0" and "$2". None for a sentence or a name that holds one."""
+    if len(text.split()) > MAX_WORDS_OF_A_NUMBER or not _BEGINS_WITH_NUMBER.match(text):
+        return None
+    number = number_in_box(text.strip("$ "))
+    return number and number.rstrip("%")
 
 
 def _index_reading(value: object, columns: Columns, n_choices: int) -> int | None:
@@ -461,7 +495,7 @@ def _integers_are_indices(rows: Sequence[DatasetRow], columns: Columns) -> bool 
         value = field_value(row.fields, columns.answer)
         if isinstance(value, int):
             texts = parse_choices(row, columns.choices).texts
-            readings = _index_reading(value, columns, len(texts)), _text_reading(str(value), texts)
+            readings = _readings(value, str(value), columns, texts)
             if (readings[0] is None) != (readings[1] is None):
                 shown.add(readings[0] is not None)
     return shown.pop() if len(shown) == 1 else None

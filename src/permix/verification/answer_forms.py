@@ -689,6 +689,8 @@ def _units_agree(answer: str, gold: str) -> bool:
     """Whether two units may be the same. A missing unit agrees with all, and "units" with every unit of the same power."""
     if not answer or not gold or answer == gold:
         return True
+    if answer.partition("/")[0] == gold.partition("/")[0] == "dollar" and "dollar" in (answer, gold):
+        return True  # a dollar sign, and "dollars per hour"
     (name, _, power), (other, _, other_power) = answer.partition("^"), gold.partition("^")
     return power == other_power and "" in (name, other)
 

@@ -8,13 +8,24 @@ Thinking is removed first.
 import re
 from collections.abc import Collection
 
-from permix.verification.latex import INVISIBLE, MINUS_SIGNS, clean_latex, fold_digits, unwrap_text, without_text_commands
+from permix.verification.latex import (
+    INVISIBLE,
+    MINUS_SIGNS,
+    clean_latex,
+    fold_digits,
+    unwrap_text,
+    without_text_commands,
+    without_type,
+)
 
 _BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 
 _BETWEEN_BOXES = re.compile(
-    r"(?:[\s$,;.&~]|\\[()\[\],;: ]|\\q?quad|\\text ?\{ ?(?:and|or)?,? ?\}|\b(?:and|or)\b|[A-Za-z](?:_\{?\d\}?)? ?=)*"
+    r"(?:[\s$,;.&~]|\\[()\[\],;: ]|\\q?quad|\\text ?\{ ?(?:and|or)?,? ?\}|\b(?:and|or)\b|[A-Za-z](?:_\{?\d\}?)? ?="
+    r"|\([A-Za-z](?:, ?[A-Za-z]){1,5}\) ?=)*"
 )
+
+_BULLET = re.compile(r"[ \t]*(?:[-*+\u2022]|[0-9]{1,2}[.)])[ \t]+")
 
 _ANSWER_TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
 
@@ -63,16 +74,32 @@ def boxes_of(text: str) -> list[tuple[int, int, str]]:
 
 
 def extract_boxed(text: str) -> str | None:
-    r"""The content of the last box, or None. Boxes that only "and", "or", commas or `x =` separate are one answer: "-3, 8"."""
+    r"""The content of the last box, or None. Boxes that only "and", "or", commas or `x =` separate are one answer: "-3, 8".
+
+    So are the boxes of a list, if each item has nothing else than a box and its name.
+    """
     boxes = boxes_of(text)
     if not boxes:
         return None
     contents = [boxes[-1][2]]
     for before, after in zip(boxes[-2::-1], boxes[:0:-1], strict=True):
-        if not _BETWEEN_BOXES.fullmatch(text, before[1], after[0]) or not before[2].strip():
+        if not _are_joined(text, before, after) or not before[2].strip():
             break
         contents.insert(0, before[2])
     return ", ".join(dict.fromkeys(contents))
+
+
+def _are_joined(text: str, before: tuple[int, int, str], after: tuple[int, int, str]) -> bool:
+    """Whether two boxes that follow each other are parts of one answer."""
+    if _BETWEEN_BOXES.fullmatch(text, before[1], after[0]):
+        return True
+    rest, _, item = text[before[1] : after[0]].rpartition("\n")
+    bullet, first_bullet = _BULLET.match(item), _BULLET.match(text, text.rfind("\n", 0, before[0]) + 1, before[0])
+    return bool(
+        bullet and first_bullet
+        and _BETWEEN_BOXES.fullmatch(rest) and _BETWEEN_BOXES.fullmatch(item, bullet.end())
+        and _BETWEEN_BOXES.fullmatch(text, first_bullet.end(), before[0])
+    )  # fmt: skip
 
 
 def without_boxes(text: str) -> str:
@@ -147,11 +174,27 @@ _NUMBER_IN_TEXT = re.compile(
     rf"(?:\s?/\s?({DIGITS})|([eE][-+]?[0-9]{{1,3}})(?!\w))?\s?(\\?%)?"
 )
 
-_OPERATOR_BEFORE = re.compile(
-    r"[0-9)}\]]\s*(?:[-+*/×÷·⋅^]|\\times|\\cdot|\\div|times|plus|minus|divided by|multiplied by)\s*[$(]*\Z"
+# In words too: an answer that repeats "26 take away 13" or "the sum of 5 and 8" states no result.
+_OPERATOR_WORDS = (
+    r"(?:[xX]|times|plus|minus|less|take away|added to|(?:taken|taken away|subtracted) from|(?:divided|multiplied) by"
+    r"|(?:more|less|fewer|greater) than)"
 )
 
-_OPERATOR_AFTER = re.compile(r"\s*[$)]*\s*(?:[+*×÷·⋅^/]|-(?=\s*[0-9(])|\\times|\\cdot|\\div)\s*[$(]*[0-9]")
+_OPERATOR_BEFORE = re.compile(rf"[0-9)}}\]]\s*(?:[-+*/×÷·⋅^]|\\times|\\cdot|\\div|{_OPERATOR_WORDS})\s*[$(]*\Z")
+
+_OPERATOR_AFTER = re.compile(rf"\s*[$)]*\s*(?:[+*×÷·⋅^/]|-(?=\s*[0-9(])|\\times|\\cdot|\\div|{_OPERATOR_WORDS})\s*[$(]*[0-9]")
+
+_OPERATION_OF = (
+    r"\b(?:sum|total|difference|product|quotient|ratio) (?:of|between) |\b(?:add|subtract|tak|multiply|divid)(?:e|ing)? "
+)
+
+_OPERANDS_BEFORE = re.compile(
+    rf"(?:{_OPERATION_OF})(?:[$(]*[0-9][0-9.,]*[$)]*,? )+(?:and |from |to |by |with )?[$(]*\Z", re.IGNORECASE
+)
+
+_OPERATION_BEFORE = re.compile(rf"(?:{_OPERATION_OF})[$(]*\Z", re.IGNORECASE)
+
+_OPERANDS_AFTER = re.compile(r"[$)]*\s*(?:, ?(?:and )?|(?:and|from|to|by|with) )[$(]*[0-9]")
 
 
 def canonical_decimal(digits: str) -> str:
@@ -177,9 +220,10 @@ def _canonical_number(match: re.Match[str]) -> str:
 
 
 def first_number(text: str) -> str | None:
-    """The first number in a text, in canonical form, or None."""
-    match = _NUMBER_IN_TEXT.search(_normalise(text))
-    return None if match is None else _canonical_number(match)
+    """The first number in a text, in canonical form; None if there is none, or if it is a part of an expression."""
+    text = _normalise(text)
+    match = _NUMBER_IN_TEXT.search(text)
+    return None if match is None or _is_operand(text, match) else _canonical_number(match)
 
 
 def last_number(text: str) -> str | None:
@@ -194,10 +238,18 @@ def last_number(text: str) -> str | None:
     return None if last is None else _canonical_number(last)
 
 
+OPERAND_CONTEXT_CHARS = 48
+
+
 def _is_operand(text: str, match: re.Match[str]) -> bool:
     """Whether a number in a text is a part of an expression, such as the 13 of "26 - 13"."""
-    before = text[max(0, match.start() - 24) : match.start()]
-    return bool(_OPERATOR_BEFORE.search(before) or _OPERATOR_AFTER.match(text, match.end()))
+    before = text[max(0, match.start() - OPERAND_CONTEXT_CHARS) : match.start()]
+    return bool(
+        _OPERATOR_BEFORE.search(before)
+        or _OPERATOR_AFTER.match(text, match.end())
+        or _OPERANDS_BEFORE.search(before)
+        or (_OPERATION_BEFORE.search(before) and _OPERANDS_AFTER.match(text, match.end()))
+    )
 
 
 def last_result(text: str) -> str | None:
@@ -213,6 +265,16 @@ def last_result(text: str) -> str | None:
 _NAME_BEFORE = re.compile(r"\s*(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?|\\text\{[^{}]*\})\s*(?:=|\\approx)\s*")
 
 _UNIT_AROUND = re.compile(r"\^ ?\{? ?(?:[23]|\\circ) ?\}?|°|\\degree|[€£¥₹¢]|\\?[$%]")
+
+# "km/h", "$18/hour": words around a slash. In "18/x" it divides.
+_UNIT_SLASH = re.compile(
+    r"(?<=[^\W\d_]) ?/ ?(?=[^\W\d_])|/ ?(?=(?:second|minute|hour|day|week|month|year|person|kg|km|mile|pound|item)s?\b)"
+)
+
+_WORDS_IN_BRACKETS = re.compile(r"\( ?([^\W\d_]{2,}(?:[ .,]+[^\W\d_]{2,})*) ?\)")
+
+# A single letter is a variable, unless it is a unit or the article. These words have a value.
+_VALUE_IN_WORDS = re.compile(r"(?<![^\W\d_])(?:[A-Za-z](?![^\W\d_]|\.)|(?:pi|sqrt)(?![^\W\d_]))|π")
 
 _OPERATOR = re.compile(r"[-+*/^=<>()\[\]{}|\\_×÷·⋅√±≤≥~]")
 
@@ -233,9 +295,9 @@ def written_number_in_box(content: str) -> str | None:
 
 
 def _only_number(content: str, number: re.Pattern[str]) -> re.Match[str] | None:
-    text = re.sub("(?<=[0-9])\u00a0(?=[0-9]{3}(?![0-9]))", "", _normalise(INVISIBLE.sub("", content)))
-    text = without_text_commands(text)
-    text = re.sub(r"\\[,;:! ]|\\q?quad|\*\*", " ", text).replace("{", " ").replace("}", " ")
+    text = re.sub("(?<=[0-9])[\u00a0~](?=[0-9]{3}(?![0-9]))", "", _normalise(INVISIBLE.sub("", content)))
+    text = without_text_commands(text.replace("\\$", "$").replace("\\%", "%"))
+    text = re.sub(r"\\[,;:! ]|\\q?quad|\*\*|[{}~]", " ", text)
     if name := _NAME_BEFORE.match(text):
         text = text[name.end() :]
     found = list(number.finditer(text))
@@ -243,14 +305,19 @@ def _only_number(content: str, number: re.Pattern[str]) -> re.Match[str] | None:
         return None
     (match,) = found
     rest = _UNIT_AROUND.sub(" ", text[: match.start()] + " " + text[match.end() :])
-    if _OPERATOR.search(rest) or re.search(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z.])", re.sub(r"\b[mgshlLCFK]\b|\ba\b", "", rest)):
+    rest = _UNIT_SLASH.sub(" ", _WORDS_IN_BRACKETS.sub(r" \1 ", rest))
+    if _OPERATOR.search(rest) or _VALUE_IN_WORDS.search(re.sub(r"\b[mgshlLCFK]\b|\ba\b", "", rest)):
         return None
     return match
 
 
 _CHOICE_IN_BOX = re.compile(
-    r"(?:option|choice|answer)?\s*[:\-]?\s*\(?([A-Za-z])\)?(?:[).:]|\s*$|\s+(?=[A-Za-z\\])|$)", re.IGNORECASE
+    r"(?:option|choice|answer)?\s*[:\-]?\s*[(\[]?([A-Za-z])[)\]]?"
+    r"(?:[).:]|\s[-\u2014](?=\s(?:\w\w|[0-9$\\]))|\s*$|\s+(?=[A-Za-z\\])|$)",
+    re.IGNORECASE,
 )
+
+_OTHER_LETTER = re.compile(r"\s*(?:or|and|[,;/&-])\s*[(\[]?([A-Z])(?![A-Za-z0-9']|\s+[a-z])")
 
 _LETTER = re.compile(r"(?<![A-Za-z0-9'])\(?([A-Z])\)?(?![A-Za-z0-9'])")
 
@@ -272,17 +339,24 @@ def offered_choices(question: str) -> dict[str, str]:
 def choice_letter(text: str, offered: Collection[str]) -> str | None:
     r"""The letter that a box or a named answer states: "C", "(c)", `\text{C}`, "C) the moon", "Option C"; None if it states none.
 
-    A letter that is not offered counts as none. Without choices in `offered` every letter counts.
+    Brackets of both kinds, `\mathbf{C}` and "C - the moon" are read too. A letter that is not offered counts as none. Without
+    choices in `offered` every letter counts.
     """
-    plain = unwrap_text(clean_latex(text), after=" ").strip(" *_.\"'`")
+    plain = unwrap_text(clean_latex(without_type(text)), after=" ")
+    plain = " ".join(plain.replace("{", " ").replace("}", " ").split()).strip(" *_.\"'`")
     match = _CHOICE_IN_BOX.match(plain)
     if match is None:
         return None
     letter = match[1].upper()
     alone = match.end() >= len(plain)
-    marked = plain[: match.end()].strip().endswith((")", ".", ":")) or re.match("(?:option|choice|answer)", plain, re.I)
+    marked = plain[: match.end()].strip().endswith((")", "]", ".", ":", "-", "\u2014")) or re.match(
+        "(?:option|choice|answer)", plain, re.I
+    )
     if not alone and not marked:
         return None  # "A fine riddle": a word, or "C the moon"
+    other = _OTHER_LETTER.match(plain, match.end())
+    if other and other[1] != letter and (not offered or other[1] in offered):
+        return None  # "(A) or (B)"
     return letter if not offered or letter in offered else None
 
 

@@ -56,14 +56,31 @@ _UPRIGHT_CONSTANT = re.compile(r"\\(?:mathrm|text|textrm|operatorname) ?\{ ?([ei
 # None of these patterns may match the second backslash of `\\`, the end of a matrix row.
 _LEFT_RIGHT = re.compile(r"(?<!\\)\\(?:left|right|bigg?[lrm]?|Bigg?[lrm]?)(?![A-Za-z])(?: ?\.)?")
 
-_STYLE = re.compile(r"(?<!\\)\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits)(?![A-Za-z])")
+_SIZES = r"(?:tiny|small|normalsize|large|Large|LARGE|huge|Huge)"
+
+_STYLE = re.compile(rf"(?<!\\)\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|{_SIZES})(?![A-Za-z])")
 
 _MATH_MARKS = re.compile(r"(?<!\\)\\[()\[\]!]|(?<!\\)\$")
 
 _PHANTOM = re.compile(r"\\[hv]?phantom ?(?:\{[^{}]*\}|.)")
 
+_TYPE = r"(?:mathbf|bf|boldsymbol|bm|underline)"
+
 # Type of numbers, and text that holds a number: the number counts.
-_TYPE_AROUND = re.compile(r"\\(?:mathbf|text|bf|boldsymbol) ?\{ ?((?:[^{}]|\{[^{}]*\})*[0-9](?:[^{}]|\{[^{}]*\})*)\}")
+_TYPE_AROUND = re.compile(rf"\\(?:{_TYPE}|text) ?\{{ ?((?:[^{{}}]|\{{[^{{}}]*\}})*[0-9](?:[^{{}}]|\{{[^{{}}]*\}})*)\}}")
+
+_TYPE_AROUND_LABEL = re.compile(rf"(?:(?<!\\)\\{_TYPE} ?\{{|\{{ ?\\bf(?:series)?) ?(\([A-J]\)) ?\}}")
+
+# `\bf` and its like before a number or a label. Before a letter they stay: a bold letter is a vector.
+_TYPE_SWITCH = re.compile(r"(?<!\\)\\(?:bf|bfseries|it|itshape|rm|sf|tt)(?![A-Za-z]) ?(?=[-+.0-9$]|\\\$|\([A-J]\))")
+
+# Type around words and numbers. A single letter keeps it.
+_TYPE_AROUND_WORDS = re.compile(
+    rf"\\(?:{_TYPE} ?\{{(?=[^{{}}]*(?:[0-9]|\w\w))|(?:{_SIZES}|boldmath)(?![A-Za-z])"
+    r"|(?:bf|bfseries|it|itshape|rm|sf|tt)(?![A-Za-z])(?=[^{}\\]*(?:[0-9]|\w\w)))"
+)
+
+_ANY_TYPE = re.compile(rf"\\(?:{_TYPE}|{_SIZES}|boldmath|bfseries|it|itshape|rm|sf|tt)(?![A-Za-z])")
 
 _SPACES = re.compile(r"(?<!\\)\\(?:[,;: >]|q?quad|hspace ?\{[^{}]*\}|enspace(?![A-Za-z])|thinspace(?![A-Za-z]))|~")
 
@@ -123,12 +140,13 @@ def clean_latex(text: str) -> str:
     text = INVISIBLE.sub("", text).translate(MINUS_SIGNS)
     text = _THOUSANDS.sub("", text)
     text = unicode_to_latex(text)
-    if "\\" in text or "$" in text:
+    if "\\" in text or "$" in text or "~" in text:
         text = text.replace("\\%", "%").replace("\\&", "&").replace("\\#", "#")
         text = _UPRIGHT_CONSTANT.sub(lambda m: f" {m[1]} ", text)
         text = _MATH_MARKS.sub("", _STYLE.sub(" ", _SPACES.sub(" ", text)))
         text = _LEFT_RIGHT.sub("", text)
         text = _PHANTOM.sub("", TEXT_COMMAND.sub(r"\\text{", text))
+        text = _TYPE_SWITCH.sub("", _TYPE_AROUND_LABEL.sub(r"\\text{\1}", text))
         while (unwrapped := _TYPE_AROUND.sub(r" \1 ", text)) != text:
             text = unwrapped
     for pattern, plain in _SAME:
@@ -146,8 +164,16 @@ def unwrap_text(text: str, after: str = "") -> str:
 
 
 def without_text_commands(text: str) -> str:
-    r"""A text as it was written, with `\text{`, `\textbf{` and their like as plain opening braces."""
-    return TEXT_COMMAND.sub("{", text)
+    r"""A text as it was written, with `\text{`, `\textbf{` and their like as plain opening braces.
+
+    `\mathbf{`, `\bf` and their like are removed around numbers and words, and sizes everywhere.
+    """
+    return _TYPE_AROUND_WORDS.sub(lambda m: "{" if m[0].endswith("{") else " ", TEXT_COMMAND.sub("{", text))
+
+
+def without_type(text: str) -> str:
+    r"""A text as it was written, without commands for type, also around a single letter: `\mathbf{C}` is C."""
+    return _ANY_TYPE.sub(" ", text)
 
 
 class Token(NamedTuple):
@@ -262,12 +288,87 @@ def _period_of(digits: str) -> tuple[str, str]:
     raise UnreadableTokenError("a decimal that goes on without a clear period")
 
 
+_DISPLAYS = r"(?:align|aligned|alignat|equation|gather|gathered|multline|eqnarray|flalign|split)\*?"
+
 _FORMULA = re.compile(
-    r"\$\$(.{1,2000}?)\$\$|\\\[((?:(?!\\\[).){1,2000}?)\\\]|\\\(((?:(?!\\\().){1,2000}?)\\\)|(?<!\\)\$((?:[^$\\]|\\.){1,2000}?)\$",
+    r"\$\$(.{1,2000}?)\$\$|\\\[((?:(?!\\\[).){1,2000}?)\\\]|\\\(((?:(?!\\\().){1,2000}?)\\\)|(?<!\\)\$((?:[^$\\]|\\.){1,2000}?)\$"
+    rf"|\\begin\{{{_DISPLAYS}\}}((?:(?!\\begin\{{{_DISPLAYS}\}}).){{1,2000}}?)\\end\{{{_DISPLAYS}\}}",
     re.DOTALL,
 )
 
+_DISPLAY_MARK = re.compile(rf"\\(?:begin|end)\{{{_DISPLAYS}\}}")
+
 
 def formulas_in(text: str) -> list[str]:
-    r"""The formulas of a text, in order: the texts between `$`, `$$`, `\(` and `\)`, `\[` and `\]`."""
-    return [next(group for group in match.groups() if group is not None).strip() for match in _FORMULA.finditer(text)]
+    r"""The formulas of a text, in order: what is between `$`, `$$`, `\(` and `\)`, `\[` and `\]`.
+
+    `\begin{align*}` and its like enclose a formula too, and are left out of it.
+    """
+    return [_content_of(match) for match in _FORMULA.finditer(text)]
+
+
+def _content_of(formula: re.Match[str]) -> str:
+    content = next(group for group in formula.groups() if group is not None)
+    return _DISPLAY_MARK.sub("", content).strip()
+
+
+_PROSE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{3,}\s")
+
+_OPERATIONS_IN_WORDS = (
+    (re.compile(r"\b(?:divided by|over)\b"), "/"),
+    (re.compile(r"\b(?:times|multiplied by)\b"), "*"),
+    (re.compile(r"\bplus\b"), "+"),
+    (re.compile(r"\bminus\b"), "-"),
+)
+
+_PLAIN_MATHEMATICS = re.compile(
+    r"(?:\\[A-Za-z]+|sqrt|(?<![A-Za-z])[A-Za-z]{1,2}(?![A-Za-z])|(?<=[0-9)}])[A-Za-z]{3}(?![A-Za-z])"
+    r"|[-+*/^=<>()\[\]{}.,|!_%0-9×÷·⋅√∛π≤≥⁄½⅓⅔¼¾²³⁴⁵⁶⁷⁸⁹])+"
+)
+
+_ENDS_OPEN = re.compile(r"[-+*/^=<>(×÷·⋅√]\Z|\\[A-Za-z]+(?:_\{?\w+\}?)?\Z")
+
+_BEGINS_OPEN = re.compile(r"[*/^=<>)×÷·⋅]|\\(?:cdot|times|div|sin|cos|tan|cot|sec|csc|log|ln)(?![A-Za-z])|[-+]\Z")
+
+MAX_PLAIN_EXPRESSIONS, MAX_PLAIN_CHARS = 200, 400
+
+
+def plain_expressions_in(text: str) -> list[str]:
+    r"""The expressions that a text writes outside of LaTeX's marks: "Factor 2x + 2y." has "2x + 2y".
+
+    Neighbours are one expression only if an operation joins them. Single numbers and letters are among them.
+    """
+    text = _FORMULA.sub(lambda m: m[0].replace("$", " ") if _PROSE.search(m[0]) else "\n", text.translate(MINUS_SIGNS))
+    for words, sign in _OPERATIONS_IN_WORDS:
+        text = words.sub(sign, text)
+    found: list[str] = []
+    for line in text.splitlines():
+        is_open = False  # whether the next piece may go on with the last expression
+        for piece in re.sub(r"(?<=[A-Za-z]{2})[:;]", ". ", line.replace("$", "")).split():
+            plain = piece.lstrip("\"'“‘`").rstrip("\"'”’`.,;:?")
+            if not _PLAIN_MATHEMATICS.fullmatch(plain):
+                is_open = False
+                continue
+            if is_open and _goes_on(found[-1], plain):
+                found[-1] += f" {plain}"
+            else:
+                found.append(plain)
+            is_open = plain == piece.lstrip("\"'“‘`") and len(found[-1]) < MAX_PLAIN_CHARS
+    return list(dict.fromkeys(map(_without_loose_ends, found)))[:MAX_PLAIN_EXPRESSIONS]
+
+
+def _goes_on(expression: str, piece: str) -> bool:
+    """Whether a piece after a space belongs to the expression: "+" or "-5" after "2x", "2y" after "2x +", but not 2 after "a"."""
+    if _ENDS_OPEN.search(expression) or _BEGINS_OPEN.match(piece) or expression.count("{") > expression.count("}"):
+        return True
+    return piece[0] in "-+" and expression[-1:].isalnum() and any(map(str.isdigit, expression))
+
+
+def _without_loose_ends(expression: str) -> str:
+    """An expression without operations at its ends, and without brackets that have no partner."""
+    expression = expression.lstrip(" +*=<>/×÷·⋅").rstrip(" +-*=<>/×÷·⋅")
+    while expression.count(")") > expression.count("(") and expression.endswith(")"):
+        expression = expression[:-1].rstrip()
+    while expression.count("(") > expression.count(")") and expression.startswith("("):
+        expression = expression[1:].lstrip()
+    return expression

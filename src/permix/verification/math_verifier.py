@@ -8,7 +8,7 @@ is wrong:
 - where the gold has a plain number, the answer must have one: `12 \cdot 13` is no answer for 156;
 - an answer may use a logarithm, a trigonometric function, a factorial or a binomial only where the gold has one of that kind;
 - where a formula of the question has the gold's value, the task is to give it another form: an answer must be made of the same
-  numbers, letters and commands as the gold, in any order.
+  numbers, letters and commands as the gold, in any order. Expressions outside of LaTeX's marks ("Factor 2x + 2y") count too.
 
 docs/verification.md has a table of what is accepted; `tests/verification/test_verification_table.py` checks every row of it.
 """
@@ -24,9 +24,17 @@ from permix.types import Verdict
 from permix.verification.answer_forms import forms_equal, read_form
 from permix.verification.expressions import UnreadableError
 from permix.verification.extraction import DIGITS, canonical_decimal, number_readings
-from permix.verification.latex import Token, UnreadableTokenError, clean_latex, formulas_in, tokenize, unwrap_text
+from permix.verification.latex import (
+    Token,
+    UnreadableTokenError,
+    clean_latex,
+    formulas_in,
+    plain_expressions_in,
+    tokenize,
+    unwrap_text,
+)
 
-VERIFIER_VERSION = "2"
+VERIFIER_VERSION = "3"
 """Part of a run's provenance: scores of different versions are not compared."""
 
 MAX_ANSWER_CHARS = 10_000
@@ -41,6 +49,8 @@ _PLAIN_NUMBER = re.compile(
 
 _PERCENT = re.compile(r"\\?%|\\text\{ ?percent\}|percent")
 
+_DOLLAR_BEFORE = re.compile(r"(-?)\\\$ ?")
+
 _DEGREE = r"\^ ?\{? ?\\circ ?\}?|°|\\degree"
 
 _WORD_UNIT = (
@@ -54,26 +64,30 @@ _MAGNITUDE = re.compile(r"hundred|thousand|million|billion|trillion|dozen|half|p
 
 
 class _PlainNumber(NamedTuple):
-    """The canonical parts of a plain number; `is_percent` if it has a percent sign, `has_unit` if it has another unit."""
+    """The canonical parts of a plain number. `has_dollar`: a dollar sign before it; `unit`: what follows it, as it is written."""
 
     is_negative: bool
     whole: str
     numerator: str
     denominator: str
     exponent: int
-    is_percent: bool
-    has_unit: bool = False
+    is_percent: bool = False
+    has_dollar: bool = False
+    unit: str = ""
 
     def value(self) -> Fraction:
         size = Fraction(self.whole) + Fraction(self.numerator) / Fraction(self.denominator) * Fraction(10) ** self.exponent
         return -size if self.is_negative else size
 
+    def without_unit(self) -> "_PlainNumber":
+        return self._replace(is_percent=False, has_dollar=False, unit="")
+
 
 def _parse_plain_number(text: str) -> _PlainNumber | None:
     """Parse a text that `clean_latex` returned; None if it is not a plain number."""
-    text = text.removeprefix("\\$").lstrip()
-    if text.startswith("-\\$"):
-        text = "-" + text[3:].lstrip()
+    dollar = _DOLLAR_BEFORE.match(text)
+    if dollar is not None:
+        text = dollar[1] + text[dollar.end() :]
     match = _PLAIN_NUMBER.match(text)
     if match is None:
         return None
@@ -88,16 +102,33 @@ def _parse_plain_number(text: str) -> _PlainNumber | None:
     negative = (group["sign"] == "-") != (group["sign2"] == "-")
     whole, top = group["whole"] or group["whole2"] or "0", group["top"] or group["top2"] or group["top3"]
     return _PlainNumber(
-        negative, canonical_decimal(whole), canonical_decimal(top), bottom, int(group["exponent"] or 0), percent,
-        bool(tail) and not percent,
+        negative, canonical_decimal(whole), canonical_decimal(top), bottom, int(group["exponent"] or 0),
+        is_percent=percent, has_dollar=dollar is not None, unit=tail,
     )  # fmt: skip
+
+
+def _units_may_differ(a: _PlainNumber, b: _PlainNumber) -> bool:
+    """Whether both numbers have a unit, and not the same as they are written."""
+    if a.has_dollar == b.has_dollar and ("" in (a.unit, b.unit) or a.unit == b.unit):
+        return False
+    return all(one.has_dollar or one.unit for one in (a, b))
+
+
+def _units_agree(a: _PlainNumber, b: _PlainNumber) -> bool:
+    """Whether two units may be the same, such as a dollar sign and "dollars"."""
+    try:
+        return forms_equal(*(read_form("\\$" * one.has_dollar + f"1 {one.unit}") for one in (a, b)))
+    except UnreadableError:
+        return False
 
 
 def _plain_numbers_equal(a: _PlainNumber, b: _PlainNumber) -> bool:
     if a == b:
         return True
     if max(len(part) for number in (a, b) for part in (number.whole, number.numerator, number.denominator)) > MAX_RATIONAL_DIGITS:
-        return a._replace(is_percent=False) == b._replace(is_percent=False)
+        return a[:5] == b[:5]
+    if a.is_percent != b.is_percent and _units_may_differ(a, b):
+        return False
     x, y = a.value(), b.value()
     # Golds write a percentage in both ways: 12% as 12 and as 0.12.
     return x == y or (a.is_percent and not b.is_percent and x == 100 * y) or (b.is_percent and not a.is_percent and y == 100 * x)
@@ -132,9 +163,13 @@ def _strip_latex_spacing(text: str) -> str:
     return choice[1] if choice else text
 
 
+# Words of two letters that are no product of variables. In "at", "by" or "my" each letter may be a variable.
+_TWO_LETTER_WORDS = frozenset(["no", "on", "up", "ok", "so", "to", "do", "go", "of", "or"])
+
+
 def _is_word(answer: str) -> bool:
     """Whether the answer is a word, such as a name or "yes". As mathematics a word is a product of letters, and Amy = May."""
-    return len(answer) >= 3 and answer.isalpha()
+    return (len(answer) >= 3 and answer.isalpha()) or answer.casefold() in _TWO_LETTER_WORDS
 
 
 def same_answer(a: str, b: str) -> bool:
@@ -191,23 +226,80 @@ def _ingredients(tokens: Iterable[Token]) -> Counter[object]:
     return found
 
 
-@lru_cache(maxsize=4096)
-def _question_states_gold(question: str, gold: str) -> bool:
-    """Whether a formula of the question, or a part of it between relations, has the gold's value in another form.
+class _Stated(NamedTuple):
+    """The ingredients of the question's expressions that have the gold's value in another form: in formulas, in plain text."""
 
-    Such a question asks for a form ("factor", "simplify", "as a common fraction"), so an answer must have the gold's form.
+    in_formulas: list[Counter[object]]
+    in_text: list[Counter[object]]
+
+
+_TEXT_COMMAND_PART = re.compile(r"\\text ?\{[^{}]*\}")
+
+
+@lru_cache(maxsize=4096)
+def _stated_by_question(question: str, gold: str) -> _Stated:
+    """What the question states of the gold. Such a question asks for a form: "factor", "simplify", "as a common fraction"."""
+    question = question[:MAX_ANSWER_CHARS]
+    formulas = [part for one in formulas_in(question) for part in _parts(clean_latex(one))]
+    in_text = [part for one in plain_expressions_in(question) for part in _parts(clean_latex(one))]
+    return _Stated(
+        _with_value_of(gold, formulas),
+        # A single number of a text is no formula: a question that mentions 0.5 does not ask for 1/2.
+        [one for one in _with_value_of(gold, in_text) if one.total() > 1],
+    )
+
+
+def _parts(formula: str) -> set[str]:
+    """A formula and its parts between relations, with and without the marks of aligned rows, and without words."""
+    aligned = _RELATION_SIGN.split(formula.replace("&", ""))
+    parts = [formula, *_RELATION_SIGN.split(formula), *aligned, *_TEXT_COMMAND_PART.split(formula)]
+    return {part.strip().rstrip("?: ") for part in parts}
+
+
+def _with_value_of(gold: str, parts: Iterable[str]) -> list[Counter[object]]:
+    """The ingredients of the parts that have the gold's value and other ingredients than the gold."""
+    found: list[Counter[object]] = []
+    try:
+        own, form = _ingredients(tokenize(gold)), read_form(gold)
+    except (UnreadableError, UnreadableTokenError):
+        return found
+    for part in parts:
+        try:
+            ingredients = _ingredients(tokenize(part))
+            if ingredients != own and forms_equal(read_form(part), form):
+                found.append(ingredients)
+        except (UnreadableError, UnreadableTokenError):
+            continue
+    return found
+
+
+def _lacks_golds_form(own: Counter[object], gold: str, question: str) -> bool:
+    """Whether the question states the gold in another form, and an answer with these ingredients has not the gold's.
+
+    Where the gold is a plain number and only the text of the question states it, the answer must hold what is stated there:
+    many texts mention numbers.
     """
-    own = _ingredients(tokenize(gold))
-    form = read_form(gold)
-    for formula in formulas_in(question[:MAX_ANSWER_CHARS]):
-        cleaned = clean_latex(formula)
-        for part in {cleaned, *_RELATION_SIGN.split(cleaned)}:
-            try:
-                if _ingredients(tokenize(part.strip())) != own and forms_equal(read_form(part.strip()), form):
-                    return True
-            except (UnreadableError, UnreadableTokenError):
-                continue
-    return False
+    if own == _ingredients(tokenize(_ASSIGNED.sub("", gold))):
+        return False
+    stated = _stated_by_question(question, gold)
+    if stated.in_formulas or (stated.in_text and _parse_plain_number(gold) is None):
+        return True
+    return any(one <= own for one in stated.in_text)
+
+
+def repeats_fraction(answer: str, gold: str, question: str) -> bool:
+    """Whether a number is a fraction of the question, and the gold is written otherwise: "156/12" for 13. Its value is not asked.
+
+    The gold is a plain number, in any notation.
+    """
+    try:
+        own, other = (_ingredients(tokenize(clean_latex(one))) for one in (answer, gold))
+        if not question or "/" not in own or own == other:
+            return False
+        stated = _stated_by_question(question, clean_latex(gold))
+    except UnreadableTokenError:
+        return False
+    return any("/" in one and one <= own for one in (*stated.in_formulas, *stated.in_text))
 
 
 _CHOICE_LABEL = re.compile(r"\\text ?\{ ?\(?([A-J])[).]?[).]? ?\}[ ,:]*(?=.)|\(([A-J])\) ?(?=[\\$0-9])")
@@ -238,7 +330,11 @@ def _long_answers_equal(answer: str, gold: str) -> bool:
 
 def _values_equal(mine: str, theirs: str, question: str) -> bool:
     first, second = _parse_plain_number(mine), _parse_plain_number(theirs)
-    if first is not None and second is not None and not (first.has_unit and second.has_unit):
+    if first is not None and second is not None:
+        if _units_may_differ(first, second):
+            if not _units_agree(first, second):
+                return False
+            first, second = first.without_unit(), second.without_unit()
         if not _plain_numbers_equal(first, second):
             return False
     else:
@@ -253,7 +349,7 @@ def _values_equal(mine: str, theirs: str, question: str) -> bool:
         return True  # a number of thousands of digits: no formula
     if _operations(tokens) - _operations(gold_tokens):
         return False
-    return not question or _ingredients(tokens) == _ingredients(gold_tokens) or not _question_states_gold(question, theirs)
+    return not question or not _lacks_golds_form(_ingredients(tokens), theirs, question)
 
 
 def truncate_for_record(answer: str) -> str:
