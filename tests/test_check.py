@@ -181,8 +181,8 @@ def test_an_unknown_key_of_any_stage_is_named(stage: str, tmp_path: Path) -> Non
     [
         ({"stage": "plan", "task": {"n": 4, "levels": ["add-1"]}}, "questions_per_step = 8: the task has only 4 questions"),
         ({"stage": "plan", "task": {"n": 100_000}}, "task.n = 100000: arithmetic has"),
-        ({"stage": "plan", "task": {"split": "heldout"}}, 'task: split = "heldout": training takes split = "train"'),
-        ({"stage": "train", "personas": {"split": "dev"}}, 'personas: split = "dev": training takes split = "train"'),
+        ({"stage": "plan", "task": {"split": "heldout"}}, 'task.split = "heldout": training takes split = "train"'),
+        ({"stage": "train", "personas": {"split": "dev"}}, 'personas.split = "dev": training takes split = "train"'),
         (
             {"stage": "stability", "task": {"name": "aritmetic"}},
             r"config\.toml: task\.name = 'aritmetic': must be one of arithmetic, gsm8k, .*; did you mean arithmetic\?",

@@ -84,7 +84,7 @@ class OpenedRun:
         if path is None:
             path = tempfile.mkdtemp(prefix="permix-")
             weakref.finalize(self, shutil.rmtree, path, ignore_errors=True)
-        self.path = Path(path)
+        self.path = _filled_path(path)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
@@ -264,7 +264,7 @@ class FidelityRun(EvaluationRun):
 
 def open_run(path: str | Path) -> StabilityRun | FidelityRun | TrainRun:
     """Open the run directory of a stability run, a fidelity run or a training. Raises DataError for any other folder."""
-    folder = Path(path)
+    folder = _filled_path(path)
     stage = read_json(folder / "config.json").get("stage")
     if stage == "stability":
         return StabilityRun(folder)
@@ -412,7 +412,7 @@ def judge(
     batch = BatchFlags.of(batch_in, batch_out, shards)
     section, given_model = _resolve_model(judge, name)
     section = _batch_section(section, batch, given_model)
-    path = run.path if isinstance(run, FidelityRun) else Path(run)
+    path = run.path if isinstance(run, FidelityRun) else _filled_path(run)
     model_fields = section if isinstance(section, Mapping) else section.model_dump(mode="json", exclude_unset=True)
     judge_fields = {**model_fields, "label": label, **fields}
     values = {"run": path, "judge": judge_fields, "seed": seed, "resamples": resamples, "threads": threads}
@@ -450,7 +450,8 @@ def study(config: str | Path | Mapping[str, Any] | StudyConfig, **fields: Any) -
     `config`: a TOML file, or its content as a dict. `fields` override it at any depth: `only=["rlvr"]`, `jobs=2`,
     `train={"plan": {"steps": 50}}`. With `report=True` nothing is run, and the report of everything that is finished is written.
     The units run in processes of their own. Raises ConfigError or DataError for bad input, and IncompleteRunError or PermixError
-    at the end if units are pending or have failed.
+    at the end if units are pending or have failed; DataError if there is no report: nothing is finished yet, or `unit` was given,
+    which runs one unit without a report.
     """
     from permix.pipelines.study import run_study
 
@@ -459,8 +460,13 @@ def study(config: str | Path | Mapping[str, Any] | StudyConfig, **fields: Any) -
     else:
         values, source = config.model_dump(exclude_unset=True) if isinstance(config, StudyConfig) else dict(config), "study"
     stage = build_config(StudyConfig, merge_values(values, fields), source=source)
-    run_study(stage)
-    return stage.report_folder / "index.html"
+    page = run_study(stage)
+    if page is None:
+        why = f'unit = "{stage.unit}" runs one unit' if stage.unit is not None else "no evaluation is finished"
+        raise DataError(
+            f"{stage.out}: there is no report: {why}; study(..., report=True) writes one of everything that is finished"
+        )
+    return page
 
 
 def write_report(
@@ -476,8 +482,9 @@ def write_report(
     from permix.report.builder import build_report
 
     several = [runs] if isinstance(runs, OpenedRun | str | Path) else runs
-    build_report([_run_path(one) for one in several], Path(out), caption)
-    return Path(out) / "index.html"
+    folder = _filled_path(out)
+    build_report([_run_path(one) for one in several], folder, caption)
+    return folder / "index.html"
 
 
 def compare(
@@ -493,7 +500,14 @@ def compare(
 
 
 def _run_path(run: OpenedRun | str | Path) -> Path:
-    return run.path if isinstance(run, OpenedRun) else Path(run)
+    return run.path if isinstance(run, OpenedRun) else _filled_path(run)
+
+
+def _filled_path(path: str | Path) -> Path:
+    """The path of a folder. Raises ConfigError for an empty text, which as a path would be the current folder."""
+    if not str(path).strip():
+        raise ConfigError(f'path = {path!r}: is empty; give the path of a folder, "." for the current one')
+    return Path(path)
 
 
 @contextmanager
@@ -554,6 +568,8 @@ def _resolve_model(model: ModelLike, name: str | None) -> tuple[ModelConfig | Ma
 
 def _resolve_task(task: TaskLike, n: int | None, answer: str | None) -> tuple[Mapping[str, Any], LoadedTask | None]:
     """The [task] section, or the task with its questions if these were made in Python."""
+    if n is not None and n < 1:
+        raise ConfigError(f"n = {n}: must be 1 or above, the number of questions to ask")
     overrides = {name: value for name, value in {"n": n, "answer": answer}.items() if value is not None}
     if answer is not None and isinstance(task, Task | LoadedTask):
         raise ConfigError(f'answer = "{answer}": applies to a list of questions only; leave it out, since a task has a scorer')

@@ -8,7 +8,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -39,11 +39,13 @@ class ConfigSection(BaseModel):
     @classmethod
     def _merge_stage_defaults(cls, values: Any) -> Any:
         """Fill a section that is given in part from its stage's own defaults: a [task] of `permix train` without `n` has the
-        `n` of `permix train`, not of `TaskConfig`."""
+        `n` of `permix train`, not of `TaskConfig`. Refuse values that no field can have."""
         if not isinstance(values, Mapping):
             return values
         for name, value in values.items():
             _check_representable(name, value)
+            if name in cls.model_fields and (error := describe_blank(name, cls.model_fields[name], value)):
+                raise ValueError(error)
         return {name: _merge_with_default(cls.model_fields.get(name), value) for name, value in values.items()}
 
 
@@ -58,6 +60,26 @@ def _check_representable(name: str, value: Any) -> None:
     for text in value if isinstance(value, list | tuple) else (value,):
         if isinstance(text, str | Path) and "\x00" in str(text):
             raise ValueError(f"{name} = {quote_input(text)}: holds a NUL, which no path can hold; leave it out")
+
+
+def describe_blank(name: str, field: FieldInfo, value: Any) -> str | None:
+    """What is wrong with an empty text where one is needed, or with a list that holds one; None for any other value.
+
+    A shell makes an empty text of a variable that is not set. As a path it would be the current folder.
+    """
+    texts = value if isinstance(value, list | tuple) else (value,)
+    kinds = annotation_types(field.annotation)
+    if field.default == "" or not kinds & {str, Path} or all(not isinstance(one, str) or one.strip() for one in texts):
+        return None
+    default = field.get_default()
+    left_out = f" (default: {default})" if isinstance(default, str | Path) else ""
+    return f"{name} = {quote_input(value)}: is empty; give a {'path' if Path in kinds else 'text'}, or leave it out{left_out}"
+
+
+def annotation_types(annotation: Any) -> set[Any]:
+    """The types in a field's annotation, at any depth: {str, NoneType} of `str | None`."""
+    inner = [one for one in get_args(annotation) if one is not Ellipsis]
+    return {found for one in inner for found in annotation_types(one)} if inner else {annotation}
 
 
 def _merge_with_default(field: FieldInfo | None, value: Any) -> Any:
@@ -189,8 +211,16 @@ def format_validation_error(error: ValidationError | UnicodeEncodeError, prefix:
             field, shown = field.rpartition(".")[0], ""  # the message itself begins with the field and its value
             lines.append(f"{field}{'.' * bool(field)}{_shorten_words(escape_control(own_words))}")
             continue
+        of_section = words is None and isinstance(one["input"], Mapping | BaseModel) and _FIELD_FIRST.match(own_words)
+        # Not where a study quotes the error of one of its parts, which begins with the name of the part.
+        if of_section and not isinstance(one.get("ctx", {}).get("error", error).__cause__, ConfigError):
+            lines.append(f"{prefix}{place}{'.' * bool(place)}{_shorten_words(escape_control(own_words))}")
+            continue
         lines.append(f"{field}{shown}: {words or _shorten_words(escape_control(own_words))}")
     return "; ".join(lines)
+
+
+_FIELD_FIRST = re.compile(r"[a-z][a-z0-9_.]*(?: = |: | is missing| is given| holds | must )")
 
 
 def _shorten_words(text: str) -> str:
