@@ -149,9 +149,8 @@ def test_a_report_and_a_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("stage", ["stabilty", None, 3])
 def test_a_file_must_name_its_stage(stage: str | int | None, tmp_path: Path) -> None:
     values = {} if stage is None else {"stage": stage}
-    with pytest.raises(
-        ConfigError, match=rf"stage = {stage!r}: must be one of plan, train, stability, fidelity, judge, questions, report"
-    ):
+    what = "is missing: name the command that the file configures," if stage is None else f"= {stage!r}: must be"
+    with pytest.raises(ConfigError, match=rf": stage {what} one of plan, train, stability, fidelity, judge, questions, report"):
         check_config(config_file(tmp_path, values))
 
 

@@ -28,7 +28,7 @@ from permix.config import (
     merge_values,
     read_config_values,
 )
-from permix.errors import ConfigError, DataError, IncompleteRunError, OtherShardsPendingError
+from permix.errors import RENAMED_SHARDS, ConfigError, DataError, IncompleteRunError, OtherShardsPendingError
 from permix.evals.answer_vectors import measure_or_explain, measure_recognisability
 from permix.evals.fidelity_records import cut_off_warning, fidelity_kind
 from permix.evals.grid import GridResults, cell_row, count_cut_off, persona_rows, read_grid_results
@@ -299,7 +299,7 @@ def evaluate_stability(
     seed: int = 0,
     batch_out: str | Path | None = None,
     batch_in: str | Path | None = None,
-    shards: int | None = None,
+    batch_files: int | None = None,
     **config: Any,
 ) -> StabilityRun:
     """Ask every question under every persona and without one, check the answers, and measure what personas cost in accuracy. This
@@ -313,14 +313,14 @@ def evaluate_stability(
     states the persona. `config`: any other field of `permix stability`, such as label, templates, strategy, budget, precision,
     cache, resamples; `shard=(2, 4)` asks the second of four parts, and the summary is that of the records so far.
 
-    `batch_out`, `batch_in`: write the pending requests to batch files in this new folder, in `shards` files, or read the results
-    in this folder, as --batch-out and --batch-in do; `model` is then the name under which an engine or a provider serves it. With
+    `batch_out`, `batch_in`: write the pending requests to batch files in this new folder, `batch_files` of them, or read the
+    results in this folder, as --batch-out and --batch-in do; `model` is then the name under which an engine or a provider serves it. With
     `batch_out` the run that is returned is incomplete as long as something is pending.
 
     Raises ConfigError or DataError for bad input before the model is asked. Raises IncompleteRunError at the end if cells have no
     score: its `run` is the incomplete run, and the same call asks the missing cells. After Ctrl-C the same call resumes the run.
     """
-    batch = BatchFlags.of(batch_in, batch_out, shards)
+    batch = _batch_flags(batch_in, batch_out, batch_files, config)
     section, given_model = _resolve_model(model, name)
     section = _batch_section(section, batch, given_model)
     task_section, given_task = _resolve_task(task, n, answer)
@@ -356,7 +356,7 @@ def evaluate_fidelity(
     seed: int = 0,
     batch_out: str | Path | None = None,
     batch_in: str | Path | None = None,
-    shards: int | None = None,
+    batch_files: int | None = None,
     **config: Any,
 ) -> FidelityRun:
     """Have a model answer in character, and compute the measures that need no judge. This is `permix fidelity`.
@@ -367,7 +367,7 @@ def evaluate_fidelity(
     """
     from permix.pipelines.fidelity import run_fidelity
 
-    batch = BatchFlags.of(batch_in, batch_out, shards)
+    batch = _batch_flags(batch_in, batch_out, batch_files, config)
     section, given_model = _resolve_model(model, name)
     section = _batch_section(section, batch, given_model)
     personas_section, given_pool = _resolve_personas(personas, template)
@@ -394,14 +394,14 @@ def judge(
     threads: int | None = None,
     batch_out: str | Path | None = None,
     batch_in: str | Path | None = None,
-    shards: int | None = None,
+    batch_files: int | None = None,
     **fields: Any,
 ) -> Record:
     """Score the answers of a fidelity run with a judge, and test the judge. This is `permix judge`. Returns its `JudgeSummary`.
 
     `judge`: a model, as in `evaluate_stability`. `fields`: the fields of a [judge] section: rubrics, reasons, examples,
     temperature, max_new_tokens, attempts, prices, max_cost ...
-    `batch_out`, `batch_in`, `shards`: as in `evaluate_stability`; if requests were written, their `BatchManifest` is returned.
+    `batch_out`, `batch_in`, `batch_files`: as in `evaluate_stability`; if requests were written, returns their `BatchManifest`.
 
     Raises IncompleteRunError if scores are missing; the same call asks for them.
     """
@@ -409,7 +409,7 @@ def judge(
     from permix.judges.summary import JudgeSummary
     from permix.pipelines.fidelity import judge_fidelity_run
 
-    batch = BatchFlags.of(batch_in, batch_out, shards)
+    batch = _batch_flags(batch_in, batch_out, batch_files, fields)
     section, given_model = _resolve_model(judge, name)
     section = _batch_section(section, batch, given_model)
     path = run.path if isinstance(run, FidelityRun) else _filled_path(run)
@@ -538,6 +538,15 @@ def _asked_model(
     read_back = f"the same call of Python with batch_in={str(batch.batch_out)!r} in place of batch_out"
     with open_batch_model(batch, config, stage=stage.stage, run=run, read_back=read_back, repeats_failed=repeats_failed) as model:
         yield model or given
+
+
+def _batch_flags(
+    batch_in: str | Path | None, batch_out: str | Path | None, batch_files: int | None, fields: Mapping[str, Any]
+) -> BatchFlags:
+    """The flags of a call. Raises ConfigError if `fields`, its other arguments, have the earlier name of `batch_files`."""
+    if "shards" in fields:
+        raise ConfigError(f"shards: {RENAMED_SHARDS.format(new='batch_files', part='shard=(2, 4)')}")
+    return BatchFlags.of(batch_in, batch_out, batch_files)
 
 
 def _batch_section(section: ModelConfig | Mapping[str, Any], batch: BatchFlags, given: Model | None) -> Any:

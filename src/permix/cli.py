@@ -32,6 +32,7 @@ from rich.text import Text
 from permix import __version__, config
 from permix.errors import (
     EXTRA_OF_PACKAGE,
+    RENAMED_SHARDS,
     ConfigError,
     IncompleteRunError,
     MissingScoresError,
@@ -204,7 +205,7 @@ def questions_command(args: Sequence[str]) -> None:
 
 
 class BatchStart:
-    """The arguments of one start of a verb that takes --batch-out, --shards and --batch-in, which are no part of its settings.
+    """The arguments of one start of a verb that takes `BATCH_OPTIONS`, which are no part of its settings.
 
     `section`: the settings' section of the model that is asked. `repeats_failed`: see `permix.inference.batch_model.BatchModel`.
     """
@@ -212,15 +213,17 @@ class BatchStart:
     def __init__(self, verb: str, args: Sequence[str], section: str = "model", *, repeats_failed: bool = True) -> None:
         from permix.inference.batch_model import BatchFlags
 
+        if any(word.partition("=")[0] == "--shards" for word in args):
+            raise ConfigError(f"--shards: {RENAMED_SHARDS.format(new='--batch-files', part='--shard 2/4')}")
         self.verb, self.section, self.repeats_failed = verb, section, repeats_failed
         self.args, values = take_options(args, BATCH_OPTIONS)
         folders = {
             name: None if (value := values.get(f"--{name}")) is None else Path(value) for name in ("batch-in", "batch-out")
         }
-        shards = values.get("--shards")
-        if shards is not None and not re.fullmatch("[0-9]{1,9}", shards):
-            raise ConfigError(f"--shards {truncate(escape_control(shards), 80)}: must be a whole number")
-        self.flags = BatchFlags(folders["batch-in"], folders["batch-out"], None if shards is None else int(shards))
+        n_files = values.get("--batch-files")
+        if n_files is not None and not re.fullmatch("[0-9]{1,9}", n_files):
+            raise ConfigError(f"--batch-files {truncate(escape_control(n_files), 80)}: must be a whole number")
+        self.flags = BatchFlags(folders["batch-in"], folders["batch-out"], None if n_files is None else int(n_files))
         self.flags.check()
 
     def parse(self, cls: type[_ConfigT]) -> tuple[_ConfigT, bool]:
@@ -747,11 +750,11 @@ STUDY_HELP = (
     "values of it, and --seeds is short for --only-seeds."
 )
 
-BATCH_OPTIONS = ("--batch-out", "--batch-in", "--shards")
+BATCH_OPTIONS = ("--batch-out", "--batch-in", "--batch-files")
 
 BATCH_HELP = (
-    "With --batch-out DIR it asks nothing: it writes the pending requests as OpenAI batch lines, in --shards N files if that is "
-    "given. With --batch-in DIR it reads the results of such lines; with both it writes what is pending afterwards."
+    "With --batch-out DIR it asks nothing: it writes the pending requests as OpenAI batch lines, in --batch-files N files if that "
+    "is given. With --batch-in DIR it reads the results of such lines; with both it writes what is pending afterwards."
 )
 
 BATCH_VERBS = ("stability", "fidelity", "judge", "questions")
@@ -912,7 +915,7 @@ def _fields_by_option(cls: type[BaseModel]) -> dict[str, tuple[str, FieldInfo]]:
     file_only = config.FILE_ONLY_FIELDS if cls is config.StudyConfig else ()
     return {
         f"--{prefix}{name}".replace("_", "-"): (f"{prefix}{name}", field)
-        for section, prefix in _section_prefixes(cls)
+        for section, prefix in config.section_prefixes(cls)
         for name, field in section.model_fields.items()
         if prefix or name not in file_only
     }
@@ -974,7 +977,7 @@ def _section_rules(stage: type[BaseModel], args: Sequence[str]) -> "ConstructorR
 
     flags = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in args if word.startswith("--")}
     rules = ConstructorRegistry()
-    prefixes = dict(_section_prefixes(stage))
+    prefixes = dict(config.section_prefixes(stage))
 
     @rules.struct_rule
     def describe_section(info: StructTypeInfo) -> StructConstructorSpec | None:
@@ -1004,14 +1007,6 @@ def _section_rules(stage: type[BaseModel], args: Sequence[str]) -> "ConstructorR
         )
 
     return rules
-
-
-def _section_prefixes(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[type[BaseModel], str]]:
-    """Each class of a section, at any depth, and what precedes its fields' names in a message: ("model." for `ModelConfig`)."""
-    yield section, prefix
-    for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _section_prefixes(field.annotation, f"{prefix}{name}.")
 
 
 def _build_section(section: type[BaseModel], prefix: str, left_out: Sequence[str], **values: Any) -> BaseModel:

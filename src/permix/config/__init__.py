@@ -15,6 +15,7 @@ from permix.config.base import (
     load_config,
     quote_input,
     read_config_values,
+    section_prefixes,
 )
 from permix.config.data import (
     ANSWER_KINDS,
@@ -205,4 +206,5 @@ __all__ = [
     "read_config_values",
     "resolve_mix",
     "rubric_entries",
+    "section_prefixes",
 ]

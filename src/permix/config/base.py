@@ -6,7 +6,7 @@ Errors name the file, the field, its value and the valid values.
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -148,21 +148,50 @@ def require_known_keys(cls: type[BaseModel], values: Mapping[str, Any], *, sourc
         raise ConfigError(f"{f'{source}: ' if source else ''}{'; '.join(unknown)}")
 
 
-def _split_known_keys(cls: type[BaseModel], values: Mapping[str, Any], prefix: str = "") -> tuple[list[str], dict[str, Any]]:
-    """A message for each key that `cls` does not have, naming the nearest known one; and the values without these keys."""
+def _split_known_keys(
+    cls: type[BaseModel], values: Mapping[str, Any], prefix: str = "", root: type[BaseModel] | None = None
+) -> tuple[list[str], dict[str, Any]]:
+    """A message for each key that `cls` does not have, naming the nearest known one; and the values without these keys.
+
+    `root`: the class of the whole file, where `cls` is one of its sections.
+    """
     unknown, kept = [], {}
     for key, value in values.items():
         if key not in cls.model_fields:
-            near = closest_match(key, cls.model_fields, cutoff=0.5)
-            hint = f"did you mean {prefix}{near}?" if near else f"known: {', '.join(cls.model_fields)}"
+            near = _nearest_key(key, prefix, cls, root or cls)
+            hint = f"did you mean {near}?" if near else f"known: {', '.join(cls.model_fields)}"
             unknown.append(f"unknown key {prefix}{truncate(escape_control(key), MAX_SHOWN_CHARS)}; {hint}")
             continue
         inner = cls.model_fields[key].annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel) and isinstance(value, Mapping):
-            unknown_inside, value = _split_known_keys(inner, value, f"{prefix}{key}.")
+            unknown_inside, value = _split_known_keys(inner, value, f"{prefix}{key}.", root or cls)
             unknown += unknown_inside
         kept[key] = value
     return unknown, kept
+
+
+def _nearest_key(key: str, prefix: str, section: type[BaseModel], root: type[BaseModel]) -> str | None:
+    """The known key that was probably meant, with its sections: one of the same section, or else of any section of the file.
+
+    The cutoffs: `stpes` is `steps` (0.8) of another section rather than `save_dtype` (0.53) of its own.
+    """
+    if near := closest_match(key, section.model_fields, cutoff=0.7):
+        return f"{prefix}{near}"
+    places = [(name, f"{start}{name}") for owner, start in section_prefixes(root) for name in owner.model_fields]
+    names = [name for name, _ in places]
+    near = closest_match(key, names, cutoff=0.8)
+    if near is not None and names.count(near) == 1:
+        return dict(places)[near]
+    near = closest_match(key, section.model_fields, cutoff=0.6)
+    return f"{prefix}{near}" if near else None
+
+
+def section_prefixes(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[type[BaseModel], str]]:
+    """Each class of a section, at any depth, and what precedes its fields' names in a message: ("model." for `ModelConfig`)."""
+    yield section, prefix
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from section_prefixes(field.annotation, f"{prefix}{name}.")
 
 
 MAX_SHOWN_CHARS = 120
@@ -220,7 +249,7 @@ def format_validation_error(error: ValidationError | UnicodeEncodeError, prefix:
     return "; ".join(lines)
 
 
-_FIELD_FIRST = re.compile(r"[a-z][a-z0-9_.]*(?: = |: | is missing| is given| holds | must )")
+_FIELD_FIRST = re.compile(r"[a-z][a-z0-9_.]*(?: = |: | is | holds | must )")
 
 
 def _shorten_words(text: str) -> str:
