@@ -314,8 +314,8 @@ def evaluate_stability(
     cache, resamples; `shard=(2, 4)` asks the second of four parts, and the summary is that of the records so far.
 
     `batch_out`, `batch_in`: write the pending requests to batch files in this new folder, `batch_files` of them, or read the
-    results in this folder, as --batch-out and --batch-in do; `model` is then the name under which an engine or a provider serves it. With
-    `batch_out` the run that is returned is incomplete as long as something is pending.
+    results in this folder, as --batch-out and --batch-in do; `model` is then the name under which an engine or a provider serves
+    it. With `batch_out` the run that is returned is incomplete as long as something is pending.
 
     Raises ConfigError or DataError for bad input before the model is asked. Raises IncompleteRunError at the end if cells have no
     score: its `run` is the incomplete run, and the same call asks the missing cells. After Ctrl-C the same call resumes the run.

@@ -301,9 +301,9 @@ def _report_finished_run(run: Path, evaluate: Callable[[], object]) -> None:
     add_result(paths={"run": run})
     with suppress(OtherShardsPendingError):
         evaluate()
+        add_result(pending=0)
         with hold_shared_files(run):
             _write_run_report(run)
-    add_result(pending=0)
 
 
 def _write_run_report(run: Path) -> None:
@@ -753,8 +753,8 @@ STUDY_HELP = (
 BATCH_OPTIONS = ("--batch-out", "--batch-in", "--batch-files")
 
 BATCH_HELP = (
-    "With --batch-out DIR it asks nothing: it writes the pending requests as OpenAI batch lines, in --batch-files N files if that "
-    "is given. With --batch-in DIR it reads the results of such lines; with both it writes what is pending afterwards."
+    "With --batch-out DIR it asks nothing: it writes the pending requests as OpenAI batch lines, in N files by --batch-files N. "
+    "With --batch-in DIR it reads the results of such lines; with both it writes what is pending afterwards."
 )
 
 BATCH_VERBS = ("stability", "fidelity", "judge", "questions")

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from permix.errors import ConfigError, closest_match
@@ -69,6 +69,8 @@ def describe_blank(name: str, field: FieldInfo, value: Any) -> str | None:
     """
     texts = value if isinstance(value, list | tuple) else (value,)
     kinds = annotation_types(field.annotation)
+    if any(isinstance(one, BeforeValidator) for one in field.metadata):  # it reads the text itself, and says what is valid
+        return None
     if field.default == "" or not kinds & {str, Path} or all(not isinstance(one, str) or one.strip() for one in texts):
         return None
     default = field.get_default()
