@@ -46,7 +46,7 @@ def work_with_files(folder: str, personas: int, questions: int, files: dict[str,
     """Write the requests to batch files, or read their results."""
     with suppress(IncompleteRunError):  # as long as the results have not been read
         evaluate_stability("adder", out=folder, **grid(personas, questions), **files)
-    write_used(Path(folder).parent / f"used-{min(files)}.json")
+    write_used(Path(folder).parent / f"used-{next(iter(files))}.json")
 
 
 def grid(personas: int, questions: int) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def run_processes(target: Callable[..., None], arguments: Sequence[tuple[Any, ..
 def run_files(folder: Path, personas: int, questions: int, seed: int = 0) -> list[dict[str, Any]]:
     """CPU seconds and peak memory of writing batch files, and of reading results in another order and other files."""
     batch = folder.parent / "batch"
-    run_processes(work_with_files, [(str(folder), personas, questions, {"batch_out": str(batch), "shards": 4})])
+    run_processes(work_with_files, [(str(folder), personas, questions, {"batch_out": str(batch), "batch_files": 4})])
     lines = []
     for path in sorted(batch.glob("requests-*.jsonl")):
         with path.open(encoding="utf-8") as requests:

@@ -188,7 +188,7 @@ def test_an_exception_is_a_failure_of_its_cell_alone(tmp_path: Path) -> None:
         return None if broken and "6 + 7" in question_of(messages) else careful(messages)
 
     settings: dict[str, Any] = {"task": SUMS, "answer": "number", "personas": PERSONAS[:1], "out": tmp_path / "run", **QUICK}
-    with pytest.raises(IncompleteRunError, match="4 of 8 cells have no score") as raised:
+    with pytest.raises(IncompleteRunError, match="4 of 8 cells, with or without a persona, have no score") as raised:
         permix.evaluate_stability(flaky, **settings)
     partly = raised.value.run
     assert isinstance(partly, permix.StabilityRun)
@@ -390,6 +390,10 @@ def test_questions_of_ones_own_have_ids_choices_and_levels() -> None:
         ({"task": SUMS}, ConfigError, 'say how answers are compared: answer="number"'),
         ({"task": []}, ConfigError, "there are no questions"),
         ({"task": SUMS, "answer": "number", "n": 5}, ConfigError, "n = 5: there are only 4 questions"),
+        ({"task": SUMS, "answer": "number", "n": 0}, ConfigError, "n = 0: must be 1 or above"),
+        ({"task": SUMS, "answer": "number", "n": -1}, ConfigError, "n = -1: must be 1 or above"),
+        ({"task": "arithmetic", "n": 0}, ConfigError, "n = 0: must be 1 or above"),
+        ({"task": "arithmetic", "out": ""}, ConfigError, "path = '': is empty; give the path of a folder"),
         ({"task": [*SUMS, SUMS[0]], "answer": "number"}, DataError, "occurs twice"),
         ({"task": [SUMS[0], {"question": "Why?"}], "answer": "number"}, DataError, r"task\[1\]: field 'answer' is missing"),
         ({"task": [{"question": "Why?", "answer": "so"}], "answer": "number"}, DataError, r"task\[0\]: answer = 'so': must be"),
@@ -397,6 +401,7 @@ def test_questions_of_ones_own_have_ids_choices_and_levels() -> None:
         ({"task": "gsm9k"}, ConfigError, "'gsm9k': must be one of .*; did you mean gsm8k"),
         ({"task": "arithmetic", "sample": 2}, ConfigError, "unknown key sample; did you mean samples"),
         ({"task": "arithmetic", "samples": 0}, ConfigError, "samples = 0"),
+        ({"task": "arithmetic", "shards": 2}, ConfigError, "shards: the number of batch files is batch_files now; shard="),
         ({"task": SUMS, "answer": "number", "strategy": "persona-search"}, ConfigError, "by questions of the dev split"),
         ({"task": "arithmetic", "personas": []}, DataError, "personas: is empty"),
         ({"task": "arithmetic", "personas": [{"text": "x", "system": "y"}]}, DataError, r"personas\[0\]: has both"),

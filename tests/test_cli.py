@@ -185,9 +185,9 @@ def test_bad_input_is_one_line_and_exit_code_2(
         (["stability", "--samples", "-1"], "permix stability: samples = -1: must be greater than 0"),
         (["stability", "--sampling.top-p", "nan"], "permix stability: sampling.top_p = nan: must be a finite number"),
         (["fidelity", "--judge.temperature", "-1"], "judge.temperature = -1.0: must be greater than or equal to 0"),
-        (["fidelity", "--interview.turns", "2"], "interview: turns = 2: too few to measure drift; give 3 or more"),
+        (["fidelity", "--interview.turns", "2"], "interview.turns = 2: too few to measure drift; give 3 or more"),
         (["train", "--train.lr", "0"], "permix train: train.lr = 0.0: must be greater than 0"),
-        (["stability", "--seed", "9" * 30], "configuration: seed: must be an integer between"),
+        (["stability", "--seed", "9" * 30], "permix stability: seed: must be an integer between"),
         (["stability", "--model.api-key", "hunter2"], "--model.api-key: a command line can be read by everyone on this machine"),
         (["stability", "--api_key=hunter2"], "give the variable's name with --model.api-key-env"),
         (["stability", "--task.name", "gsm9k"], "'gsm9k'"),
@@ -205,7 +205,22 @@ def test_bad_input_is_one_line_and_exit_code_2(
             "permix stability: cache = c: the model behind an endpoint may change; leave cache out with backend",
         ),
         (["plan", "--task.n"], "permix plan: Missing value for argument '--task.n'"),
-        (["plan", "--task.n", "x"], "permix plan: Error parsing --task.n: invalid literal for int() with base 10: 'x'"),
+        (["plan", "--task.n", "x"], "permix plan: task.n = 'x': must be a whole number\n"),
+        (["plan", "--task.n=1e3"], "permix plan: task.n = '1e3': must be a whole number; write 1000\n"),
+        (["stability", "--threads", "x"], "permix stability: threads = 'x': must be a whole number, or None\n"),
+        (["stability", "--resamples", "2,000"], "resamples = '2,000': must be a whole number; write 2000\n"),
+        (["stability", "--model.thinking_budget", "1.5"], "model.thinking_budget = '1.5': must be a whole number, or None\n"),
+        (["stability", "--precision", "small"], "precision = 'small': must be a number, or None\n"),
+        (["train", "--train.lr", "1e-5x"], "train.lr = '1e-5x': must be a number\n"),
+        (["power", "--questions", "100", "x"], "questions = '100 x': must be whole numbers, separated by spaces\n"),
+        (["power", "--seed-sds", "x"], "seed_sds = 'x': must be numbers, separated by spaces\n"),
+        (["plan", "--plan.tag-weights", "expert", "x"], "plan.tag_weights = 'expert x': must be names and numbers in turn"),
+        (["stability", "--personas.n", "1000"], "personas.n = 1000: must be between 1 and 36, the number of personas available"),
+        (["stability", "--personas.include", "exprt"], "personas.include: unknown tag 'exprt'; "),
+        (["stability", "--personas.exclude", "exprt"], "personas.exclude: unknown tag 'exprt'; "),
+        (["plan", "--plan.tag-weights", "exprt", "2"], "plan.tag_weights: unknown tag 'exprt'; "),
+        (["stability", "--contexts", "foo"], "permix stability: contexts = 'foo': give system, user"),
+        (["stability", "--model.base-url", "--dry-run"], "model.base_url = []: names no address; give one such as"),
         (["plan", "stray"], "permix plan: Unrecognized options: stray"),
         (
             ["plan", "--task.split", "all-of-it"],
@@ -222,6 +237,39 @@ def test_bad_flags_say_what_is_valid_and_exit_with_2(argv: list[str], words: str
     assert shown.count("\n") == 1
     assert "hunter2" not in shown
     assert "pydantic" not in shown
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["stability", "--out", ""], "out = '': is empty; give a path, or leave it out (default: runs/stability)"),
+        (["stability", "--out="], "out = '': is empty; give a path"),
+        (["fidelity", "--out", " "], "out = ' ': is empty; give a path"),
+        (["quickstart", "--out", ""], "out = '': is empty; give a path, or leave it out"),
+        (["train", "--plan-file", "", "--task.n", "50"], "plan_file = '': is empty; give a path"),
+        (["train", "--model.name", ""], "model.name = '': is empty; give a text, or leave it out (default: bundled)"),
+        (["stability", "--personas.pool", ""], "personas.pool = '': is empty; give a text, or leave it out (default: builtin)"),
+        (["stability", "--exclude-plans", "a.parquet", ""], "exclude_plans = '': is empty; give a path"),
+        (["stability", "--model.base-url", ""], "model.base_url = '': is empty"),
+        (["fidelity", "--personagym.hub", ""], "personagym.hub = '': is empty"),
+        (["judge", ""], "run = '': is empty; give a path"),
+        (["report", ""], "runs = '': is empty; give a path"),
+        (["compare", "a", ""], "runs = '': is empty; give a path"),
+        (["view", ""], "runs = '': is empty; give a path"),
+        (["export", ""], "run = '': is empty; give a path"),
+        (["personas", "--pool", ""], "pool = '': is empty; give a text"),
+        (["stability", "--batch-out", ""], "--batch-out: its value is missing"),
+        (["stability", ""], "an argument before the options is an empty text"),
+        (["check", ""], "the name of a file is an empty text"),
+    ],
+)
+def test_an_empty_text_is_never_the_current_folder(
+    argv: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.run_cli(argv) == 2
+    assert capsys.readouterr().err.startswith(f"permix {argv[0]}: {words}")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_configuration_of_another_stage_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -279,7 +327,7 @@ def test_a_method_named_by_a_flag_brings_its_own_mix_unless_the_file_says_one(
 def test_a_base_url_brings_the_backend_of_endpoints_unless_one_is_given(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    url, local = "http://h/v1", 'model: base_url is given, but backend "transformers" asks no endpoint; give backend = "openai"'
+    url, local = "http://h/v1", 'model.base_url is given, but backend "transformers" asks no endpoint; give backend = "openai"'
     assert cli.parse_config("stability", StabilityConfig, ["--model.base-url", url]).model.backend == "openai"
     assert cli.parse_config("stability", StabilityConfig, [f"--model.base_url={url}"]).model.backend == "openai"
     assert cli.parse_config("stability", StabilityConfig, ["--model.name", "x"]).model.backend == "transformers"

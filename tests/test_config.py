@@ -136,7 +136,7 @@ def test_every_changed_value_arrives(name: str) -> None:
         ({"model": {"nmae": "x"}}, "unknown key model.nmae; did you mean model.name?"),
         ({"sampling": {"temprature": 1}}, "unknown key sampling.temprature; did you mean sampling.temperature?"),
         ({"task": {"zzz": 1}}, "unknown key task.zzz; known: name, path, answer, split, n, levels, seed"),
-        ({"train": {"lr": 1}}, "unknown key train; did you mean"),
+        ({"train": {"lr": 1}}, "unknown key train; known: out, label"),
         ({"samples": 0}, "samples = 0: must be greater than 0"),
         ({"strategy": "persona-serch"}, "strategy = 'persona-serch': must be 'none', 'persona-search', "),
         ({"strategy_questions": 0}, "strategy_questions = 0: must be greater than 0"),
@@ -153,7 +153,7 @@ def test_every_changed_value_arrives(name: str) -> None:
         ({"personas": {"n": -1}}, "personas.n = -1"),
         ({"personas": {"split": "test"}}, "personas.split = 'test': must be 'train', 'dev', 'heldout' or 'all'"),
         ({"task": {"split": "all"}}, "task.split = 'all': must be 'train', 'dev' or 'heldout'"),
-        ({"model": {"backend": "openai"}}, 'model: base_url is missing: backend "openai" needs one, such as http://127.0.0.1:8000/v1'),
+        ({"model": {"backend": "openai"}}, 'model.base_url is missing: backend "openai" needs one, such as http://127.0.0.1:8000/v1'),
         ({"model": {"timeout_s": float("inf")}}, "model.timeout_s = inf: must be a finite number"),
         ({"samples": 0, "seed": -1}, "samples = 0: must be greater than 0; seed = -1: must be"),
         ({"stage": "train"}, "stage = 'train': must be 'stability'"),
@@ -168,9 +168,33 @@ def test_what_is_wrong_is_named_with_what_would_be_right(values: dict[str, Any],
 @pytest.mark.parametrize(
     ("values", "words"),
     [
+        ({"out": ""}, "out = '': is empty; give a path, or leave it out (default: runs/stability)"),
+        ({"out": " \t"}, "out = ' \\t': is empty"),
+        ({"cache": ""}, "cache = '': is empty; give a path, or leave it out"),
+        ({"exclude_plans": ["a.parquet", ""]}, "exclude_plans = ['a.parquet', '']: is empty"),
+        ({"model": {"name": ""}}, "model.name = '': is empty; give a text, or leave it out (default: bundled)"),
+        ({"model": {"base_url": []}}, "model.base_url = []: names no address"),
+        ({"personas": {"pool": ""}}, "personas.pool = '': is empty; give a text, or leave it out (default: builtin)"),
+        ({"task": {"path": ""}}, "task.path = '': is empty; give a path"),
+    ],
+)
+def test_an_empty_text_is_refused(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_config(StabilityConfig, values, source="run.toml")
+    assert str(caught.value).startswith(f"run.toml: {words}")
+    assert build_config(StabilityConfig, {"model": {"extra_body": ""}}, source="run.toml").model.extra_body == ""
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
         ({"train": {"microbatch_tokens": 0}}, "train.microbatch_tokens = 0: must be greater than 0"),
         ({"model": {"backend": "openai", "base_url": "http://h/v1"}}, "unknown key model.backend; known: name"),
         ({"task": {"splt": "train"}}, "unknown key task.splt; did you mean task.split?"),
+        ({"train": {"stpes": 3}}, "unknown key train.stpes; did you mean plan.steps?"),
+        ({"train": {"save_dtipe": 3}}, "unknown key train.save_dtipe; did you mean train.save_dtype?"),
+        ({"train": {"zebra": 3}}, "unknown key train.zebra; known: lr, "),
+        ({"lr": 1e-5}, "unknown key lr; did you mean train.lr?"),
         ({"plan": {"group_size": 1}}, "plan.group_size = 1: must be greater than or equal to 2"),
         ({"plan": {"mix": 1.01}}, "plan.mix = 1.01: must be less than or equal to 1"),
         ({"train": {"lr": 0}}, "train.lr = 0: must be greater than 0"),
@@ -197,7 +221,7 @@ def test_what_is_wrong_is_named_with_what_would_be_right(values: dict[str, Any],
         ),
         (
             {"method": "seqkd", "teacher": {"backend": "openai", "base_url": "http://h/v1"}},
-            'teacher: name is missing: with backend "openai" give the name that the endpoint serves',
+            'teacher.name is missing: with backend "openai" give the name that the endpoint serves',
         ),
         (
             {"method": "seqkd", "teacher": {"max_samples_per_row": 0}},
@@ -215,11 +239,11 @@ def test_a_training_that_cannot_run_is_refused(values: dict[str, Any], words: st
 @pytest.mark.parametrize(
     ("section", "side", "words"),
     [
-        ("task", "dev", 'task: split = "dev": training takes split = "train"; dev is for choosing settings'),
-        ("task", "heldout", 'task: split = "heldout": training takes split = "train"'),
-        ("personas", "dev", 'personas: split = "dev": training takes split = "train" of the built-in pool'),
-        ("personas", "heldout", 'personas: split = "heldout": training takes'),
-        ("personas", "all", 'personas: split = "all": training takes'),
+        ("task", "dev", 'task.split = "dev": training takes split = "train"; dev is for choosing settings'),
+        ("task", "heldout", 'task.split = "heldout": training takes split = "train"'),
+        ("personas", "dev", 'personas.split = "dev": training takes split = "train" of the built-in pool'),
+        ("personas", "heldout", 'personas.split = "heldout": training takes'),
+        ("personas", "all", 'personas.split = "all": training takes'),
     ],
 )
 def test_training_on_another_side_is_refused(stage: type[config.AnyConfig], section: str, side: str, words: str) -> None:
@@ -278,7 +302,7 @@ def test_secrets_are_refused_without_being_repeated() -> None:
         {"backend": "openai", "base_url": "http://ann:hunter2@h/v1"},
         {"backend": "openai", "base_url": "http://h/v1", "api_key_env": "sk-hunter2"},
     ):
-        with pytest.raises(ConfigError, match=r"run\.toml: model: (base_url|api_key_env) ") as caught:
+        with pytest.raises(ConfigError, match=r"run\.toml: model\.(base_url|api_key_env) ") as caught:
             build_config(StabilityConfig, {"model": model}, source="run.toml")
         assert "hunter2" not in str(caught.value)
 

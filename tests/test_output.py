@@ -70,7 +70,7 @@ def test_what_is_missing_is_counted_and_the_exit_code_stays(tmp_path: Path, capf
         path = config_file(tmp_path, stability_values(tmp_path, server.base_url))
         result, err = run_json(capfd, "stability", path, "--quiet", code=3)
     assert result["pending"] == 2
-    assert "2 of 24 cells have no score" in result["error"]
+    assert "2 of 24 cells, with or without a persona, have no score" in result["error"]
     assert err == f"permix stability: {result['error']}\n"  # an error is never quiet
     assert result["rows"][0]["label"] == "test"
 

@@ -184,7 +184,7 @@ def test_a_plan_takes_its_turns_from_a_fidelity_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("plan", "personas", "said"),
     [
-        ({"contexts": {"sistem": 1}}, {}, "plan: contexts = 'sistem': give system, user"),
+        ({"contexts": {"sistem": 1}}, {}, "plan.contexts = 'sistem': give system, user"),
         ({"contexts": {"user": -1}}, {}, "contexts = 'user': weight -1.0: must be a finite number, 0 or above"),
         ({"contexts": {"user": 0}}, {}, "contexts: the weights add up to 0"),
         ({"contexts": {"turns-2": 1}}, {}, "needs context_turns, a fidelity run of the base model"),

@@ -140,11 +140,20 @@ NO_NOUN_PHRASES = (
     "你是一名海盗。", "一名海盗", "Eres un pirata.", "Ты пират", "{{char}} is a knight.", "Mira is a clockmaker.",
     "Name: Mira\nAge: 3",
     "Pretend that you are a ghost", "Vous êtes un pirate", "Kapitän auf einem großen Schiff",
+    "The assistant is Ada, who works at a bank.", "Our agent is friendly", "Ada helps customers.", "Ada offers advice to users",
+    "Hello, you are Ada.", "OK, you are now a pirate", "Today you are a chef", "For this chat, you're a doctor",
+    "Help customers of Example Bank.", "Provide short answers.", "Take the role of a pirate.", "Support users of the app",
+    "Spiel einen Piraten", "Sé un pirata", "Sois un pirate", "Seja um pirata", "Wees een piraat",
 )  # fmt: skip
 
 NOUN_PHRASES = (
     "a sailor", "An otter.", "the Pope", "Ada Lovelace, the mathematician", "Dr. House", "IT specialist", "someone who lies",
     "stay-at-home mother of two", "always-late commuter from Rome",
+    "a sailor from Bergen who helps customers", "the man who is tall", "a person you are afraid of", "someone you're close to",
+    "The woman everyone is afraid of", "the boss whose dog is old", "a retired teacher, who is proud of her garden",
+    "A student learning that the truth is out there", "a has-been actor",
+    "help desk technician", "support engineer at a bank", "guide dog trainer", "talk show host", "Special needs teacher",
+    "Gender studies professor", "Ted talks speaker", "Take That fan", "hello kitty collector", "make-up artist",
 )  # fmt: skip
 
 

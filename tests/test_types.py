@@ -12,6 +12,7 @@ from permix.types import (
     Sampling,
     Verdict,
     canonical_text,
+    count_text,
     digest,
     require_unique,
     seed_from,
@@ -134,3 +135,7 @@ def test_the_first_repeated_id_is_named() -> None:
     require_unique(["a", "b"], "persona")
     with pytest.raises(ValueError, match="persona id 'b' occurs twice"):
         require_unique(["a", "b", "c", "b", "a"], "persona")
+
+
+def test_one_thing_is_not_a_plural() -> None:
+    assert [count_text(n, "persona") for n in (0, 1, 2)] == ["0 personas", "1 persona", "2 personas"]

@@ -28,7 +28,7 @@ from permix.config import (
     merge_values,
     read_config_values,
 )
-from permix.errors import ConfigError, DataError, IncompleteRunError, OtherShardsPendingError
+from permix.errors import RENAMED_SHARDS, ConfigError, DataError, IncompleteRunError, OtherShardsPendingError
 from permix.evals.answer_vectors import measure_or_explain, measure_recognisability
 from permix.evals.fidelity_records import cut_off_warning, fidelity_kind
 from permix.evals.grid import GridResults, cell_row, count_cut_off, persona_rows, read_grid_results
@@ -84,7 +84,7 @@ class OpenedRun:
         if path is None:
             path = tempfile.mkdtemp(prefix="permix-")
             weakref.finalize(self, shutil.rmtree, path, ignore_errors=True)
-        self.path = Path(path)
+        self.path = _filled_path(path)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
@@ -264,7 +264,7 @@ class FidelityRun(EvaluationRun):
 
 def open_run(path: str | Path) -> StabilityRun | FidelityRun | TrainRun:
     """Open the run directory of a stability run, a fidelity run or a training. Raises DataError for any other folder."""
-    folder = Path(path)
+    folder = _filled_path(path)
     stage = read_json(folder / "config.json").get("stage")
     if stage == "stability":
         return StabilityRun(folder)
@@ -299,7 +299,7 @@ def evaluate_stability(
     seed: int = 0,
     batch_out: str | Path | None = None,
     batch_in: str | Path | None = None,
-    shards: int | None = None,
+    batch_files: int | None = None,
     **config: Any,
 ) -> StabilityRun:
     """Ask every question under every persona and without one, check the answers, and measure what personas cost in accuracy. This
@@ -313,14 +313,14 @@ def evaluate_stability(
     states the persona. `config`: any other field of `permix stability`, such as label, templates, strategy, budget, precision,
     cache, resamples; `shard=(2, 4)` asks the second of four parts, and the summary is that of the records so far.
 
-    `batch_out`, `batch_in`: write the pending requests to batch files in this new folder, in `shards` files, or read the results
-    in this folder, as --batch-out and --batch-in do; `model` is then the name under which an engine or a provider serves it. With
-    `batch_out` the run that is returned is incomplete as long as something is pending.
+    `batch_out`, `batch_in`: write the pending requests to batch files in this new folder, `batch_files` of them, or read the
+    results in this folder, as --batch-out and --batch-in do; `model` is then the name under which an engine or a provider serves
+    it. With `batch_out` the run that is returned is incomplete as long as something is pending.
 
     Raises ConfigError or DataError for bad input before the model is asked. Raises IncompleteRunError at the end if cells have no
     score: its `run` is the incomplete run, and the same call asks the missing cells. After Ctrl-C the same call resumes the run.
     """
-    batch = BatchFlags.of(batch_in, batch_out, shards)
+    batch = _batch_flags(batch_in, batch_out, batch_files, config)
     section, given_model = _resolve_model(model, name)
     section = _batch_section(section, batch, given_model)
     task_section, given_task = _resolve_task(task, n, answer)
@@ -356,7 +356,7 @@ def evaluate_fidelity(
     seed: int = 0,
     batch_out: str | Path | None = None,
     batch_in: str | Path | None = None,
-    shards: int | None = None,
+    batch_files: int | None = None,
     **config: Any,
 ) -> FidelityRun:
     """Have a model answer in character, and compute the measures that need no judge. This is `permix fidelity`.
@@ -367,7 +367,7 @@ def evaluate_fidelity(
     """
     from permix.pipelines.fidelity import run_fidelity
 
-    batch = BatchFlags.of(batch_in, batch_out, shards)
+    batch = _batch_flags(batch_in, batch_out, batch_files, config)
     section, given_model = _resolve_model(model, name)
     section = _batch_section(section, batch, given_model)
     personas_section, given_pool = _resolve_personas(personas, template)
@@ -394,14 +394,14 @@ def judge(
     threads: int | None = None,
     batch_out: str | Path | None = None,
     batch_in: str | Path | None = None,
-    shards: int | None = None,
+    batch_files: int | None = None,
     **fields: Any,
 ) -> Record:
     """Score the answers of a fidelity run with a judge, and test the judge. This is `permix judge`. Returns its `JudgeSummary`.
 
     `judge`: a model, as in `evaluate_stability`. `fields`: the fields of a [judge] section: rubrics, reasons, examples,
     temperature, max_new_tokens, attempts, prices, max_cost ...
-    `batch_out`, `batch_in`, `shards`: as in `evaluate_stability`; if requests were written, their `BatchManifest` is returned.
+    `batch_out`, `batch_in`, `batch_files`: as in `evaluate_stability`; if requests were written, returns their `BatchManifest`.
 
     Raises IncompleteRunError if scores are missing; the same call asks for them.
     """
@@ -409,10 +409,10 @@ def judge(
     from permix.judges.summary import JudgeSummary
     from permix.pipelines.fidelity import judge_fidelity_run
 
-    batch = BatchFlags.of(batch_in, batch_out, shards)
+    batch = _batch_flags(batch_in, batch_out, batch_files, fields)
     section, given_model = _resolve_model(judge, name)
     section = _batch_section(section, batch, given_model)
-    path = run.path if isinstance(run, FidelityRun) else Path(run)
+    path = run.path if isinstance(run, FidelityRun) else _filled_path(run)
     model_fields = section if isinstance(section, Mapping) else section.model_dump(mode="json", exclude_unset=True)
     judge_fields = {**model_fields, "label": label, **fields}
     values = {"run": path, "judge": judge_fields, "seed": seed, "resamples": resamples, "threads": threads}
@@ -450,7 +450,8 @@ def study(config: str | Path | Mapping[str, Any] | StudyConfig, **fields: Any) -
     `config`: a TOML file, or its content as a dict. `fields` override it at any depth: `only=["rlvr"]`, `jobs=2`,
     `train={"plan": {"steps": 50}}`. With `report=True` nothing is run, and the report of everything that is finished is written.
     The units run in processes of their own. Raises ConfigError or DataError for bad input, and IncompleteRunError or PermixError
-    at the end if units are pending or have failed.
+    at the end if units are pending or have failed; DataError if there is no report: nothing is finished yet, or `unit` was given,
+    which runs one unit without a report.
     """
     from permix.pipelines.study import run_study
 
@@ -459,8 +460,13 @@ def study(config: str | Path | Mapping[str, Any] | StudyConfig, **fields: Any) -
     else:
         values, source = config.model_dump(exclude_unset=True) if isinstance(config, StudyConfig) else dict(config), "study"
     stage = build_config(StudyConfig, merge_values(values, fields), source=source)
-    run_study(stage)
-    return stage.report_folder / "index.html"
+    page = run_study(stage)
+    if page is None:
+        why = f'unit = "{stage.unit}" runs one unit' if stage.unit is not None else "no evaluation is finished"
+        raise DataError(
+            f"{stage.out}: there is no report: {why}; study(..., report=True) writes one of everything that is finished"
+        )
+    return page
 
 
 def write_report(
@@ -476,8 +482,9 @@ def write_report(
     from permix.report.builder import build_report
 
     several = [runs] if isinstance(runs, OpenedRun | str | Path) else runs
-    build_report([_run_path(one) for one in several], Path(out), caption)
-    return Path(out) / "index.html"
+    folder = _filled_path(out)
+    build_report([_run_path(one) for one in several], folder, caption)
+    return folder / "index.html"
 
 
 def compare(
@@ -493,7 +500,14 @@ def compare(
 
 
 def _run_path(run: OpenedRun | str | Path) -> Path:
-    return run.path if isinstance(run, OpenedRun) else Path(run)
+    return run.path if isinstance(run, OpenedRun) else _filled_path(run)
+
+
+def _filled_path(path: str | Path) -> Path:
+    """The path of a folder. Raises ConfigError for an empty text, which as a path would be the current folder."""
+    if not str(path).strip():
+        raise ConfigError(f'path = {path!r}: is empty; give the path of a folder, "." for the current one')
+    return Path(path)
 
 
 @contextmanager
@@ -526,6 +540,15 @@ def _asked_model(
         yield model or given
 
 
+def _batch_flags(
+    batch_in: str | Path | None, batch_out: str | Path | None, batch_files: int | None, fields: Mapping[str, Any]
+) -> BatchFlags:
+    """The flags of a call. Raises ConfigError if `fields`, its other arguments, have the earlier name of `batch_files`."""
+    if "shards" in fields:
+        raise ConfigError(f"shards: {RENAMED_SHARDS.format(new='batch_files', part='shard=(2, 4)')}")
+    return BatchFlags.of(batch_in, batch_out, batch_files)
+
+
 def _batch_section(section: ModelConfig | Mapping[str, Any], batch: BatchFlags, given: Model | None) -> Any:
     """The [model] section of a call with `batch_out` or `batch_in`. Raises ConfigError for a model made in Python."""
     batch.check()
@@ -554,6 +577,8 @@ def _resolve_model(model: ModelLike, name: str | None) -> tuple[ModelConfig | Ma
 
 def _resolve_task(task: TaskLike, n: int | None, answer: str | None) -> tuple[Mapping[str, Any], LoadedTask | None]:
     """The [task] section, or the task with its questions if these were made in Python."""
+    if n is not None and n < 1:
+        raise ConfigError(f"n = {n}: must be 1 or above, the number of questions to ask")
     overrides = {name: value for name, value in {"n": n, "answer": answer}.items() if value is not None}
     if answer is not None and isinstance(task, Task | LoadedTask):
         raise ConfigError(f'answer = "{answer}": applies to a list of questions only; leave it out, since a task has a scorer')

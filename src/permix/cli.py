@@ -20,10 +20,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
+from types import FrameType, NoneType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -31,6 +32,7 @@ from rich.text import Text
 from permix import __version__, config
 from permix.errors import (
     EXTRA_OF_PACKAGE,
+    RENAMED_SHARDS,
     ConfigError,
     IncompleteRunError,
     MissingScoresError,
@@ -203,7 +205,7 @@ def questions_command(args: Sequence[str]) -> None:
 
 
 class BatchStart:
-    """The arguments of one start of a verb that takes --batch-out, --shards and --batch-in, which are no part of its settings.
+    """The arguments of one start of a verb that takes `BATCH_OPTIONS`, which are no part of its settings.
 
     `section`: the settings' section of the model that is asked. `repeats_failed`: see `permix.inference.batch_model.BatchModel`.
     """
@@ -211,15 +213,17 @@ class BatchStart:
     def __init__(self, verb: str, args: Sequence[str], section: str = "model", *, repeats_failed: bool = True) -> None:
         from permix.inference.batch_model import BatchFlags
 
+        if any(word.partition("=")[0] == "--shards" for word in args):
+            raise ConfigError(f"--shards: {RENAMED_SHARDS.format(new='--batch-files', part='--shard 2/4')}")
         self.verb, self.section, self.repeats_failed = verb, section, repeats_failed
         self.args, values = take_options(args, BATCH_OPTIONS)
         folders = {
             name: None if (value := values.get(f"--{name}")) is None else Path(value) for name in ("batch-in", "batch-out")
         }
-        shards = values.get("--shards")
-        if shards is not None and not re.fullmatch("[0-9]{1,9}", shards):
-            raise ConfigError(f"--shards {truncate(escape_control(shards), 80)}: must be a whole number")
-        self.flags = BatchFlags(folders["batch-in"], folders["batch-out"], None if shards is None else int(shards))
+        n_files = values.get("--batch-files")
+        if n_files is not None and not re.fullmatch("[0-9]{1,9}", n_files):
+            raise ConfigError(f"--batch-files {truncate(escape_control(n_files), 80)}: must be a whole number")
+        self.flags = BatchFlags(folders["batch-in"], folders["batch-out"], None if n_files is None else int(n_files))
         self.flags.check()
 
     def parse(self, cls: type[_ConfigT]) -> tuple[_ConfigT, bool]:
@@ -292,6 +296,7 @@ def _report_finished_run(run: Path, evaluate: Callable[[], object]) -> None:
     add_result(paths={"run": run})
     with suppress(OtherShardsPendingError):
         evaluate()
+        add_result(pending=0)
         _write_run_report(run)
 
 
@@ -487,6 +492,8 @@ def check_command(args: Sequence[str]) -> None:
         raise ConfigError(f"no file: give one or more configuration files; {usage}")
     from permix.pipelines.preflight import InvalidConfigError, check_config
 
+    if not all(name.strip() for name in args):
+        raise ConfigError(f"the name of a file is an empty text; give one or more configuration files; {usage}")
     problems: list[str] = []
     for name in args:
         try:
@@ -742,11 +749,11 @@ STUDY_HELP = (
     "values of it, and --seeds is short for --only-seeds."
 )
 
-BATCH_OPTIONS = ("--batch-out", "--batch-in", "--shards")
+BATCH_OPTIONS = ("--batch-out", "--batch-in", "--batch-files")
 
 BATCH_HELP = (
-    "With --batch-out DIR it asks nothing: it writes the pending requests as OpenAI batch lines, in --shards N files if that is "
-    "given. With --batch-in DIR it reads the results of such lines; with both it writes what is pending afterwards."
+    "With --batch-out DIR it asks nothing: it writes the pending requests as OpenAI batch lines, in N files by --batch-files N. "
+    "With --batch-in DIR it reads the results of such lines; with both it writes what is pending afterwards."
 )
 
 BATCH_VERBS = ("stability", "fidelity", "judge", "questions")
@@ -823,6 +830,7 @@ def parse_config(verb: str, cls: type[_ConfigT], args: Sequence[str], overrides:
         base = config.build_config(cls, overrides, source="flags", partial=True)
     options: dict[str, Any] = {} if base is None else {"default": base}
     _check_known_options(cls, rest)
+    _check_no_blank_values(cls, rest)
     try:
         settings = _parse_flags(
             cls,
@@ -854,8 +862,39 @@ def _parse_flags(cls: type[_ConfigT], *, args: Sequence[str], **options: Any) ->
             return cast(_ConfigT, tyro.cli(cls, args=args, **options))
         except SystemExit as ended:
             if ended.code:
-                raise ConfigError(_text_in_box(printed.getvalue())) from None
+                message = _text_in_box(printed.getvalue())
+                raise ConfigError(_describe_number_error(cls, args, message) or message) from None
             raise
+
+
+def _describe_number_error(cls: type[BaseModel], args: Sequence[str], message: str) -> str | None:
+    """Tyro's error about an option of numbers, in the words of a configuration file's errors; None for any other error."""
+    found = re.match(r"Error parsing (--[\w.-]+):", message)
+    entry = _fields_by_option(cls).get(found[1].replace("_", "-")) if found else None
+    if found is None or entry is None:
+        return None
+    name, annotation = entry[0], entry[1].annotation
+    kinds = config.annotation_types(annotation)
+    if not kinds & {int, float}:
+        return None
+    values = [value for option, value in _option_values(args) if option == found[1].replace("_", "-")]
+    if get_origin(annotation) is dict:
+        what = "must be names and numbers in turn, as in: expert 2 harmful 0"
+    elif get_origin(annotation) is tuple:
+        what = f"must be {'numbers' if float in kinds else 'whole numbers'}, separated by spaces"
+    else:
+        what = f"must be a {'number' if float in kinds else 'whole number'}{', or None' if NoneType in kinds else ''}"
+    whole = _whole_number(values[-1]) if values and int in kinds else None
+    hint = "" if whole is None else f"; write {whole}"
+    return f"{name} = {config.quote_input(' '.join(values))}: {what}{hint}"
+
+
+def _whole_number(text: str) -> int | None:
+    """The integer that a text such as 1e3 or 1,000 stands for; None if it stands for none, or for a very large one."""
+    with suppress(ValueError, OverflowError):
+        number = float(text.replace(",", "")) if re.fullmatch(r"\d{1,3}(,\d{3})+", text) else float(text)
+        return int(number) if number == int(number) and abs(number) < 1e15 else None
+    return None
 
 
 def _text_in_box(box: str) -> str:
@@ -870,15 +909,45 @@ def _text_in_box(box: str) -> str:
     return escape_control(" ".join(lines[start:end])) or "the flags cannot be read"
 
 
-def _check_known_options(cls: type[BaseModel], args: Sequence[str]) -> None:
-    """Raise ConfigError for words that are no option of the class, naming the nearest one."""
+def _fields_by_option(cls: type[BaseModel]) -> dict[str, tuple[str, FieldInfo]]:
+    """For each option of the class, such as --task.n: the field's full name in a file (task.n), and the field."""
     file_only = config.FILE_ONLY_FIELDS if cls is config.StudyConfig else ()
-    known = {
-        f"--{prefix}{name}".replace("_", "-")
-        for section, prefix in _section_prefixes(cls)
-        for name in section.model_fields
+    return {
+        f"--{prefix}{name}".replace("_", "-"): (f"{prefix}{name}", field)
+        for section, prefix in config.section_prefixes(cls)
+        for name, field in section.model_fields.items()
         if prefix or name not in file_only
     }
+
+
+def _option_values(args: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Each value with its option, spelled with hyphens: ("--task.n", "3") of --task.n 3, and of --task.n=3."""
+    option = ""
+    for word in args:
+        if word.startswith("--"):
+            option, equals, value = word.partition("=")
+            option = option.replace("_", "-")
+            if equals:
+                yield option, value
+        else:
+            yield option, word
+
+
+def _check_no_blank_values(cls: type[BaseModel], args: Sequence[str]) -> None:
+    """Raise ConfigError for an option whose value is an empty text. Later it is too late: Path("") is the current folder."""
+    fields = _fields_by_option(cls)
+    for option, value in _option_values(args):
+        if not option and not value.strip():
+            raise ConfigError(
+                "an argument before the options is an empty text; give a configuration file or a run, or leave it out"
+            )
+        if option in fields and (error := config.describe_blank(*fields[option], value)):
+            raise ConfigError(error)
+
+
+def _check_known_options(cls: type[BaseModel], args: Sequence[str]) -> None:
+    """Raise ConfigError for words that are no option of the class, naming the nearest one."""
+    known = _fields_by_option(cls).keys()
     unknown = []
     for word in args:
         option = word.partition("=")[0].replace("_", "-")
@@ -907,7 +976,7 @@ def _section_rules(stage: type[BaseModel], args: Sequence[str]) -> "ConstructorR
 
     flags = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in args if word.startswith("--")}
     rules = ConstructorRegistry()
-    prefixes = dict(_section_prefixes(stage))
+    prefixes = dict(config.section_prefixes(stage))
 
     @rules.struct_rule
     def describe_section(info: StructTypeInfo) -> StructConstructorSpec | None:
@@ -937,14 +1006,6 @@ def _section_rules(stage: type[BaseModel], args: Sequence[str]) -> "ConstructorR
         )
 
     return rules
-
-
-def _section_prefixes(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[type[BaseModel], str]]:
-    """Each class of a section, at any depth, and what precedes its fields' names in a message: ("model." for `ModelConfig`)."""
-    yield section, prefix
-    for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _section_prefixes(field.annotation, f"{prefix}{name}.")
 
 
 def _build_section(section: type[BaseModel], prefix: str, left_out: Sequence[str], **values: Any) -> BaseModel:

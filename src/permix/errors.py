@@ -99,6 +99,10 @@ def option_context(option: str, path: object) -> Iterator[None]:
         raise
 
 
+RENAMED_SHARDS = "the number of batch files is {new} now; {part} asks one worker's part of a run"
+"""What an error says about an option of an earlier version, whose name was too similar to that of a worker's part."""
+
+
 EXTRA_OF_PACKAGE: Mapping[str, str] = {
     **dict.fromkeys(("torch", "transformers", "accelerate", "gguf", "datasets", "psutil"), "local"),
     **dict.fromkeys(("huggingface_hub", "safetensors", "tokenizers"), "local"),  # dependencies of transformers

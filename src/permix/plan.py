@@ -26,7 +26,7 @@ from permix.config import (
     resolve_mix,
 )
 from permix.errors import ConfigError, DataError, option_context
-from permix.personas.pool import PersonaSource, warn_of_misfits
+from permix.personas.pool import PersonaSource, selection_context, warn_of_misfits
 from permix.personas.recorded_turns import RecordedTurns, choose_turns, load_context_turns
 from permix.prompts import build_messages, require_system_template, template_hash, template_id, template_text
 from permix.sanitize import escape_control
@@ -230,7 +230,8 @@ def plan_builder_from_config(
     pool = source.select(personas)
     _check_drawn_templates(plan, personas)
     warn_of_misfits(pool, list(plan.templates) or [personas.template])
-    sampler = PersonaSampler(pool.personas, pool.sampling_weights(plan.tag_weights))
+    with selection_context():
+        sampler = PersonaSampler(pool.personas, pool.sampling_weights(plan.tag_weights))
     contexts = list(plan.contexts) if resolve_mix(plan) > 0 else []
     turns = load_context_turns(contexts, plan.context_turns, pool.personas, personas, prefix="plan.")
     return PlanBuilder(loaded.questions, loaded.task.prompt, sampler, plan, personas, turns), {

@@ -119,7 +119,45 @@ _OTHER_OPENING = re.compile(
 )
 """How texts begin that are sentences of their own, in many languages."""
 
-_CLAUSE = re.compile(r"(?:[A-Z][\w'’.-]*\s+){1,4}(?:is|was|are|were|has|had|lives|lived|works|worked|likes|loves)\s")
+_FUNCTION_WORD = (
+    "(?:an?|the|your|our|my|his|her|their|its|all|every|each|any|some|only|me|us|him|them|you|to|in|on|as|with|like|users?"
+    r"|customers?|people|clients?|students?|patients?|visitors?|guests?|everyone|others|short|brief|clear|concise)\b"
+)
+"""What follows a verb, and not the first noun of a compound such as "support engineer"."""
+
+_INSTRUCTION = re.compile(
+    rf"""(?:provide|assist|ensure|explain|describe|remember|maintain|recommend|encourage|engage|generate|impersonate)\s
+    | help\s(?!desk|lines?\b|cent)
+    | (?: take | give | offer | support | guide | use | keep | make | write | create | teach | tell | show | ask | follow | speak
+        | talk | work | sell | greet | treat | try | focus | start | stay | remain | share | serve | represent | perform | avoid
+        | introduce | consider | imitate | channel | assume | translate | play )\s+{_FUNCTION_WORD}
+    | (?:hello|hi|hey|greetings|dear\ \w+|ok|okay|al(?:l\ )?right|sure|good\ (?:morning|day|evening))\s*[,!.:;]
+    | (?:today|tonight|right\ now|now|here|so|suppose|ok|okay|hello|hi|hey)\s+(?:that\s+)?you\b
+    | [^.,;:!?\n]{{1,60}},\s+you(?:\s+are|['’]re)\b
+    | spiel\s+(?:die|den|das|der|eine?n?|mir)\b | (?:sprich|antworte|hilf|benimm)\b
+    | s[eé]\s+una?\b | (?:finge|responde|habla|interpreta|haz)\b | (?:seja|aja|finja|responda)\b
+    | (?:sois|soyez|incarnez|imaginez|comportez?|réponds|répondez|parle)\b | (?:sii|fingi|rispondi)\b
+    | (?:wees|doe\ alsof|speel|gedraag)\b | (?:bądź|udawaj|wciel)\b""",
+    re.IGNORECASE | re.VERBOSE,
+)
+"""How instructions and greetings begin, which complete no sentence either."""
+
+_VERB = (
+    "(?:is|was|are|were|has|had|helps|speaks|knows|says|gives|provides|teaches|sells|owns|believes|thinks|hates|enjoys|writes"
+    "|tries|assists|responds|replies|wants|became|isn['’]t|wasn['’]t)"
+)
+
+_CLAUSE = re.compile(
+    rf"""(?:[A-Z][\w'’.-]*\s+){{1,4}}
+      (?: (?:{_VERB}|lives|lived|works|worked|likes|loves)\s
+        | (?:answers|needs|offers|plays|supports|studies|runs|acts|uses|talks|makes|takes|serves)\s+{_FUNCTION_WORD} )
+    | (?i:an?|the|this|our)\s+
+      (?: (?! (?:who|whose|whom|that|which|what|where|when|why|how|of|in|at|on|with|from|for|by|to|as|and|or|but|than|i|you|he|she
+              |it|we|they|his|her|their|its|my|your|our|every(?:one|body)|nobody|no|people|\w{{3,}}ing)\b )
+        [\w'’.-]+\s+ ){{1,4}} {_VERB}\s""",
+    re.VERBOSE,
+)
+"""How sentences about a third person begin: "Ada helps ...", "The assistant is ...". Not "the man who is ..."."""
 
 _MACRO_LEFT = re.compile(r"\{\{[^{}\n]{1,80}\}\}|<(?:bot|user|char)>", re.IGNORECASE)
 
@@ -176,7 +214,8 @@ def _fits(persona: Persona, template: str) -> bool:
     if before is None:
         return True
     text = persona.text
-    if persona.whole_prompt or _OTHER_OPENING.match(text) or _CLAUSE.match(text) or text.startswith(before.strip()):
+    is_sentence = any(opening.match(text) for opening in (_OTHER_OPENING, _INSTRUCTION, _CLAUSE))
+    if persona.whole_prompt or is_sentence or text.startswith(before.strip()):
         return False
     if not _is_latin(sentences.replace("{persona}", "").replace("{question}", "")):
         return True

@@ -424,6 +424,11 @@ class Estimate(Record):
         return f"{self._rounded(shown):+.{shown}f}{interval}".replace("-", "−")
 
 
+def count_text(n: int, noun: str) -> str:
+    """A number with its noun: "1 persona", "12 personas"."""
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
 def require_unique(ids: Sequence[str], what: str) -> None:
     """Raise ValueError naming the first id that occurs twice; `what` says in the message what the ids belong to."""
     seen: set[str] = set()

@@ -107,7 +107,7 @@ def test_what_cannot_be_asked_is_noted_with_its_reason(tmp_path: Path, tiny_mode
     notes = "\n".join(found["notes"])
     assert "function: its model is a function of Python" in notes
     assert "odd: its model: backend" in notes
-    assert "secret: its model: configuration: base_url holds credentials" in notes
+    assert "secret: its model: base_url holds credentials" in notes
     assert SECRET not in notes
     assert "\u202e" not in notes
 

@@ -88,7 +88,7 @@ def test_a_run_through_batch_files_is_the_run_over_http(tmp_path: Path, capsys: 
     sent = [one.body for one in server.asked]
 
     file, run, batch = file_of(tmp_path), tmp_path / "run", tmp_path / "batch"
-    assert permix_command("stability", file, "--batch-out", batch, "--shards", 3) == 0
+    assert permix_command("stability", file, "--batch-out", batch, "--batch-files", 3) == 0
     assert [one["body"] for one in requests_in(batch)] == sent
     assert "24 in 3 files" in capsys.readouterr().out
     assert not (run / "metrics.json").exists()  # nothing was measured
@@ -114,7 +114,7 @@ def test_the_flags_are_no_part_of_the_run(tmp_path: Path) -> None:
 
 def test_reading_back_what_the_manifest_says(tmp_path: Path) -> None:
     file, batch = file_of(tmp_path), tmp_path / "batch"
-    assert permix_command("stability", file, "--batch-out", batch, "--shards", 2, "--samples", 2) == 0
+    assert permix_command("stability", file, "--batch-out", batch, "--batch-files", 2, "--samples", 2) == 0
     run_batch(batch, answer)
     _, *argv = read_json(batch / "batch.json")["read_back"].split()
     assert permix_command(*argv) == 0
@@ -142,7 +142,7 @@ def test_what_is_missing_or_failed_is_pending_and_written_again(tmp_path: Path, 
     n_answered = sum(cell.completion is not None for cell in records(run))
     failed = [cell for cell in records(run) if cell.failure is not None]
     assert f"read 12 results in 1 file: {n_answered} recorded, {len(failed)} failed, 0 recorded before, 0 unknown" in said
-    assert f"{24 - n_answered} of 24 cells have no score" in said
+    assert f"{24 - n_answered} of 24 cells, with or without a persona, have no score" in said
     assert "give --batch-out with a new folder to write the next batch, or --batch-in with further results" in said
     assert {cell.failure.type for cell in failed if cell.failure} == {"BadRequestError", "BatchError"}
     assert "what helps: shorter prompts, or a smaller sampling.max_new_tokens" in said
@@ -196,7 +196,7 @@ def test_changed_prompts_are_written_and_old_results_are_not_taken(tmp_path: Pat
     said = capsys.readouterr().err
     assert "0 recorded, 0 failed, 0 recorded before, 24 unknown" in said
     assert "24 results answer no request of this run as it is now" in said
-    assert "24 of 24 cells have no score" in said
+    assert "24 of 24 cells, with or without a persona, have no score" in said
 
 
 # Killed
@@ -228,10 +228,13 @@ def test_a_reading_that_was_killed_goes_on(call: int, tmp_path: Path) -> None:
 )
 def test_a_writing_that_was_killed_is_done_again(dies: Moment, tmp_path: Path) -> None:
     file, batch = file_of(tmp_path), tmp_path / "batch"
-    argv = ("stability", file, "--batch-out", str(batch), "--shards", "3")
-    assert permix_command(*argv[:2], "--out", tmp_path / "undisturbed", "--batch-out", tmp_path / "expected", "--shards", 3) == 0
+    argv = ("stability", file, "--batch-out", str(batch), "--batch-files", "3")
+    assert (
+        permix_command(*argv[:2], "--out", tmp_path / "undisturbed", "--batch-out", tmp_path / "expected", "--batch-files", 3)
+        == 0
+    )
     if "unlink" in dies.function:  # while the files of an earlier start are replaced
-        assert permix_command(*argv[:4], "--shards", "5") == 0
+        assert permix_command(*argv[:4], "--batch-files", "5") == 0
     assert command(*argv, dies=dies) == -9
     assert permix_command(*argv) == 0
     expected = {path.name: path.read_bytes() for path in (tmp_path / "expected").glob("requests-*")}
@@ -378,9 +381,11 @@ def test_a_configuration_with_an_address_is_not_asked_there(tmp_path: Path) -> N
         (["--batch-out"], "--batch-out: its value is missing"),
         (["--batch-out", "--samples", "2"], "--batch-out: its value is missing"),
         (["--batch-in", "nowhere"], "--batch-in nowhere: no such folder"),
-        (["--shards", "2"], "--shards 2: is the number of files of --batch-out, which is missing"),
-        (["--batch-out", "b", "--shards", "two"], "--shards two: must be a whole number"),
-        (["--batch-out", "b", "--shards", "0"], "--shards 0: must be 1 to 9999"),
+        (["--batch-files", "2"], "--batch-files 2: is the number of files of --batch-out, which is missing"),
+        (["--batch-out", "b", "--batch-files", "two"], "--batch-files two: must be a whole number"),
+        (["--batch-out", "b", "--shards", "2"], "--shards: the number of batch files is --batch-files now; --shard 2/4 asks one"),
+        (["--batch-out", "b", "--shards=2"], "--shards: the number of batch files is --batch-files now"),
+        (["--batch-out", "b", "--batch-files", "0"], "--batch-files 0: must be 1 to 9999"),
         (["--batch-out", "b", "--batch-out", "c"], "--batch-out: is given twice"),
     ],
 )
@@ -446,7 +451,7 @@ def test_the_same_from_python(tmp_path: Path) -> None:
             "served", task=questions, personas=personas, answer="number", out=tmp_path / "run", resamples=100, **batch
         )
 
-    run = call(batch_out=tmp_path / "b", shards=2)
+    run = call(batch_out=tmp_path / "b", batch_files=2)
     assert run.cells() == []
     assert len(list((tmp_path / "b").glob("requests-*.jsonl"))) == 2
     run_batch(tmp_path / "b", answer)
@@ -504,7 +509,7 @@ def read_until_killed(folder: Path, cells: Sequence[Cell], n_recorded: int) -> N
 @pytest.mark.slow
 def test_a_hundred_thousand_lines_killed_in_the_middle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cells, batch, records_file = many_cells(), tmp_path / "batch", tmp_path / "run" / "records.jsonl"
-    assert ask_many(tmp_path, BatchFlags(batch_out=batch, shards=8), cells) == N_MANY
+    assert ask_many(tmp_path, BatchFlags(batch_out=batch, batch_files=8), cells) == N_MANY
     requests = sorted(batch.glob("requests-*.jsonl"))
     assert [one["requests"] for one in read_json(batch / "batch.json")["files"]] == [N_MANY // 8] * 8
     for path, results in zip(requests, reversed(requests), strict=True):

@@ -280,7 +280,7 @@ def test_a_choice_that_failed_is_owed_and_only_it_is_asked_again(tmp_path: Path)
         config = both(tmp_path, server.base_url)
         with pytest.raises(
             IncompleteRunError,
-            match=r"1 of 32 cells have no score; run the same command again to fill them \(1 × HTTP 400: no\)$",
+            match=r"1 of 32 cells, .* have no score; run the same command again to fill them \(1 × HTTP 400: no\)$",
         ):
             run_stability(config)
         partly = found_in(config)

@@ -171,7 +171,7 @@ def test_a_choosing_answer_that_is_owed_holds_the_choice_back(tmp_path: Path) ->
         config = search(tmp_path, server.base_url)
         with pytest.raises(
             IncompleteRunError,
-            match=r"1 of 18 cells have no score; .* again to fill them .*; until then no persona can be chosen",
+            match=r"1 of 18 cells, .* have no score; .* again to fill them .*; until then no persona can be chosen",
         ):
             run_stability(config)
         assert len(server.asked) == 18

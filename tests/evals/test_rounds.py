@@ -160,7 +160,7 @@ def test_a_round_waits_for_what_is_owed(tmp_path: Path) -> None:
 
     with openai_server(flaky) as server:
         stage = config(tmp_path, server.base_url, budget=220)
-        with pytest.raises(IncompleteRunError, match="1 of 150 cells have no score"):
+        with pytest.raises(IncompleteRunError, match="1 of 150 cells, with or without a persona, have no score"):
             run_stability(stage)
         assert len(server.asked) == 150  # no further round in the dark
         assert run_stability(stage).n_scored == asked_of(stage.out).total() - asked_of(stage.out)[None]

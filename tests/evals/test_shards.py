@@ -242,7 +242,7 @@ def test_pending_cells_of_the_own_part_are_an_error_and_those_of_others_are_not(
         clerk = next(number for key, number in parts.items() if key.persona_id == "clerk")  # 24 cells: a persona a part
         other = next(number for number in range(1, 5) if number != clerk)
         assert run(config, "--shard", f"{clerk}/4") == 3
-        assert f"3 of 6 cells of shard {clerk}/4 have no score" in capsys.readouterr().err
+        assert f"3 of 6 cells of shard {clerk}/4, with or without a persona, have no score" in capsys.readouterr().err
         assert run(config, "--shard", f"{other}/4") == 0
         assert "15 cells of others are pending: " in capsys.readouterr().err
         cured.set()
@@ -256,6 +256,10 @@ def test_json_says_what_is_pending_in_each_part(server: OpenAIServer, tmp_path: 
     found = json.loads(capsys.readouterr().out)
     assert (found["shard"], found["pending"], found["pending_by_shard"]) == ("2/3", 16, {"1": 8, "3": 8})
     assert found["paths"] == {"run": str(tmp_path / "run")}
+    assert run(config, "--shard", "1/3") == 0
+    capsys.readouterr()
+    assert run(config, "--shard", "3/3", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["pending"] == 0
 
 
 def test_a_dry_run_estimates_the_own_part(server: OpenAIServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

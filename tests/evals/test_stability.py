@@ -135,7 +135,9 @@ def test_failures_are_owed_not_wrong_and_a_second_run_asks_only_them(tmp_path: P
 
     with openai_server(flaky) as server:
         config = stability_config(tmp_path, server.base_url)
-        with pytest.raises(IncompleteRunError, match="2 of 24 cells have no score; run the same command again"):
+        with pytest.raises(
+            IncompleteRunError, match="2 of 24 cells, with or without a persona, have no score; run the same command again"
+        ):
             run_stability(config)
         partly = measure_stability(config.out)
         assert (partly.n_scored, partly.n_asked) == (16, 18)
@@ -174,14 +176,14 @@ def test_the_command_exits_with_3_while_cells_are_owed(tmp_path: Path, capsys: p
         file.write_text(toml(stability_values(tmp_path, server.base_url)))
         assert cli.run_cli(["stability", str(file)]) == 3
         shown = capsys.readouterr()
-        assert "1 of 24 cells have no score; run the same command again" in shown.err
+        assert "1 of 24 cells, with or without a persona, have no score; run the same command again" in shown.err
         report = tmp_path / "run" / "report" / "report.md"
-        assert "17 of 18 cells scored" in report.read_text()
+        assert "17 of 18 persona cells scored" in report.read_text()
         assert "run/report/report.md" in shown.out.replace("\n", "")
 
         assert cli.run_cli(["stability", str(file)]) == 0
         assert len(server.asked) == 25
-        assert "18 of 18 cells scored" in report.read_text()
+        assert "18 of 18 persona cells scored" in report.read_text()
 
         # A run that is refused shows no table: it would be that of another model.
         capsys.readouterr()

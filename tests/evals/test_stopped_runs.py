@@ -78,7 +78,10 @@ def test_a_stability_run_keeps_measures_and_resumes(
     values = stability_values(tmp_path, server.base_url)  # 24 cells, 6 of them without a persona
     code, said = start("stability", tmp_path, values, capsys)
     assert code == 3
-    assert f"run: 14 of 24 cells have no score; {server.base_url}: asked no more after 8 failures in a row; " in said
+    assert (
+        "run: 14 of 24 cells, with or without a persona, have no score; "
+        f"{server.base_url}: asked no more after 8 failures in a row; " in said
+    )
     assert f"; run the same command again to fill them (8 × {words}" in said
     assert "; what helps: " in said
     assert (len(server.asked), completions(tmp_path / "run")) == (18, 10)
@@ -113,7 +116,7 @@ def test_a_run_that_stops_on_resume_still_counts_what_it_has(
     assert start("stability", tmp_path, values, capsys)[0] == 3
     code, said = start("stability", tmp_path, values, capsys)
     assert code == 3
-    assert "14 of 24 cells have no score" in said
+    assert "14 of 24 cells, with or without a persona, have no score" in said
     assert len(server.asked) == 18 + 8
     assert (tmp_path / "run" / "metrics.json").exists()
 

@@ -215,7 +215,10 @@ def test_the_command_ends_with_a_table_and_exits_with_3_while_cells_are_owed(
         file = tmp_path / "run.toml"
         file.write_text(toml(stability_values(tmp_path, server.base_url, strategy=strategy, strategy_questions=4)))
         assert cli.run_cli(["stability", str(file)]) == 3
-        assert f"1 of {CELLS[strategy]} cells have no score; run the same command again" in capsys.readouterr().err
+        assert (
+            f"1 of {CELLS[strategy]} cells, with or without a persona, have no score; run the same command again"
+            in capsys.readouterr().err
+        )
         assert cli.run_cli(["stability", str(file)]) == 0
         assert len(server.asked) == CELLS[strategy] + 1
     shown = capsys.readouterr().out

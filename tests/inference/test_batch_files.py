@@ -550,8 +550,8 @@ def test_many_files_are_not_open_at_once(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_flags_are_checked(tmp_path: Path) -> None:
     for flags, words in (
-        (BatchFlags(shards=2), "--shards 2: is the number of files of --batch-out, which is missing"),
-        (BatchFlags(batch_out=tmp_path, shards=0), "--shards 0: must be 1 to 9999"),
+        (BatchFlags(batch_files=2), "--batch-files 2: is the number of files of --batch-out, which is missing"),
+        (BatchFlags(batch_out=tmp_path, batch_files=0), "--batch-files 0: must be 1 to 9999"),
         (BatchFlags(batch_out=tmp_path, batch_in=tmp_path), "is the folder of --batch-in too; give a new folder"),
     ):
         with pytest.raises(ConfigError, match=words):

@@ -128,7 +128,7 @@ def test_the_task_asks_what_permix_stability_asks_and_scores_it_so(tmp_path: Pat
     assert log.status == "success"
     found = imported(tmp_path, seed=0)
     _, task, setup = prepare_stability(config)
-    with pytest.raises(Exception, match="cells have no score"):
+    with pytest.raises(Exception, match="cells, with or without a persona, have no score"):
         evaluate_setup(ScriptedModel(scripted), config, task, setup)
     assert found == measure_stability(config.out)
     own, theirs = (read_cells(folder / "records.jsonl") for folder in (config.out, tmp_path / "again"))

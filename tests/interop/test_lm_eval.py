@@ -163,7 +163,7 @@ def test_what_would_do_nothing_is_refused(tmp_path: Path) -> None:
     given = recorded(tmp_path, "none", "pirate")
     with pytest.raises(ConfigError, match=r"answer = 'number': permix scores every answer again; leave metric and filter out"):
         import_run(importing(tmp_path, given, answer="number"))
-    with pytest.raises(ConfigError, match=r"lm_eval, inspect: give logs of exactly one of the two"):
+    with pytest.raises(ConfigError, match=r"give one of these four to import: --lm-eval none=DIR"):
         import_run(importing(tmp_path, []))
     with pytest.raises(ConfigError, match=r"no log has a persona: name the persona of a log with NAME=PATH"):
         import_run(importing(tmp_path, given[:1]))
@@ -389,7 +389,7 @@ def test_the_command_imports_reports_and_says_what_is_wrong(tmp_path: Path, caps
     assert "permix import: " in capsys.readouterr().err
     assert cli.run_cli(["import", "--lm-eval", *given, "--filter", "flexible-extract", "--label", "smol", *out]) == 0
     shown = capsys.readouterr()
-    assert "imported 24 answers: 3 personas × 6 questions × 1 samples" in shown.err
+    assert "imported 24 answers: 3 personas × 6 questions × 1 sample" in shown.err
     assert "18 of 18" in shown.out
     assert (tmp_path / "run" / "report" / "report.md").exists()
     assert cli.run_cli(["compare", str(tmp_path / "run"), str(tmp_path / "run")]) == 0

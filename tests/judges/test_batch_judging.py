@@ -104,7 +104,7 @@ def test_a_judge_from_python(tmp_path: Path) -> None:
     def call(**batch: Any) -> object:
         return permix.judge(run, "served", resamples=100, answers_per_control=20, **batch)
 
-    manifest = call(batch_out=tmp_path / "b", shards=2)
+    manifest = call(batch_out=tmp_path / "b", batch_files=2)
     assert isinstance(manifest, BatchManifest)
     assert (manifest.requests, len(manifest.files), manifest.stage) == (len(parts(run)), 2, "judge")
     run_batch(tmp_path / "b", lambda body: completed(by_length(body)))

@@ -95,6 +95,25 @@ def test_files_as_published_are_read_without_an_option(tmp_path: Path, name: str
     assert bool(notes) == (name != "list.json")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "persona"),
+    [
+        ("own.csv", "ID,System\nada,Be Ada.\n", Persona(id="ada", text="Be Ada.", whole_prompt=True)),
+        ("own.csv", "Id;TEXT;Tags;Weight\nada;a banker;x|y;2\n", Persona(id="ada", text="a banker", tags=("x", "y"), weight=2)),
+        ("hub.csv", "Persona,Age\na banker,3\n", Persona(id="derived", text="a banker")),
+        ("act.csv", "Act,Prompt\nBanker,Be a banker.\n", Persona(id="Banker", text="Be a banker.", whole_prompt=True)),
+        ("prompts.jsonl", '{"Name": "Bo", "SystemPrompt": "Be Bo.", "x": 1}', Persona(id="Bo", text="Be Bo.", whole_prompt=True)),
+        ("one.json", {"ID": "ada", "Text": "a banker"}, Persona(id="ada", text="a banker")),
+        # A column under its exact name goes before one that differs in case.
+        ("both.jsonl", '{"persona": "a banker", "Text": "no persona", "ID": "ada"}', Persona(id="ada", text="a banker")),
+        ("bio.csv", "Bio,About\nx,a banker\n", Persona(id="derived", text="a banker")),
+    ],
+)  # fmt: skip
+def test_the_case_of_column_names_is_ignored(tmp_path: Path, name: str, content: object, persona: Persona) -> None:
+    found = read_personas(write(tmp_path / name, content), "ABOUT" if name == "bio.csv" else None)
+    assert found == (persona.model_copy(update={"id": found[0].id if persona.id == "derived" else persona.id}),)
+
+
 def test_a_folder_of_cards_is_a_pool(tmp_path: Path) -> None:
     write(tmp_path / "a.png", png(chara=json.dumps(V2)))
     write(tmp_path / "b.json", BO)
@@ -128,6 +147,10 @@ def test_a_column_is_named(tmp_path: Path) -> None:
     [
         ("p.csv", "about,age\na,3\n", None, r"p\.csv:1: no column 'text'.*--personas\.column NAME\); columns: about, age"),
         ("p.jsonl", '{"desc": "a", "bio": "b"}', None, r"several columns may hold the texts \(desc, bio\).*columns: desc, bio"),
+        ("p.csv", "Text,text\na,b\n", None, r"p\.csv:1: the columns 'text' and 'Text' differ in case only; rename one of them"),
+        ("p.csv", "ID,persona,Id\na,b,c\n", None, r"the columns 'ID' and 'Id' differ in case only; rename one of them"),
+        ("p.csv", "BIO,Bio\na,b\n", "bio", "personas.column = 'bio': the columns 'BIO' and 'Bio' differ in case only"),
+        ("p.csv", "About,Age\na,3\n", None, r"--personas\.column NAME\); columns: About, Age"),
         ("p.csv", "bio,age\na,3\n", "bios", "personas.column = 'bios': no row has such a column; columns: bio, age"),
         ("p.jsonl", '{"persona": "a"}\n{"persona": null}\n', None, r"p\.jsonl:2: persona is missing"),
         ("p.jsonl", '{"persona": 7}', None, r"p\.jsonl:1: text = 7: must be a text"),

@@ -189,7 +189,7 @@ def test_an_unscored_cell_is_counted_and_not_zero(tmp_path: Path) -> None:
     run = stability_run(tmp_path / "run", "m", lambda p, q: None if (p, q) == (0, 0) else True)
     (row,) = build_report([run], tmp_path / "out")
     assert (row.n_scored, row.n_asked, row.measures["pss_observed"].value) == (79, 80, 1.0)
-    assert "79 of 80 cells scored" in (tmp_path / "out" / "report.md").read_text()
+    assert "79 of 80 persona cells scored" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_training_alone_has_dashes_and_curves(tmp_path: Path) -> None:

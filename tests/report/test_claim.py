@@ -18,7 +18,7 @@ from tests.seeded import estimate_of, fidelity_run, share, stability_run, torn, 
 
 
 def grid(cells: int) -> str:
-    return f"20 questions, 4 personas, {cells} of {cells} cells scored"
+    return f"20 questions, 4 personas, {cells} of {cells} persona cells scored"
 
 
 @pytest.fixture(scope="module")

@@ -163,6 +163,6 @@ def test_nothing_is_claimed_of_incomplete_runs(tmp_path: Path) -> None:
 
     claim, caution = without(personas[0])
     assert claim.startswith("second against first: no difference shown in stability, ")
-    assert caution == "**Incomplete**: second has 17 of 18 cells scored."
+    assert caution == "**Incomplete**: second has 17 of 18 persona cells scored."
     claim, caution = without(*personas[:2])
-    assert claim == "second against first: not compared, because the runs are incomplete (34 of 36 cells scored)."
+    assert claim == "second against first: not compared, because the runs are incomplete (34 of 36 persona cells scored)."

@@ -161,7 +161,8 @@ def test_out_that_is_a_file_is_named(tmp_path: Path) -> None:
             "identity: Input should be an object|identity: Input should be a valid dict",
         ),
         ("provenance.json", {"format": 2, "identity": {}, "packages": []}, "packages: "),
-        ("provenance.json", {}, "has format 1"),
+        ("provenance.json", {}, "holds no field, so the run's format is not known; run its command again into a new folder"),
+        ("provenance.json", {"permix": "0.1.0"}, "has format 1"),
     ],
 )
 def test_a_damaged_file_is_refused_before_any_work(name: str, value: Any, words: str, tmp_path: Path) -> None:

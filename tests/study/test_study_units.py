@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import permix
 from permix.config import StudyConfig, StudyUnit, build_config
 from permix.errors import ConfigError, DataError, PermixError
 from permix.judges.results import JudgeResults, JudgeUsage
@@ -555,9 +556,11 @@ def test_the_report_of_chosen_arms_and_seeds_keeps_that_of_the_whole(tmp_path: P
             if name in unit.parts:
                 write_json(unit.parts[name].out / "metrics.json", {})
                 study_units._write_record(unit, name, finished=True)
-    run_study(study(tmp_path, report=True, **values))
+    assert run_study(study(tmp_path, report=True, **values)) == tmp_path / "report" / "index.html"
     whole = (tmp_path / "report" / "table.json").read_bytes()
-    run_study(study(tmp_path, report=True, only=["rlvr", "sft"], only_seeds=[2], **values))
+    page = run_study(study(tmp_path, report=True, only=["rlvr", "sft"], only_seeds=[2], **values))
+    assert page == tmp_path / "report-only" / "index.html"
+    assert page.is_file()
     table = read_json(tmp_path / "report-only" / "table.json")
     assert [row["label"] for row in table["rows"]] == ["base", "rlvr 2", "sft 2"]
     assert table["study"]["arms"] == {name: {"label": name, "seeds": [2]} for name in ("rlvr", "sft")}
@@ -570,6 +573,16 @@ def test_the_report_of_chosen_arms_and_seeds_keeps_that_of_the_whole(tmp_path: P
     text = (tmp_path / "report-only" / "report.md").read_text(encoding="utf-8")
     assert "Only the arms and seeds that --only and --seeds chose" in text
     assert (tmp_path / "report" / "table.json").read_bytes() == whole
+
+
+def test_python_names_no_page_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = study(tmp_path / "new", report=True)
+    assert run_study(settings) is None
+    with pytest.raises(DataError, match="there is no report: no evaluation is finished"):
+        permix.study(settings)
+    monkeypatch.setattr("permix.pipelines.study.run_unit", lambda config, unit: None)
+    with pytest.raises(DataError, match='there is no report: unit = "base" runs one unit; study'):
+        permix.study(study(tmp_path / "unit"), unit="base")
 
 
 # Relative changes

@@ -162,7 +162,7 @@ def test_of_several_accepted_answers_a_function_may_take_any(folder: Path) -> No
 def test_an_answer_that_it_raises_for_has_no_score_and_is_not_wrong(folder: Path) -> None:
     with pytest.raises(
         IncompleteRunError,
-        match=r"8 of 12 cells have no score; .*8 × scorer: own-my_scorers:picky: ValueError: a question is no answer",
+        match=r"8 of 12 cells, .* have no score; .*8 × scorer: own-my_scorers:picky: ValueError: a question is no answer",
     ):
         run_stability(
             stability(folder, own("picky")), ScriptedModel(lambda request: "what?" if len(request.messages) > 1 else "no")

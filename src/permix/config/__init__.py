@@ -8,11 +8,14 @@ the nearest known key. Attribute docstrings are the help texts of `permix VERB -
 from permix.config.base import (
     CONFIG_SUFFIXES,
     ConfigSection,
+    annotation_types,
     build_config,
+    describe_blank,
     format_validation_error,
     load_config,
     quote_input,
     read_config_values,
+    section_prefixes,
 )
 from permix.config.data import (
     ANSWER_KINDS,
@@ -192,8 +195,10 @@ __all__ = [
     "TrainableModelConfig",
     "TrainerBackendName",
     "ViewConfig",
+    "annotation_types",
     "build_config",
     "configurable_backends",
+    "describe_blank",
     "format_validation_error",
     "load_config",
     "merge_values",
@@ -201,4 +206,5 @@ __all__ = [
     "read_config_values",
     "resolve_mix",
     "rubric_entries",
+    "section_prefixes",
 ]

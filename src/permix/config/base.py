@@ -6,11 +6,11 @@ Errors name the file, the field, its value and the valid values.
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from permix.errors import ConfigError, closest_match
@@ -39,11 +39,13 @@ class ConfigSection(BaseModel):
     @classmethod
     def _merge_stage_defaults(cls, values: Any) -> Any:
         """Fill a section that is given in part from its stage's own defaults: a [task] of `permix train` without `n` has the
-        `n` of `permix train`, not of `TaskConfig`."""
+        `n` of `permix train`, not of `TaskConfig`. Refuse values that no field can have."""
         if not isinstance(values, Mapping):
             return values
         for name, value in values.items():
             _check_representable(name, value)
+            if name in cls.model_fields and (error := describe_blank(name, cls.model_fields[name], value)):
+                raise ValueError(error)
         return {name: _merge_with_default(cls.model_fields.get(name), value) for name, value in values.items()}
 
 
@@ -58,6 +60,28 @@ def _check_representable(name: str, value: Any) -> None:
     for text in value if isinstance(value, list | tuple) else (value,):
         if isinstance(text, str | Path) and "\x00" in str(text):
             raise ValueError(f"{name} = {quote_input(text)}: holds a NUL, which no path can hold; leave it out")
+
+
+def describe_blank(name: str, field: FieldInfo, value: Any) -> str | None:
+    """What is wrong with an empty text where one is needed, or with a list that holds one; None for any other value.
+
+    A shell makes an empty text of a variable that is not set. As a path it would be the current folder.
+    """
+    texts = value if isinstance(value, list | tuple) else (value,)
+    kinds = annotation_types(field.annotation)
+    if any(isinstance(one, BeforeValidator) for one in field.metadata):  # it reads the text itself, and says what is valid
+        return None
+    if field.default == "" or not kinds & {str, Path} or all(not isinstance(one, str) or one.strip() for one in texts):
+        return None
+    default = field.get_default()
+    left_out = f" (default: {default})" if isinstance(default, str | Path) else ""
+    return f"{name} = {quote_input(value)}: is empty; give a {'path' if Path in kinds else 'text'}, or leave it out{left_out}"
+
+
+def annotation_types(annotation: Any) -> set[Any]:
+    """The types in a field's annotation, at any depth: {str, NoneType} of `str | None`."""
+    inner = [one for one in get_args(annotation) if one is not Ellipsis]
+    return {found for one in inner for found in annotation_types(one)} if inner else {annotation}
 
 
 def _merge_with_default(field: FieldInfo | None, value: Any) -> Any:
@@ -126,21 +150,50 @@ def require_known_keys(cls: type[BaseModel], values: Mapping[str, Any], *, sourc
         raise ConfigError(f"{f'{source}: ' if source else ''}{'; '.join(unknown)}")
 
 
-def _split_known_keys(cls: type[BaseModel], values: Mapping[str, Any], prefix: str = "") -> tuple[list[str], dict[str, Any]]:
-    """A message for each key that `cls` does not have, naming the nearest known one; and the values without these keys."""
+def _split_known_keys(
+    cls: type[BaseModel], values: Mapping[str, Any], prefix: str = "", root: type[BaseModel] | None = None
+) -> tuple[list[str], dict[str, Any]]:
+    """A message for each key that `cls` does not have, naming the nearest known one; and the values without these keys.
+
+    `root`: the class of the whole file, where `cls` is one of its sections.
+    """
     unknown, kept = [], {}
     for key, value in values.items():
         if key not in cls.model_fields:
-            near = closest_match(key, cls.model_fields, cutoff=0.5)
-            hint = f"did you mean {prefix}{near}?" if near else f"known: {', '.join(cls.model_fields)}"
+            near = _nearest_key(key, prefix, cls, root or cls)
+            hint = f"did you mean {near}?" if near else f"known: {', '.join(cls.model_fields)}"
             unknown.append(f"unknown key {prefix}{truncate(escape_control(key), MAX_SHOWN_CHARS)}; {hint}")
             continue
         inner = cls.model_fields[key].annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel) and isinstance(value, Mapping):
-            unknown_inside, value = _split_known_keys(inner, value, f"{prefix}{key}.")
+            unknown_inside, value = _split_known_keys(inner, value, f"{prefix}{key}.", root or cls)
             unknown += unknown_inside
         kept[key] = value
     return unknown, kept
+
+
+def _nearest_key(key: str, prefix: str, section: type[BaseModel], root: type[BaseModel]) -> str | None:
+    """The known key that was probably meant, with its sections: one of the same section, or else of any section of the file.
+
+    The cutoffs: `stpes` is `steps` (0.8) of another section rather than `save_dtype` (0.53) of its own.
+    """
+    if near := closest_match(key, section.model_fields, cutoff=0.7):
+        return f"{prefix}{near}"
+    places = [(name, f"{start}{name}") for owner, start in section_prefixes(root) for name in owner.model_fields]
+    names = [name for name, _ in places]
+    near = closest_match(key, names, cutoff=0.8)
+    if near is not None and names.count(near) == 1:
+        return dict(places)[near]
+    near = closest_match(key, section.model_fields, cutoff=0.6)
+    return f"{prefix}{near}" if near else None
+
+
+def section_prefixes(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[type[BaseModel], str]]:
+    """Each class of a section, at any depth, and what precedes its fields' names in a message: ("model." for `ModelConfig`)."""
+    yield section, prefix
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from section_prefixes(field.annotation, f"{prefix}{name}.")
 
 
 MAX_SHOWN_CHARS = 120
@@ -189,8 +242,16 @@ def format_validation_error(error: ValidationError | UnicodeEncodeError, prefix:
             field, shown = field.rpartition(".")[0], ""  # the message itself begins with the field and its value
             lines.append(f"{field}{'.' * bool(field)}{_shorten_words(escape_control(own_words))}")
             continue
+        of_section = words is None and isinstance(one["input"], Mapping | BaseModel) and _FIELD_FIRST.match(own_words)
+        # Not where a study quotes the error of one of its parts, which begins with the name of the part.
+        if of_section and not isinstance(one.get("ctx", {}).get("error", error).__cause__, ConfigError):
+            lines.append(f"{prefix}{place}{'.' * bool(place)}{_shorten_words(escape_control(own_words))}")
+            continue
         lines.append(f"{field}{shown}: {words or _shorten_words(escape_control(own_words))}")
     return "; ".join(lines)
+
+
+_FIELD_FIRST = re.compile(r"[a-z][a-z0-9_.]*(?: = |: | is | holds | must )")
 
 
 def _shorten_words(text: str) -> str:

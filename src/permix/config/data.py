@@ -216,6 +216,8 @@ class ModelConfig(ConfigSection):
 
     @model_validator(mode="after")
     def _check_endpoint(self) -> "ModelConfig":
+        if self.base_url == ():
+            raise ValueError("base_url = []: names no address; give one such as http://127.0.0.1:8000/v1, or leave it out")
         if self.capabilities.needs_base_url and not self.base_url:
             raise ValueError(f'base_url is missing: backend "{self.backend}" needs one, such as http://127.0.0.1:8000/v1')
         if self.base_url and not self.capabilities.needs_base_url:

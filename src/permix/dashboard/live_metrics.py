@@ -16,7 +16,7 @@ from permix.errors import PermixError
 from permix.sanitize import escape_control, truncate
 from permix.storage.files import last_lines, read_file_state
 from permix.storage.workers import worker_files
-from permix.types import Estimate
+from permix.types import Estimate, count_text
 
 LIVE_RESAMPLES = 300
 
@@ -87,7 +87,7 @@ def _stability_measures(run: Path, resamples: int | None) -> LiveMeasures:
     summary = measure_stability(run, answers, resamples)
     cut_off = count_cut_off(answers)
     contexts = {
-        "mean": f"{summary.n_personas} personas",
+        "mean": count_text(summary.n_personas, "persona"),
         "pss": summary.pss_reason or _format_if_known("observed {:.3f}", summary.pss_observed.value),
         "mean_minus_baseline": _format_if_known("any persona effect: p = {:.3g}", summary.permutation_p.value),
     }

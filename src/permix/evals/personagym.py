@@ -19,7 +19,7 @@ from permix.inference import load_model
 from permix.inference.base import Model
 from permix.inference.cache import cached_model
 from permix.personas.personagym import PersonaGymQuestion, read_personagym
-from permix.personas.pool import PersonaPool
+from permix.personas.pool import PersonaPool, selection_context
 from permix.storage.run_dir import RunReader
 from permix.types import Cell, CellKey, Persona, Question, Record, seed_from
 
@@ -91,7 +91,8 @@ def select_personagym_questions(config: FidelityConfig) -> tuple[PersonaPool, tu
     """Select `personas.n` personas by content and seed, and return them with their questions."""
     with option_context("personagym.path", config.personagym.path):
         personas, questions = read_personagym(config.personagym)
-    pool = PersonaPool(personas=personas).select(n=config.personas.n, seed=config.personas.seed)
+    with selection_context():
+        pool = PersonaPool(personas=personas).select(n=config.personas.n, seed=config.personas.seed)
     chosen = {persona.id for persona in pool.personas}
     return pool, tuple(question for question in questions if question.persona_id in chosen)
 

@@ -65,7 +65,7 @@ from permix.storage.workers import hold_shared_files
 from permix.tasks import LoadedTask, load_selection
 from permix.tasks.base import Task, answer_token_limit, check_contamination, read_trained_on, verify_completion
 from permix.trackers import check_trackers, log_measures
-from permix.types import Cell, Verdict, digest
+from permix.types import Cell, Verdict, count_text, digest
 from permix.verification.math_verifier import VERIFIER_VERSION, Verifier
 
 CellRunner = Callable[[Sequence[Cell], str], int]
@@ -269,7 +269,9 @@ def evaluate_setup(model: Model, config: StabilityConfig, task: Task, setup: Eva
         failures = find_failures(run.cells(), scored=True) if progress.pending else ()
         why = explain_missing(failures, again_text(model), stop_reason=run.stop_reason)
         part = "" if shard is None else f" of shard {shard}"
-        missing = f"{config.out}: {progress.pending} of {progress.n_cells} cells{part} have no score{why}"
+        missing = (
+            f"{config.out}: {progress.pending} of {progress.n_cells} cells{part}, with or without a persona, have no score{why}"
+        )
         if divided is not None:
             if progress.pending:
                 raise IncompleteRunError(missing, progress.pending)
@@ -361,7 +363,7 @@ def power_analysis(config: StabilityConfig) -> dict[str, str]:
     effect, personas = config.plan_power, len(select_personas(config.personas))
     n = len(load_selection(config.task).questions) if config.task.reads_own_file else config.task.n
     level = f"level {statistics.SIGNIFICANCE_LEVEL:g} (Holm), power {statistics.TARGET_POWER:g}"
-    effect_text = f"{effect:g} against no persona, each of {personas} personas, {level}"
+    effect_text = f"{effect:g} against no persona, each of {count_text(personas, 'persona')}, {level}"
     grid = first_round_grid(config.out, read_stability_grid(config.out)) if has_records(config.out) else None
     measured = (
         None

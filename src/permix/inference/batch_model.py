@@ -55,11 +55,11 @@ class BatchFlags(NamedTuple):
 
     batch_in: Path | None = None
     batch_out: Path | None = None
-    shards: int | None = None
+    batch_files: int | None = None
 
     @classmethod
-    def of(cls, batch_in: str | Path | None, batch_out: str | Path | None, shards: int | None) -> "BatchFlags":
-        return cls(None if batch_in is None else Path(batch_in), None if batch_out is None else Path(batch_out), shards)
+    def of(cls, batch_in: str | Path | None, batch_out: str | Path | None, batch_files: int | None) -> "BatchFlags":
+        return cls(None if batch_in is None else Path(batch_in), None if batch_out is None else Path(batch_out), batch_files)
 
     @property
     def is_used(self) -> bool:
@@ -67,10 +67,10 @@ class BatchFlags(NamedTuple):
 
     def check(self) -> None:
         """Raise ConfigError for a number of files that is out of range, or for the same folder twice."""
-        if self.shards is not None and self.batch_out is None:
-            raise ConfigError(f"--shards {self.shards}: is the number of files of --batch-out, which is missing")
-        if self.shards is not None and not 1 <= self.shards <= MAX_REQUEST_FILES:
-            raise ConfigError(f"--shards {self.shards}: must be 1 to {MAX_REQUEST_FILES}")
+        if self.batch_files is not None and self.batch_out is None:
+            raise ConfigError(f"--batch-files {self.batch_files}: is the number of files of --batch-out, which is missing")
+        if self.batch_files is not None and not 1 <= self.batch_files <= MAX_REQUEST_FILES:
+            raise ConfigError(f"--batch-files {self.batch_files}: must be 1 to {MAX_REQUEST_FILES}")
         if self.is_used and self.batch_in == self.batch_out:
             raise ConfigError(f"--batch-out {self.batch_out}: is the folder of --batch-in too; give a new folder")
 
@@ -96,10 +96,12 @@ def check_answered_elsewhere(model: ModelConfig, section: str = "model") -> None
 
 
 def check_no_shard(stage: BaseModel) -> None:
-    """Raise ConfigError if a start with batch files is one of several workers: files are divided by --shards instead."""
+    """Raise ConfigError if a start with batch files is one of several workers: files are divided by --batch-files instead."""
     shard = getattr(stage, "shard", None)
     if shard is not None:
-        raise ConfigError(f"shard = {shard}: batch files hold all pending requests; give --shards to divide them among files")
+        raise ConfigError(
+            f"shard = {shard}: batch files hold all pending requests; give --batch-files to divide them among files"
+        )
 
 
 class BatchCounts:
@@ -285,7 +287,7 @@ class BatchModel:
         if large:
             print_status(
                 f"note: {len(large)} files are above {MAX_FILE_REQUESTS} requests or {size_text(MAX_FILE_BYTES)}, which hosted "
-                "batch APIs may refuse; without --shards the files keep to that"
+                "batch APIs may refuse; without --batch-files the files keep to that"
             )
 
 
@@ -322,7 +324,7 @@ def open_batch_model(
         yield None
         return
     check_answered_elsewhere(config, "judge" if stage == "judge" else "model")
-    requests = None if flags.batch_out is None else RequestFiles(flags.batch_out, stage=stage, run=run, shards=flags.shards)
+    requests = None if flags.batch_out is None else RequestFiles(flags.batch_out, stage=stage, run=run, shards=flags.batch_files)
     results = None if flags.batch_in is None else ResultIndex(flags.batch_in)
     model = BatchModel(config, results, requests, repeats_failed=repeats_failed)
     try:

@@ -27,7 +27,7 @@ from permix.progress import print_status
 from permix.storage.files import write_json
 from permix.storage.rows import quote_value
 from permix.storage.run_dir import RunDir
-from permix.types import Cell, Completion, Failure, Message, Persona, canonical_text
+from permix.types import Cell, Completion, Failure, Message, Persona, canonical_text, count_text
 
 ANSWERS_FILE_SUFFIX = "_qa.json"
 
@@ -66,7 +66,7 @@ def import_personagym_answers(config: ImportConfig, folder: Path) -> PersonaGymC
         run.append(cell for cell in imported.cells if known.get(cell.key) != cell)
         result = count_personagym_answers(run.path)
         write_fidelity_metrics(run.path, result, measure_text_metrics(run.path))
-    print_status(f"imported {result.answers.n_answered} answers of {result.n_personas} personas")
+    print_status(f"imported {result.answers.n_answered} answers of {count_text(result.n_personas, 'persona')}")
     if missing := result.answers.n_asked - result.answers.n_answered:
         print_status(f"note: {missing} of {result.answers.n_asked} answers are missing, {imported.n_failed} of them failed calls")
     return result

@@ -24,7 +24,7 @@ from permix.storage.files import write_json
 from permix.storage.run_dir import RunDir
 from permix.tasks import TASKS
 from permix.tasks.base import verify_completion
-from permix.types import Cell, digest
+from permix.types import Cell, count_text, digest
 from permix.verification.math_verifier import Verifier
 
 
@@ -67,8 +67,8 @@ def import_run(config: ImportConfig) -> StabilitySummary:
         summary = measure_stability(run.path)
         write_json(run.path / "metrics.json", summary)
     print_status(
-        f"imported {len(cells)} answers: {summary.n_personas} personas × {summary.n_questions} questions × "
-        f"{merged.samples} samples"
+        f"imported {count_text(len(cells), 'answer')}: {count_text(summary.n_personas, 'persona')} × "
+        f"{count_text(summary.n_questions, 'question')} × {count_text(merged.samples, 'sample')}"
     )
     if missing := summary.n_asked - summary.n_scored:
         print_status(f"note: {missing} of {summary.n_asked} persona cells have no score; they count as missing, not as wrong")
@@ -93,8 +93,8 @@ def read_import_logs(config: ImportConfig) -> MergedLogs:
     """Read all logs of the configuration and merge them into one grid. Raises ConfigError or DataError if that fails."""
     if bool(config.lm_eval) == bool(config.inspect):
         raise ConfigError(
-            "lm_eval, inspect: give logs of exactly one of the two, such as --lm-eval none=DIR pirate=DIR; or give --personagym "
-            "DIR, or --verl DIR with --plan"
+            "give one of these four to import: --lm-eval none=DIR pirate=DIR, --inspect LOG, --personagym DIR, or --verl DIR "
+            "with --plan" + ("; --lm-eval and --inspect are both given" if config.lm_eval else "")
         )
     if config.answer and (config.metric or config.filter):
         raise ConfigError(f"answer = {config.answer!r}: permix scores every answer again; leave metric and filter out")

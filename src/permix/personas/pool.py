@@ -12,6 +12,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -72,8 +73,9 @@ class PersonaPool(Record):
         The selection is stratified: each kind gets its proportional share of `n`, up to rounding. With the same seed a smaller
         selection is part of a larger one. Raises ConfigError for an unknown tag, and if there are fewer than `n` personas.
         """
-        for tag in (*include_tags, *exclude_tags):
-            self._require_tag(tag)
+        for field, tags in (("include_tags", include_tags), ("exclude_tags", exclude_tags)):
+            for tag in tags:
+                self._require_tag(tag, field)
         candidates = [
             persona
             for persona in self.personas
@@ -93,7 +95,7 @@ class PersonaPool(Record):
         """
         factors = tag_weights or {}
         for tag, factor in factors.items():
-            self._require_tag(tag)
+            self._require_tag(tag, "tag_weights")
             if not 0 <= factor < math.inf:
                 raise ConfigError(f"tag_weights.{tag} = {factor}: must be a finite number, 0 or above")
         raw = [persona.weight * math.prod(factors.get(tag, 1.0) for tag in persona.tags) for persona in self.personas]
@@ -103,9 +105,30 @@ class PersonaPool(Record):
         scaled = [weight / largest for weight in raw]
         return tuple(weight / math.fsum(scaled) for weight in scaled)
 
-    def _require_tag(self, tag: str) -> None:
+    def _require_tag(self, tag: str, field: str) -> None:
         if tag not in self.tags:
-            raise ConfigError(f"unknown tag {quote_value(tag)}; {valid_names_hint(tag, self.tags)}")
+            raise ConfigError(f"{field}: unknown tag {quote_value(tag)}; {valid_names_hint(tag, self.tags)}")
+
+
+_SELECTION_OPTIONS = {
+    "n": "personas.n",
+    "split": "personas.split",
+    "include_tags": "personas.include",
+    "exclude_tags": "personas.exclude",
+    "tag_weights": "plan.tag_weights",
+}
+"""For each argument of `PersonaPool`'s methods: the option of a configuration that gives it."""
+
+_ARGUMENT = re.compile(rf"(?:^|(?<=, ))({'|'.join(_SELECTION_OPTIONS)})(?= = |: |\.)")
+
+
+@contextmanager
+def selection_context() -> Iterator[None]:
+    """Make a ConfigError of `PersonaPool`, which names an argument, name the option: "n = 9: ..." is "personas.n = 9: ..."."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(_ARGUMENT.sub(lambda found: _SELECTION_OPTIONS[found[1]], str(error))) from error
 
 
 def _interleave_kinds(personas: Collection[Persona], seed: int) -> list[Persona]:
@@ -227,9 +250,10 @@ class PersonaSource:
                     f"note: the model was trained with {trained} of the {len(self._pool)} personas of {self._name}, so those of "
                     'the split heldout are used; personas.split = "all" takes all'
                 )
-        pool = self._pool if config.split == "all" else self._in_split(config.split)
-        if config.include or config.exclude or config.n:
-            pool = pool.select(include_tags=config.include, exclude_tags=config.exclude, n=config.n, seed=config.seed)
+        with selection_context():
+            pool = self._pool if config.split == "all" else self._in_split(config.split)
+            if config.include or config.exclude or config.n:
+                pool = pool.select(include_tags=config.include, exclude_tags=config.exclude, n=config.n, seed=config.seed)
         return config, pool
 
     def _in_split(self, split: Split) -> PersonaPool:

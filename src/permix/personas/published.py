@@ -13,9 +13,9 @@ A file is .jsonl, .csv, .tsv, .json, .parquet or .toml, a character card in a .p
 A .json file holds a list of texts or of such rows, or an object: one row, one list, or names with their texts or profiles
 (RoleBench, CharacterEval). A profile that is an object becomes one line for each of its fields.
 
-In all forms but the first, `id`, `tags`, `split` and `weight` keep their meaning and other columns are left out. A row without
-`id` has its name as id, if no two names are equal. `{{char}}` and `{{user}}` become the name and "the user". Of rows with equal
-texts the first is kept.
+The names of columns may differ in case from those above, as `ID,System`. In all forms but the first, `id`, `tags`, `split` and
+`weight` keep their meaning and other columns are left out. A row without `id` has its name as id, if no two names are equal.
+`{{char}}` and `{{user}}` become the name and "the user". Of rows with equal texts the first is kept.
 """
 
 import base64
@@ -76,7 +76,10 @@ def read_pool_rows(path: Path, column: str | None = None) -> PoolRows:
     raw = list(_folder_rows(path)) if path.is_dir() else _file_rows(path)
     if not raw:
         raise DataError(f"{path}:1: the file contains no persona; it needs at least one")
-    fields = {name: None for row in raw for name in row.fields}  # a dict keeps the order of the columns
+    written = {name: None for row in raw for name in row.fields}  # a dict keeps the order of the columns
+    spellings = {} if any(_is_card(row.fields) for row in raw) else _known_spellings(path, list(written), column)
+    raw = [SourceRow(row.where, {spellings.get(key, key): value for key, value in row.fields.items()}) for row in raw]
+    fields = {spellings.get(name, name): name for name in written}
     if column is None and any(name in fields for name in OWN_TEXT_FIELDS):
         is_csv = path.suffix.lower() in CSV_SUFFIXES
         return PoolRows([SourceRow(row.where, _parse_texts(row.fields)) for row in raw] if is_csv else raw)
@@ -84,20 +87,57 @@ def read_pool_rows(path: Path, column: str | None = None) -> PoolRows:
     if cards and len(cards) == len(raw):
         converted = [SourceRow(row.where, _card_fields(row)) for row in raw]
         return _without_repeats(path, converted, [f"read as {len(raw)} character card{'s' * (len(raw) > 1)}"])
-    chosen = _text_column(path, raw, list(fields), column)
-    unused = [name for name in fields if name not in (chosen.partition(".")[0], *OWN_FIELDS, *NAME_COLUMNS)]
-    note = f"personas are read from column {chosen!r}" + (f"; not used: {', '.join(unused[:8])}" if unused else "")
+    chosen = _text_column(path, raw, fields, column)
+    unused = [shown for name, shown in fields.items() if name not in (chosen.partition(".")[0], *OWN_FIELDS, *NAME_COLUMNS)]
+    note = f"personas are read from column {fields.get(chosen, chosen)!r}" + (
+        f"; not used: {', '.join(unused[:8])}" if unused else ""
+    )
     is_prompt = chosen in PROMPT_COLUMNS or (column is None and chosen == "prompt" and "act" in fields)
     target = "system" if is_prompt else "text"
     return _without_repeats(path, [_row_with_text(row, chosen, target) for row in raw], [note])
 
 
-def _text_column(path: Path, rows: Sequence[SourceRow], columns: Sequence[str], given: str | None) -> str:
-    """The column of the texts. Raises DataError, listing the columns, if none or several could be it."""
-    listed = ", ".join(columns[:20])
+_TEXT_NAMES = (*OWN_TEXT_FIELDS, *PERSONAHUB_COLUMNS, "prompt", *TEXT_COLUMNS)
+
+_KNOWN_NAMES = {name.lower(): name for name in (*_TEXT_NAMES, *OWN_FIELDS, *NAME_COLUMNS)}
+
+
+def _known_spellings(path: Path, columns: Sequence[str], given: str | None) -> dict[str, str]:
+    """For each column whose name differs in case from one that permix knows: the known name. `given` is `personas.column`.
+
+    A column of texts under its exact name goes before others: beside `persona`, a column `Text` is not the text. Raises DataError
+    if two columns that are read differ in case only.
+    """
+    has_text = given is not None or any(name in columns for name in _TEXT_NAMES)
+    found: dict[str, str] = {}
+    taken = {name: name for name in columns if name in _KNOWN_NAMES.values()}
+    for name in columns:
+        known = _KNOWN_NAMES.get(name.lower())
+        if known is None or name in taken or name == given:
+            continue
+        if (other := taken.get(known)) is not None and known != given:
+            raise DataError(f"{path}:1: the columns {other!r} and {name!r} differ in case only; rename one of them")
+        if known not in _TEXT_NAMES or not has_text:
+            found[name], taken[known] = known, name
+    return found
+
+
+def _text_column(path: Path, rows: Sequence[SourceRow], columns: Mapping[str, str], given: str | None) -> str:
+    """The column of the texts. Raises DataError, listing the columns, if none or several could be it.
+
+    `columns`: each name with its spelling in the file.
+    """
+    listed = ", ".join(list(columns.values())[:20])
     if given is not None:
         if any(field_value(row.fields, given) is not None for row in rows):
             return given
+        others = [name for name, shown in columns.items() if shown.lower() == given.lower()]
+        if len(others) == 1:
+            return others[0]
+        if others:
+            raise DataError(
+                f"{path}:1: personas.column = {given!r}: the columns {' and '.join(map(repr, others))} differ in case only"
+            )
         raise DataError(f"{path}:1: personas.column = {given!r}: no row has such a column; columns: {listed}")
     known = [name for name in PERSONAHUB_COLUMNS if name in columns][:1]
     if not known and "act" in columns and "prompt" in columns:
@@ -226,8 +266,7 @@ def _json_rows(value: Any, name: str) -> Iterator[SourceRow]:
 
 
 def _is_row(value: Mapping[str, Any]) -> bool:
-    columns = (*OWN_TEXT_FIELDS, *PERSONAHUB_COLUMNS, *TEXT_COLUMNS, "prompt")
-    return any(isinstance(value.get(column), str) for column in columns)
+    return any(isinstance(text, str) and _KNOWN_NAMES.get(key.lower()) in _TEXT_NAMES for key, text in value.items())
 
 
 def _columns_of_table(value: Mapping[str, Any]) -> list[str]:

@@ -147,8 +147,11 @@ def read_stage_config(path: Path) -> config.AnyConfig:
     """Read a configuration file into the class that its `stage` names. Raises ConfigError if the file is not valid."""
     values = config.read_config_values(path)
     name = values.get("stage")
+    stages = ", ".join(config.CONFIGS_BY_STAGE)
+    if "stage" not in values:
+        raise ConfigError(f"{path}: stage is missing: name the command that the file configures, one of {stages}")
     if not isinstance(name, str) or name not in config.CONFIGS_BY_STAGE:
-        raise ConfigError(f"{path}: stage = {config.quote_input(name)}: must be one of {', '.join(config.CONFIGS_BY_STAGE)}")
+        raise ConfigError(f"{path}: stage = {config.quote_input(name)}: must be one of {stages}")
     stage_config = config.build_config(config.CONFIGS_BY_STAGE[name], values, source=str(path))
     check_task_name(stage_config, str(path))
     return stage_config

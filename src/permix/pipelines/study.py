@@ -19,6 +19,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 from permix.config import TRAIN_PART, StudyConfig, StudyUnit
 from permix.errors import ConfigError, IncompleteRunError, PermixError
@@ -40,8 +41,10 @@ from permix.storage.workers import claim_folder, hold_shared_files, holds_claim
 STUDY_FILE = "study.json"
 
 
-def run_study(config: StudyConfig) -> None:
+def run_study(config: StudyConfig) -> Path | None:
     """Run or resume the units that `only`, `only_seeds` and `unit` choose, and write the study's report.
+
+    Returns the path of the report's page; None if there is no report, because nothing is finished or `unit` is given.
 
     Raises ConfigError, before anything is started, for settings that differ from those of a part that was started. Raises
     PermixError at the end if units have failed, and IncompleteRunError if units are pending.
@@ -49,12 +52,11 @@ def run_study(config: StudyConfig) -> None:
     require_content(config)
     check_same_settings(config)
     if config.report:
-        report_study(config)
-        return
+        return report_study(config)
     if config.unit is not None:
         with _claimed(config.chosen_units()[0]) as unit:
             run_unit(config, unit)
-        return
+        return None
     check_study(config)
     with hold_shared_files(config.out):
         write_json(config.out / STUDY_FILE, without_choice(config))
@@ -67,8 +69,9 @@ def run_study(config: StudyConfig) -> None:
     failed = _run_units(config, waiting)
     for unit in chosen if not config.keep_models else ():
         delete_model(unit)  # of a unit whose process was killed before it could
-    report_study(config)
+    page = report_study(config)
     _require_finished(config, chosen, failed)
+    return page
 
 
 def _run_units(config: StudyConfig, units: Sequence[StudyUnit]) -> list[JobFailure]:
@@ -126,8 +129,10 @@ def _claimed(unit: StudyUnit) -> Iterator[StudyUnit]:
         os.close(descriptor)
 
 
-def report_study(config: StudyConfig) -> None:
+def report_study(config: StudyConfig) -> Path | None:
     """Write the report of everything that is finished; several commands that end at the same time do it one after the other.
+
+    Returns the path of its page; None if no evaluation is finished.
 
     With `report`, `only` and `only_seeds` choose what it has, and it goes to a folder of its own, report-only/.
     """
@@ -135,6 +140,7 @@ def report_study(config: StudyConfig) -> None:
     finished = {unit.name: finished_parts(unit) for unit in units}
     if not any(set(parts) - {TRAIN_PART} for parts in finished.values()):
         print_status(f"study {config.out}: no evaluation is finished, so there is no report yet")
-        return
+        return None
     with hold_shared_files(config.report_folder):
         write_study_report(config, finished, config.report_folder, units)
+    return config.report_folder / "index.html"

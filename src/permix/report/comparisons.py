@@ -299,7 +299,8 @@ def comparison_claim(comparison: RunComparison) -> str:
     counts = [_count_persona_scores(run) for run in (comparison.first, comparison.other)]
     if any(scored < MIN_SCORED_SHARE * asked for scored, asked in counts):
         scored, asked = map(sum, zip(*counts, strict=True))
-        return f"{two} against {one}: not compared, because the runs are incomplete ({format_ratio(scored, asked)} cells scored)."
+        ratio = format_ratio(scored, asked)
+        return f"{two} against {one}: not compared, because the runs are incomplete ({ratio} persona cells scored)."
     measures = {measure.name: measure for measure in comparison.result.measures}
     (pss, pss_p), (mean, mean_p) = ((measures[name].difference, measures[name].p) for name in ("pss", "mean"))
     stable = "PSS has no value in one of the runs, so stability is not compared"
@@ -316,7 +317,7 @@ def comparison_cautions(comparison: RunComparison) -> list[str]:
     for label, run in zip(comparison.labels, (comparison.first, comparison.other), strict=True):
         scored, asked = _count_persona_scores(run)
         if scored < asked:
-            cautions.append(f"**Incomplete**: {table.md_label(label)} has {format_ratio(scored, asked)} cells scored.")
+            cautions.append(f"**Incomplete**: {table.md_label(label)} has {format_ratio(scored, asked)} persona cells scored.")
         if (warning := run.cut_off_warning) is not None:
             cautions.append(f"**Cut off**: {table.md_label(label)}: {warning}.")
         if (note := chosen_answers_note(run.cells)) is not None:

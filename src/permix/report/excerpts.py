@@ -31,7 +31,7 @@ from permix.report.judges import INTERVIEW_KIND, KIND_TITLES, OPEN_ENDED_KIND, P
 from permix.report.runs import ModelRuns, Run
 from permix.sanitize import escape_control, escape_markdown, truncate
 from permix.types import Cell as Asked
-from permix.types import CellKey, digest
+from permix.types import CellKey, count_text, digest
 
 _T = TypeVar("_T")
 
@@ -149,7 +149,9 @@ def subject_text(models: Sequence[ModelRuns]) -> str:
     """One line on what was measured, in Markdown: tasks, sizes, and the day of the newest run; empty if nothing is known."""
     stable = [(model.runs["stability"], model.stability) for model in models if model.stability is not None]
     tasks = list(dict.fromkeys(_task_text(run) for run, _ in stable))
-    sizes = {f"{summary.n_questions} questions × {summary.n_personas} personas" for _, summary in stable}
+    sizes = {
+        f"{count_text(summary.n_questions, 'question')} × {count_text(summary.n_personas, 'persona')}" for _, summary in stable
+    }
     has_open_questions = any(model.identifiability is not None for model in models)
     days = [str(run.provenance.get("created", ""))[:10] for model in models for run in model.runs.values()]
     parts = [
@@ -258,7 +260,10 @@ def _sample_sizes(models: Sequence[ModelRuns]) -> Iterable[str]:
     for model in models:
         one, two = model.stability, model.identifiability
         parts = (
-            [f"{one.n_questions} questions × {one.n_personas} personas, {one.n_scored} of {one.n_asked} cells scored"]
+            [
+                f"{count_text(one.n_questions, 'question')} × {count_text(one.n_personas, 'persona')}, "
+                f"{one.n_scored} of {one.n_asked} persona cells scored"
+            ]
             if one
             else []
         )

@@ -52,7 +52,7 @@ from permix.report.methods import (
 )
 from permix.report.runs import ModelRuns
 from permix.storage.cells import chosen_answers_note, describe_cures, describe_reasons
-from permix.types import Estimate
+from permix.types import Estimate, count_text
 
 MAX_FAILURE_CHARS = 1200
 """Longest text of the failures of one run: the words of three reasons, and what helps."""
@@ -173,7 +173,7 @@ def short_warnings(models: Sequence[ModelRuns], comparisons: Sequence[Comparison
     ]
     kinds = Counter(_warning_kind(one) for one in (*incomplete_run_warnings(models), *comparison_warnings(comparisons)))
     short = {kind: f" ({format_count(count)} times)" if count > 1 else "" for kind, count in kinds.items()}
-    short["Incomplete"] = f": {', '.join(incomplete)} cells scored"
+    short["Incomplete"] = f": {', '.join(incomplete)} persona cells scored"
     short["Failed"] = (
         f" requests in {format_count(kinds['Failed'])} {'run' if kinds['Failed'] == 1 else 'runs'}, with the reasons"
     )
@@ -193,7 +193,7 @@ def incomplete_run_warnings(models: Sequence[ModelRuns]) -> list[str]:
     """
     incomplete = [
         f"> **Incomplete**: {md_label(model.label)} has "
-        f"{format_ratio(model.stability.n_scored, model.stability.n_asked)} cells scored."
+        f"{format_ratio(model.stability.n_scored, model.stability.n_asked)} persona cells scored."
         for model in models
         if model.stability is not None and model.stability.n_scored < model.stability.n_asked
     ]
@@ -269,7 +269,7 @@ def _stability_sentence(model: ModelRuns) -> str:
     return (
         f"**{md_label(model.label)}**: accuracy {one.baseline} without persona, "
         f"{one.mean} "
-        f"on average over {one.n_personas} personas, {one.worst} under the worst; PSS "
+        f"on average over {count_text(one.n_personas, 'persona')}, {one.worst} under the worst; PSS "
         f"{one.pss} "
         f"(observed {one.pss_observed.format_value()}; {one.pss_null.format_value()} would be observed "
         "if personas had no effect); "
@@ -737,7 +737,7 @@ def _scored_coverage(models: Sequence[ModelRuns]) -> _ScoredCoverage:
     personas = max((one.n_personas for one in summaries), default=0)
     scored, asked = (sum(getattr(one, name) for one in summaries) for name in ("n_scored", "n_asked"))
     is_complete = all(one.n_scored >= MIN_SCORED_SHARE * one.n_asked for one in summaries)
-    return _ScoredCoverage(f"{personas} personas, {format_ratio(scored, asked)} cells scored", is_complete)
+    return _ScoredCoverage(f"{count_text(personas, 'persona')}, {format_ratio(scored, asked)} persona cells scored", is_complete)
 
 
 def _distinctness_findings(change: MethodDifference, pooled: PooledMethod, reference_pooled: PooledMethod) -> list[Finding]:

@@ -186,6 +186,8 @@ def read_provenance(run: Path) -> RunFile:
 
 def _read_provenance_file(path: Path) -> RunFile:
     provenance = read_run_file(path)
+    if not provenance:
+        raise DataError(f"{path}: holds no field, so the run's format is not known; run its command again into a new folder")
     if provenance.get("format", 1) != RUN_FORMAT:
         raise DataError(
             f"{path}: the run has format {provenance.get('format', 1)}, and this version of permix reads format {RUN_FORMAT}; "

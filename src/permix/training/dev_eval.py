@@ -164,7 +164,7 @@ def _dev_eval_error_context() -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        message = re.sub(r"\btask\.n\b", "dev_eval.questions", str(error))
+        message = re.sub(r"\btask\.n\b", "dev_eval.questions", re.sub(r"^personas\.split\b", "split", str(error)))
         message = re.sub(r"(?<![.\w])n_questions\b", "dev_eval.roleplay_questions", message)
         raise ConfigError(f"[dev_eval] uses the dev split: {message}") from error
 
