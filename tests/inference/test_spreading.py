@@ -396,8 +396,8 @@ def config_with(base_url: Any) -> ModelConfig:
     ("base_url", "words"),
     [
         (("http://h/v1", "http://h/v1/"), "base_url: http://h/v1 is given twice; give it once"),
-        (("http://h/v1", ""), "base_url: an address is empty"),
-        ((), "base_url is missing"),
+        (("http://h/v1", ""), "base_url.1 = '': is empty"),
+        ((), "base_url = []: names no address"),
         (("http://h/v1", "http://u:hunter2@g/v1"), "base_url holds credentials"),
         (("http://h/v1", "http://g/v1?key=hunter2"), "base_url holds credentials"),
     ],

@@ -67,11 +67,12 @@ def describe_blank(name: str, field: FieldInfo, value: Any) -> str | None:
 
     A shell makes an empty text of a variable that is not set. As a path it would be the current folder.
     """
-    texts = value if isinstance(value, list | tuple) else (value,)
+    if isinstance(value, list | tuple):
+        return next(filter(None, (describe_blank(f"{name}.{at}", field, one) for at, one in enumerate(value))), None)
     kinds = annotation_types(field.annotation)
     if any(isinstance(one, BeforeValidator) for one in field.metadata):  # it reads the text itself, and says what is valid
         return None
-    if field.default == "" or not kinds & {str, Path} or all(not isinstance(one, str) or one.strip() for one in texts):
+    if field.default == "" or not kinds & {str, Path} or not isinstance(value, str) or value.strip():
         return None
     default = field.get_default()
     left_out = f" (default: {default})" if isinstance(default, str | Path) else ""
