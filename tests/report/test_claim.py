@@ -74,7 +74,7 @@ def test_lower_is_said_as_plainly(study: dict[str, ReportMethod]) -> None:
     swapped = [study["RLVR"]._replace(role="permix"), study["PerMix-RLVR"]._replace(role="rlvr")]
     headline, said, cards = build_claim(swapped)
     assert headline == "RLVR is worse than PerMix-RLVR in character; no difference is shown in stability or accuracy."
-    assert [card.verdict for card in cards] == ["no difference shown", "worse", "no difference shown"]
+    assert [card.outcome for card in cards] == ["no difference shown", "worse", "no difference shown"]
     assert "its personas are harder to distinguish by their answers (identifiability −" in said
     assert said.endswith(", lower.")
 
@@ -122,7 +122,7 @@ def test_one_seed_each_and_no_difference(tmp_path: Path) -> None:
 def test_a_difference_between_single_seeds_says_so_first(study: dict[str, ReportMethod]) -> None:
     mixed, plain = (study[name]._replace(models=study[name].models[:1]) for name in ("PerMix-RLVR", "RLVR"))
     headline, _, cards = build_claim([mixed, plain])
-    assert "better" in [card.verdict for card in cards]
+    assert "better" in [card.outcome for card in cards]
     assert headline.startswith("With one training seed each, PerMix-RLVR is better than RLVR in ")
     headline, _, _ = build_claim([study["base"], plain])
     assert headline.startswith("With one training seed, RLVR is ")
@@ -148,7 +148,7 @@ def test_models_that_were_not_asked_the_same_are_not_compared(tmp_path: Path) ->
     headline, basis, cards = build_claim(group_methods(collect_models([tmp_path])))
     assert headline == "b and a are not compared: not the same questions (20 against 15, 15 in common)."
     assert basis == said
-    assert [card.verdict for card in cards] == ["not compared", "not measured", "not compared"]
+    assert [card.outcome for card in cards] == ["not compared", "not measured", "not compared"]
     assert [one.name for one in cards[0].values] == ["b", "a"]  # the numbers are shown, their difference is not
     assert cards[0].difference is None
 
@@ -164,7 +164,7 @@ def test_a_model_alone(study: dict[str, ReportMethod]) -> None:
         f"Accuracy {found.worst} under the worst persona and {found.mean} on average, {grid(80)}; identifiability: chance "
         "0.250 among 4 personas, 80 answers. Brackets are 95 % intervals over the questions."
     )
-    assert [card.verdict for card in cards] == [
+    assert [card.outcome for card in cards] == [
         "personas change the accuracy", "personas are distinguished", "worse than without a persona",
     ]  # fmt: skip
     assert cards[1].mark is not None
@@ -183,7 +183,7 @@ def test_a_model_alone_that_personas_do_nothing_to(tmp_path: Path) -> None:
         "No effect of personas on the accuracy of a is shown, "
         "and its personas are not shown to be distinguished by their answers."
     )
-    assert [card.verdict for card in cards] == [
+    assert [card.outcome for card in cards] == [
         "no persona effect shown", "personas are not shown to be distinguished", "no difference to no persona shown",
     ]  # fmt: skip
     assert said.startswith("a: no persona effect is shown; accuracy under its worst persona is ")
@@ -211,11 +211,11 @@ def test_no_right_answer_leaves_no_pss_and_says_so(tmp_path: Path) -> None:
     said, basis, cards = build_claim([never])
     assert said == f"a&#124;b: {reason}."
     assert basis == f"a&#124;b: {reason}. {grid(80)[0].upper()}{grid(80)[1:]}. Brackets are 95 % intervals over the questions."
-    assert (cards[0].verdict, cards[0].reason, cards[0].values) == ("not compared", reason, ())
+    assert (cards[0].outcome, cards[0].reason, cards[0].values) == ("not compared", reason, ())
     said, basis, cards = build_claim([right, never])
     assert said == "a&#124;b is worse than c in accuracy."
     assert basis.startswith(f"a&#124;b against c: of a&#124;b {reason}.")
-    assert (cards[0].verdict, cards[0].reason) == ("not compared", f"of a|b {reason}")
+    assert (cards[0].outcome, cards[0].reason) == ("not compared", f"of a|b {reason}")
     summary = never.models[0].stability
     assert summary is not None
     assert (summary.pss_reason, summary.pss.value, summary.mean.value) == (reason, None, 0.0)

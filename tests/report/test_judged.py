@@ -260,11 +260,11 @@ def test_the_claim_says_what_a_trusted_judge_gave_and_leaves_out_another(tmp_pat
     assert said == "two is better than one in character."
     assert basis.startswith("two against one: higher PersonaScore by judge fair (1 to 5, +")
     assert basis.endswith(f"). PersonaScore by judge fair: 8 personas, intervals over personas; s{left_out}.")
-    assert [card.verdict for card in cards] == ["not measured", "better", "not measured"]
+    assert [card.outcome for card in cards] == ["not measured", "better", "not measured"]
     assert cards[1].meaning == "1 to 5, by judge fair"
     assert cards[1].limits == (1.0, 5.0)
     said, basis, single = build_claim(group_methods(collect_models([tmp_path / "one"])))
     assert re.fullmatch(r"A trusted judge gives the personas of one \d\.\d+ of 5\.", said)
     assert basis.startswith("one: PersonaScore by judge fair ")
     assert basis.endswith(f" of 5. S{left_out}; judge fair: 8 personas, intervals over personas.")
-    assert [card.verdict for card in single] == ["not measured", "scored by a trusted judge", "not measured"]
+    assert [card.outcome for card in single] == ["not measured", "scored by a trusted judge", "not measured"]

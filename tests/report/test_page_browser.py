@@ -262,7 +262,7 @@ def test_sentence_cards_and_figure_are_on_the_first_screen(
     assert cards.locator("h2").evaluate_all("(all) => all.map((one) => one.firstChild.textContent.trim())") == [
         "Stability (PSS)", "Character (identifiability)", "Accuracy (mean over personas)",
     ]  # fmt: skip
-    assert cards.locator(".verdict").all_inner_texts() == ["no difference shown", "better", "no difference shown"]
+    assert cards.locator(".outcome").all_inner_texts() == ["no difference shown", "better", "no difference shown"]
     bottoms = [box["y"] + box["height"] for one in cards.all() if (box := one.bounding_box()) is not None]
     assert len(bottoms) == 3
     assert max(bottoms) < size[1]

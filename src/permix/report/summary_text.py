@@ -366,7 +366,7 @@ _NO_CLAIM_POSSIBLE = (
 
 _BETTER, _WORSE, _NOT_COMPARED, _NOT_MEASURED = "better", "worse", "not compared", "not measured"
 
-_VERDICTS = {"higher": _BETTER, "lower": _WORSE}
+_OUTCOMES = {"higher": _BETTER, "lower": _WORSE}
 
 _UNIT_RANGE, _JUDGE_RANGE = (0.0, 1.0), (1.0, 5.0)
 
@@ -381,7 +381,7 @@ class NamedEstimate(NamedTuple):
 class ResultCard(NamedTuple):
     """One result of the first screen.
 
-    `topic` is its name in a sentence, `title` its name on the card, `meaning` what it measures, `verdict` the result in words.
+    `topic` is its name in a sentence, `title` its name on the card, `meaning` what it measures, `outcome` the result in words.
     `values`: the number of the method that the claim is about, then that of the reference, if there is one. `difference` is the
     first minus the second; for a single method it is None, and `mark` is a number to compare the value with (chance). `limits`:
     the smallest and the largest possible value. `reason` (Markdown) says why nothing was compared or measured.
@@ -390,7 +390,7 @@ class ResultCard(NamedTuple):
     topic: str
     title: str
     meaning: str = ""
-    verdict: str = _NOT_MEASURED
+    outcome: str = _NOT_MEASURED
     values: tuple[NamedEstimate, ...] = ()
     difference: Estimate | None = None
     mark: NamedEstimate | None = None
@@ -399,12 +399,12 @@ class ResultCard(NamedTuple):
 
     @property
     def markdown(self) -> str:
-        """One line: the title, the verdict and the numbers."""
+        """One line: the title, the outcome and the numbers."""
         numbers = [f"{md_label(one.name)} {one.estimate}" for one in self.values]
         numbers += [f"{md_label(self.mark.name)} {self.mark.estimate}"] if self.mark is not None else []
         numbers += [f"difference {self.difference.format_difference()}"] if self.difference is not None else []
         reason = f" ({self.reason})" if self.reason else ""
-        return f"- **{md_label(self.title, 200)}**: {'; '.join([md_label(self.verdict, 200) + reason, *numbers])}"
+        return f"- **{md_label(self.title, 200)}**: {'; '.join([md_label(self.outcome, 200) + reason, *numbers])}"
 
 
 class ReportClaim(NamedTuple):
@@ -524,7 +524,7 @@ def _one_seed_text(change: MethodDifference, one: ReportMethod, other: ReportMet
 def _comparison_claim_sentence(name: str, against: str, cards: Sequence[ResultCard], one_seed: str) -> str:
     """Return the sentence: in what the first method is better, in what it is worse, and where no difference is shown."""
     better, worse, equal = (
-        [card.topic for card in cards if card.verdict == verdict] for verdict in (_BETTER, _WORSE, NOT_SIGNIFICANT)
+        [card.topic for card in cards if card.outcome == outcome] for outcome in (_BETTER, _WORSE, NOT_SIGNIFICANT)
     )
     if better or worse:
         parts = [f"better than {against} in {_join_words(better)}"] if better else []
@@ -568,10 +568,10 @@ def _compared_card(
         NamedEstimate(name, one) for name, one in zip(names, values, strict=True) if one is not None and one.value is not None
     )
     if empty.reason:
-        return empty._replace(verdict=_NOT_COMPARED, values=known)
+        return empty._replace(outcome=_NOT_COMPARED, values=known)
     direction = difference_direction(difference)
     shown = difference if difference is not None and difference.value is not None else None
-    return empty._replace(verdict=_VERDICTS.get(direction, direction), values=known, difference=shown)
+    return empty._replace(outcome=_OUTCOMES.get(direction, direction), values=known, difference=shown)
 
 
 def _character_card(pair: ComparisonPair, change: MethodDifference, by_classifier: ResultCard) -> ResultCard:
@@ -608,24 +608,24 @@ def _single_method_cards(method: ReportMethod, pooled: PooledMethod) -> tuple[Re
     reason = _reasons_text(pooled.reasons) if pooled.reasons else "" if scored.is_complete else f"incomplete, {scored.text}"
     stability = ResultCard("stability", *_TITLES["stability"], reason=reason or method.pss_reason or "")
     return (
-        _single_card(stability, name, pooled.pss, _persona_effect_verdict(stable)),
+        _single_card(stability, name, pooled.pss, _persona_effect_outcome(stable)),
         _single_character_card(method, pooled),
         _single_card(
-            ResultCard("accuracy", *_TITLES["accuracy"], reason=reason), name, pooled.mean, _no_persona_verdict(stable),
+            ResultCard("accuracy", *_TITLES["accuracy"], reason=reason), name, pooled.mean, _no_persona_outcome(stable),
             pooled.measures.get("baseline"), "no persona",
         ),
     )  # fmt: skip
 
 
 def _single_card(
-    empty: ResultCard, name: str, value: Estimate | None, verdict: str, mark: Estimate | None = None, mark_name: str = ""
+    empty: ResultCard, name: str, value: Estimate | None, outcome: str, mark: Estimate | None = None, mark_name: str = ""
 ) -> ResultCard:
     if empty.reason:
-        return empty._replace(verdict=_NOT_COMPARED)
+        return empty._replace(outcome=_NOT_COMPARED)
     if value is None or value.value is None:
         return empty
     marked = NamedEstimate(mark_name, mark) if mark is not None and mark.value is not None else None
-    return empty._replace(verdict=verdict, values=(NamedEstimate(name, value),), mark=marked)
+    return empty._replace(outcome=outcome, values=(NamedEstimate(name, value),), mark=marked)
 
 
 def _single_character_card(method: ReportMethod, pooled: PooledMethod) -> ResultCard:
@@ -634,8 +634,8 @@ def _single_character_card(method: ReportMethod, pooled: PooledMethod) -> Result
                if one.discriminates_persona]  # fmt: skip
     empty = ResultCard("character", *_TITLES["character"], reason=_reasons_text(pooled.fidelity_reasons))
     if one is not None and one.low is not None and chance is not None:
-        verdict = "personas are distinguished" if _is_above(one, chance) else "personas are not shown to be distinguished"
-        return _single_card(empty, one_line(method.name), one, verdict, Estimate(value=chance, n=one.n), "chance")
+        outcome = "personas are distinguished" if _is_above(one, chance) else "personas are not shown to be distinguished"
+        return _single_card(empty, one_line(method.name), one, outcome, Estimate(value=chance, n=one.n), "chance")
     if trusted:
         kind, judge = trusted[0]
         title = _judge_title(score_name(kind, judge.tasks), judge.label)
@@ -649,7 +649,7 @@ def _is_above(one: Estimate, limit: float | None) -> bool:
     return one.low is not None and limit is not None and one.low > limit
 
 
-def _persona_effect_verdict(models: Sequence[ModelRuns]) -> str:
+def _persona_effect_outcome(models: Sequence[ModelRuns]) -> str:
     n_shown, n_tested = _persona_effect_counts(models)
     if n_tested == 0:
         return "no test of a persona effect"
@@ -664,7 +664,7 @@ def _persona_effect_counts(models: Sequence[ModelRuns]) -> tuple[int, int]:
     return sum(p < _SIGNIFICANCE_LEVEL for p in p_values), len(p_values)
 
 
-def _no_persona_verdict(models: Sequence[ModelRuns]) -> str:
+def _no_persona_outcome(models: Sequence[ModelRuns]) -> str:
     """Return how the mean over personas differs from no persona; of a single model, because this difference is not pooled."""
     differences = [model.stability.measures["mean_minus_baseline"] for model in models if model.stability is not None]
     direction = difference_direction(differences[0]) if len(differences) == 1 else _NOT_MEASURED

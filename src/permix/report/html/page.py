@@ -223,7 +223,7 @@ def card_views(cards: Sequence[ResultCard]) -> list[dict[str, Any]]:
 
 
 def _card_view(card: ResultCard, reach: float) -> dict[str, Any]:
-    tone = next((one for one in ("better", "worse") if card.verdict.startswith(one)), "plain")
+    tone = next((one for one in ("better", "worse") if card.outcome.startswith(one)), "plain")
     decimals = min((one.estimate.decimals for one in card.values), default=None)
     numbers = [
         {
@@ -235,7 +235,7 @@ def _card_view(card: ResultCard, reach: float) -> dict[str, Any]:
     shown = card.difference if card.difference is not None else card.values[0].estimate if len(card.values) == 1 else None
     view: dict[str, Any] = {
         "title": card.title, "meaning": card.meaning,
-        "verdict": card.verdict, "tone": tone, "numbers": numbers, "reason": render_inline(card.reason),
+        "outcome": card.outcome, "tone": tone, "numbers": numbers, "reason": render_inline(card.reason),
         "difference": "" if card.difference is None else card.difference.format_difference(3).replace(", ", ",\u00a0"),
         "mark": "" if card.mark is None else f"{card.mark.name} {card.mark.estimate.format_value()}", "bar": None,
     }  # fmt: skip
