@@ -167,7 +167,7 @@ def test_the_card_of_one_model_shows_its_value_within_the_limits() -> None:
     value, chance = Estimate(value=0.5, low=0.25, high=0.75, n=20), Estimate(value=0.125, n=20)
     shown, unmeasured = card_views(
         [
-            ResultCard("character", "Character", verdict="personas are distinguished", values=(NamedEstimate("a", value),),
+            ResultCard("character", "Character", outcome="personas are distinguished", values=(NamedEstimate("a", value),),
                        mark=NamedEstimate("chance", chance)),
             ResultCard("accuracy", "Accuracy"),
         ]
@@ -175,7 +175,7 @@ def test_the_card_of_one_model_shows_its_value_within_the_limits() -> None:
     assert shown["bar"] == {"low": 25, "width": 50, "value": 50, "mark": 12.5, "ends": ("0", "", "1")}
     assert shown["numbers"] == [{"name": "a", "text": "0.50 [0.25,\u00a00.75]"}]
     assert shown["mark"] == "chance 0.12"
-    assert (unmeasured["verdict"], unmeasured["bar"], unmeasured["numbers"]) == ("not measured", None, [])
+    assert (unmeasured["outcome"], unmeasured["bar"], unmeasured["numbers"]) == ("not measured", None, [])
 
 
 def test_folded_columns_come_second_and_both_tables_name_the_rows(tmp_path: Path) -> None:
