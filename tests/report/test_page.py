@@ -149,9 +149,9 @@ def test_cards_have_bars_of_one_scale() -> None:
 
     wide, narrow, judge = card_views(
         [
-            card("stability", -0.5, 0.25, -0.25, verdict="no difference shown"),
-            card("accuracy", 0.05, 0.1, 0.075, verdict="better"),
-            card("character", -2.0, -1.0, -1.5, verdict="worse", limits=(1.0, 5.0)),
+            card("stability", -0.5, 0.25, -0.25, outcome="no difference shown"),
+            card("accuracy", 0.05, 0.1, 0.075, outcome="better"),
+            card("character", -2.0, -1.0, -1.5, outcome="worse", limits=(1.0, 5.0)),
         ]
     )
     assert (wide["bar"]["low"], wide["bar"]["width"], wide["bar"]["value"], wide["bar"]["mark"]) == (0, 75, 25, 50)
