@@ -1,4 +1,4 @@
-"""CPU seconds of a command from its start to its end: the help of each verb, and a report of the recorded runs.
+"""CPU seconds of a command from its start to its end: the help of each command, and a report of the recorded runs.
 
 Each command is a process of its own; a figure is the least of several starts, since a machine's other work only adds. Modules are
 read from their bytecode, as those of an installed package are: the first start writes it. One JSON line a figure.
@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.figures import show
-from permix.cli import VERBS
+from permix.cli import COMMANDS
 
 RECORDED = Path(__file__).parents[1] / "docs" / "recorded" / "quickstart"
 
@@ -38,16 +38,18 @@ def cpu_seconds(words: Sequence[str]) -> float:
 def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0])
     options.add_argument("--starts", type=int, default=3)
-    options.add_argument("--verbs", nargs="*", default=sorted(VERBS), help="of these verbs; the report is always measured")
+    options.add_argument(
+        "--commands", nargs="*", default=sorted(COMMANDS), help="of these commands; the report is always measured"
+    )
     return options
 
 
 def main() -> None:
     given = parser().parse_args()
     show("startup_help_cpu_s", min(cpu_seconds(["--help"]) for _ in range(given.starts)), starts=given.starts)
-    for verb in given.verbs:
-        spent = min(cpu_seconds([verb, "--help"]) for _ in range(given.starts))
-        show("startup_verb_help_cpu_s", spent, verb=verb, starts=given.starts)
+    for command in given.commands:
+        spent = min(cpu_seconds([command, "--help"]) for _ in range(given.starts))
+        show("startup_verb_help_cpu_s", spent, command=command, starts=given.starts)
     runs = sorted(map(str, RECORDED.iterdir()))
     with tempfile.TemporaryDirectory() as scratch:
         spent = min(cpu_seconds(["report", *runs, "--out", f"{scratch}/{number}"]) for number in range(given.starts))

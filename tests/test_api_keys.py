@@ -138,17 +138,17 @@ def test_a_header_whose_variable_is_not_set_or_cannot_be_sent_is_refused_before_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("verb", ["stability", "fidelity", "judge"])
+@pytest.mark.parametrize("command", ["stability", "fidelity", "judge"])
 def test_no_file_and_no_output_holds_the_value_of_a_header(
-    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("GATE_VALUE", KEY)
     monkeypatch.setenv("PERMIX_TEST_KEY", "another-key-0123456789")
     monkeypatch.setitem(vars(OpenAIModel)["__init__"].__kwdefaults__, "backoff_s", 0.001)  # an endpoint that fails is asked often
     with openai_server(echoing) as server:
         model = endpoint(server.base_url, api_key_env="PERMIX_TEST_KEY", headers=["X-Gate=GATE_VALUE"])
-        values = stability_values if verb == "stability" else fidelity_values
-        if verb == "judge":
+        values = stability_values if command == "stability" else fidelity_values
+        if command == "judge":
             server.script = lambda body, nth, headers: "[[4]]"
             (tmp_path / "fidelity.toml").write_text(toml(fidelity_values(tmp_path, server.base_url)))
             assert cli.run_cli(["fidelity", str(tmp_path / "fidelity.toml")]) == 0
@@ -158,13 +158,13 @@ def test_no_file_and_no_output_holds_the_value_of_a_header(
             shown = values(tmp_path, server.base_url, model=model)
         n_before = len(server.asked)
         (tmp_path / "a.toml").write_text(toml(shown))
-        assert cli.run_cli([verb, str(tmp_path / "a.toml")]) in (2, 3)
+        assert cli.run_cli([command, str(tmp_path / "a.toml")]) in (2, 3)
         assert {one.headers["X-Gate"] for one in server.asked[n_before:]} == {KEY}
     found = "".join(capfd.readouterr())
     assert "[redacted]" in found
     assert PIECE not in found
     assert leaks(tmp_path) == []
-    if verb != "fidelity":
+    if command != "fidelity":
         assert any(b"X-Gate=GATE_VALUE" in path.read_bytes() for path in tmp_path.rglob("config.json"))
 
 

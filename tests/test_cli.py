@@ -1,4 +1,4 @@
-"""The command line: every verb's exit code and words, flags over file over default, and no torch where none is needed."""
+"""The command line: every command's exit code and words, flags over file over default, and no torch where none is needed."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def test_alone_it_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     for argv in ([], ["--help"], ["-h"]):
         assert cli.run_cli(argv) == 0
         shown = capsys.readouterr().out
-        assert all(f"\n  {verb} " in shown for verb in cli.VERBS)
+        assert all(f"\n  {command} " in shown for command in cli.COMMANDS)
     assert cli.run_cli(["--version"]) == 0
     assert capsys.readouterr().out == f"{__version__}\n"
 
@@ -65,44 +65,44 @@ def options(stage: type[BaseModel], prefix: str = "--") -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
-def test_help_names_every_option_of_a_verb(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    if verb == "check":
-        assert cli.run_cli([verb, "--help"]) == 0
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_names_every_option_of_a_verb(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if command == "check":
+        assert cli.run_cli([command, "--help"]) == 0
         assert "CONFIG.toml" in capsys.readouterr().out
         return
     with pytest.raises(SystemExit) as ended:
-        cli.run_cli([verb, "--help"])
+        cli.run_cli([command, "--help"])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
     others: dict[str, type[BaseModel]] = {"models": cli.ModelsOptions, "personas": cli.PersonasOptions}
-    assert cli.VERBS[verb].help.split("\n")[0] in " ".join(shown.split())
-    hidden = {"--stage", *(f"--{name}" for name in (config.FILE_ONLY_FIELDS if verb == "study" else ()))}
-    expected = [option for option in options(config.CONFIGS_BY_STAGE.get(verb) or others[verb]) if option not in hidden]
+    assert cli.COMMANDS[command].help.split("\n")[0] in " ".join(shown.split())
+    hidden = {"--stage", *(f"--{name}" for name in (config.FILE_ONLY_FIELDS if command == "study" else ()))}
+    expected = [option for option in options(config.CONFIGS_BY_STAGE.get(command) or others[command]) if option not in hidden]
     assert [option for option in expected if option not in shown] == []
     assert "--stage" not in shown
-    assert f"Example: {cli.EXAMPLES[verb]}" in " ".join(shown.split())
-    assert shown.startswith(" ".join(f"usage: permix {verb} {cli.VERBS[verb].arguments} [-h]".split()))
+    assert f"Example: {cli.EXAMPLES[command]}" in " ".join(shown.split())
+    assert shown.startswith(" ".join(f"usage: permix {command} {cli.COMMANDS[command].arguments} [-h]".split()))
 
 
 def test_the_examples_are_commands_of_their_verbs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is parsed as the command would parse it; nothing is run."""
-    assert set(cli.EXAMPLES) == set(cli.VERBS)
+    assert set(cli.EXAMPLES) == set(cli.COMMANDS)
     monkeypatch.chdir(Path(cli.__file__).parents[2])
     parsed = []
 
-    def stop(verb: str, cls: type[BaseModel], args: Any) -> Any:
-        parsed.append(parse(verb, cls, args))
+    def stop(command: str, cls: type[BaseModel], args: Any) -> Any:
+        parsed.append(parse(command, cls, args))
         raise ConfigError("parsed")
 
     parse = cli.parse_config
     monkeypatch.setattr(cli, "parse_config", stop)
-    for verb, example in cli.EXAMPLES.items():
+    for command, example in cli.EXAMPLES.items():
         first, name, *args = shlex.split(example)
-        assert (first, name) == ("permix", verb)
-        if verb != "check":
+        assert (first, name) == ("permix", command)
+        if command != "check":
             assert cli.run_cli([name, *args]) == 2
-    assert len(parsed) == len(cli.VERBS) - 1
+    assert len(parsed) == len(cli.COMMANDS) - 1
 
 
 def test_help_of_everything_imports_nothing_heavy() -> None:
@@ -111,9 +111,9 @@ import contextlib, sys
 import permix
 from permix import cli
 cli.run_cli(["--help"])
-for verb in cli.VERBS:
+for command in cli.COMMANDS:
     with contextlib.suppress(SystemExit):
-        cli.run_cli([verb, "--help"])
+        cli.run_cli([command, "--help"])
 assert [name for name in {HEAVY} if name in sys.modules] == [], sorted(sys.modules)
 """
     ended = python(script)
@@ -126,7 +126,7 @@ assert [name for name in {HEAVY} if name in sys.modules] == [], sorted(sys.modul
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["stabilty"], "permix stabilty: unknown verb 'stabilty'; did you mean stability?"),
+        (["stabilty"], "permix stabilty: unknown command 'stabilty'; did you mean stability?"),
         (["personnas", "--show"], "did you mean personas?"),
         (["zzz"], "report, compare, power, view, import, export, models, personas, check"),
         (["stability", "none.toml"], "none.toml: no such configuration file"),
@@ -542,16 +542,16 @@ def test_a_missing_package_is_one_line_with_what_installs_it(
 def test_what_permix_imports_somewhere_else_is_named_too(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def missing(name: str) -> cli.Verb:
+    def missing(name: str) -> cli.Command:
         def broken_command(args: object) -> None:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
-        return cli.Verb(broken_command)
+        return cli.Command(broken_command)
 
-    monkeypatch.setitem(cli.VERBS, "broken", missing("peft.tuners"))
+    monkeypatch.setitem(cli.COMMANDS, "broken", missing("peft.tuners"))
     assert cli.run_cli(["broken"]) == 2
     assert capsys.readouterr().err == f"permix broken: this needs peft, which is not installed: {INSTALL}[train]'\n"
-    monkeypatch.setitem(cli.VERBS, "broken", missing("permix.nothing"))
+    monkeypatch.setitem(cli.COMMANDS, "broken", missing("permix.nothing"))
     with pytest.raises(ModuleNotFoundError):
         cli.run_cli(["broken"])
 

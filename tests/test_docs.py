@@ -33,7 +33,14 @@ HISTORY = sorted((ROOT / "docs/history").glob("*.md"))
 SETTINGS: dict[str, type[BaseModel]] = {**config.CONFIGS_BY_STAGE, "models": cli.ModelsOptions, "personas": cli.PersonasOptions}
 
 OTHERS = (
-    *(("pip", "install"), ("permix", "VERB"), ("vllm", "serve"), ("vllm", "run-batch"), ("lm-eval", "run"), ("inspect", "eval")),
+    *(
+        ("pip", "install"),
+        ("permix", "COMMAND"),
+        ("vllm", "serve"),
+        ("vllm", "run-batch"),
+        ("lm-eval", "run"),
+        ("inspect", "eval"),
+    ),
 )
 """Commands of other programs, which are not parsed here."""
 
@@ -105,8 +112,8 @@ def test_commands_are_make_targets_or_parse_as_permix_verbs(path: Path, monkeypa
             given = [word.removeprefix("ARGS=") for word in words[1:] if word.startswith("ARGS=")]
             if words[0] in STUDY_TARGETS and not is_former_study(path, given):
                 refuse_bad_flags("study", [f"configs/study/{STUDY_TARGETS[words[0]]}.toml", *shlex.split(" ".join(given))])
-        elif program == "permix" and words[0] != "VERB":
-            assert words[0] in cli.VERBS
+        elif program == "permix" and words[0] != "COMMAND":
+            assert words[0] in cli.COMMANDS
             refuse_bad_flags(words[0], words[1:])
         elif (program, words[0]) == ("python", "-m"):
             import_module(words[1]).parser().parse_args(words[2:])
@@ -144,29 +151,29 @@ def launched(words: list[str]) -> list[str]:
     return [asked.training_script, *asked.training_script_args]
 
 
-def refuse_bad_flags(verb: str, words: list[str]) -> None:
+def refuse_bad_flags(command: str, words: list[str]) -> None:
     """Parse as the command line does, and run nothing. A bad flag exits, a bad value raises."""
     words = [word for word in words if word not in cli.OUTPUT_OPTIONS]
     if "--dry-run" in words:
-        assert verb in cli.ASKING_VERBS
+        assert command in cli.ASKING_COMMANDS
         words.remove("--dry-run")
     overrides: dict[str, Any] = {}
-    if verb == "study":
+    if command == "study":
         words, overrides = cli.take_section_values(
             [re.sub("^--seeds$", "--only-seeds", word) for word in words], config.OVERRIDABLE_SECTIONS
         )
-    if verb in cli.BATCH_VERBS:
+    if command in cli.BATCH_COMMANDS:
         words, _ = cli.take_options(words, cli.BATCH_OPTIONS)
-    if verb == "check":
+    if command == "check":
         assert all((ROOT / word).is_file() for word in words)
         return
-    if verb in ("report", "compare", "power", "view") and words and not words[0].endswith(".toml"):
+    if command in ("report", "compare", "power", "view") and words and not words[0].endswith(".toml"):
         words = ["--runs", *words]
-    if verb == "judge" and words:
+    if command == "judge" and words:
         words = ["--run", *words]
-    if verb == "export":
+    if command == "export":
         words = list(cli.insert_export_source(words))
-    cli.parse_config(verb, SETTINGS[verb], words, overrides)
+    cli.parse_config(command, SETTINGS[command], words, overrides)
 
 
 def anchors(path: Path) -> set[str]:

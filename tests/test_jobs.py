@@ -17,7 +17,7 @@ from permix.pipelines import jobs as jobs_module
 from permix.pipelines.jobs import Job, run_jobs
 from permix.progress import JobsDisplay, JobSize
 
-WORKS, FAILS = ["--version"], ["no-such-verb"]
+WORKS, FAILS = ["--version"], ["no-such-command"]
 
 
 def job(folder: Path, name: str, arguments: list[str], *after: str) -> Job:
@@ -46,7 +46,7 @@ def test_a_failure_stops_only_the_jobs_that_need_it(tmp_path: Path, capsys: pyte
     broken = [job(tmp_path, "bad", FAILS), job(tmp_path, "needs", WORKS, "bad"), job(tmp_path, "needs it too", WORKS, "needs")]
     (failure,) = run_jobs([*broken, job(tmp_path, "other", WORKS)], 1)
     assert (failure.job, failure.exit_code, failure.log) == ("bad", 2, tmp_path / "logs" / "bad.txt")
-    assert "no-such-verb" in failure.text
+    assert "no-such-command" in failure.text
     errors = capsys.readouterr().err
     assert "other: finished" in errors
     assert "needs: not started: it needs bad\n" in errors
@@ -188,7 +188,7 @@ def test_notes_of_a_job_are_repeated_and_what_it_wrote_before_is_not(tmp_path: P
     again.log.parent.mkdir()
     again.log.write_text("warning: of an earlier start\nerror: of an earlier start\n", encoding="utf-8")
     (failure,) = run_jobs([again], 1)
-    assert "no-such-verb" in failure.last_line or "permix" in failure.last_line
+    assert "no-such-command" in failure.last_line or "permix" in failure.last_line
     assert "earlier start" not in capsys.readouterr().err
     start = again.log.stat().st_size
     with again.log.open("a", encoding="utf-8") as log:

@@ -80,7 +80,7 @@ def test_an_error_is_an_object_too(tmp_path: Path, capfd: pytest.CaptureFixture[
     assert "none: no such folder; give run directories" in result["error"]
     assert result["error"] in err
     result, _ = run_json(capfd, "stabilty", code=2)
-    assert result["error"] == "unknown verb 'stabilty'; did you mean stability?"
+    assert result["error"] == "unknown command 'stabilty'; did you mean stability?"
 
 
 def test_a_wrong_flag_leaves_an_object(capfd: pytest.CaptureFixture[str]) -> None:
@@ -93,12 +93,12 @@ def test_a_wrong_flag_leaves_an_object(capfd: pytest.CaptureFixture[str]) -> Non
 def test_help_stays_text_and_names_the_options(capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.run_cli(["--json"]) == 0
     assert "--quiet" in capfd.readouterr().out
-    for verb in ("stability", "report"):
+    for command in ("stability", "report"):
         with pytest.raises(SystemExit):
-            cli.run_cli([verb, "--help", "--json"])
+            cli.run_cli([command, "--help", "--json"])
         shown = " ".join(capfd.readouterr().out.split())
         assert "--json" in shown
-        assert ("--dry-run" in shown) == (verb == "stability")
+        assert ("--dry-run" in shown) == (command == "stability")
 
 
 def test_every_other_verb_gives_an_object(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""permix: language models that stay right under any persona, and in character when asked. See `permix.cli` for the verbs.
+"""permix: language models that stay right under any persona, and in character when asked. See `permix.cli` for the commands.
 
 The names of `__all__` are the Python API (docs/api.md). Each is imported when it is first used, so that `import permix` is cheap;
 what is not among them may change.

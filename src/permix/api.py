@@ -1,4 +1,4 @@
-"""The Python API: the verbs of the command line as functions. Models, personas and questions may be made in Python.
+"""The Python API: the commands of the command line as functions. Models, personas and questions may be made in Python.
 
 Contract: this module computes nothing. Each function builds the configuration of a stage and runs it, so a run made from Python
 is like any other: its input is checked before a model is asked, each cell is saved when it is finished, and the same call with

@@ -1,6 +1,6 @@
-"""The command line: one verb for each stage; a verb's options are the fields of the stage's configuration class.
+"""The command line: one command for each stage; a command's options are the fields of the stage's configuration class.
 
-    permix VERB [CONFIG.toml] [--section.field VALUE ...]
+    permix COMMAND [CONFIG.toml] [--section.field VALUE ...]
 
 The file may also be the config.json of a run. A flag overrides the file, and the file overrides the default. Exit codes: 0 done,
 1 failed, 2 bad input, 3 cells are pending (run the same command again), 130 interrupted by Ctrl-C, 143 by SIGTERM (run the same
@@ -205,17 +205,17 @@ def questions_command(args: Sequence[str]) -> None:
 
 
 class BatchStart:
-    """The arguments of one start of a verb that takes `BATCH_OPTIONS`, which are no part of its settings.
+    """The arguments of one start of a command that takes `BATCH_OPTIONS`, which are no part of its settings.
 
     `section`: the settings' section of the model that is asked. `repeats_failed`: see `permix.inference.batch_model.BatchModel`.
     """
 
-    def __init__(self, verb: str, args: Sequence[str], section: str = "model", *, repeats_failed: bool = True) -> None:
+    def __init__(self, command: str, args: Sequence[str], section: str = "model", *, repeats_failed: bool = True) -> None:
         from permix.inference.batch_model import BatchFlags
 
         if any(word.partition("=")[0] == "--shards" for word in args):
             raise ConfigError(f"--shards: {RENAMED_SHARDS.format(new='--batch-files', part='--shard 2/4')}")
-        self.verb, self.section, self.repeats_failed = verb, section, repeats_failed
+        self.command, self.section, self.repeats_failed = command, section, repeats_failed
         self.args, values = take_options(args, BATCH_OPTIONS)
         folders = {
             name: None if (value := values.get(f"--{name}")) is None else Path(value) for name in ("batch-in", "batch-out")
@@ -238,7 +238,7 @@ class BatchStart:
         given = given | {name.removeprefix(prefix).replace("-", "_"): True for name in names}
         in_files = use_batch_backend(given, self.flags).keys() - given.keys()
         added = [f"{prefix}backend", config.BATCH_BACKEND] if in_files else []
-        settings, dry_run = parse_asking_config(self.verb, cls, [*self.args, *added])
+        settings, dry_run = parse_asking_config(self.command, cls, [*self.args, *added])
         if self.flags.is_used:
             check_no_shard(settings)
             check_answered_elsewhere(getattr(settings, self.section), self.section)
@@ -251,9 +251,9 @@ class BatchStart:
 
         out, asked = self.flags.batch_out, getattr(settings, self.section)
         words = [word for word in self.args if word != "--dry-run"]
-        read_back = shlex.join(["permix", self.verb, *redact_arguments(words), "--batch-in", str(out)])
+        read_back = shlex.join(["permix", self.command, *redact_arguments(words), "--batch-in", str(out)])
         with open_batch_model(
-            self.flags, asked, stage=self.verb, run=run, read_back=read_back, repeats_failed=self.repeats_failed
+            self.flags, asked, stage=self.command, run=run, read_back=read_back, repeats_failed=self.repeats_failed
         ) as model:
             yield model
         if model is not None and model.manifest is not None and out is not None:
@@ -389,8 +389,8 @@ def export_command(args: Sequence[str]) -> None:
 def insert_export_source(args: Sequence[str]) -> Sequence[str]:
     """Insert --plan or --run before the argument that is neither an option nor the value of one.
 
-    A plan file and a configuration of another verb are plans to export, a configuration of `permix export` comes first, and any
-    other argument is a run.
+    A plan file and a configuration of another command are plans to export, a configuration of `permix export` comes first, and
+    any other argument is a run.
     """
     place = next(
         (
@@ -506,7 +506,7 @@ def check_command(args: Sequence[str]) -> None:
         raise ConfigError("\npermix check: ".join(problems))
 
 
-class Verb(NamedTuple):
+class Command(NamedTuple):
     run: Callable[[Sequence[str]], None]
 
     @property
@@ -516,7 +516,7 @@ class Verb(NamedTuple):
 
     @property
     def help(self) -> str:
-        """What the verb does."""
+        """What the command does."""
         return (self.run.__doc__ or "").strip()
 
     @property
@@ -525,7 +525,7 @@ class Verb(NamedTuple):
 
     @property
     def arguments(self) -> str:
-        """What the verb takes before its options."""
+        """What the command takes before its options."""
         own = {
             "report": "[RUN ...]",
             "compare": "[FIRST OTHER]",
@@ -538,7 +538,7 @@ class Verb(NamedTuple):
 
     @property
     def description(self) -> str:
-        """The text of the verb's help."""
+        """The text of the command's help."""
         return f"{self.help}\n\nExample: {self.example}"
 
 
@@ -561,13 +561,13 @@ EXAMPLES = {
     "check": "permix check configs/arithmetic-permix.toml",
     "study": "permix study configs/study/arithmetic.toml --only rlvr permix --seeds 1",
 }
-"""One example for each verb."""
+"""One example for each command."""
 
 
-VERBS = {
-    verb.name: verb
-    for verb in map(
-        Verb,
+COMMANDS = {
+    command.name: command
+    for command in map(
+        Command,
         (
             quickstart_command,
             study_command,
@@ -680,7 +680,7 @@ def run_cli(argv: Sequence[str]) -> int:
             os.environ["TQDM_DISABLE"] = "1"  # the bars of libraries
         output.result["command"] = argv[0]
         try:
-            code = _run_verb(argv, output)
+            code = _run_command(argv, output)
         except SystemExit as error:  # tyro has printed what is wrong
             if error.code:
                 _print_json(output, "the command line is not valid; stderr says why")
@@ -699,13 +699,13 @@ def _print_json(output: CommandOutput, error: str | None = None) -> None:
             _ignore_closed_pipe()
 
 
-def _run_verb(argv: Sequence[str], output: CommandOutput) -> int:
+def _run_command(argv: Sequence[str], output: CommandOutput) -> int:
     try:
         if argv[0] in ("help", "--version"):
             print(usage_text() if argv[0] == "help" else __version__)
             sys.stdout.flush()
             return 0
-        find_verb(argv[0]).run(list(argv[1:]))
+        find_command(argv[0]).run(list(argv[1:]))
     except PermixError as error:
         print(f"permix {argv[0]}: {error}", file=sys.stderr)
         output.result |= {"error": str(error)} | ({"pending": error.pending} if isinstance(error, IncompleteRunError) else {})
@@ -739,7 +739,8 @@ def _run_verb(argv: Sequence[str], output: CommandOutput) -> int:
 OUTPUT_OPTIONS = ("--json", "--quiet")
 
 OUTPUT_OPTIONS_HELP = (
-    "Every verb takes --json (print one JSON object on stdout instead of text) and --quiet (no progress and no notes on stderr)."
+    "Every command takes --json (print one JSON object on stdout instead of text) and --quiet (no progress and no notes on "
+    "stderr)."
 )
 
 DRY_RUN_HELP = "With --dry-run it prints what would be asked, and what that costs; it asks, loads and writes nothing."
@@ -756,24 +757,24 @@ BATCH_HELP = (
     "With --batch-in DIR it reads the results of such lines; with both it writes what is pending afterwards."
 )
 
-BATCH_VERBS = ("stability", "fidelity", "judge", "questions")
-"""The verbs that take `BATCH_OPTIONS`."""
+BATCH_COMMANDS = ("stability", "fidelity", "judge", "questions")
+"""The commands that take `BATCH_OPTIONS`."""
 
-ASKING_VERBS = ("quickstart", "study", "train", "stability", "fidelity", "judge", "questions")
-"""The verbs that ask a model, and so take --dry-run."""
+ASKING_COMMANDS = ("quickstart", "study", "train", "stability", "fidelity", "judge", "questions")
+"""The commands that ask a model, and so take --dry-run."""
 
 
 def parse_asking_config(
-    verb: str, cls: type[_ConfigT], args: Sequence[str], overrides: Mapping[str, Any] | None = None
+    command: str, cls: type[_ConfigT], args: Sequence[str], overrides: Mapping[str, Any] | None = None
 ) -> tuple[_ConfigT, bool]:
     """`parse_config`, and whether --dry-run is among `args`."""
     words = [word for word in args if word != "--dry-run"]
-    settings = parse_config(verb, cls, words, overrides) if overrides else parse_config(verb, cls, words)
+    settings = parse_config(command, cls, words, overrides) if overrides else parse_config(command, cls, words)
     return settings, "--dry-run" in args
 
 
 def show_estimate(settings: BaseModel) -> None:
-    """Check the configuration as `permix check` does, and print what the verb would ask. Raises ConfigError or DataError."""
+    """Check the configuration as `permix check` does, and print what the command would ask. Raises ConfigError or DataError."""
     from permix.pipelines.preflight import PREFLIGHTS
 
     facts = PREFLIGHTS[type(settings)](settings)  # type: ignore[index]
@@ -787,23 +788,23 @@ def _ignore_closed_pipe() -> None:
 
 
 def usage_text() -> str:
-    """The text of `permix --help`: every verb with its description."""
-    width = max(map(len, VERBS))
-    lines = [f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items()]
-    usage = "usage: permix VERB [CONFIG.toml] [--section.field VALUE ...]"
-    return "\n".join([usage, "", *lines, "", "permix VERB --help lists every option.", OUTPUT_OPTIONS_HELP])
+    """The text of `permix --help`: every command with its description."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
+    usage = "usage: permix COMMAND [CONFIG.toml] [--section.field VALUE ...]"
+    return "\n".join([usage, "", *lines, "", "permix COMMAND --help lists every option.", OUTPUT_OPTIONS_HELP])
 
 
-def find_verb(name: str) -> Verb:
-    """The verb of this name. Raises ConfigError, naming the nearest verb, if there is no such verb."""
-    if name not in VERBS:
-        near = closest_match(name, VERBS)
-        hint = f"did you mean {near}?" if near else f"verbs: {', '.join(VERBS)}"
-        raise ConfigError(f"unknown verb {name!r}; {hint}")
-    return VERBS[name]
+def find_command(name: str) -> Command:
+    """The command of this name. Raises ConfigError, naming the nearest command, if there is no such command."""
+    if name not in COMMANDS:
+        near = closest_match(name, COMMANDS)
+        hint = f"did you mean {near}?" if near else f"commands: {', '.join(COMMANDS)}"
+        raise ConfigError(f"unknown command {name!r}; {hint}")
+    return COMMANDS[name]
 
 
-def parse_config(verb: str, cls: type[_ConfigT], args: Sequence[str], overrides: Mapping[str, Any] | None = None) -> _ConfigT:
+def parse_config(command: str, cls: type[_ConfigT], args: Sequence[str], overrides: Mapping[str, Any] | None = None) -> _ConfigT:
     """Build the stage's configuration from flags and an optional file, the first argument.
 
     `overrides` replace values of the file, at any depth. Raises ConfigError for an invalid file, flag or value.
@@ -820,10 +821,10 @@ def parse_config(verb: str, cls: type[_ConfigT], args: Sequence[str], overrides:
     if rest and rest[0].endswith(config.CONFIG_SUFFIXES):
         path = Path(rest.pop(0))
         values = config.read_config_values(path)
-        stage = values.get("stage", verb)
-        if stage != verb:
-            shown = stage if isinstance(stage, str) and stage in VERBS else config.quote_input(stage)
-            raise ConfigError(f'{path}: configures "permix {shown}", not "permix {verb}"')
+        stage = values.get("stage", command)
+        if stage != command:
+            shown = stage if isinstance(stage, str) and stage in COMMANDS else config.quote_input(stage)
+            raise ConfigError(f'{path}: configures "permix {shown}", not "permix {command}"')
         base = config.build_config(cls, config.merge_values(values, overrides or {}), source=str(path), partial=True)
         check_task_name(base, str(path))
     elif overrides:
@@ -835,8 +836,8 @@ def parse_config(verb: str, cls: type[_ConfigT], args: Sequence[str], overrides:
         settings = _parse_flags(
             cls,
             args=rest,
-            prog=f"permix {verb} {VERBS[verb].arguments}".strip(),
-            description=_description(verb),
+            prog=f"permix {command} {COMMANDS[command].arguments}".strip(),
+            description=_description(command),
             registry=_section_rules(cls, rest),
             **options,
         )
@@ -846,11 +847,12 @@ def parse_config(verb: str, cls: type[_ConfigT], args: Sequence[str], overrides:
     return settings
 
 
-def _description(verb: str) -> str:
-    dry_run = [DRY_RUN_HELP] if verb in ASKING_VERBS else []
-    batch = [BATCH_HELP] if verb in BATCH_VERBS else []
-    study = [STUDY_HELP] if verb == "study" else []
-    return " ".join([VERBS[verb].help, *study, *dry_run, *batch, OUTPUT_OPTIONS_HELP]) + f"\n\nExample: {VERBS[verb].example}"
+def _description(command: str) -> str:
+    dry_run = [DRY_RUN_HELP] if command in ASKING_COMMANDS else []
+    batch = [BATCH_HELP] if command in BATCH_COMMANDS else []
+    study = [STUDY_HELP] if command == "study" else []
+    described = COMMANDS[command]
+    return " ".join([described.help, *study, *dry_run, *batch, OUTPUT_OPTIONS_HELP]) + f"\n\nExample: {described.example}"
 
 
 def _parse_flags(cls: type[_ConfigT], *, args: Sequence[str], **options: Any) -> _ConfigT:

@@ -326,7 +326,7 @@ def test_a_connection_is_used_again(server: ViewerServer) -> None:
     connection.close()
 
 
-# The verb
+# The command
 
 
 def viewer(root: Path, *options: str) -> subprocess.Popen[str]:

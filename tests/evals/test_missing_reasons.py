@@ -194,14 +194,16 @@ def flaky(body: Mapping[str, Any], nth: int, headers: Mapping[str, str]) -> Acti
     return actions[nth % 4]
 
 
-@pytest.mark.parametrize("verb", ["stability", "fidelity"])
-def test_a_command_that_ends_incomplete_names_its_reasons(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    values = {"stability": stability_values, "fidelity": fidelity_values}[verb]
+@pytest.mark.parametrize("command", ["stability", "fidelity"])
+def test_a_command_that_ends_incomplete_names_its_reasons(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {"stability": stability_values, "fidelity": fidelity_values}[command]
     with openai_server(flaky) as server:
         (tmp_path / "run.toml").write_text(toml(values(tmp_path, server.base_url)))
-        assert cli.run_cli([verb, str(tmp_path / "run.toml")]) == 3
+        assert cli.run_cli([command, str(tmp_path / "run.toml")]) == 3
     said = capsys.readouterr().err.splitlines()[-1]
-    n = 6 if verb == "stability" else 9
+    n = 6 if command == "stability" else 9
     assert f"; run the same command again to fill them ({n} × FilteredReplyError: a content filter stopped the reply" in said
     assert f"; {n} × HTTP 500: busy\\x1b" in said
     assert f"; {n} × HTTP 400: content_policy_violation; it does not help with {2 * n} of them" in said

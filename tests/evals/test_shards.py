@@ -53,8 +53,8 @@ def stability(folder: Path, server: OpenAIServer, **fields: Any) -> Path:
     return write_config(folder, values)
 
 
-def run(config: Path, *flags: str, verb: str = "stability") -> int:
-    return cli.run_cli([verb, str(config), *flags])
+def run(config: Path, *flags: str, command: str = "stability") -> int:
+    return cli.run_cli([command, str(config), *flags])
 
 
 def records(run: Path) -> set[str]:
@@ -329,19 +329,19 @@ def test_a_fidelity_run_of_several_workers_measures_as_of_one(
 ) -> None:
     reference = tmp_path / "reference"
     reference.mkdir()
-    assert run(write_config(reference, fidelity_values(reference, server.base_url)), verb="fidelity") == 0
+    assert run(write_config(reference, fidelity_values(reference, server.base_url)), command="fidelity") == 0
     more = fields | ({"reference": str(reference / "run")} if fields else {})
     configs = {}
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         configs[name] = write_config(tmp_path / name, fidelity_values(tmp_path / name, server.base_url, **more))
     n_before = len(server.asked)
-    assert run(configs["one"], verb="fidelity") == 0
+    assert run(configs["one"], command="fidelity") == 0
     n_one = len(server.asked) - n_before
-    assert run(configs["two"], "--shard", "2/2", verb="fidelity") == 0
+    assert run(configs["two"], "--shard", "2/2", command="fidelity") == 0
     assert "of others are pending: 1/2 (" in capsys.readouterr().err
     assert not (tmp_path / "two" / "run" / "metrics.json").exists()
-    assert run(configs["two"], "--shard", "1/2", verb="fidelity") == 0
+    assert run(configs["two"], "--shard", "1/2", command="fidelity") == 0
     assert len(server.asked) - n_before == 2 * n_one == (2 * 12 if fields else 2 * 3 * len(OPEN_QUESTIONS))
     assert records(tmp_path / "two" / "run") == records(tmp_path / "one" / "run")
     assert metrics(tmp_path / "two" / "run") == metrics(tmp_path / "one" / "run")
@@ -356,7 +356,7 @@ def test_the_dry_run_of_an_interview_counts_its_own_conversations(
     config = write_config(tmp_path, fidelity_values(tmp_path, server.base_url, interview={"turns": 4}))
     requests = []
     for number in range(1, 5):
-        assert run(config, "--shard", f"{number}/4", "--dry-run", "--json", verb="fidelity") == 0
+        assert run(config, "--shard", f"{number}/4", "--dry-run", "--json", command="fidelity") == 0
         requests.append(json.loads(capsys.readouterr().out)["estimates"]["model"]["requests"])
     assert sorted(requests) == [0, 4, 4, 4]  # three personas
 

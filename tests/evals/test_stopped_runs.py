@@ -39,10 +39,10 @@ def answer(body: Mapping[str, Any]) -> str:
     return "I think of 12." if "response_format" not in body else '{"reason": "So it is.", "score": 4}'
 
 
-def start(verb: str, folder: Path, values: Mapping[str, Any], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+def start(command: str, folder: Path, values: Mapping[str, Any], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     """(exit code, last line of stderr)."""
     (folder / "run.toml").write_text(toml(values))
-    code = cli.run_cli([verb, str(folder / "run.toml")])
+    code = cli.run_cli([command, str(folder / "run.toml")])
     return code, capsys.readouterr().err.splitlines()[-1]
 
 

@@ -2,7 +2,7 @@
 
 The configuration of a stage is one frozen class made of sections. A TOML file mirrors it (`[train] lr = 1e-5`), a flag names the
 same field (`--train.lr 1e-5`), and the resolved configuration is written to the run directory. Unknown keys are refused, naming
-the nearest known key. Attribute docstrings are the help texts of `permix VERB --help`.
+the nearest known key. Attribute docstrings are the help texts of `permix COMMAND --help`.
 """
 
 from permix.config.base import (

@@ -1,4 +1,4 @@
-"""The configuration of each verb: its sections and options, and the checks that involve several of them."""
+"""The configuration of each command: its sections and options, and the checks that involve several of them."""
 
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -35,7 +35,7 @@ from permix.types import Sampling, Shard, Split
 
 
 class RunConfig(ConfigSection):
-    """Options of every verb that makes a run directory."""
+    """Options of every command that makes a run directory."""
 
     out: Path
     """The run directory."""
@@ -58,7 +58,7 @@ ShardText = Annotated[str | None, BeforeValidator(_read_shard)]
 
 
 class SharedRunConfig(RunConfig):
-    """Options of a verb whose run several workers can share."""
+    """Options of a command whose run several workers can share."""
 
     shard: ShardText = None
     """This process is one of several workers that share the run: "2/4" asks the second of four parts of the cells and writes a
@@ -119,7 +119,7 @@ class PlanConfig(ConfigSection):
     """Configuration of `permix plan`."""
 
     stage: Literal["plan"] = "plan"
-    """Fixed: names the verb in a configuration file."""
+    """Fixed: names the command in a configuration file."""
     out: Path = Path("runs/plan.parquet")
     """The plan file to write (Parquet)."""
     task: TrainingTask = TaskConfig(split="train", n=1000)
@@ -167,7 +167,7 @@ class TrainConfig(RunConfig):
     """Configuration of `permix train`."""
 
     stage: Literal["train"] = "train"
-    """Fixed: names the verb in a configuration file."""
+    """Fixed: names the command in a configuration file."""
     out: Path = Path("runs/train")
     """The run directory."""
     method: TrainMethod = "permix"
@@ -214,7 +214,7 @@ class StabilityConfig(SharedRunConfig):
     """Configuration of `permix stability`."""
 
     stage: Literal["stability"] = "stability"
-    """Fixed: names the verb in a configuration file."""
+    """Fixed: names the command in a configuration file."""
     out: Path = Path("runs/stability")
     """The run directory."""
     model: ModelConfig = ModelConfig()
@@ -327,7 +327,7 @@ class FidelityConfig(SharedRunConfig):
     """Configuration of `permix fidelity`."""
 
     stage: Literal["fidelity"] = "fidelity"
-    """Fixed: names the verb in a configuration file."""
+    """Fixed: names the command in a configuration file."""
     out: Path = Path("runs/fidelity")
     """The run directory."""
     model: ModelConfig = ModelConfig()
@@ -446,7 +446,7 @@ class JudgeConfig(ConfigSection):
     """Configuration of `permix judge`."""
 
     stage: Literal["judge"] = "judge"
-    """Fixed: names the verb in a configuration file."""
+    """Fixed: names the command in a configuration file."""
     run: Path = Path("runs/fidelity")
     """The fidelity run whose answers the judge scores; the scores are written to judges/LABEL in it."""
     judge: JudgeModelConfig = JudgeModelConfig()
@@ -464,7 +464,7 @@ class QuestionsConfig(RunConfig):
     """Configuration of `permix questions`."""
 
     stage: Literal["questions"] = "questions"
-    """Fixed: names the verb in a configuration file."""
+    """Fixed: names the command in a configuration file."""
     out: Path = Path("runs/questions")
     """The run directory; `permix fidelity --personagym.path` reads the questions.jsonl in it."""
     model: ModelConfig = ModelConfig()
@@ -510,7 +510,7 @@ class ReportConfig(ConfigSection):
     """Configuration of `permix report`."""
 
     stage: Literal["report"] = "report"
-    """Fixed: names the verb in a configuration file."""
+    """Fixed: names the command in a configuration file."""
     runs: tuple[Path, ...] = ()
     """Run directories, or folders that contain run directories."""
     out: Path = Path("runs/report")
@@ -531,7 +531,7 @@ class CompareConfig(ConfigSection):
     """Configuration of `permix compare`."""
 
     stage: Literal["compare"] = "compare"
-    """Fixed: names the verb in a configuration file."""
+    """Fixed: names the command in a configuration file."""
     runs: tuple[Path, ...] = ()
     """Two stability runs, or two folders that contain one each; every difference is second minus first."""
     out: Path | None = None
@@ -546,7 +546,7 @@ class PowerConfig(ConfigSection):
     """Configuration of `permix power`."""
 
     stage: Literal["power"] = "power"
-    """Fixed: names the verb in a configuration file."""
+    """Fixed: names the command in a configuration file."""
     runs: tuple[Path, ...] = ()
     """Pilot runs of two methods (stability runs, fidelity runs and training runs), or folders that contain them."""
     methods: tuple[str, ...] = ()
@@ -569,7 +569,7 @@ class ViewConfig(ConfigSection):
     """Configuration of `permix view`."""
 
     stage: Literal["view"] = "view"
-    """Fixed: names the verb in a configuration file."""
+    """Fixed: names the command in a configuration file."""
     runs: Path = Path("runs")
     """The folder to watch: all runs in it and its subfolders are shown, also runs that start later."""
     port: int = Field(default=8642, ge=0, le=65535)
@@ -583,7 +583,7 @@ class QuickstartConfig(ConfigSection):
     """Configuration of `permix quickstart`."""
 
     stage: Literal["quickstart"] = "quickstart"
-    """Fixed: names the verb in a configuration file."""
+    """Fixed: names the command in a configuration file."""
     out: Path | None = None
     """The folder for the runs and the report; when not given, runs/quickstart, or runs/quickstart-fast with --fast."""
     model: str = "bundled"
@@ -623,7 +623,7 @@ class ImportConfig(ConfigSection):
     """Configuration of `permix import`."""
 
     stage: Literal["import"] = "import"
-    """Fixed: names the verb in a configuration file."""
+    """Fixed: names the command in a configuration file."""
     out: Path = Path("runs/imported")
     """The run directory to write."""
     label: str | None = None
@@ -701,7 +701,7 @@ class ExportConfig(ConfigSection):
     """Configuration of `permix export`."""
 
     stage: Literal["export"] = "export"
-    """Fixed: names the verb in a configuration file."""
+    """Fixed: names the command in a configuration file."""
     run: Path = Path("runs/stability")
     """The stability run to export (formats inspect and lm-eval)."""
     plan: Path | None = None

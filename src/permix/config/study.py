@@ -124,7 +124,7 @@ class StudyConfig(ConfigSection):
     """Configuration of `permix study`."""
 
     stage: Literal["study"] = "study"
-    """Fixed: names the verb in a configuration file."""
+    """Fixed: names the command in a configuration file."""
     out: Path = Path("runs/study")
     """The folder of the study: one folder for each unit (the untrained model, and each arm with each seed), and report/."""
     seeds: StudySeeds = (1,)

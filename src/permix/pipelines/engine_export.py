@@ -79,7 +79,7 @@ def describe_export(config: ExportConfig) -> dict[str, str]:
 def load_exported_training(config: ExportConfig) -> TrainConfig:
     """The training of `config.plan`. Its section [plan] describes the rows of the plan, also those of a plan file.
 
-    Raises ConfigError for a configuration of another verb, or for one that is given with a plan file and has another plan.
+    Raises ConfigError for a configuration of another command, or for one that is given with a plan file and has another plan.
     """
     assert config.plan is not None, "ExportConfig checks that the formats of engines have a plan"
     if config.plan.suffix in CONFIG_SUFFIXES:
