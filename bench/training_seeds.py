@@ -8,8 +8,8 @@ of the quickstart and of the study with three seeds in docs/history/training.md.
 seeds.
 
 One JSON line a study: for each measure how often the interval over questions alone, and that over questions and seeds, contain
-the truth and exclude 0, the mean width of each, and the power that `permix.metrics.power` expects from the mean of the estimated
-variance components.
+the truth and exclude 0, the mean width of each, and the power that `permix.metrics.training_seeds` expects from the mean of the
+estimated variance components.
 
     python -m bench.training_seeds > training_seeds.jsonl
     python -m bench.training_seeds --page training_seeds.jsonl
@@ -32,10 +32,9 @@ from bench.calibration import markdown
 from permix.metrics import priors
 from permix.metrics.measures import MEASURE_VIEWS, STABILITY_MEASURES
 from permix.metrics.posterior import AccuracyGrid
-from permix.metrics.power import power_over_seeds
 from permix.metrics.stability import question_noise, seed_differences
 from permix.metrics.statistics import Array
-from permix.metrics.training_seeds import SeedDifference, SeedVarianceComponents
+from permix.metrics.training_seeds import SeedDifference, SeedVarianceComponents, power_over_seeds
 
 SHARES = {"question": 0.902, "question and method": 0.048, "question, method and seed": 0.029, "cell": 0.021}
 """Variances of the parts of an answer; they add up to 1."""

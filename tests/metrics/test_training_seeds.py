@@ -6,7 +6,6 @@ from scipy.stats import nct, norm, t
 
 from permix.metrics.measures import MEASURE_VIEWS
 from permix.metrics.posterior import AccuracyGrid
-from permix.metrics.power import power_over_seeds, scale_questions
 from permix.metrics.stability import pool_over_seeds, pool_stability, seed_differences, stability_differences
 from permix.metrics.statistics import relative_change
 from permix.metrics.training_seeds import (
@@ -15,6 +14,8 @@ from permix.metrics.training_seeds import (
     cover_seed_differences,
     cover_training_seeds,
     limit_ends,
+    power_over_seeds,
+    scale_questions,
     seed_variance_components,
 )
 from permix.types import Estimate

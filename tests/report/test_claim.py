@@ -6,11 +6,11 @@ from typing import NamedTuple
 import pytest
 
 from permix.evals.text_metrics import PersonaAnswer, TextMetrics, compute_text_metrics
+from permix.report.claim import build_claim
 from permix.report.excerpts import subject_text
 from permix.report.judges import PERSONAGYM_KIND
 from permix.report.methods import ReportMethod, group_methods, method_difference, pool_seeds
 from permix.report.runs import ModelRuns, collect_models
-from permix.report.summary_text import build_claim
 from permix.storage.files import read_json, write_json
 from permix.storage.run_dir import RUN_FORMAT
 from permix.types import Estimate

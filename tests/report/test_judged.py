@@ -15,10 +15,10 @@ from permix.judges import results
 from permix.judges.types import JudgeInput
 from permix.report import judges as report_judged
 from permix.report.builder import build_report, run_report
+from permix.report.claim import build_claim
 from permix.report.judges import INTERVIEW_KIND, OPEN_ENDED_KIND, PERSONAGYM_KIND, RUN_KIND_OF_FIDELITY
 from permix.report.methods import group_methods
 from permix.report.runs import collect_models
-from permix.report.summary_text import build_claim
 from permix.types import Cell, Completion, Message, seed_from
 from tests.verdicts import GYM as TASKS
 from tests.verdicts import gym_items, read_items, write_items, write_judge

@@ -9,8 +9,7 @@ from scipy.stats import chi2
 
 from permix import cli
 from permix.config import PowerConfig
-from permix.metrics.power import power_over_seeds, scale_questions
-from permix.metrics.training_seeds import SeedDifference, SeedVarianceComponents
+from permix.metrics.training_seeds import SeedDifference, SeedVarianceComponents, power_over_seeds, scale_questions
 from permix.report.method_power import parse_effects, plan_power, seed_assumptions, upper_seed_variance
 from permix.report.methods import MethodDifference, group_methods, method_difference, reference_differences
 from permix.report.runs import collect_models

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from permix.rendering.table import SourceRun, TableCell, estimate_cell, label_cell, tabulate, trusted_cell
 from permix.rendering.theme import PALETTE, styles_for
+from permix.report.claim import NamedEstimate, ReportClaim, ResultCard
 from permix.report.document import Document, DocumentSection, Figure
 from permix.report.html.page import (
     RunIndex,
@@ -23,7 +24,6 @@ from permix.report.html.page import (
     write_page,
 )
 from permix.report.html.values import D3_SYMBOLS, model_looks, svg_dash
-from permix.report.summary_text import NamedEstimate, ReportClaim, ResultCard
 from permix.types import Estimate
 
 EVIL = "<script>alert(1)</script>"

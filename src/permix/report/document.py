@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from permix.rendering.table import Table
-from permix.report.summary_text import ReportClaim
+from permix.report.claim import ReportClaim
 
 
 class Figure(NamedTuple):

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from permix.rendering import table
 from permix.rendering.table import SourceRun, one_line
 from permix.report import excerpts, fidelity_tables, score_plots, summary_text, tables
+from permix.report.claim import build_claim
 from permix.report.comparisons import Comparison
 from permix.report.document import Document, DocumentPart, DocumentSection, Figure, optional_section
 from permix.report.judge_tables import AS_PUBLISHED_NOTE as PUBLISHED_NOTE
@@ -16,7 +17,6 @@ from permix.report.judge_tables import PublishedComparison, judge_section_parts,
 from permix.report.judges import KIND_TITLES
 from permix.report.methods import MethodDifference, PooledMethod, ReportMethod
 from permix.report.runs import ModelRuns
-from permix.report.summary_text import build_claim
 
 REPORT_TITLE = "Stability and fidelity under personas"
 

@@ -1,8 +1,9 @@
 """`permix power`: how many questions and training seeds are needed to show a difference of two methods, from pilot runs.
 
 Contract: calls no model. The variances come from the difference of the two methods as the report computes it
-(`permix.report.methods.method_difference`), the power from `permix.metrics.power`. With one seed of a method the variance of
-seeds is not known: assumed standard deviations replace it, and each line says so. The result is for the pilot runs' personas.
+(`permix.report.methods.method_difference`), the power from `permix.metrics.training_seeds`. With one seed of a method the
+variance of seeds is not known: assumed standard deviations replace it, and each line says so. The result is for the pilot runs'
+personas.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,10 +19,9 @@ from scipy.special import chdtri
 from permix.config import PowerConfig
 from permix.errors import ConfigError, DataError
 from permix.metrics.measures import MEASURE_VIEWS, STABILITY_MEASURES
-from permix.metrics.power import power_over_seeds, scale_questions
 from permix.metrics.stability import question_noise
 from permix.metrics.statistics import TARGET_POWER
-from permix.metrics.training_seeds import SeedDifference, SeedVarianceComponents
+from permix.metrics.training_seeds import SeedDifference, SeedVarianceComponents, power_over_seeds, scale_questions
 from permix.progress import add_result
 from permix.rendering.table import one_line
 from permix.report.methods import MethodDifference, ReportMethod, group_methods, measured_models, method_difference

@@ -26,10 +26,10 @@ from markupsafe import Markup
 
 from permix import __version__
 from permix.rendering.table import SourceRun, Table, TableCell
+from permix.report.claim import ResultCard
 from permix.report.document import SEEDS_TITLE, Document, DocumentPart, DocumentSection, Folded
 from permix.report.excerpts import command_text, seed_text, settings_hash
 from permix.report.runs import ModelRuns, Run
-from permix.report.summary_text import ResultCard
 from permix.sanitize import escape_control, truncate
 from permix.storage.files import write_text
 from permix.types import Estimate
