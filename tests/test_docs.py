@@ -103,7 +103,7 @@ def test_python_runs_and_prints_what_it_says(name: str, code: str, tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", [*DOCUMENTS, *sorted((ROOT / "configs").rglob("*.toml"))], ids=lambda path: path.stem)
-def test_commands_are_make_targets_or_parse_as_permix_verbs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_are_make_targets_or_parse_as_permix_commands(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     for program, *words in map(launched, commands(path)):
@@ -155,14 +155,14 @@ def refuse_bad_flags(command: str, words: list[str]) -> None:
     """Parse as the command line does, and run nothing. A bad flag exits, a bad value raises."""
     words = [word for word in words if word not in cli.OUTPUT_OPTIONS]
     if "--dry-run" in words:
-        assert command in cli.ASKING_COMMANDS
+        assert cli.COMMANDS[command].asks_model
         words.remove("--dry-run")
     overrides: dict[str, Any] = {}
     if command == "study":
         words, overrides = cli.take_section_values(
             [re.sub("^--seeds$", "--only-seeds", word) for word in words], config.OVERRIDABLE_SECTIONS
         )
-    if command in cli.BATCH_COMMANDS:
+    if cli.COMMANDS[command].takes_batches:
         words, _ = cli.take_options(words, cli.BATCH_OPTIONS)
     if command == "check":
         assert all((ROOT / word).is_file() for word in words)

@@ -486,7 +486,7 @@ def check_command(args: Sequence[str]) -> None:
     """Check configuration files and the data they name, without loading a model."""
     usage = "usage: permix check CONFIG.toml ..."
     if args and args[0] in ("-h", "--help"):
-        print(f"{usage}\n\n{check_command.__doc__}\n\n{OUTPUT_OPTIONS_HELP}\n\nExample: {EXAMPLES['check']}")
+        print(f"{usage}\n\n{check_command.__doc__}\n\n{OUTPUT_OPTIONS_HELP}\n\nExample: {COMMANDS['check'].example}")
         return
     if not args:
         raise ConfigError(f"no file: give one or more configuration files; {usage}")
@@ -507,7 +507,17 @@ def check_command(args: Sequence[str]) -> None:
 
 
 class Command(NamedTuple):
+    """A command of the command line. Its description is the docstring of `run`.
+
+    `arguments`: what it takes before its options. `asks_model`: it takes --dry-run. `takes_batches`: it takes `BATCH_OPTIONS`.
+    """
+
     run: Callable[[Sequence[str]], None]
+    example: str
+    arguments: str = "[CONFIG.toml]"
+    asks_model: bool = False
+    takes_batches: bool = False
+    more_help: str = ""
 
     @property
     def name(self) -> str:
@@ -520,75 +530,75 @@ class Command(NamedTuple):
         return (self.run.__doc__ or "").strip()
 
     @property
-    def example(self) -> str:
-        return EXAMPLES[self.name]
-
-    @property
-    def arguments(self) -> str:
-        """What the command takes before its options."""
-        own = {
-            "report": "[RUN ...]",
-            "compare": "[FIRST OTHER]",
-            "power": "[RUN ...]",
-            "judge": "[RUN]",
-            "export": "[RUN or PLAN]",
-            "view": "[DIR]",
-        }
-        return "" if self.name in ("models", "personas") else own.get(self.name, "[CONFIG.toml]")
-
-    @property
     def description(self) -> str:
-        """The text of the command's help."""
-        return f"{self.help}\n\nExample: {self.example}"
+        """What the command's help says before the options that are fields of its configuration."""
+        more = [self.more_help, DRY_RUN_HELP * self.asks_model, BATCH_HELP * self.takes_batches, OUTPUT_OPTIONS_HELP]
+        return f"{' '.join(filter(None, [self.help, *more]))}\n\nExample: {self.example}"
 
 
-EXAMPLES = {
-    "quickstart": "permix quickstart --fast",
-    "plan": "permix plan --task.n 1000 --plan.steps 100 --out runs/plan.parquet",
-    "train": "permix train configs/arithmetic-permix.toml --train.lr 1e-5 --out runs/trained",
-    "stability": "permix stability --model.base-url http://127.0.0.1:8000/v1 --model.name NAME --task.name gsm8k --out runs/mine",
-    "fidelity": "permix fidelity --model.name runs/trained/model --n-questions 20 --out runs/character",
-    "judge": "permix judge runs/character --judge.base-url http://127.0.0.1:8000/v1 --judge.name NAME",
-    "questions": "permix questions --personas.pool my.csv --personas.split all --model.name NAME --out runs/questions",
-    "report": "permix report runs/mine runs/other --out runs/report",
-    "compare": "permix compare runs/mine runs/other",
-    "power": "permix power runs/pilot --seeds 3 5 8 --questions 100 200 400",
-    "view": "permix view runs",
-    "import": "permix import --lm-eval none=logs/plain pirate=logs/pirate --out runs/imported",
-    "export": "permix export runs/mine --format lm-eval --out exported",
-    "models": "permix models --fetch",
-    "personas": "permix personas --pool my.csv --show",
-    "check": "permix check configs/arithmetic-permix.toml",
-    "study": "permix study configs/study/arithmetic.toml --only rlvr permix --seeds 1",
-}
-"""One example for each command."""
+OUTPUT_OPTIONS = ("--json", "--quiet")
 
+OUTPUT_OPTIONS_HELP = (
+    "Every command takes --json (print one JSON object on stdout instead of text) and --quiet (no progress and no notes on "
+    "stderr)."
+)
+
+DRY_RUN_HELP = "With --dry-run it prints what would be asked, and what that costs; it asks, loads and writes nothing."
+
+STUDY_HELP = (
+    "What a study consists of is in its file; --train.FIELD, --arms.NAME.FIELD and --evaluations.NAME.FIELD replace single "
+    "values of it, and --seeds is short for --only-seeds."
+)
+
+BATCH_OPTIONS = ("--batch-out", "--batch-in", "--batch-files")
+
+BATCH_HELP = (
+    "With --batch-out DIR it asks nothing: it writes the pending requests as OpenAI batch lines, in N files by --batch-files N. "
+    "With --batch-in DIR it reads the results of such lines; with both it writes what is pending afterwards."
+)
 
 COMMANDS = {
     command.name: command
-    for command in map(
-        Command,
-        (
-            quickstart_command,
-            study_command,
-            plan_command,
-            train_command,
-            stability_command,
-            fidelity_command,
-            judge_command,
-            questions_command,
-            report_command,
-            compare_command,
-            power_command,
-            view_command,
-            import_command,
-            export_command,
-            models_command,
-            personas_command,
-            check_command,
+    for command in (
+        Command(quickstart_command, "permix quickstart --fast", asks_model=True),
+        Command(
+            study_command, "permix study configs/study/arithmetic.toml --only rlvr permix --seeds 1",
+            asks_model=True, more_help=STUDY_HELP,
         ),
+        Command(plan_command, "permix plan --task.n 1000 --plan.steps 100 --out runs/plan.parquet"),
+        Command(
+            train_command, "permix train configs/arithmetic-permix.toml --train.lr 1e-5 --out runs/trained", asks_model=True
+        ),
+        Command(
+            stability_command,
+            "permix stability --model.base-url http://127.0.0.1:8000/v1 --model.name NAME --task.name gsm8k --out runs/mine",
+            asks_model=True, takes_batches=True,
+        ),
+        Command(
+            fidelity_command, "permix fidelity --model.name runs/trained/model --n-questions 20 --out runs/character",
+            asks_model=True, takes_batches=True,
+        ),
+        Command(
+            judge_command, "permix judge runs/character --judge.base-url http://127.0.0.1:8000/v1 --judge.name NAME", "[RUN]",
+            asks_model=True, takes_batches=True,
+        ),
+        Command(
+            questions_command,
+            "permix questions --personas.pool my.csv --personas.split all --model.name NAME --out runs/questions",
+            asks_model=True, takes_batches=True,
+        ),
+        Command(report_command, "permix report runs/mine runs/other --out runs/report", "[RUN ...]"),
+        Command(compare_command, "permix compare runs/mine runs/other", "[FIRST OTHER]"),
+        Command(power_command, "permix power runs/pilot --seeds 3 5 8 --questions 100 200 400", "[RUN ...]"),
+        Command(view_command, "permix view runs", "[DIR]"),
+        Command(import_command, "permix import --lm-eval none=logs/plain pirate=logs/pirate --out runs/imported"),
+        Command(export_command, "permix export runs/mine --format lm-eval --out exported", "[RUN or PLAN]"),
+        Command(models_command, "permix models --fetch", ""),
+        Command(personas_command, "permix personas --pool my.csv --show", ""),
+        Command(check_command, "permix check configs/arithmetic-permix.toml"),
     )
-}
+}  # fmt: skip
+"""By name, in the order of the general help."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -736,34 +746,6 @@ def _run_command(argv: Sequence[str], output: CommandOutput) -> int:
     return 0
 
 
-OUTPUT_OPTIONS = ("--json", "--quiet")
-
-OUTPUT_OPTIONS_HELP = (
-    "Every command takes --json (print one JSON object on stdout instead of text) and --quiet (no progress and no notes on "
-    "stderr)."
-)
-
-DRY_RUN_HELP = "With --dry-run it prints what would be asked, and what that costs; it asks, loads and writes nothing."
-
-STUDY_HELP = (
-    "What a study consists of is in its file; --train.FIELD, --arms.NAME.FIELD and --evaluations.NAME.FIELD replace single "
-    "values of it, and --seeds is short for --only-seeds."
-)
-
-BATCH_OPTIONS = ("--batch-out", "--batch-in", "--batch-files")
-
-BATCH_HELP = (
-    "With --batch-out DIR it asks nothing: it writes the pending requests as OpenAI batch lines, in N files by --batch-files N. "
-    "With --batch-in DIR it reads the results of such lines; with both it writes what is pending afterwards."
-)
-
-BATCH_COMMANDS = ("stability", "fidelity", "judge", "questions")
-"""The commands that take `BATCH_OPTIONS`."""
-
-ASKING_COMMANDS = ("quickstart", "study", "train", "stability", "fidelity", "judge", "questions")
-"""The commands that ask a model, and so take --dry-run."""
-
-
 def parse_asking_config(
     command: str, cls: type[_ConfigT], args: Sequence[str], overrides: Mapping[str, Any] | None = None
 ) -> tuple[_ConfigT, bool]:
@@ -837,7 +819,7 @@ def parse_config(command: str, cls: type[_ConfigT], args: Sequence[str], overrid
             cls,
             args=rest,
             prog=f"permix {command} {COMMANDS[command].arguments}".strip(),
-            description=_description(command),
+            description=COMMANDS[command].description,
             registry=_section_rules(cls, rest),
             **options,
         )
@@ -845,14 +827,6 @@ def parse_config(command: str, cls: type[_ConfigT], args: Sequence[str], overrid
         raise ConfigError(config.format_validation_error(error)) from error
     check_task_name(settings)
     return settings
-
-
-def _description(command: str) -> str:
-    dry_run = [DRY_RUN_HELP] if command in ASKING_COMMANDS else []
-    batch = [BATCH_HELP] if command in BATCH_COMMANDS else []
-    study = [STUDY_HELP] if command == "study" else []
-    described = COMMANDS[command]
-    return " ".join([described.help, *study, *dry_run, *batch, OUTPUT_OPTIONS_HELP]) + f"\n\nExample: {described.example}"
 
 
 def _parse_flags(cls: type[_ConfigT], *, args: Sequence[str], **options: Any) -> _ConfigT:
