@@ -34,6 +34,7 @@ from permix.config.base import quote_input
 from permix.errors import ConfigError, IncompleteRunError, PermixError
 from permix.inference.hardware import memory_limit, release_memory, visible_gpus
 from permix.pipelines.jobs import Job, run_jobs, thread_arguments
+from permix.pipelines.study_units import run_part
 from permix.progress import JobSize, MultiProgress, add_result, print_status
 from permix.storage.files import write_json
 from permix.storage.workers import claim_folder
@@ -90,17 +91,7 @@ class QuickstartPart(NamedTuple):
 
     def run(self) -> None:
         """Run or resume the part in this process."""
-        from permix.evals.stability import run_stability
-        from permix.pipelines.fidelity import run_fidelity
-        from permix.pipelines.train import run_training
-
-        match self.config:
-            case StabilityConfig():
-                run_stability(self.config)
-            case FidelityConfig():
-                run_fidelity(self.config)
-            case TrainConfig():
-                run_training(self.config)
+        run_part(self.config)
 
     @property
     def has_result(self) -> bool:

@@ -8,7 +8,7 @@ deleted when all evaluations of it are finished, never before.
 import contextlib
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,7 +112,7 @@ def run_unit(config: StudyConfig, unit: StudyUnit) -> None:
         print_status(f"{unit.name}: {name}")
         try:
             _await_reference(config, part)
-            PART_RUNNERS[type(part)](part)
+            run_part(part)
             _write_record(unit, name, finished=True)
         except PermixError as error:
             if isinstance(part, TrainConfig):
@@ -137,30 +137,19 @@ def delete_model(unit: StudyUnit) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _run_training_part(part: TrainConfig) -> None:
+def run_part(part: PartConfig) -> None:
+    """Run or resume a training or an evaluation in this process."""
+    from permix.evals.stability import run_stability
+    from permix.pipelines.fidelity import run_fidelity
     from permix.pipelines.train import run_training
 
-    run_training(part)
-
-
-def _run_stability_part(part: StabilityConfig) -> None:
-    from permix.evals.stability import run_stability
-
-    run_stability(part)
-
-
-def _run_fidelity_part(part: FidelityConfig) -> None:
-    from permix.pipelines.fidelity import run_fidelity
-
-    run_fidelity(part)
-
-
-PART_RUNNERS: Mapping[type[PartConfig], Callable[[Any], None]] = {
-    TrainConfig: _run_training_part,
-    StabilityConfig: _run_stability_part,
-    FidelityConfig: _run_fidelity_part,
-}
-"""For each kind of part: a function that runs or resumes it."""
+    match part:
+        case TrainConfig():
+            run_training(part)
+        case StabilityConfig():
+            run_stability(part)
+        case FidelityConfig():
+            run_fidelity(part)
 
 
 def _await_reference(config: StudyConfig, part: PartConfig) -> None:
