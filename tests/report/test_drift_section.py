@@ -1,5 +1,6 @@
 """The report of interviews: models side by side, hostile text shown, what was not measured said."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from permix.config import FidelityConfig, ReportConfig, build_config
+from permix.evals.fidelity_records import is_interviewer_question
 from permix.evals.interview import evaluate_interview, prepare_interview
 from permix.inference.scripted import ScriptedModel
 from permix.judges.results import JudgeResults, read_judge_inputs
@@ -16,9 +18,9 @@ from permix.rendering import theme
 from permix.rendering.plots import plot_drift
 from permix.report import judges as report_judged
 from permix.report.builder import build_report, run_report
-from permix.report.runs import collect_models
+from permix.report.runs import Run, collect_models
 from permix.report.summary_text import TRUST_MARKS_LEGEND
-from permix.storage.files import read_json
+from permix.storage.files import read_json, write_json
 from permix.types import Request
 from tests.sample_runs import fidelity_values
 from tests.verdicts import TRADES, write_judge
@@ -71,6 +73,36 @@ def test_models_stand_in_one_table_one_figure_and_one_conversation(tmp_path: Pat
     build_report(runs, tmp_path / "report")
     assert (tmp_path / "report" / "drift.png").read_bytes() == before
     assert set(read_json(tmp_path / "report" / "table.json")["drift"]) == {"steady", "<b>fading</b>"}
+
+
+def test_questions_of_an_interviewer_model_are_no_answers_of_the_model(tmp_path: Path) -> None:
+    path = interviewed(tmp_path, "one", lambda turn: f"turn {turn}")
+    before = Run(path)
+    counts = before.n_answered, before.tokens
+    line = json.loads((path / "records.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    asked = line | {"question_id": "ask-01", "completion": line["completion"] | {"text": "Where were you born?"}}
+    with (path / "records.jsonl").open("a", encoding="utf-8") as records:
+        records.write(json.dumps(asked) + "\n")
+    after = Run(path)
+    assert (after.n_answered, after.tokens) == counts
+    build_report([path], tmp_path / "report")
+    assert "Where were you born?" not in (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    found = [is_interviewer_question(id) for id in ("ask-01", "ask-12", "ask-x", "turn-01", "ask")]
+    assert found == [True, True, False, False, False]
+
+
+def test_a_reference_that_was_moved_takes_identifiability_alone(tmp_path: Path) -> None:
+    run = interviewed(tmp_path, "one", lambda turn: f"turn {turn}")
+    config = read_json(run / "config.json")
+    write_json(run / "config.json", config | {"reference": str(tmp_path / "moved")})
+    build_report([run], tmp_path / "report")
+    assert "| one | words<br>" in section(tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert "**Not measured**" in text
+    assert "its reference run" in text
+    (run / "records.jsonl").write_text("", encoding="utf-8")
+    build_report([run], tmp_path / "empty")  # no turn is answered: the report says so, and nothing is lost beside it
+    assert "**Not measured**" in (tmp_path / "empty" / "report.md").read_text(encoding="utf-8")
 
 
 def test_models_that_were_asked_otherwise_have_a_table_each_and_slopes_that_mean_less_say_so(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from permix.pipelines.study import run_study
 from permix.pipelines.study_cost import PartCost, estimate_time, preflight_study, study_costs
 from permix.pipelines.study_units import check_same_settings, delete_model, finished_parts, pending_parts, read_unit_record
 from permix.rendering.table import format_p_value
-from permix.report.study import divide_into_pages, write_study_report
+from permix.report.study import check_headlines, divide_into_pages, write_study_report
 from permix.storage.files import read_json, write_json
 from permix.storage.workers import claim_folder, holds_claim, is_claimed
 from permix.types import AnswerKey, Verdict
@@ -540,6 +540,20 @@ def test_evaluations_of_other_splits_do_not_share_a_page(tmp_path: Path) -> None
         {"fidelity": "dev-character", "stability": "dev-accuracy"},
         {"stability": "dev-personas"},
     ]
+
+
+def test_a_strategy_has_no_headline_beside_a_plain_evaluation(tmp_path: Path) -> None:
+    vote = ACCURACY | {"strategy": "persona-vote"}
+    headline = {"measure": "pss", "arm": "permix", "against": "rlvr", "published": 0.2}
+    arms = {"rlvr": {"method": "rlvr"}, "permix": {"method": "permix"}}
+    headlines = [headline | {"evaluation": "vote"}]
+    both = study(tmp_path, arms=arms, evaluations={"accuracy": ACCURACY, "vote": vote}, headlines=headlines)
+    assert divide_into_pages(both.units()[0]) == [{"stability": "accuracy", "stability, persona-vote": "vote"}]
+    with pytest.raises(ConfigError, match="vote has none"):
+        check_headlines(both)
+    alone = study(tmp_path, arms=arms, evaluations={"vote": vote}, headlines=headlines)
+    assert divide_into_pages(alone.units()[0]) == [{"stability": "vote"}]  # its answers without a vote are a plain grid
+    check_headlines(alone)
 
 
 @pytest.mark.slow

@@ -286,6 +286,17 @@ def question_at_turn(turn: int, question: Question) -> Question:
     return question.model_copy(update={"id": f"turn-{turn:02}-{question.id}"})
 
 
+def interviewer_question_id(turn: int) -> str:
+    """The question id of the cell in which an interviewer model writes the question of a turn: "ask-03"."""
+    return f"ask-{turn:02}"
+
+
+def is_interviewer_question(question_id: str) -> bool:
+    """Whether it is an `interviewer_question_id`."""
+    name, _, number = question_id.partition("-")
+    return name == "ask" and len(number) >= 2 and number.isdecimal()
+
+
 def turn_number(question_id: str) -> int | None:
     """The turn in a question id: 3 for "turn-03-evening" and "turn-03"; None if the id is not of a turn."""
     name, _, rest = question_id.partition("-")

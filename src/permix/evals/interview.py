@@ -28,6 +28,7 @@ from permix.evals.drift_report import Drift, measure_drift, read_train_examples
 from permix.evals.fidelity_records import (
     AskedQuestion,
     describe_ids,
+    interviewer_question_id,
     question_at_turn,
     select_fidelity_personas,
     turn_number,
@@ -163,7 +164,7 @@ class ModelInterviewer:
     def _question_cell(self, persona: str, turn: int, conversation: Sequence[InterviewTurn], cells: CellIndex) -> Cell:
         attempt = len(_interviewer_replies(cells, persona, turn))
         return Cell(
-            persona_id=persona, question_id=f"ask-{turn:02}", sample=attempt,
+            persona_id=persona, question_id=interviewer_question_id(turn), sample=attempt,
             seed=seed_from("ask", self._seed, persona, turn, attempt), messages=interviewer_messages(conversation),
         )  # fmt: skip
 
@@ -191,7 +192,8 @@ def is_usable_question(reply: Completion) -> bool:
 def _interviewer_replies(cells: CellIndex, persona: str, turn: int) -> list[Completion]:
     """The interviewer model's replies for this turn, in the order of the attempts."""
     replies: list[Completion] = []
-    while (cell := cells.get(CellKey(persona, f"ask-{turn:02}", len(replies)))) is not None and cell.completion is not None:
+    question_id = interviewer_question_id(turn)
+    while (cell := cells.get(CellKey(persona, question_id, len(replies)))) is not None and cell.completion is not None:
         replies.append(cell.completion)
     return replies
 

@@ -82,7 +82,8 @@ def completion_excerpts(models: Sequence[ModelRuns], kind: str) -> list[Document
     cells_by_model = {model.label: model.runs[kind].cells for model in models if kind in model.runs}
     if not cells_by_model:
         return []
-    keys = _shared_keys(list(cells_by_model.values()))
+    # Not every recorded cell is an answer of the grid: an interviewer's questions and the cells of a persona search are not.
+    keys = _shared_keys([model.runs[kind].cell_summaries for model in models if kind in model.runs])
     parts: list[DocumentPart] = [f"### Completions under the same persona: {EXCERPT_KINDS[kind]}"]
     for number, persona_id in enumerate(_evenly_spaced(dict.fromkeys(key.persona_id for key in keys), _MAX_PERSONAS), start=1):
         persona_keys = _evenly_spaced((key for key in keys if key.persona_id == persona_id), _MAX_QUESTIONS)
@@ -354,7 +355,7 @@ def _default_system_text(run: Run) -> str:
     return f"{source} “{_quote_markdown(text)}”" if text else "no known default system text"
 
 
-def _shared_keys(runs: Sequence[Mapping[CellKey, Asked]]) -> list[CellKey]:
+def _shared_keys(runs: Sequence[Mapping[CellKey, object]]) -> list[CellKey]:
     """Return the persona cells of the first sample, template and context that every run has; when the runs share no cell, the
     cells of the first run.
     """

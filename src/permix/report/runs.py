@@ -18,7 +18,7 @@ from permix.config import BACKENDS, DevEvalConfig, build_config
 from permix.errors import DataError
 from permix.evals import answer_vectors, open_ended, stability
 from permix.evals.drift_report import Drift, JudgeTurnScores, measure_drift
-from permix.evals.fidelity_records import cut_off_warning, fidelity_kind
+from permix.evals.fidelity_records import cut_off_warning, fidelity_kind, is_interviewer_question
 from permix.evals.grid import CutOffCounts, GridResults, count_cut_off, grid_results
 from permix.evals.in_character import measure_right_in_character
 from permix.evals.stability import StabilityGrid, read_rounds
@@ -135,7 +135,7 @@ class Run(RunReader):
         """Number of tokens generated; for a training on fixed answers, tokens learnt from. None when a part is not recorded."""
         if self.stage == "train" and not self.cells:
             return self.log[-1].get("tokens") if self.log else None
-        total = _sum_or_none([one.completion_tokens for one in self.cells.summaries.values() if one.has_completion])
+        total = _sum_or_none([one.completion_tokens for one in self._answered()])
         return None if total is None else int(total)
 
     @property
@@ -154,8 +154,17 @@ class Run(RunReader):
 
     @property
     def n_answered(self) -> int:
-        """Number of recorded cells with a completion."""
-        return self.cells.n_completions
+        """Number of recorded cells with a completion of the run's model."""
+        return len(self._answered())
+
+    def _answered(self) -> list[CellSummary]:
+        """The cells with a completion, without those of an interviewer model, which are not of the run's model."""
+        is_interview = self.kind == INTERVIEW_KIND
+        return [
+            one
+            for key, one in self.cells.summaries.items()
+            if one.has_completion and not (is_interview and is_interviewer_question(key.question_id))
+        ]
 
     @property
     def peak_mb(self) -> int | None:
@@ -387,6 +396,7 @@ def _measure_model(label: str, runs: dict[str, Run]) -> ModelRuns:
     stable, fidelity, talk = runs.get("stability"), runs.get("fidelity"), runs.get(INTERVIEW_KIND)
     identifiability, reason = (None, "") if fidelity is None else _measure_identifiability(fidelity)
     in_character, other_reason = (None, "") if stable is None else _measure_right_in_character(stable)
+    drift, drift_reason = (None, "") if talk is None else _measure_drift(talk)
     recognisability, why_not = (None, "") if fidelity is None else answer_vectors.measure_or_explain(fidelity.path)
     return ModelRuns(
         label=label,
@@ -398,17 +408,17 @@ def _measure_model(label: str, runs: dict[str, Run]) -> ModelRuns:
         contexts=() if stable is None else stability.measure_contexts(stable.path, stable.grid_results),
         text_metrics={kind: measure_text_metrics(runs[kind].path) for kind in FIDELITY_RUN_KINDS if kind in runs},
         strategies=tuple(one for run in runs.values() if (one := measure_strategy(run.path, run.grid_results)) is not None),
-        drift=None if talk is None else measure_drift(talk.path, find_reference_run(talk), _scores_by_judge(talk)),
+        drift=drift,
         cut_off=None if stable is None else stable.cut_off,
         right_in_character=in_character,
-        unmeasured_reasons=tuple(one for one in (reason, other_reason) if one),
+        unmeasured_reasons=tuple(one for one in (reason, other_reason, drift_reason) if one),
         recognisability=recognisability,
         recognisability_reason=why_not,
     )
 
 
 def _measure_identifiability(run: Run) -> tuple[Identifiability | None, str]:
-    """Return (identifiability, ""), or (None, reason) when the answers do not allow to measure it."""
+    """Return (identifiability, ""), or (None, reason) when the answers do not allow measuring it."""
     reference = find_reference_run(run)
     try:
         return open_ended.measure_identifiability(run.path, reference), ""
@@ -427,6 +437,21 @@ def _measure_right_in_character(run: Run) -> tuple[RightInCharacter | None, str]
         return measure_right_in_character(run.path, reference, run.grid_results), ""
     except DataError as error:
         return None, f"{run.path}: {error}"
+
+
+def _measure_drift(run: Run) -> tuple[Drift | None, str]:
+    """Return (drift, ""), or (None, reason) when no measure can be computed; when the reference alone cannot be used, the other
+    measures and the reason.
+    """
+    scores, reason = _scores_by_judge(run), ""
+    try:
+        return measure_drift(run.path, find_reference_run(run), scores), ""
+    except DataError as error:
+        reason = f"{run.path}: {error}"
+    try:
+        return measure_drift(run.path, None, scores), reason
+    except DataError:
+        return None, reason
 
 
 def _scores_by_judge(run: Run) -> dict[str, JudgeTurnScores]:

@@ -41,6 +41,7 @@ from permix.rendering.table import (
     estimate_cell,
     label_cell,
     md_label,
+    one_line,
     plain_text,
     tabulate,
     trusted_cell,
@@ -67,7 +68,7 @@ from permix.report.methods import (
     group_assigned_methods,
     pool_context,
 )
-from permix.report.runs import ModelRuns, collect_models
+from permix.report.runs import WHOLE_GRID_STRATEGIES, ModelRuns, collect_models
 from permix.report.tables import front_table, pooled_identifiability_cell, pooled_measure_cell
 from permix.types import Estimate
 
@@ -134,18 +135,19 @@ def run_kind(evaluation: PartConfig) -> str:
 def check_headlines(config: StudyConfig) -> None:
     """Raise ConfigError for a headline whose measure its evaluation does not have."""
     base = config.units()[0]
+    kind_of = {name: kind for page in divide_into_pages(base) for kind, name in page.items()}
     for number, one in enumerate(config.headlines, 1):
-        known = headline_measures(base.parts[one.evaluation])
+        known = headline_measures(base.parts[one.evaluation], kind_of[one.evaluation])
         if one.measure not in known:
             raise ConfigError(
                 f"headlines: measure = {one.measure!r} (headline {number}): {one.evaluation} has {', '.join(known) or 'none'}"
             )
 
 
-def headline_measures(evaluation: PartConfig) -> list[str]:
-    """The measures of an evaluation that can be compared between arms."""
+def headline_measures(evaluation: PartConfig, kind: str) -> list[str]:
+    """The measures of an evaluation, which its page shows as this kind of run, that can be compared between arms."""
     if not isinstance(evaluation, FidelityConfig):
-        return [measure.name for measure in measures_in("differences")]
+        return [measure.name for measure in measures_in("differences")] if kind == "stability" else []
     judged = [SCORE] if evaluation.judge.name != "none" else []
     return ["identifiability", *judged] if evaluation.kind == "open" else judged
 
@@ -415,7 +417,7 @@ class _StudyReport:
             for kind, evaluation in page.evaluations.items():
                 for arm in arms:
                     if (method := page.method(arm)) is not None:
-                        cells = _overview_cells(method, page.numbers.pooled(method), kind, md_label(evaluation))
+                        cells = _overview_cells(method, page.numbers.pooled(method), kind, one_line(evaluation))
                         found[arm] |= cells
                         headings |= dict.fromkeys(cells)
         costs = {arm: _cost_cells(method) for arm in arms if (method := self.pages[0].method(arm)) is not None}
@@ -505,8 +507,8 @@ def _measures_of_kind(pooled: PooledMethod, kind: str) -> dict[str, Any]:
 
 
 def _overview_cells(method: ReportMethod, pooled: PooledMethod, kind: str, evaluation: str) -> dict[str, TableCell]:
-    """The main measures of an evaluation of an arm, by heading."""
-    if kind.startswith("stability"):
+    """The main measures of an evaluation of an arm, by heading. Those of a strategy are in the section of strategies."""
+    if kind == "stability":
         curves = [model.stability.expected_best_of_k for model in method.models if model.stability is not None]
         best = {f"best of {len(curves[0])}, {evaluation}": _mean_cell([curve[-1] for curve in curves])} if curves else {}
         return {
@@ -521,7 +523,7 @@ def _overview_cells(method: ReportMethod, pooled: PooledMethod, kind: str, evalu
     for name in dict.fromkeys(entry.name for entry in judged):
         scores = [entry for entry in judged if entry.name == name]
         mark = "" if all(entry.discriminates_persona for entry in scores) else f" {UNTRUSTED_MARK}"
-        cells[f"{md_label(name)}{mark}, {evaluation}"] = _mean_cell([entry.persona_score for entry in scores])
+        cells[f"{one_line(name)}{mark}, {evaluation}"] = _mean_cell([entry.persona_score for entry in scores])
     return cells
 
 
@@ -556,7 +558,19 @@ def divide_into_pages(base: StudyUnit) -> list[dict[str, str]]:
         if page is None:
             pages.append((splits, page := {}))
         page[kind] = name
-    return [page for _, page in pages]
+    return [_with_default_stability_kind(page) for _, page in pages]
+
+
+def _with_default_stability_kind(page: dict[str, str]) -> dict[str, str]:
+    """Name a strategy that asks the whole grid "stability" where the page has no plain stability run.
+
+    `collect_models` does the same with the runs.
+    """
+    whole = [f"stability, {strategy}" for strategy in WHOLE_GRID_STRATEGIES if strategy != "none"]
+    default = next((kind for kind in page if kind in whole), None)
+    if "stability" in page or default is None:
+        return page
+    return {"stability" if kind == default else kind: name for kind, name in page.items()}
 
 
 def evaluation_splits(evaluation: PartConfig) -> tuple[str, str]:
