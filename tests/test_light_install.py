@@ -47,6 +47,12 @@ def test_an_endpoint_is_measured_reported_and_compared(tmp_path: Path) -> None:
     assert "one" in page
     assert not re.findall(r'(?:src|href)="[^"]+\\.(?:png|svg)"', page)  # no link to a figure that is not there
     assert list((tmp_path / "report").rglob("*.png")) == []
+    charts = set(re.findall(r'data-chart="([^"]+)"', page))
+    assert {"grid", "lottery", "personas"} <= charts  # the page draws what the note promises
+    text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert "![" not in text
+    assert "## Heat map" not in text
+    assert "## Accuracy by persona" in text  # it has a table too
 
 
 def test_the_base_install_is_small() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import call
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
@@ -415,16 +416,20 @@ _MAX_PERSONAS_WITH_COUNTS = 24
 
 
 def plot_identifiability_figures(
-    results: Mapping[str, Identifiability], out: Path, styles: Mapping[str, Style]
+    results: Mapping[str, Identifiability], out: Path, styles: Mapping[str, Style], draw: Callable[..., None] = call
 ) -> dict[str, str]:
-    """Write every figure that these results have data for; returns {file name: caption}."""
+    """Write every figure that these results have data for; returns {file name: caption}.
+
+    `draw(plot, ...)` draws a figure, or nothing where figures cannot be drawn.
+    """
     figures = {}
     if any(len(one.learning_curve) > 1 for one in results.values()):
-        plot_identifiability_curves(results, out / _IDENTIFIABILITY_CURVE_FILE, styles)
+        draw(plot_identifiability_curves, results, out / _IDENTIFIABILITY_CURVE_FILE, styles)
         figures[_IDENTIFIABILITY_CURVE_FILE] = "identifiability by the number of questions that the classifier was trained on"
     first = personas_by_recall(next(iter(results.values()))) if results else ()
     for number, (name, one) in enumerate(results.items(), start=1):
-        plot_confusion_matrix(one, out / f"{_CONFUSION_FILE_PREFIX}{number}.png", f"{name}: confusion of personas", first)
+        file = out / f"{_CONFUSION_FILE_PREFIX}{number}.png"
+        draw(plot_confusion_matrix, one, file, f"{name}: confusion of personas", first)
         figures[f"{_CONFUSION_FILE_PREFIX}{number}.png"] = f"confusion of personas, {md_label(name)}"
     return figures
 

@@ -13,7 +13,7 @@ import itertools
 import re
 import shlex
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -194,9 +194,9 @@ def write_pooled_report(
     numbers = numbers or MethodNumbers()
     comparisons = [compare_models(one, other) for one, other in comparison_pairs(models)]
     pooled = [numbers.pooled(method) for method in methods]
-    figures = draw_report_figures(models, methods, pooled, comparisons, out)
+    captions, figures = draw_report_figures(models, methods, pooled, comparisons, out)
     differences = reference_differences(methods, numbers)
-    document = build_document(models, comparisons, methods, pooled, figures, caption, published, differences)
+    document = build_document(models, comparisons, methods, pooled, captions, caption, published, differences, figures)
     added = additions or ReportAdditions()
     document = document._replace(sections=(*added.sections, *document.sections))
     add_result(
@@ -282,22 +282,33 @@ def comparison_pairs(models: Sequence[ModelRuns]) -> list[tuple[ModelRuns, Model
     return [*((models[0], other) for other in models[1:]), *pairwise(models[1:])]
 
 
+class ReportFigures(NamedTuple):
+    """What each figure of a report shows, by file name, in the order of the report; and the files that were drawn."""
+
+    captions: dict[str, str]
+    files: frozenset[str]
+
+
 def draw_report_figures(
     models: Sequence[ModelRuns],
     methods: Sequence[ReportMethod],
     pooled: Sequence[PooledMethod],
     comparisons: Sequence[Comparison],
     out: Path,
-) -> dict[str, str]:
-    """Draw every figure that the runs allow. Returns {file name: what the figure shows}, in the order of the report.
+) -> ReportFigures:
+    """Draw every figure that the runs allow; without matplotlib none.
 
-    Without matplotlib there are none; the page draws its charts itself.
     The trade-off figure leaves out every method with a model that cannot be compared with the first model, because an arrow to
     that method would be such a comparison.
     """
-    if find_spec("matplotlib") is None:
+    can_draw = find_spec("matplotlib") is not None
+    if not can_draw:
         print_status_once("note: no figures as PNG and SVG files, since matplotlib is not installed; index.html draws its own")
-        return {}
+
+    def draw(plot: Callable[..., None], *given: Any) -> None:
+        if can_draw:
+            plot(*given)
+
     styles = theme.styles_for((model.label for model in models), method_names(methods))
     summaries = {model.label: model.stability for model in models if model.stability is not None}
     against_first = [one for one in comparisons if one.against == models[0].label]
@@ -312,34 +323,35 @@ def draw_report_figures(
     for view in TRADEOFF_VIEWS:
         if points := tradeoff_points(methods, pooled, incomparable[view.measure], view):
             chance = common_chance(pooled) if view.measure == "identifiability" else None
-            plot_tradeoff(points, training_arrows(methods), chance, out / view.file, looks_of, view)
+            draw(plot_tradeoff, points, training_arrows(methods), chance, out / view.file, looks_of, view)
             figures[view.file] = view.title
     if summaries:
-        plots.plot_persona_accuracy(summaries, out / "personas.png", styles)
-        plots.plot_lottery(summaries, out / "lottery.png", styles)
+        draw(plots.plot_persona_accuracy, summaries, out / "personas.png", styles)
+        draw(plots.plot_lottery, summaries, out / "lottery.png", styles)
         figures |= {"personas.png": "accuracy by persona", "lottery.png": "expected best of k personas"}
     for place, model in enumerate(models, start=1):
         if model.grid is not None:
             name = f"heatmap-{place}.png"
-            _plot_model_heatmap(model, out / name)
+            draw(_plot_model_heatmap, model, out / name)
             figures[name] = f"mean score by persona and question, {table.md_label(model.label)}"
     figures |= score_plots.plot_judge_figures(
-        {model.label: model.judged_runs for model in models if model.judged_runs}, out, styles
+        {model.label: model.judged_runs for model in models if model.judged_runs}, out, styles, draw
     )
     if reward_logs:
-        plots.plot_learning_curves(reward_logs, out / "training.png", styles)
+        draw(plots.plot_learning_curves, reward_logs, out / "training.png", styles)
         figures["training.png"] = "learning curves"
         if plots.frequent_tags(reward_logs.values())[0]:
-            plots.plot_reward_by_tag(reward_logs, out / "training-tags.png", styles)
+            draw(plots.plot_reward_by_tag, reward_logs, out / "training-tags.png", styles)
             figures["training-tags.png"] = "mean reward by kind of persona"
     if drift_by_model := {model.label: model.drift for model in models if model.drift is not None}:
-        plot_drift(drift_by_model, out / "drift.png", styles)
+        draw(plot_drift, drift_by_model, out / "drift.png", styles)
         figures["drift.png"] = "measures by interview turn"
     if curves := {model.label: model.dev_curve for model in models if model.dev_curve is not None}:
-        plots.plot_dev_curves(curves, out / "probes.png", styles)
+        draw(plots.plot_dev_curves, curves, out / "probes.png", styles)
         figures["probes.png"] = "dev evaluations during training"
     identifiability = {model.label: model.identifiability for model in models if model.identifiability is not None}
-    return figures | plots.plot_identifiability_figures(identifiability, out, styles)
+    figures |= plots.plot_identifiability_figures(identifiability, out, styles, draw)
+    return ReportFigures(figures, frozenset(figures if can_draw else ()))
 
 
 def _plot_model_heatmap(model: ModelRuns, path: Path) -> None:

@@ -13,16 +13,17 @@ from permix.report.claim import ReportClaim
 
 class Figure(NamedTuple):
     """A figure, by its file name. `description` (Markdown) says what it shows. `chart` names the chart that the page draws
-    instead; several figures may share one chart.
+    instead; several figures may share one chart. Without matplotlib the file `is_missing`, and the page has the chart alone.
     """
 
     file: str
     description: str
     chart: str = ""
+    is_missing: bool = False
 
     @property
     def markdown(self) -> str:
-        return f"![{self.description}]({self.file})"
+        return "" if self.is_missing else f"![{self.description}]({self.file})"
 
 
 class Folded(NamedTuple):
@@ -92,7 +93,8 @@ def render_report_markdown(document: Document) -> str:
     seeds = [] if document.seed_table is None else [f"## {SEEDS_TITLE}", document.seed_table.markdown]
     parts = [f"# {document.title}", *front, document.details, document.footnotes, *seeds]
     for section in document.sections:
-        parts += [f"## {section.title}", section.note, *_parts_markdown(section.parts)]
+        if any(content := list(_parts_markdown(section.parts))):
+            parts += [f"## {section.title}", section.note, *content]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

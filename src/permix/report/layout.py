@@ -4,7 +4,7 @@ Contract: all numbers come from the runs' records. A section without content is 
 named.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from permix.rendering import table
 from permix.rendering.table import SourceRun, one_line
@@ -95,11 +95,15 @@ def build_document(
     caption: str = "",
     published: PublishedComparison | None = None,
     differences: Sequence[MethodDifference] = (),
+    figure_files: Collection[str] = (),
 ) -> Document:
-    """Return the document. `figure_captions` says what each figure shows, by file name; `caption` is a paragraph in Markdown from
-    the caller; `differences` are those of `reference_differences`.
+    """Return the document. `figure_captions` says what each figure shows, by file name, and `figure_files` names those that were
+    drawn; `caption` is a paragraph in Markdown from the caller; `differences` are those of `reference_differences`.
     """
-    figures = {file: Figure(file, description, chart_name(file)) for file, description in figure_captions.items()}
+    figures = {
+        file: Figure(file, description, chart_name(file), is_missing=file not in figure_files)
+        for file, description in figure_captions.items()
+    }
     main_sentence, *details = summary_text.result_sentences(models, comparisons)
     rows = [model.row for model in models]
     main_table, all_models = tables.front_table(methods, pooled, rows), tables.models_table(rows)

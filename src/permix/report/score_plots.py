@@ -9,7 +9,8 @@ marks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
+from operator import call
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -55,15 +56,20 @@ SCORE_COLOURS = ("#002b62", "#4c556c", "#828079", "#bfb06b", "#fee838")
 _MIN_LABELLED_WIDTH = 0.06  # as a share of the bar; a narrower piece has no room for its number
 
 
-def plot_judge_figures(models: Mapping[str, Sequence[JudgedRun]], out: Path, styles: Mapping[str, Style]) -> dict[str, str]:
-    """Draw two figures for each judged kind of run. Returns {file name: what the figure shows}."""
+def plot_judge_figures(
+    models: Mapping[str, Sequence[JudgedRun]], out: Path, styles: Mapping[str, Style], draw: Callable[..., None] = call
+) -> dict[str, str]:
+    """Draw two figures for each judged kind of run. Returns {file name: what the figure shows}.
+
+    `draw(plot, ...)` draws a figure, or nothing where figures cannot be drawn.
+    """
     figures: dict[str, str] = {}
     for kind in KIND_FILE_STEMS:
         runs = {label: run for label, judged in models.items() for run in judged if run.kind == kind}
         if runs:
             scores_file, validation_file = judge_figure_files(kind)
-            plot_judge_scores(runs, kind, out / scores_file, styles)
-            plot_judge_reliability(runs, kind, out / validation_file)
+            draw(plot_judge_scores, runs, kind, out / scores_file, styles)
+            draw(plot_judge_reliability, runs, kind, out / validation_file)
             figures[scores_file] = f"judges' scores, {KIND_TITLES[kind]}"
             figures[validation_file] = f"validation of judges, {KIND_TITLES[kind]}"
     return figures

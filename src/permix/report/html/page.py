@@ -156,11 +156,11 @@ class _PageView:
                 yield {"kind": "folded", "title": part.title, "html": render_prose(part.text)}
             elif isinstance(part, Table):
                 yield {"kind": "table"} | self.table(part)
-            elif part.chart not in self.available_charts:
+            elif part.chart not in self.available_charts and not part.is_missing:
                 yield {"kind": "picture", "source": _image_data_uri(self.folder / part.file), "what": part.description}
-            elif part.chart not in self.used_charts:
+            elif part.chart in self.available_charts and part.chart not in self.used_charts:
                 self.used_charts.add(part.chart)
-                yield {"kind": "chart", "name": part.chart, "file": part.file}
+                yield {"kind": "chart", "name": part.chart, "file": "report.md" if part.is_missing else part.file}
 
     def split_table(self, table: Table) -> list[dict[str, Any]]:
         """Return the table without its folded columns, then, if it has any, the table of these; both name the rows."""
