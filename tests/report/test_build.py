@@ -120,7 +120,7 @@ def test_numbers_of_a_tree_of_runs(built: tuple[list[ModelRow], Path]) -> None:
     measured = (*(base.measures[name] for name in ("baseline", "mean", "pss_observed")), rlvr.measures["pss_observed"])
     assert [one.value for one in measured] == pytest.approx([0.8, 0.5, 0.25, 1.0])
     told = [(one.value, one.low, one.high) for one in (base.measures["worst"], base.measures["pss"], rlvr.measures["pss"])]
-    # The noise of 20 questions is taken off. Equal answers of all personas leave a share of .168 of all questions open: 1 − .168 / .8.
+    # The noise of 20 questions is taken off. Equal answers of all personas leave .168 of all questions open: 1 − .168 / .8.
     expected = [(0.24, 0.07, 0.52), (0.32, 0.10, 0.69), (0.99, 0.79, 1.0)]
     assert np.array(told) == pytest.approx(np.array(expected), abs=0.04)
     assert (base.n_questions, base.n_personas, base.n_scored, base.n_asked) == (20, 4, 80, 80)
