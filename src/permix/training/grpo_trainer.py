@@ -28,7 +28,6 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler, use_adapter
 
 from permix.config import OptimConfig
-from permix.errors import PermixError
 from permix.inference.chat_template import decode_completion, encode_chat
 from permix.inference.generation import generate_tokens, stop_at_end_of_turn, stop_token_ids
 from permix.inference.shared_prefix import DEFAULT_ATTENTION, SHARED_PREFIX_ATTENTION, eval_mode, supports_shared_prefix
@@ -67,8 +66,10 @@ from permix.training.trl_setup import (
     StepClockCallback,
     TrackerCallback,
     TrainerHooks,
+    check_finite,
     choose_microbatch_tokens,
     grpo_arguments,
+    stop_on_divergence,
 )
 from permix.training.weight_sync import inference_copy, sync_weights
 from permix.types import Message, Sampling, seed_from
@@ -124,6 +125,7 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         )  # fmt: skip
         self.remove_callback(PrinterCallback)
         self.add_callback(StepClockCallback(self._clock))
+        stop_on_divergence(self)
         if detect_sharding() != "zero3":  # DeepSpeed's network cannot run before training begins; its first pass makes the trial
             self._enable_shared_prefix()
         if detect_sharding() == "fsdp2" and not self.use_vllm:
@@ -333,12 +335,7 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         model.train()
         samples = self._prepare_inputs(inputs)
         total, metrics = self._gradient_step.accumulate(model, samples, self._replay_batch())
-        if not bool(torch.isfinite(total)):
-            raise PermixError(
-                f"step {self.state.global_step + 1}: the loss is {total.item()}; training has diverged. Start a new run from the "
-                f"last checkpoint in {self.args.output_dir} (--model.name CHECKPOINT --out NEW), with a smaller train.lr or "
-                "train.max_grad_norm, or a higher train.precision"
-            )
+        check_finite(self, "loss", total.item())
         self._step_metrics |= metrics
         self._step += 1
         return total
