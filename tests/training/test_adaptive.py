@@ -1,12 +1,21 @@
 """Adaptive personas: weights by hand, a floor that holds, and blocks that follow from what is recorded."""
 
 import math
+from pathlib import Path
 
 import pytest
 
 from permix.config import PersonasConfig, RolloutPlanConfig
 from permix.plan import PersonaSampler, PlanBuilder, compile_plan
-from permix.training.curriculum import Curriculum, RolloutOutcome, decayed_accuracies, logged_outcomes, reweighted_probabilities
+from permix.storage.files import write_jsonl
+from permix.training.curriculum import (
+    Curriculum,
+    RolloutOutcome,
+    decayed_accuracies,
+    logged_outcomes,
+    resume_curriculum,
+    reweighted_probabilities,
+)
 from permix.types import Persona, Question
 
 NAMES = ("poet", "sailor", "tutor")
@@ -109,6 +118,30 @@ def test_a_plan_resumed_late_is_the_plan_laid_block_by_block() -> None:
         (row.step, row.group, row.question_id) for row in plan.rows
     ]
     assert resumed.rows[:12] == plan.rows[:12]
+
+
+@pytest.mark.parametrize(
+    ("done", "updates", "blocks"), [(0, 1, 0), (3, 1, 0), (4, 1, 1), (6, 1, 1), (9, 1, 2), (6, 2, 0), (7, 2, 1), (18, 2, 2)]
+)
+def test_a_resumed_run_has_the_blocks_up_to_its_checkpoint(tmp_path: Path, done: int, updates: int, blocks: int) -> None:
+    """Blocks begin at the plan's steps 0, 3 and 6; the step of the plan after `done` optimizer steps is not drawn yet."""
+    plan, drawn = compile_plan(recipe()), Curriculum(recipe())
+    outcomes = [told(step, poet=[1.0], sailor=[0.0], tutor=[step % 2]) for step in range(9)]
+    write_jsonl(
+        tmp_path / "rollouts.jsonl",
+        (
+            {"step": one.step * updates + 1, "persona_id": one.persona_id, "verdict": {"correct": one.reward == 1}}
+            for own in outcomes[: -(-done // updates)]
+            for one in own
+        ),
+    )
+    for own in outcomes:
+        drawn.update(own)
+    expected = drawn.extend_plan(plan, 3 * blocks) if blocks else plan
+    curriculum, resumed = resume_curriculum(recipe(), plan, tmp_path, updates, done)
+    assert resumed == expected
+    assert curriculum.block_records == drawn.block_records
+    assert len(curriculum.blocks) == blocks
 
 
 def test_only_scored_rollouts_under_a_persona_count() -> None:

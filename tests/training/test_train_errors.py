@@ -15,6 +15,7 @@ from permix.config import TaskConfig, TrainConfig
 from permix.errors import ConfigError, PermixError
 from permix.pipelines import train
 from permix.pipelines.train import run_training
+from permix.plan import read_plan
 from permix.training import checkpoints, grpo_trainer
 from permix.training.checkpoints import newest_checkpoint
 from permix.training.run_log import RolloutLogger, read_training_log
@@ -123,6 +124,26 @@ def test_a_model_that_cannot_be_written_is_written_by_the_next_start(
     steps = len(read_training_log(tmp_path / "run" / "log.jsonl"))
     assert (run_training(config) / "config.json").exists()
     assert len(read_training_log(tmp_path / "run" / "log.jsonl")) == steps, "no step was done again"
+
+
+def test_a_curriculum_restarted_after_its_last_step_keeps_the_rows_it_was_trained_on(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan_settings = {"curriculum_strength": 100.0, "curriculum_update_every": 1, "mix": 1.0, "questions_per_step": 6}
+    config = stage(tiny_model, tmp_path / "run", plan=plan_settings)
+    files = [tmp_path / "run" / name for name in ("plan.parquet", "plan_blocks.jsonl")]
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "write_model_card", disk_is_full)
+        with pytest.raises(PermixError, match="No space left"):
+            run_training(config)
+    before = [path.read_bytes() for path in files]
+    card = run_training(config) / "README.md"
+    assert [path.read_bytes() for path in files] == before
+    plan, rollouts = read_plan(files[0]), read_training_log(tmp_path / "run" / "rollouts.jsonl")
+    asked = {(row.step + 1, row.group, row.persona_id) for row in plan.rows}
+    assert {(line["step"], line["group"], line["persona_id"]) for line in rollouts} == asked
+    assert plan.hash != train.prepare_training(config).plan.hash, "the blocks were drawn as they would have been without one"
+    assert f"| hash | {plan.hash} |" in card.read_text()
 
 
 def test_a_full_disk_elsewhere_is_one_line_and_exit_code_1(

@@ -32,7 +32,7 @@ from permix.errors import ConfigError, DataError, require_packages
 from permix.inference.cost import RequestGroup, duration_text, estimate_cost, runs_beside
 from permix.inference.hardware import set_threads
 from permix.inference.hf import check_model_folder, context_window, folder_fingerprint, load_tokenizer, resolve_model_source
-from permix.plan import Plan, describe_plan, write_plan
+from permix.plan import Plan, describe_plan, read_plan, write_plan
 from permix.progress import add_result, print_status
 from permix.prompts import template_text
 from permix.sanitize import escape_control
@@ -234,8 +234,10 @@ def _train_and_save(backend: TrainerBackend, job: TrainJob, source: str, run: Ru
     tokenizer = load_tokenizer(source, job.config.model.thinking)
     _check_prompt_lengths(job, source, tokenizer)
     trained_on, out, scratch = build_trained_on(job, source), job.config.out, target.with_name(".model.part")
+    plan_file, is_drawn_later = out / "plan.parquet", job.curriculum_builder is not None
     if run is not None:
-        write_plan(job.plan, out / "plan.parquet")
+        if not (is_drawn_later and plan_file.exists()):  # the file of an earlier start may hold blocks of a curriculum
+            write_plan(job.plan, plan_file)
         write_trained_on(out / "checkpoints", trained_on)
         shutil.rmtree(scratch, ignore_errors=True)
     # Open until the model is saved: a tracker may take long to close, or never return.
@@ -244,7 +246,9 @@ def _train_and_save(backend: TrainerBackend, job: TrainJob, source: str, run: Ru
         if run is not None:
             with guard_writes(scratch):
                 write_trained_on(scratch, trained_on)
-                write_model_card(scratch, job.config, job.plan, out / "log.jsonl", source)
+                write_model_card(
+                    scratch, job.config, read_plan(plan_file) if is_drawn_later else job.plan, out / "log.jsonl", source
+                )
                 scratch.rename(target)
 
 

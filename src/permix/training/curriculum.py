@@ -81,6 +81,11 @@ class Curriculum:
         self.blocks: list[PlanBlock] = []
         self._outcomes: list[RolloutOutcome] = []
 
+    @property
+    def block_records(self) -> list[dict[str, Any]]:
+        """The lines of plan_blocks.jsonl."""
+        return [block.record for block in self.blocks]
+
     def update(self, outcomes: Iterable[RolloutOutcome]) -> None:
         self._outcomes.extend(outcomes)
 
@@ -114,12 +119,16 @@ class Curriculum:
         )  # fmt: skip
 
 
-def resume_curriculum(plan_builder: PlanBuilder, out: Path, updates_per_rollout: int) -> Curriculum:
-    """A curriculum with the outcomes that the run directory `out` records. Every process gets those that the main one reads."""
+def resume_curriculum(
+    plan_builder: PlanBuilder, plan: Plan, out: Path, updates_per_rollout: int, done_steps: int
+) -> tuple[Curriculum, Plan]:
+    """A curriculum with the outcomes that the run directory `out` records, and `plan` with the blocks that were drawn up to
+    optimizer step `done_steps`, drawn again. Every process gets the outcomes that the main one reads."""
     curriculum = Curriculum(plan_builder)
     lines = distributed.broadcast(read_training_log(out / "rollouts.jsonl"))
     curriculum.update(logged_outcomes(lines, updates_per_rollout))
-    return curriculum
+    last_step = (done_steps - 1) // updates_per_rollout  # of the plan
+    return curriculum, curriculum.extend_plan(plan, last_step) or plan
 
 
 def decayed_accuracies(

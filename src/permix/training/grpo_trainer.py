@@ -173,7 +173,7 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         extended = self._curriculum.extend_plan(self._plan, step) if self._curriculum is not None else None
         if self._curriculum is not None and extended is not None:
             self._plan = extended
-            self._recorder.log_plan(extended, [block.record for block in self._curriculum.blocks])
+            self._recorder.log_plan(extended, self._curriculum.block_records)
 
     def _generate_samples(self, rows: list[dict[str, Any]]) -> list[Sample]:
         """One scored rollout for each row."""
@@ -475,15 +475,19 @@ def train_by_reward(job: TrainJob, source: str, tokenizer: Any, checkpoint: Path
         arguments.generation_kwargs = {"stop_token_ids": [added_stop]}
     replay = build_character_replay(cells, character, config, tokenizer, network) if character.replay > 0 else None
     expressivity = ExpressivityReward(cells, character.expressivity) if character.expressivity > 0 else None
-    builder, updates = job.curriculum_builder, config.updates_per_rollout
+    updates = config.updates_per_rollout
     log = open_rollout_log(out, job.label, done, arguments.max_steps, config.samples_every * updates)
     verifier = Verifier()
     with log as recorder:
+        plan, curriculum = job.plan, None
+        if job.curriculum_builder is not None:
+            curriculum, plan = resume_curriculum(job.curriculum_builder, plan, out, updates, done)
+            recorder.log_plan(plan, curriculum.block_records)
         seed_trainer(config.seed)
         trainer = PlanGRPOTrainer(
-            plan=job.plan, verifier=verifier, recorder=recorder, config=config, args=arguments, model=network,
+            plan=plan, verifier=verifier, recorder=recorder, config=config, args=arguments, model=network,
             processing_class=tokenizer, peft_config=build_lora_config(config), replay=replay, expressivity=expressivity,
-            curriculum=None if builder is None else resume_curriculum(builder, out, updates),
+            curriculum=curriculum,
         )  # fmt: skip
         trainer.add_callback(TrackerCallback(job.trackers))
         if job.dev_eval is not None:
