@@ -29,6 +29,7 @@ from typing import Any
 
 from permix.config import CHANGEABLE_FIELDS, RUNTIME_ONLY_FIELDS, SUPERVISED_METHODS, ModelConfig, TrainConfig
 from permix.errors import ConfigError, DataError, require_packages
+from permix.inference.chat_template import encode_chat
 from permix.inference.cost import RequestGroup, duration_text, estimate_cost, runs_beside
 from permix.inference.hardware import set_threads
 from permix.inference.hf import check_model_folder, context_window, folder_fingerprint, load_tokenizer, resolve_model_source
@@ -44,6 +45,7 @@ from permix.trackers import check_trackers, open_trackers
 from permix.training import distributed
 from permix.training.backend import TRAINER_BACKENDS, TrainerBackend
 from permix.training.compatibility import check_context_window, longest_prompt_tokens
+from permix.training.curriculum import longest_drawable_rows
 from permix.training.dev_eval import check_dev_eval_prompts, delete_dev_eval_weights, describe_dev_eval, dev_eval_steps
 from permix.training.job import TrainJob, describe_reference_answers, prepare_training
 from permix.training.model_card import write_model_card
@@ -254,8 +256,11 @@ def _train_and_save(backend: TrainerBackend, job: TrainJob, source: str, run: Ru
 
 def _check_prompt_lengths(job: TrainJob, source: str, tokenizer: Any) -> None:
     """Raise ConfigError for a prompt over the limit, or one whose completion does not fit into the model's context window."""
-    config = job.config.train
-    check_context_window(longest_prompt_tokens(job.plan, tokenizer, config.max_prompt_tokens), config, source)
+    config, plan = job.config.train, job.plan
+    if job.curriculum_builder is not None:
+        drawable = longest_drawable_rows(job.curriculum_builder, plan, lambda row: len(encode_chat(tokenizer, row.messages)))
+        plan = plan._replace(rows=plan.rows + drawable)
+    check_context_window(longest_prompt_tokens(plan, tokenizer, config.max_prompt_tokens), config, source)
     if job.dev_eval is not None:
         check_dev_eval_prompts(job.dev_eval, tokenizer, context_window(source))
 
