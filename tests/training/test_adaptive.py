@@ -1,13 +1,23 @@
 """Adaptive personas: weights by hand, a floor that holds, and blocks that follow from what is recorded."""
 
 import math
+from pathlib import Path
 
 import pytest
 
 from permix.config import PersonasConfig, RolloutPlanConfig
 from permix.plan import PersonaSampler, PlanBuilder, compile_plan
-from permix.training.curriculum import Curriculum, RolloutOutcome, decayed_accuracies, logged_outcomes, reweighted_probabilities
-from permix.types import Persona, Question
+from permix.storage.files import write_jsonl
+from permix.training.curriculum import (
+    Curriculum,
+    RolloutOutcome,
+    decayed_accuracies,
+    logged_outcomes,
+    longest_drawable_rows,
+    resume_curriculum,
+    reweighted_probabilities,
+)
+from permix.types import Persona, PlanRow, Question
 
 NAMES = ("poet", "sailor", "tutor")
 QUESTIONS = tuple(Question(id=f"q{n}", task="arithmetic", text=f"What is {n} + {n}?", gold=str(2 * n)) for n in range(40))
@@ -109,6 +119,57 @@ def test_a_plan_resumed_late_is_the_plan_laid_block_by_block() -> None:
         (row.step, row.group, row.question_id) for row in plan.rows
     ]
     assert resumed.rows[:12] == plan.rows[:12]
+
+
+@pytest.mark.parametrize("scope", ["group", "rollout"])
+def test_the_longest_prompt_that_may_be_drawn_is_among_those_that_are_checked(scope: str) -> None:
+    """By characters: every persona under every later question that has one."""
+    builder = recipe(scope=scope, mix=0.5, dynamic_sampling_groups=1, questions_per_step=2)
+    names = ("a", "b" * 30, "c" * 7)
+    personas = tuple(Persona(id=name, text=f"a {name}") for name in names)
+    questions = [one.model_copy(update={"text": one.text * (1 + number % 5)}) for number, one in enumerate(QUESTIONS)]
+    builder = builder._replace(questions=questions, persona_sampler=PersonaSampler(personas, (1.0, 0.0, 1.0)))
+
+    def length(row: PlanRow) -> int:
+        return sum(len(message["content"]) for message in row.messages)
+
+    drawable = [
+        row
+        for persona in personas
+        for row in builder.build_rows(range(3, 9), PersonaSampler((persona,), (1.0,)))
+        if row.persona_id is not None
+    ]
+    checked = longest_drawable_rows(builder, compile_plan(builder), length)
+    assert max(map(length, checked)) == max(map(length, drawable))
+    assert {row.persona_id for row in checked} >= set(names)
+    assert len(checked) < len(drawable)
+    assert not [row for row in checked if row.step < 3], "the first block is the plan's own"
+    alone = builder._replace(config=builder.config.model_copy(update={"steps": 3}))
+    assert longest_drawable_rows(alone, compile_plan(alone), length) == ()
+
+
+@pytest.mark.parametrize(
+    ("done", "updates", "blocks"), [(0, 1, 0), (3, 1, 0), (4, 1, 1), (6, 1, 1), (9, 1, 2), (6, 2, 0), (7, 2, 1), (18, 2, 2)]
+)
+def test_a_resumed_run_has_the_blocks_up_to_its_checkpoint(tmp_path: Path, done: int, updates: int, blocks: int) -> None:
+    """Blocks begin at the plan's steps 0, 3 and 6; the step of the plan after `done` optimizer steps is not drawn yet."""
+    plan, drawn = compile_plan(recipe()), Curriculum(recipe())
+    outcomes = [told(step, poet=[1.0], sailor=[0.0], tutor=[step % 2]) for step in range(9)]
+    write_jsonl(
+        tmp_path / "rollouts.jsonl",
+        (
+            {"step": one.step * updates + 1, "persona_id": one.persona_id, "verdict": {"correct": one.reward == 1}}
+            for own in outcomes[: -(-done // updates)]
+            for one in own
+        ),
+    )
+    for own in outcomes:
+        drawn.update(own)
+    expected = drawn.extend_plan(plan, 3 * blocks) if blocks else plan
+    curriculum, resumed = resume_curriculum(recipe(), plan, tmp_path, updates, done)
+    assert resumed == expected
+    assert curriculum.block_records == drawn.block_records
+    assert len(curriculum.blocks) == blocks
 
 
 def test_only_scored_rollouts_under_a_persona_count() -> None:

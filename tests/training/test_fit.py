@@ -30,6 +30,7 @@ from permix.prompts import build_messages
 from permix.training.compatibility import (
     Launch,
     Sharding,
+    check_answer_fits,
     check_launch,
     check_plan,
     check_vllm_logprobs_mode,
@@ -100,6 +101,37 @@ def test_plans_made_here_fit(scope: str) -> None:
     check_plan(plan_of(scope=scope, steps=3), OptimConfig())
 
 
+def test_spare_groups_cannot_be_divided_by_the_deviation_of_their_step() -> None:
+    spared = plan_of(dynamic_sampling_groups=1)
+    refused = 'train.scale_rewards = "batch": the spare groups of plan.dynamic_sampling_groups .*; give "group" or "none"$'
+    with pytest.raises(ConfigError, match=refused):
+        check_plan(spared, OptimConfig(scale_rewards="batch"))
+    check_plan(plan_of(), OptimConfig(scale_rewards="batch"))
+    check_plan(spared, OptimConfig(scale_rewards="group"))
+    check_plan(spared, OptimConfig(scale_rewards="none"))
+
+
+@pytest.mark.parametrize(
+    ("prompt_tokens", "advice"),
+    [
+        (6, None),
+        (7, "give train.max_new_tokens = 3 or less, or shorter prompts"),
+        (9, "give train.max_new_tokens = 1 or less, or shorter prompts"),
+        (10, "it leaves no token for an answer; give shorter personas or questions, or a model that reads more"),
+        (11, "it leaves no token for an answer; give shorter personas or questions, or a model that reads more"),
+    ],
+)
+def test_an_answer_fits_beside_its_prompt(prompt_tokens: int, advice: str | None) -> None:
+    """The model reads 10 tokens and an answer has 4. No setting of 0 tokens is ever advised: it would be refused."""
+    if advice is None:
+        check_answer_fits("train.max_new_tokens", 4, "question q", prompt_tokens, 10)
+        return
+    with pytest.raises(ConfigError) as refused:
+        check_answer_fits("train.max_new_tokens", 4, "question q", prompt_tokens, 10)
+    expected = f"train.max_new_tokens = 4: question q has {prompt_tokens} tokens and the model reads 10; {advice}"
+    assert str(refused.value) == expected
+
+
 # The processes
 
 
@@ -143,6 +175,29 @@ def test_a_deepspeed_file_says_it_too(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(tmp_path / "ds.json"))
     assert detect_sharding() == "zero3"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{}", "has no zero_optimization.stage; give 0, 1, 2 or 3"),
+        ('{"zero_optimization": {}}', "has no zero_optimization.stage"),
+        ('{"zero_optimization": true}', "has no zero_optimization.stage"),
+        ("[1]", "has no zero_optimization.stage"),
+        ("zero_stage: 3", "has no zero_optimization.stage"),
+        (None, "cannot be read: No such file or directory"),
+    ],
+)
+def test_a_deepspeed_file_without_its_stage_is_refused(
+    text: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "ds.json"
+    if text is not None:
+        path.write_text(text)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(path))
+    with pytest.raises(ConfigError, match=f"^{re.escape(str(path))}: the DeepSpeed configuration {said}"):
+        detect_sharding()
 
 
 @pytest.mark.parametrize(("name", "expected"), [("ddp", "none"), ("fsdp2", "fsdp2"), ("zero3", "zero3")])

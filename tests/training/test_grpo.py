@@ -13,6 +13,7 @@ from permix.errors import PermixError
 from permix.inference.generation import generate_tokens
 from permix.inference.hf import HFModel, load_causal_lm, load_tokenizer
 from permix.plan import PersonaSampler, Plan, PlanBuilder, compile_plan
+from permix.training.checkpoints import build_lora_config
 from permix.training.grpo_trainer import PlanGRPOTrainer
 from permix.training.rewards import Rollout
 from permix.training.rollouts import Sample, has_nonzero_advantage, samples_from_trl_batch
@@ -85,6 +86,7 @@ def trainer_of(
         plan=plan, verifier=verifier or Verifier(), recorder=notes, config=config,
         args=grpo_arguments(config, plan, out),
         model=load_causal_lm(str(tiny_model), torch.float32, "cpu").train(), processing_class=load_tokenizer(str(tiny_model)),
+        peft_config=build_lora_config(config),
     )  # fmt: skip
     return trainer, notes
 
@@ -359,8 +361,32 @@ def test_a_loss_that_is_no_number_stops_the_run_and_says_so(
 ) -> None:
     trainer, _ = trainer_of(tiny_model, tmp_path, plan_of(), verifier=OddVerifier())
     monkeypatch.setattr(trainer._gradient_step, "accumulate", lambda *_: (torch.tensor(float("nan")), {}))
-    with pytest.raises(PermixError, match=r"step 1: the loss is nan; training has diverged.*smaller train\.lr"):
+    with pytest.raises(PermixError, match=r"step 1: the loss is nan; training has diverged.*smaller train\.lr$"):
         trainer.train()
+
+
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_a_gradient_that_is_no_number_stops_the_run_before_its_step(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora_rank: int
+) -> None:
+    """The loss of the second step is fine and its gradient is not. Adapters alone are no model that a run could begin with."""
+    config = QUICK.model_copy(update={"save_every": 1, "lora_rank": lora_rank})
+    trainer, notes = trainer_of(tiny_model, tmp_path, plan_of(), config, OddVerifier())
+    accumulate = trainer._gradient_step.accumulate
+
+    def spoilt(model: Any, *arguments: Any) -> Any:
+        result = accumulate(model, *arguments)
+        if trainer.state.global_step == 1:
+            learnt = [one for one in model.parameters() if one.requires_grad]
+            learnt[-1].grad = torch.full_like(learnt[-1], float("inf"))
+        return result
+
+    monkeypatch.setattr(trainer._gradient_step, "accumulate", spoilt)
+    with pytest.raises(PermixError, match="step 2: the norm of the gradient is inf; training has diverged") as stopped:
+        trainer.train()
+    assert (f"--model.name {tmp_path / 'checkpoint-1'} begins it" in str(stopped.value)) == (lora_rank == 0)
+    assert len(notes.figures) == 1
+    assert all(bool(torch.isfinite(one).all()) for one in trainer.model.parameters())
 
 
 @pytest.mark.slow

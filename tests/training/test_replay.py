@@ -9,12 +9,22 @@ from typing import Any
 import pytest
 import torch
 
+from permix.config import CharacterConfig, OptimConfig
+from permix.errors import ConfigError
 from permix.inference.shared_prefix import PromptGroup
-from permix.training.loss import REPLAY_TOP_K, CharacterReplay, answer_logits, forward_kl, log_remaining_mass, samples_from_cells
+from permix.training.loss import (
+    REPLAY_TOP_K,
+    CharacterReplay,
+    answer_logits,
+    build_character_replay,
+    forward_kl,
+    log_remaining_mass,
+    samples_from_cells,
+)
 from permix.training.rollouts import Sample
 from permix.types import Cell, Completion, Message
 from tests.networks import NETWORKS
-from tests.tiny import make_tokenizer
+from tests.tiny import make_network, make_tokenizer
 
 
 def answers(count: int) -> list[Sample]:
@@ -100,16 +110,26 @@ def test_the_base_model_is_at_no_distance_from_itself_and_training_on_the_term_b
     assert float(distance(changed).mean()) > 0.01
 
 
+def cell(text: str, finish: Any) -> Cell:
+    messages = (Message(role="system", content="You are a sailor."), Message(role="user", content="What is 7?"))
+    completion = Completion(text=text, prompt_tokens=1, completion_tokens=1, finish=finish)
+    return Cell(persona_id="sailor", question_id="q", seed=0, messages=messages, completion=completion)
+
+
 def test_recorded_answers_become_tokens_again() -> None:
     tokenizer = make_tokenizer()
-    messages = (Message(role="system", content="You are a sailor."), Message(role="user", content="What is 7?"))
-
-    def cell(text: str, finish: Any) -> Cell:
-        completion = Completion(text=text, prompt_tokens=1, completion_tokens=1, finish=finish)
-        return Cell(persona_id="sailor", question_id="q", seed=0, messages=messages, completion=completion)
-
     cells = [cell("The answer", "stop"), cell("The answer", "length"), cell("", "length")]
     ended, cut = samples_from_cells(cells, tokenizer, 7)
     assert ended.completion == [*cut.completion, 7]
     assert tokenizer.decode(cut.completion) == "The answer"
     assert tokenizer.decode(list(ended.prompt)).endswith("<|im_start|>assistant\n")
+
+
+def test_answers_that_are_all_empty_are_refused() -> None:
+    tokenizer = make_tokenizer()
+    network = make_network(len(tokenizer))
+    character = CharacterConfig(replay=1, max_new_tokens=1)
+    with pytest.raises(ConfigError, match=r"^character.max_new_tokens = 1: all 2 answers of the base model are empty, .* larger"):
+        build_character_replay([cell("", "length")] * 2, character, OptimConfig(), tokenizer, network)
+    replay = build_character_replay([cell("", "length"), cell("", "stop")], character, OptimConfig(), tokenizer, network)
+    assert [len(answer.completion) for answer in replay.answers] == [1], "an end alone is an answer"

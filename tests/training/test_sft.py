@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from permix.config import OptimConfig
+from permix.errors import PermixError
 from permix.inference.chat_template import encode_chat
 from permix.inference.generation import end_of_turn_id
 from permix.inference.hf import load_causal_lm, load_tokenizer
@@ -86,6 +87,23 @@ def loss_by_hand(network: Any, tokenizer: Any, examples: Sequence[SFTExample]) -
             total = total - torch.log_softmax(logits_T_V[place], dim=-1)[token]
         tokens += len(completion)
     return total / tokens
+
+
+def spoil_step(trainer: PlanSFTTrainer, step: int, what: str) -> None:
+    """Make the loss of one step, or one number of its gradient, NaN."""
+    original = trainer.compute_loss
+
+    def compute_loss(model: Any, *arguments: Any, **options: Any) -> Any:
+        loss = original(model, *arguments, **options)
+        if trainer.state.global_step + 1 != step:
+            return loss
+        if what == "loss":
+            return loss * float("nan")
+        first = next(model.parameters())
+        first.register_hook(lambda gradient: gradient * float("nan"))
+        return loss
+
+    trainer.compute_loss = compute_loss
 
 
 def gradient(model: Any) -> torch.Tensor:
@@ -189,6 +207,25 @@ def test_a_steps_figures(tiny_model: Path, tmp_path: Path) -> None:
     assert first["lr"] == 1e-2
     assert first["grad_norm"] > 0
     assert set(first["seconds"]) == set(first["cpu_seconds"]) == {"generation", "verification", "dev_eval", "saving", "training"}
+
+
+@pytest.mark.parametrize("spoilt", ["loss", "norm of the gradient"])
+def test_a_loss_or_gradient_that_is_no_number_stops_the_run_before_its_step(
+    tiny_model: Path, tmp_path: Path, spoilt: str
+) -> None:
+    """The second step is spoilt: the weights stay those of the first, and no line of the log hides it."""
+    trainer, notes = trainer_of(tiny_model, tmp_path, [STEP, STEP[:2], STEP], config=QUICK.model_copy(update={"save_every": 1}))
+    spoil_step(trainer, 2, spoilt)
+    with pytest.raises(PermixError) as stopped:
+        trainer.train()
+    assert str(stopped.value) == (
+        f"step 2: the {spoilt} is nan; training has diverged. Start a new run in another folder (--out NEW) with a smaller "
+        f"train.lr; --model.name {tmp_path / 'checkpoint-1'} begins it with the weights of the last checkpoint"
+    )
+    assert len(notes.figures) == 1
+    begun = load_causal_lm(str(tmp_path / "checkpoint-1"), torch.float32, "cpu")
+    for ours, theirs in zip(trainer.model.parameters(), begun.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.slow

@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch.distributed.checkpoint.api import CheckpointException
 from trl import GRPOTrainer
 
 from permix import cli
-from permix.config import TaskConfig, TrainConfig
+from permix.config import PersonasConfig, TaskConfig, TrainConfig
 from permix.errors import ConfigError, PermixError
 from permix.pipelines import train
 from permix.pipelines.train import run_training
+from permix.plan import read_plan
 from permix.training import checkpoints, grpo_trainer
-from permix.training.checkpoints import newest_checkpoint
+from permix.training.checkpoints import newest_checkpoint, write_checkpoint
+from permix.training.job import prepare_training
 from permix.training.run_log import RolloutLogger, read_training_log
 from tests import tiny
 from tests.training.test_train_log import Notes, rollout
@@ -107,6 +110,30 @@ def test_weights_that_are_shared_out_are_written_by_a_library_of_their_own(
         run_training(stage(tiny_model, tmp_path / "run"))
 
 
+@pytest.mark.parametrize("wrapped", [False, True], ids=["whole weights", "shards"])
+def test_what_is_no_failed_write_is_not_called_a_full_disk(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrapped: bool
+) -> None:
+    cause = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    def exhausted(*_: Any) -> None:
+        raise CheckpointException("save", {0: (cause, None)}) if wrapped else cause  # type: ignore[dict-item]
+
+    monkeypatch.setattr(GRPOTrainer, "_save_checkpoint", exhausted)
+    with pytest.raises(torch.OutOfMemoryError, match=r"^CUDA out of memory\. Tried to allocate 2\.00 GiB$"):
+        run_training(stage(tiny_model, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("size", [10, 1_000_000])
+@pytest.mark.parametrize("place", ["full", "folder", "in no folder"])
+def test_every_way_in_which_a_tensor_cannot_be_written_is_a_failed_write(tmp_path: Path, place: str, size: int) -> None:
+    checkpoint = tmp_path / "checkpoints" / "checkpoint-1"
+    checkpoint.mkdir(parents=True)
+    path = {"full": FULL, "folder": tmp_path, "in no folder": tmp_path / "none" / "optimizer.pt"}[place]
+    with pytest.raises(PermixError, match=r"checkpoint-1: cannot be written: .*; make room"), write_checkpoint(checkpoint):
+        torch.save(torch.zeros(size), path)
+
+
 def disk_is_full(*_: Any, **__: Any) -> None:
     raise OSError(errno.ENOSPC, "No space left on device", "usage.json")
 
@@ -123,6 +150,26 @@ def test_a_model_that_cannot_be_written_is_written_by_the_next_start(
     steps = len(read_training_log(tmp_path / "run" / "log.jsonl"))
     assert (run_training(config) / "config.json").exists()
     assert len(read_training_log(tmp_path / "run" / "log.jsonl")) == steps, "no step was done again"
+
+
+def test_a_curriculum_restarted_after_its_last_step_keeps_the_rows_it_was_trained_on(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan_settings = {"curriculum_strength": 100.0, "curriculum_update_every": 1, "mix": 1.0, "questions_per_step": 6}
+    config = stage(tiny_model, tmp_path / "run", plan=plan_settings)
+    files = [tmp_path / "run" / name for name in ("plan.parquet", "plan_blocks.jsonl")]
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "write_model_card", disk_is_full)
+        with pytest.raises(PermixError, match="No space left"):
+            run_training(config)
+    before = [path.read_bytes() for path in files]
+    card = run_training(config) / "README.md"
+    assert [path.read_bytes() for path in files] == before
+    plan, rollouts = read_plan(files[0]), read_training_log(tmp_path / "run" / "rollouts.jsonl")
+    asked = {(row.step + 1, row.group, row.persona_id) for row in plan.rows}
+    assert {(line["step"], line["group"], line["persona_id"]) for line in rollouts} == asked
+    assert plan.hash != prepare_training(config).plan.hash, "the blocks were drawn as they would have been without one"
+    assert f"| hash | {plan.hash} |" in card.read_text()
 
 
 def test_a_full_disk_elsewhere_is_one_line_and_exit_code_1(
@@ -180,6 +227,25 @@ def test_prompts_and_completions_that_do_not_fit_are_refused(
     with pytest.raises(ConfigError, match=said):
         run_training(stage(tiny_model, tmp_path / "run", **settings))
     assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+@pytest.mark.usefixtures("unloaded")
+def test_prompts_that_a_curriculum_may_draw_later_are_checked_before_training(tiny_model: Path, tmp_path: Path) -> None:
+    """The pool has one long persona; under the plan's seed no row has it, and a later block could."""
+    pool = [{"id": f"p{n}", "text": f"a sailor {n}", "weight": 1} for n in range(4)]
+    pool.append({"id": "long", "text": "a sailor" + " of the long seas" * 40})
+    path = tmp_path / "pool.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in pool))
+    plan = {"mix": 1.0, "steps": 2, "questions_per_step": 1, "curriculum_update_every": 1}
+    config = stage(tiny_model, tmp_path / "run", plan=plan, max_prompt_tokens=100)
+    config = config.model_copy(update={"personas": PersonasConfig(pool=str(path))})
+    assert "long" not in {row.persona_id for row in prepare_training(config).plan.rows}
+    adaptive = config.model_copy(update={"plan": config.plan.model_copy(update={"curriculum_strength": 1.0})})
+    refused = r"max_prompt_tokens = 100: the prompt of step 1, group 0 \(question .*, persona long\) has \d+ tokens"
+    with pytest.raises(ConfigError, match=refused):
+        run_training(adaptive)
+    with pytest.raises(AssertionError, match="weights were loaded"):
+        run_training(config)
 
 
 @pytest.mark.usefixtures("unloaded")

@@ -29,10 +29,11 @@ from typing import Any
 
 from permix.config import CHANGEABLE_FIELDS, RUNTIME_ONLY_FIELDS, SUPERVISED_METHODS, ModelConfig, TrainConfig
 from permix.errors import ConfigError, DataError, require_packages
+from permix.inference.chat_template import encode_chat
 from permix.inference.cost import RequestGroup, duration_text, estimate_cost, runs_beside
 from permix.inference.hardware import set_threads
 from permix.inference.hf import check_model_folder, context_window, folder_fingerprint, load_tokenizer, resolve_model_source
-from permix.plan import Plan, describe_plan, write_plan
+from permix.plan import Plan, describe_plan, read_plan, write_plan
 from permix.progress import add_result, print_status
 from permix.prompts import template_text
 from permix.sanitize import escape_control
@@ -44,6 +45,7 @@ from permix.trackers import check_trackers, open_trackers
 from permix.training import distributed
 from permix.training.backend import TRAINER_BACKENDS, TrainerBackend
 from permix.training.compatibility import check_context_window, longest_prompt_tokens
+from permix.training.curriculum import longest_drawable_rows
 from permix.training.dev_eval import check_dev_eval_prompts, delete_dev_eval_weights, describe_dev_eval, dev_eval_steps
 from permix.training.job import TrainJob, describe_reference_answers, prepare_training
 from permix.training.model_card import write_model_card
@@ -234,8 +236,10 @@ def _train_and_save(backend: TrainerBackend, job: TrainJob, source: str, run: Ru
     tokenizer = load_tokenizer(source, job.config.model.thinking)
     _check_prompt_lengths(job, source, tokenizer)
     trained_on, out, scratch = build_trained_on(job, source), job.config.out, target.with_name(".model.part")
+    plan_file, is_drawn_later = out / "plan.parquet", job.curriculum_builder is not None
     if run is not None:
-        write_plan(job.plan, out / "plan.parquet")
+        if not (is_drawn_later and plan_file.exists()):  # the file of an earlier start may hold blocks of a curriculum
+            write_plan(job.plan, plan_file)
         write_trained_on(out / "checkpoints", trained_on)
         shutil.rmtree(scratch, ignore_errors=True)
     # Open until the model is saved: a tracker may take long to close, or never return.
@@ -244,14 +248,19 @@ def _train_and_save(backend: TrainerBackend, job: TrainJob, source: str, run: Ru
         if run is not None:
             with guard_writes(scratch):
                 write_trained_on(scratch, trained_on)
-                write_model_card(scratch, job.config, job.plan, out / "log.jsonl", source)
+                write_model_card(
+                    scratch, job.config, read_plan(plan_file) if is_drawn_later else job.plan, out / "log.jsonl", source
+                )
                 scratch.rename(target)
 
 
 def _check_prompt_lengths(job: TrainJob, source: str, tokenizer: Any) -> None:
     """Raise ConfigError for a prompt over the limit, or one whose completion does not fit into the model's context window."""
-    config = job.config.train
-    check_context_window(longest_prompt_tokens(job.plan, tokenizer, config.max_prompt_tokens), config, source)
+    config, plan = job.config.train, job.plan
+    if job.curriculum_builder is not None:
+        drawable = longest_drawable_rows(job.curriculum_builder, plan, lambda row: len(encode_chat(tokenizer, row.messages)))
+        plan = plan._replace(rows=plan.rows + drawable)
+    check_context_window(longest_prompt_tokens(plan, tokenizer, config.max_prompt_tokens), config, source)
     if job.dev_eval is not None:
         check_dev_eval_prompts(job.dev_eval, tokenizer, context_window(source))
 

@@ -208,11 +208,23 @@ def write_checkpoint(checkpoint: Path) -> Iterator[None]:
         if distributed.is_main():
             _write_manifest(checkpoint)
     except (OSError, RuntimeError, SafetensorError, CheckpointException) as error:
-        if distributed.is_peer_lost(error):
-            raise
-        shutil.rmtree(checkpoint, ignore_errors=True)
         cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+        if not _is_failed_write(cause):
+            raise cause from None
+        shutil.rmtree(checkpoint, ignore_errors=True)
         raise write_error(checkpoint, cause) from error
+
+
+_FAILED_WRITE_SIGNS = ("inline_container", "PytorchStreamWriter", "iostream error", "Parent directory")
+"""Parts of the messages of `torch.save` for a file that cannot be written. Other RuntimeErrors have other causes, such as a GPU
+without memory or a lost process."""
+
+
+def _is_failed_write(error: BaseException) -> bool:
+    from safetensors import SafetensorError
+
+    has_sign = isinstance(error, RuntimeError) and any(sign in str(error) for sign in _FAILED_WRITE_SIGNS)
+    return isinstance(error, (OSError, SafetensorError)) or has_sign
 
 
 def delete_older_checkpoints(checkpoint: Path, keep: int) -> None:

@@ -60,7 +60,14 @@ def _zero_stage() -> str:
     file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
     if file == "none":
         return os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
-    return str(json.loads(Path(file).read_text(encoding="utf-8"))["zero_optimization"]["stage"])
+    try:
+        return str(json.loads(Path(file).read_text(encoding="utf-8"))["zero_optimization"]["stage"])
+    except OSError as error:
+        raise ConfigError(f"{file}: the DeepSpeed configuration cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ConfigError(
+            f"{file}: the DeepSpeed configuration has no zero_optimization.stage; give 0, 1, 2 or 3, as in configs/launch"
+        ) from error
 
 
 def _visible_gpus() -> int:
@@ -72,6 +79,11 @@ def _visible_gpus() -> int:
 def check_plan(plan: Plan, config: OptimConfig) -> None:
     """Raise ConfigError if the groups are uneven, or if these settings cannot train this plan correctly."""
     _check_group_sizes(plan)
+    if config.scale_rewards == "batch" and plan.dynamic_sampling_groups:
+        raise ConfigError(
+            'train.scale_rewards = "batch": the spare groups of plan.dynamic_sampling_groups would be divided by another '
+            'deviation; give "group" or "none"'
+        )
     if config.kl_reference_prompt == "no-persona" and (row := next(filter(_has_persona_in_user_message, plan.rows), None)):
         raise ConfigError(
             f'train.kl_reference_prompt = "no-persona": persona {row.persona_id} of step {row.step} is in the user\'s message, '
@@ -229,9 +241,20 @@ def longest_prompt_tokens(plan: Plan, tokenizer: Any, limit: int) -> int:
 
 def check_context_window(prompt_tokens: int, config: OptimConfig, source: str) -> None:
     """Raise ConfigError if the longest prompt and a completion do not fit into the model's context window."""
-    window = context_window(source)
-    if prompt_tokens + config.max_new_tokens > window:
-        raise ConfigError(
-            f"train.max_new_tokens = {config.max_new_tokens}: the plan's longest prompt has {prompt_tokens} tokens and "
-            f"the model reads {window}; give train.max_new_tokens = {max(window - prompt_tokens, 0)} or less, or shorter prompts"
-        )
+    prompt, window = "the plan's longest prompt", context_window(source)
+    check_answer_fits("train.max_new_tokens", config.max_new_tokens, prompt, prompt_tokens, window)
+
+
+def check_answer_fits(field: str, new_tokens: int, prompt: str, prompt_tokens: int, window: int) -> None:
+    """Raise ConfigError if a prompt and an answer of `new_tokens` tokens do not fit into the model's `window` tokens.
+
+    `field` is the setting of `new_tokens`; `prompt` names the prompt, for messages.
+    """
+    room = window - prompt_tokens
+    if new_tokens <= room:
+        return
+    if room > 0:
+        advice = f"give {field} = {room} or less, or shorter prompts"
+    else:
+        advice = "it leaves no token for an answer; give shorter personas or questions, or a model that reads more"
+    raise ConfigError(f"{field} = {new_tokens}: {prompt} has {prompt_tokens} tokens and the model reads {window}; {advice}")

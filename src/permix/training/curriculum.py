@@ -2,8 +2,9 @@
 
 The chance of persona p in a block is floor · plain_p + (1 − floor) · w_p, where w_p ∝ plain_p · exp(strength · (ā − a_p)): the
 exponentiated weights of group DRO (Sagawa et al. 2020), with a floor so that every persona keeps a chance. a_p is the share of
-right answers under p in earlier blocks. A block counts half as much as the next one, and G rollouts with the mean ā are added, so
-that a persona with few rollouts stays near the mean.
+right answers under p in earlier blocks, and ā = Σ plain_p a_p. In a_p a block counts half as much as the next one, and G rollouts
+are added whose share of right answers is that of all personas' rollouts, weighted in the same way. This share is not ā. It keeps
+a persona with few rollouts near the others.
 
 A block's weights depend on the recorded rollouts of earlier blocks and on nothing else. A resumed run therefore gets the same
 weights, and `plan_blocks.jsonl` (weights, accuracies, counts, hash of the rows) can be checked against `rollouts.jsonl`.
@@ -11,7 +12,7 @@ weights, and `plan_blocks.jsonl` (weights, accuracies, counts, hash of the rows)
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,6 +82,11 @@ class Curriculum:
         self.blocks: list[PlanBlock] = []
         self._outcomes: list[RolloutOutcome] = []
 
+    @property
+    def block_records(self) -> list[dict[str, Any]]:
+        """The lines of plan_blocks.jsonl."""
+        return [block.record for block in self.blocks]
+
     def update(self, outcomes: Iterable[RolloutOutcome]) -> None:
         self._outcomes.extend(outcomes)
 
@@ -114,12 +120,37 @@ class Curriculum:
         )  # fmt: skip
 
 
-def resume_curriculum(plan_builder: PlanBuilder, out: Path, updates_per_rollout: int) -> Curriculum:
-    """A curriculum with the outcomes that the run directory `out` records. Every process gets those that the main one reads."""
+def longest_drawable_rows(plan_builder: PlanBuilder, plan: Plan, count_tokens: Callable[[PlanRow], int]) -> tuple[PlanRow, ...]:
+    """Rows that later blocks of the plan may hold, the longest among them.
+
+    These are the longest row that has a persona, under every persona, and all rows under the persona that is the longest there.
+    All rows under every persona would be too many to tokenize.
+    """
+    config = plan_builder.config
+    later = [row for row in plan.rows if row.persona_id is not None and row.step >= config.curriculum_update_every]
+    if not later:
+        return ()
+    longest = max(later, key=count_tokens)
+    samplers = [PersonaSampler((persona,), (1.0,)) for persona in plan_builder.persona_sampler.personas]
+    under_each = [
+        next(row for row in plan_builder.build_rows(range(longest.step, longest.step + 1), sampler) if row.seed == longest.seed)
+        for sampler in samplers
+    ]
+    widest = max(range(len(samplers)), key=lambda place: count_tokens(under_each[place]))
+    steps = range(config.curriculum_update_every, config.steps)
+    return (*under_each, *plan_builder.build_rows(steps, samplers[widest]))
+
+
+def resume_curriculum(
+    plan_builder: PlanBuilder, plan: Plan, out: Path, updates_per_rollout: int, done_steps: int
+) -> tuple[Curriculum, Plan]:
+    """A curriculum with the outcomes that the run directory `out` records, and `plan` with the blocks that were drawn up to
+    optimizer step `done_steps`, drawn again. Every process gets the outcomes that the main one reads."""
     curriculum = Curriculum(plan_builder)
     lines = distributed.broadcast(read_training_log(out / "rollouts.jsonl"))
     curriculum.update(logged_outcomes(lines, updates_per_rollout))
-    return curriculum
+    last_step = (done_steps - 1) // updates_per_rollout  # of the plan
+    return curriculum, curriculum.extend_plan(plan, last_step) or plan
 
 
 def decayed_accuracies(

@@ -33,6 +33,7 @@ from permix.prompts import template_hash
 from permix.storage.files import read_json
 from permix.tasks import load_questions
 from permix.tasks.base import Task, check_contamination, read_trained_on
+from permix.training.compatibility import check_answer_fits
 from permix.training.run_log import read_training_log
 from permix.types import Cell, Question, Sampling
 
@@ -215,16 +216,9 @@ def _check_not_trained_on(
 def check_dev_eval_prompts(dev_eval: DevEval, tokenizer: Any, window: int) -> None:
     """Raise ConfigError if a prompt of the dev evaluation and its answer do not fit into the model's `window` tokens."""
     for cell, sampling in dev_eval.cells():
-        prompt_tokens, field = (
-            len(encode_chat(tokenizer, cell.messages)),
-            "max_new_tokens" if cell.gold else "roleplay_max_new_tokens",
-        )
-        if prompt_tokens + sampling.max_new_tokens > window:
-            raise ConfigError(
-                f"dev_eval.{field} = {sampling.max_new_tokens}: question {cell.question_id} as persona "
-                f"{cell.persona_id} has {prompt_tokens} "
-                f"tokens and the model reads {window}; give dev_eval.{field} = {max(window - prompt_tokens, 0)} or less"
-            )
+        field = "dev_eval.max_new_tokens" if cell.gold else "dev_eval.roleplay_max_new_tokens"
+        prompt = f"question {cell.question_id} as persona {cell.persona_id}"
+        check_answer_fits(field, sampling.max_new_tokens, prompt, len(encode_chat(tokenizer, cell.messages)), window)
 
 
 def dev_eval_steps(config: DevEvalConfig, last_step: int) -> list[int]:

@@ -1,8 +1,8 @@
 """Computes the gradient of one optimizer step from its rollouts, pack by pack.
 
 A pack is one forward and backward pass. The sum over all packs and processes is the gradient of the step's whole loss
-(`permix.training.loss`) and of character replay (`permix.training.replay`), however the rollouts are packed. This module neither
-generates nor verifies nor writes.
+and of character replay (both in `permix.training.loss`), however the rollouts are packed. This module neither generates nor
+verifies nor writes.
 
 Axes: N completion tokens of a pack, M rows of logits, V vocabulary, K kept tokens of a base distribution.
 """

@@ -28,7 +28,6 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler, use_adapter
 
 from permix.config import OptimConfig
-from permix.errors import PermixError
 from permix.inference.chat_template import decode_completion, encode_chat
 from permix.inference.generation import generate_tokens, stop_at_end_of_turn, stop_token_ids
 from permix.inference.shared_prefix import DEFAULT_ATTENTION, SHARED_PREFIX_ATTENTION, eval_mode, supports_shared_prefix
@@ -67,8 +66,10 @@ from permix.training.trl_setup import (
     StepClockCallback,
     TrackerCallback,
     TrainerHooks,
+    check_finite,
     choose_microbatch_tokens,
     grpo_arguments,
+    stop_on_divergence,
 )
 from permix.training.weight_sync import inference_copy, sync_weights
 from permix.types import Message, Sampling, seed_from
@@ -124,6 +125,7 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         )  # fmt: skip
         self.remove_callback(PrinterCallback)
         self.add_callback(StepClockCallback(self._clock))
+        stop_on_divergence(self)
         if detect_sharding() != "zero3":  # DeepSpeed's network cannot run before training begins; its first pass makes the trial
             self._enable_shared_prefix()
         if detect_sharding() == "fsdp2" and not self.use_vllm:
@@ -171,7 +173,7 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         extended = self._curriculum.extend_plan(self._plan, step) if self._curriculum is not None else None
         if self._curriculum is not None and extended is not None:
             self._plan = extended
-            self._recorder.log_plan(extended, [block.record for block in self._curriculum.blocks])
+            self._recorder.log_plan(extended, self._curriculum.block_records)
 
     def _generate_samples(self, rows: list[dict[str, Any]]) -> list[Sample]:
         """One scored rollout for each row."""
@@ -333,12 +335,7 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         model.train()
         samples = self._prepare_inputs(inputs)
         total, metrics = self._gradient_step.accumulate(model, samples, self._replay_batch())
-        if not bool(torch.isfinite(total)):
-            raise PermixError(
-                f"step {self.state.global_step + 1}: the loss is {total.item()}; training has diverged. Start a new run from the "
-                f"last checkpoint in {self.args.output_dir} (--model.name CHECKPOINT --out NEW), with a smaller train.lr or "
-                "train.max_grad_norm, or a higher train.precision"
-            )
+        check_finite(self, "loss", total.item())
         self._step_metrics |= metrics
         self._step += 1
         return total
@@ -478,15 +475,19 @@ def train_by_reward(job: TrainJob, source: str, tokenizer: Any, checkpoint: Path
         arguments.generation_kwargs = {"stop_token_ids": [added_stop]}
     replay = build_character_replay(cells, character, config, tokenizer, network) if character.replay > 0 else None
     expressivity = ExpressivityReward(cells, character.expressivity) if character.expressivity > 0 else None
-    builder, updates = job.curriculum_builder, config.updates_per_rollout
+    updates = config.updates_per_rollout
     log = open_rollout_log(out, job.label, done, arguments.max_steps, config.samples_every * updates)
     verifier = Verifier()
     with log as recorder:
+        plan, curriculum = job.plan, None
+        if job.curriculum_builder is not None:
+            curriculum, plan = resume_curriculum(job.curriculum_builder, plan, out, updates, done)
+            recorder.log_plan(plan, curriculum.block_records)
         seed_trainer(config.seed)
         trainer = PlanGRPOTrainer(
-            plan=job.plan, verifier=verifier, recorder=recorder, config=config, args=arguments, model=network,
+            plan=plan, verifier=verifier, recorder=recorder, config=config, args=arguments, model=network,
             processing_class=tokenizer, peft_config=build_lora_config(config), replay=replay, expressivity=expressivity,
-            curriculum=None if builder is None else resume_curriculum(builder, out, updates),
+            curriculum=curriculum,
         )  # fmt: skip
         trainer.add_callback(TrackerCallback(job.trackers))
         if job.dev_eval is not None:

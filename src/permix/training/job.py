@@ -33,7 +33,8 @@ class TrainJob(NamedTuple):
 
     config: TrainConfig
     plan: Plan
-    """The rows to train on, in order."""
+    """The rows to train on, in order. Under a curriculum only the first block is trained as it is here; later blocks keep their
+    questions and get other personas, and plan.parquet of the run directory holds the rows that are trained."""
     curriculum_builder: PlanBuilder | None
     """Builds the rows of later blocks under a curriculum; None without one."""
     reference_cells: Sequence[Cell]

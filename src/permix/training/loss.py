@@ -27,6 +27,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from permix.config import CharacterConfig, OptimConfig
+from permix.errors import ConfigError
 from permix.inference.generation import end_of_turn_id, token_logprobs
 from permix.inference.hardware import MIN_MICROBATCH_TOKENS
 from permix.inference.shared_prefix import (
@@ -197,11 +198,17 @@ class CharacterReplay:
 def build_character_replay(
     cells: Sequence[Cell], character: CharacterConfig, config: OptimConfig, tokenizer: Any, network: Any
 ) -> CharacterReplay:
-    """Replay of the base model's answers `cells`. `network` is the base model, which off-policy gives its distributions."""
-    end_id = end_of_turn_id(network, tokenizer)
-    replay = CharacterReplay(
-        samples_from_cells(cells, tokenizer, end_id), character.replay_answers, character.replay, config.seed
-    )
+    """Replay of the base model's answers `cells`. `network` is the base model, which off-policy gives its distributions.
+
+    Raises ConfigError if all answers are empty.
+    """
+    answers = samples_from_cells(cells, tokenizer, end_of_turn_id(network, tokenizer))
+    if not answers:
+        raise ConfigError(
+            f"character.max_new_tokens = {character.max_new_tokens}: all {len(cells)} answers of the base model are empty, so "
+            "there is nothing to replay; give a larger limit and another run directory (out), or character.replay = 0"
+        )
+    replay = CharacterReplay(answers, character.replay_answers, character.replay, config.seed)
     if character.replay_policy == "off":
         if distributed.is_main():  # under FSDP2 the other processes have no weights yet
             with eval_mode(network), autocast_context(config):

@@ -45,8 +45,10 @@ from permix.training.trl_setup import (
     StepClockCallback,
     TrackerCallback,
     TrainerHooks,
+    check_finite,
     choose_microbatch_tokens,
     common_arguments,
+    stop_on_divergence,
 )
 
 IGNORE_INDEX = -100
@@ -133,13 +135,19 @@ class PlanSFTTrainer(SFTTrainer):  # type: ignore[misc]
         self._microbatch_tokens = choose_microbatch_tokens(config, self.model, completions_per_prompt=1, bfloat16=self.args.bf16)
         self.remove_callback(PrinterCallback)
         self.add_callback(StepClockCallback(self._clock))
+        stop_on_divergence(self)
 
     def training_step(self, model: Any, inputs: dict[str, torch.Tensor], num_items_in_batch: Any = None) -> torch.Tensor:
-        """Forward and backward passes of one optimizer step; returns its loss, the mean over its completion tokens."""
+        """Forward and backward passes of one optimizer step; returns its loss, the mean over its completion tokens.
+
+        Raises PermixError if the loss is not finite.
+        """
         label_count = (inputs["labels"] != IGNORE_INDEX).sum().to(self.accelerator.device)
         microbatches = split_into_microbatches(inputs, self._microbatch_tokens)
         # The count of the whole step, not of the microbatch: else tokens of a short microbatch would weigh more.
         losses = [super(PlanSFTTrainer, self).training_step(model, part, label_count) for part in microbatches]
+        loss = torch.stack(losses).sum()
+        check_finite(self, "loss", loss.item())
         examples = len(inputs["labels"])
         self._step_metrics = {
             "examples": examples,
@@ -148,7 +156,7 @@ class PlanSFTTrainer(SFTTrainer):  # type: ignore[misc]
             "trained_tokens": int(inputs["attention_mask"].sum()),
             "microbatch_tokens": self._microbatch_tokens,
         }
-        return torch.stack(losses).sum()
+        return loss
 
     def dev_eval_hooks(self) -> TrainerHooks:
         """The parts of this trainer that `permix.training.trl_setup` uses. Call it before training begins."""

@@ -1,4 +1,5 @@
 """Builds the arguments of TRL's trainers and their callbacks: dev evaluations while training, and the clock from the first step.
+Stops a training that has diverged.
 
 Contract:
 - Training with dev evaluations gives the same weights as training without, bit for bit. A dev evaluation draws from its cells'
@@ -6,10 +7,13 @@ Contract:
 - Every answer is written when it comes. A dev evaluation that was killed continues, and no answer is generated twice.
 - With `select = "best"`, the weights are on disk before a line of `dev_eval.jsonl` calls them the best. Weights that a run
   could not choose, from whichever checkpoint it resumes, are deleted once a checkpoint is complete.
+- No optimizer step is taken with a loss or a gradient that is not finite, so the weights of a checkpoint are finite. (DeepSpeed
+  takes its step in the backward pass; there the training stops after it.)
 - The main process asks and writes. The other processes contribute their shards of the weights and wait.
 """
 
 import contextlib
+import math
 import os
 import random
 import time
@@ -25,7 +29,7 @@ from transformers import TrainerCallback
 from trl import GRPOConfig
 
 from permix.config import DevEvalConfig, OptimConfig
-from permix.errors import IncompleteRunError
+from permix.errors import IncompleteRunError, PermixError
 from permix.evals import open_ended, stability
 from permix.inference.hardware import pick_device, pick_dtype, pick_microbatch_tokens
 from permix.inference.hf import LocalModel
@@ -57,6 +61,7 @@ from permix.training.dev_eval import (
     dev_point_from_metrics,
 )
 from permix.training.run_log import StepClock, read_log_until, read_training_log
+from permix.training.weight_sync import full_tensor
 from permix.types import digest
 
 FINGERPRINT_VALUES_PER_TENSOR = 256
@@ -263,6 +268,39 @@ class TrackerCallback(TrainerCallback):  # type: ignore[misc]
         self._trackers.log(values, state.global_step)
 
 
+def stop_on_divergence(trainer: Any) -> None:
+    """Make the trainer raise PermixError before its optimizer step if the norm of the gradient is not finite."""
+    # All supported releases of transformers take the norm from here, once a step. Their own methods for it have other names.
+    clip = trainer.accelerator.clip_grad_norm_
+
+    def clip_and_check(*arguments: Any, **options: Any) -> Any:
+        norm = clip(*arguments, **options)
+        if norm is not None:  # DeepSpeed may not know it yet
+            check_finite(trainer, "norm of the gradient", float(full_tensor(norm)))
+        return norm
+
+    trainer.accelerator.clip_grad_norm_ = clip_and_check
+
+
+def check_finite(trainer: Any, name: str, value: float) -> None:
+    """Raise PermixError if the value of this step, a loss or a norm, is not finite. Call it before the optimizer step."""
+    if math.isfinite(value):
+        return
+    checkpoint = _loadable_checkpoint(Path(trainer.args.output_dir))
+    begin = "" if checkpoint is None else f"; --model.name {checkpoint} begins it with the weights of the last checkpoint"
+    raise PermixError(
+        f"step {trainer.state.global_step + 1}: the {name} is {value}; training has diverged. Start a new run in another folder "
+        f"(--out NEW) with a smaller train.lr{begin}"
+    )
+
+
+def _loadable_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint in `folder`, if it is a whole model: adapters and shards are none."""
+    checkpoints = [folder / f"checkpoint-{step}" for step in checkpoint_steps(folder)]
+    is_model = bool(checkpoints) and not has_sharded_weights() and (checkpoints[-1] / "config.json").exists()
+    return checkpoints[-1] if is_model else None
+
+
 TRL_LOSS_TYPE = "dapo"
 """A value that passes TRL's check of its arguments. The loss itself is one of `permix.training.loss.LOSSES`, whose names TRL may
 not know."""
@@ -293,6 +331,7 @@ def common_arguments(config: OptimConfig, steps: int, out: Path) -> dict[str, An
         "data_seed": config.seed,
         "save_steps": config.save_every,
         "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # else the log has an earlier loss in place of one that is not finite
         "disable_tqdm": True,
         "report_to": "none",  # TrackerCallback reports
         "dataloader_pin_memory": False,
