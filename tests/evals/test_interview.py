@@ -1,6 +1,7 @@
 """Interviews with scripted models: what each turn is asked with, what is kept, what is owed, and what is made of it."""
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,19 +9,21 @@ from typing import Any
 import pytest
 
 from permix import cli
-from permix.config import FidelityConfig, build_config
+from permix.config import FidelityConfig, StabilityConfig, build_config
 from permix.errors import ConfigError, DataError, IncompleteRunError
 from permix.evals import open_ended
-from permix.evals.drift_report import Drift, read_interviews
+from permix.evals.drift_report import Drift, read_interviews, read_train_examples
+from permix.evals.fidelity_records import AskedQuestion
 from permix.evals.interview import EMPTY_ANSWER_TEXT, INTERVIEWER_PROMPT, evaluate_interview, prepare_interview, run_interview
+from permix.evals.stability import run_stability
 from permix.inference.scripted import ScriptedModel, ScriptedReply
 from permix.judges.results import read_judge_inputs
 from permix.pipelines.preflight import check_config
-from permix.storage.cells import read_cells
-from permix.storage.files import read_json
-from permix.types import Completion, Failure, Message, Request
+from permix.storage.cells import read_cells, read_run_cells
+from permix.storage.files import read_json, write_json
+from permix.types import Completion, Failure, Message, Request, canonical_text
 from tests.killable import Moment, command
-from tests.sample_runs import SYSTEM, TEXTS, asked_as, endpoint, fidelity_values, toml, write_pool
+from tests.sample_runs import SYSTEM, TEXTS, asked_as, endpoint, fidelity_values, stability_values, toml, write_pool
 from tests.servers import Action, error, openai_server
 
 VOICES = {"clerk": "Kindly note, as per form {}.", "sailor": "Aye matey, salt and wind {}!", "troll": "Grr! Me eat goat {}. Grr!"}
@@ -233,6 +236,45 @@ def test_a_reference_teaches_who_is_who_and_tells_when_they_are_gone(tmp_path: P
     assert result.permuted.value < told.overall.value
     with pytest.raises(DataError, match=r"reference = .*: has 0 answers of persona 'clerk' to questions that the"):
         prepare_interview(config_of(tmp_path, reference=str(config.out)))
+
+
+@pytest.mark.parametrize("has_texts", [True, False])
+@pytest.mark.parametrize("template", ["you_are", "in_question"])
+def test_a_question_of_both_runs_teaches_nothing_wherever_the_persona_stands(
+    template: str, has_texts: bool, tmp_path: Path
+) -> None:
+    values = fidelity_values(tmp_path, "http://127.0.0.1:9/v1")
+    plain = build_config(FidelityConfig, values | {"personas": values["personas"] | {"template": template}}, source="test")
+    questions = open_ended.load_open_questions(plain)
+    open_ended.evaluate_open_ended(
+        ScriptedModel(lambda request: "Yes."), plain, open_ended.select_open_ended_personas(plain), questions
+    )
+    if not has_texts:
+        grid = read_json(plain.out / "grid.json")
+        write_json(plain.out / "grid.json", {key: grid[key] for key in grid if key != "questions_asked"})
+
+    def learnt(id: str, text: str) -> Counter[str]:
+        return Counter(one.question for one in read_train_examples(plain.out, list(VOICES), [AskedQuestion(id=id, text=text)]))
+
+    same = learnt(f"turn-02-{questions[0].id}", questions[0].text)
+    assert list(same.values()) == [3] * 11  # a name of a question is the same under all three personas
+    assert not {questions[0].id, canonical_text(questions[0].text)} & set(same)
+    assert len(learnt("turn-02-other", "What else?")) == 12
+    if has_texts:  # the text alone says whether a question is the same
+        assert learnt("turn-02-other", f" {questions[0].text}") == same
+        assert len(learnt(questions[0].id, "What else?")) == 12
+
+
+def test_a_stability_run_as_reference_says_by_its_cells_without_persona_what_it_asked(tmp_path: Path) -> None:
+    config = build_config(
+        StabilityConfig, stability_values(tmp_path, "http://127.0.0.1:9/v1", contexts=["system", "user"]), source="test"
+    )
+    run_stability(config, ScriptedModel(lambda request: "12"))
+    cells = read_run_cells(config.out)
+    baseline = next(cell for cell in cells.values() if cell.persona_id is None)
+    asked = [AskedQuestion(id="turn-01-other", text=baseline.prompt)]
+    learnt = Counter(one.question for one in read_train_examples(config.out, list(VOICES), asked))
+    assert learnt == {cell.question_id: 6 for cell in cells.values() if cell.question_id != baseline.question_id}
 
 
 def asks(request: Request) -> str:

@@ -118,6 +118,13 @@ def test_the_summary_of_a_search_under_way_has_no_numbers() -> None:
     assert found.details_text == "no persona chosen yet, of 2"
 
 
+def test_a_candidate_that_is_always_or_never_right_has_no_interval_of_width_0() -> None:
+    cells = [answered(question, "1", who == "a", persona_id=who) for who in "ab" for question in ("d1", "d2")]
+    always, never = measure_persona_search(choosing(cells)._replace(question_ids=("q1",)), seed=0, resamples=200).candidates
+    assert (always.accuracy.low, always.accuracy.high) == pytest.approx((0.025 ** (1 / 2), 1))
+    assert (never.accuracy.low, never.accuracy.high) == pytest.approx((0, 1 - 0.025 ** (1 / 2)))
+
+
 # The whole
 
 

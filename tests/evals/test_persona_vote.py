@@ -5,6 +5,7 @@ import math
 import pytest
 
 from permix.evals.grid import GridResults
+from permix.evals.strategies.base import answer_comparison
 from permix.evals.strategies.persona_vote import majority_vote, measure_persona_vote, score_vote
 from permix.types import Cell, Failure, Verdict
 from permix.verification.math_verifier import same_answer
@@ -110,6 +111,38 @@ def test_the_numbers_are_exact() -> None:
     ) == (20.0, 4.0, 6.0, 4.0)
     assert found.gain.low is not None
     assert found.gain.low <= 1 / 4
+
+
+def test_a_gain_that_every_question_shows_has_no_interval_of_width_0() -> None:
+    """On four questions the vote is right and the personas are right in two of four answers: 1/2 more, each time."""
+    rows: dict[str | None, list[tuple[str | None, bool]]] = {
+        None: [("1", True)] * 4, "a": [("1", True)] * 4, "b": [("8", False)] * 4,
+    }  # fmt: skip
+    found = measure_persona_vote(grid(rows), seed=0, resamples=200).gain_over_mean
+    assert (found.value, found.low, found.high) == pytest.approx((0.5, 0.5 - (1 - 0.025 ** (1 / 4)), 0.5))
+
+
+@pytest.mark.parametrize(
+    ("task", "ballots", "winner"),
+    [
+        ("own-exact", ["40 km", "42 km", "42 KM"], 1),  # as the task's scores: not told apart by capitals
+        ("own-exact", ["0.5", "1/2", "1/2"], 1),  # and a text is no number
+        ("own-number", ["7", "1500", "1.500"], 1),  # 1500 as German writes it
+        ("own-choice", ["A", "B", "(b)"], 1),
+        ("mmlu", ["A", "none", "none"], 1),  # no letter, and all the same equal
+        ("own-math", ["0.5", "2", "1/2"], 0),
+        ("gsm8k", ["7", "$8", "8.0"], 1),
+        ("code", ["x = 1", "x = 2", "x = 2"], 1),
+        ("my.module:TASK", ["0.5", "2", "1/2"], 0),  # its module is not imported
+        ("", ["0.5", "2", "1/2"], 0),
+    ],
+)
+def test_ballots_are_compared_as_the_task_compares(task: str, ballots: list[str], winner: int) -> None:
+    assert majority_vote(ballots, answer_comparison(task)).winner == winner
+
+
+def test_an_answer_without_text_equals_none() -> None:
+    assert not any(answer_comparison(task)("", "") for task in ("own-exact", "mmlu", "own-number", "gsm8k"))
 
 
 def test_a_question_with_a_ballot_owed_is_left_out_of_score_and_cost() -> None:

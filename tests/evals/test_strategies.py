@@ -12,17 +12,20 @@ from typing import Any, get_args
 import pytest
 
 from permix import cli
-from permix.config import StabilityConfig, TaskConfig
+from permix.config import StabilityConfig, TaskConfig, build_config
 from permix.errors import ConfigError, DataError
 from permix.evals.stability import measure_stability, run_stability
 from permix.evals.strategies import STRATEGIES, measure_strategy
 from permix.evals.strategies.base import AnswerCalls, mean_token_cost, sum_tokens
+from permix.evals.strategies.persona_ensemble import EnsembleSummary
 from permix.evals.strategies.persona_search import SELECTION_SPLIT
+from permix.evals.strategies.persona_vote import VoteSummary
 from permix.inference.openai import BUFFERED_PER_REQUEST
+from permix.inference.scripted import ScriptedModel
 from permix.storage.cells import read_cells
 from permix.storage.files import read_json
 from permix.tasks import load_questions
-from permix.types import Cell, Failure
+from permix.types import Cell, Failure, Request
 from tests.sample_runs import answered, asked_as, asked_what, cell, solve, stability_config, stability_values, toml, write_pool
 from tests.servers import Action, Hang, error, openai_server
 
@@ -121,6 +124,33 @@ def test_a_plain_run_goes_on_as_persona_ensemble_with_the_choices_alone(tmp_path
         run_stability(stability_config(tmp_path, server.base_url))
         run_stability(strategic(tmp_path, server.base_url, "persona-ensemble"))
         assert len(server.asked) == CELLS["persona-ensemble"]
+
+
+@pytest.mark.parametrize("strategy", ["persona-vote", "persona-ensemble"])
+def test_answers_are_compared_as_the_task_scores_them_and_so_they_are_from_the_records_alone(
+    strategy: str, tmp_path: Path
+) -> None:
+    """By `own-exact` "42 km" and "42 KM" are one answer: a majority against the clerk's, and nothing to choose between."""
+    file = tmp_path / "km.jsonl"
+    file.write_text("".join(json.dumps({"question": f"How far is {n}?", "answer": "42 km"}) + "\n" for n in range(3)))
+    values = stability_values(tmp_path, "http://127.0.0.1:9/v1", strategy=strategy)
+    values["task"] = {"answer": "exact", "path": str(file)}
+    config = build_config(StabilityConfig, values, source="test")
+
+    def say(request: Request) -> str:
+        voice = asked_as({"messages": list(request.messages)})
+        return {None: "42 km", "clerk": "7 km", "sailor": "42 KM"}.get(voice, "42  Km.")
+
+    model = ScriptedModel(say)
+    run_stability(config, model)
+    found = measure_strategy(config.out)
+    assert found is not None
+    assert found.model_dump(mode="json") == read_json(config.out / "metrics.json")["strategy"]
+    if isinstance(found, VoteSummary):
+        assert (found.n_tied, found.accuracy.value, len(model.requests)) == (0, 1.0, 12)
+    else:
+        assert isinstance(found, EnsembleSummary)
+        assert (found.n_agreed, found.n_disagreed, len(model.requests)) == (6, 3, 12 + 3)
 
 
 @pytest.mark.parametrize(

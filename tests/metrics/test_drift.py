@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from permix.evals.drift_report import compute_turn_series, scores_by_turn
+from permix.evals.drift_report import TrainExample, attribute_turns, compute_turn_series, scores_by_turn
 from permix.evals.interview import williams_design
 from permix.metrics.linear_models import (
     QuestionIndex,
@@ -97,6 +97,37 @@ def test_where_every_score_is_the_same_no_interval_is_claimed() -> None:
     found = compute_turn_series("breaks", np.zeros((5, 4)), np.zeros((5, 4), dtype=np.int64), 1, seed=0, resamples=100)
     assert (found.slope.value, found.slope.low, found.late_minus_early.value) == (0.0, None, 0.0)
     assert found.by_turn[0].high == pytest.approx(1 - 0.025 ** (1 / 5))  # five of five: the exact binomial interval
+    assert found.overall == found.by_turn[0]
+
+
+@pytest.mark.parametrize(
+    ("value_P_I", "first_turn", "slope_has_interval", "late_has_interval"),
+    [
+        ([[0.0] * 5, [1.0] * 5, [0.5] * 5], 1, False, False),  # personas differ, and none changes
+        ([[0.0, 1, 1, 1, 1], [1, 0, 0, 0, 0], [0, np.nan, 1, 1, np.nan]], 2, False, False),  # only turn 1 differs
+        ([[0.0, 0, 1, 0, 0], [0] * 5, [1] * 5], 1, True, False),  # turn 3 is in the slope and in neither half
+        ([[0.0, 0, 0, 0, 1], [0] * 5, [1] * 5], 1, True, True),
+    ],
+)
+def test_where_no_persona_changes_no_interval_of_a_change_is_claimed(
+    value_P_I: list[list[float]], first_turn: int, slope_has_interval: bool, late_has_interval: bool
+) -> None:
+    found = compute_turn_series(
+        "breaks", np.array(value_P_I), np.zeros((3, 5), dtype=np.int64), first_turn, seed=0, resamples=100
+    )
+    assert (found.slope.low is not None, found.late_minus_early.low is not None) == (slope_has_interval, late_has_interval)
+    if not late_has_interval:
+        assert found.late_minus_early.value == 0
+
+
+def test_without_two_personas_at_a_question_there_is_no_control_of_shuffled_labels() -> None:
+    answers: dict[str, list[str | None]] = {"a": ["Aye, sea", None], "b": ["Hm, gate", "Hm, gate"]}
+    own = [TrainExample(who, f"{who} {q}", answers[who][0] or "") for who in answers for q in range(3)]
+    found = attribute_turns(answers, own, ["a man", "a woman"], seed=0)
+    np.testing.assert_equal(found.correct_by_text_P_I, [[1, np.nan], [1, 1]])
+    assert found.correct_by_shuffled_P_I is None
+    shared = [*own, TrainExample("a", "b 0", "Aye, sea")]
+    assert attribute_turns(answers, shared, ["a man", "a woman"], seed=0).correct_by_shuffled_P_I is not None
 
 
 def test_a_course_counts_what_is_missing() -> None:

@@ -56,7 +56,9 @@ def score(answers: Grid, **changed: Any) -> Identifiability:
 
 def test_a_word_of_ones_own_in_every_answer_is_always_told() -> None:
     found = score(grid(distinct))
-    assert (found.accuracy.value, found.accuracy.low, found.accuracy.high, found.accuracy.n) == (1, 1, 1, 48)
+    assert (found.accuracy.value, found.accuracy.high, found.accuracy.n) == (1, 1, 48)
+    assert found.accuracy.low == pytest.approx(0.025 ** (1 / 12))  # the exact binomial end of 12 of 12 questions
+    assert {recall.low for recall in found.per_persona} == {found.accuracy.low}
     assert found.confusion == ((12, 0, 0, 0), (0, 12, 0, 0), (0, 0, 12, 0), (0, 0, 0, 12))
     assert [(recall.value, recall.n) for recall in found.per_persona] == [(1, 12)] * 4
     assert (found.chance, found.n_asked, found.n_answered, found.n_questions) == (0.25, 48, 48, 12)
@@ -243,6 +245,16 @@ def test_missing_answers_are_counted_and_left_out() -> None:
     assert [recall.n for recall in found.per_persona] == [12, 10, 12, 11]
 
 
+def test_a_question_that_nobody_answered_is_no_unit_of_the_interval() -> None:
+    answers = grid(distinct)
+    for answers_Q in answers:
+        answers_Q[4] = None
+    found = score(answers)
+    assert found.accuracy.low == pytest.approx(0.025 ** (1 / 11))
+    assert set(found.right_by_question) == set(QUESTIONS) - {QUESTIONS[4]}
+    assert set(found.right_by_question.values()) == {(4, 4)}
+
+
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(st.sets(st.tuples(st.integers(0, 1), st.integers(0, Q - 1)), max_size=4).filter(lambda gone: len(gone) < 3))
 def test_the_record_adds_up_whatever_is_missing(gone: set[tuple[int, int]]) -> None:
@@ -260,13 +272,13 @@ def test_the_record_adds_up_whatever_is_missing(gone: set[tuple[int, int]]) -> N
 def test_the_interval_moves_whole_questions() -> None:
     """Six questions are told right for all four personas, six for one of four: (6·1 + 6·¼) / 12 = 0.625.
 
-    Resampled by question the number k of full ones is binomial(12, ½), whose 2.5 % and 97.5 % points are 3 and 9, and the
-    accuracy is ¼ + ¾ k/12. Resampled by answer the interval would be [0.49, 0.76].
+    Resampled by question the number k of full ones is binomial(12, ½), and the accuracy is ¼ + ¾ k/12. The ends for 12 units are
+    the Φ(∓ √(12/11) · 2.201) quantiles of k, those of 1.1 % and 98.9 %: 2 and 10. Resampled by answer the interval would be
+    [0.49, 0.76].
     """
     found = score(grid(lambda p, q: distinct(p, q) if q < 6 else filler(0, q)), resamples=2000, reference_P_Q=grid(distinct))
-    assert (found.accuracy.value, found.accuracy.high) == pytest.approx((0.625, 0.8125))
-    assert found.accuracy.low is not None
-    assert 0.375 <= found.accuracy.low <= 0.4375
+    assert (found.accuracy.value, found.accuracy.low, found.accuracy.high) == pytest.approx((0.625, 0.375, 0.875))
+    assert found.accuracy.n == 48
 
 
 def test_shuffled_labels_teach_nothing() -> None:

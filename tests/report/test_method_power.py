@@ -10,8 +10,8 @@ from scipy.stats import chi2
 from permix import cli
 from permix.config import PowerConfig
 from permix.metrics.training_seeds import SeedDifference, SeedVarianceComponents, power_over_seeds, scale_questions
-from permix.report.method_power import parse_effects, plan_power, seed_assumptions, upper_seed_variance
-from permix.report.methods import MethodDifference, group_methods, method_difference, reference_differences
+from permix.report.method_power import describe_pilot, parse_effects, plan_power, seed_assumptions, upper_seed_variance
+from permix.report.methods import ComparedSeeds, MethodDifference, group_methods, method_difference, reference_differences
 from permix.report.runs import collect_models
 from permix.types import Estimate
 from tests.seeded import stability_run, torn, write_study
@@ -50,6 +50,34 @@ def test_the_bound_of_the_seeds_by_hand() -> None:
     """Three seeds have 2 degrees of freedom: (.0004 + .0002) × 2 / .4463 − .0002 = .0025."""
     assert chi2.ppf(0.2, 2) == pytest.approx(0.4463, abs=1e-4)
     assert upper_seed_variance(MEASURED, 3) == pytest.approx(0.0006 * 2 / 0.446287 - 0.0002, rel=1e-5)
+
+
+@pytest.mark.parametrize("counts", [(3, 1), (1, 3)])
+def test_an_untrained_model_takes_no_degree_of_freedom(counts: tuple[int, int]) -> None:
+    """The variance of three seeds is known whichever method has the one model without a training."""
+    untrained = {"mean": ComparedSeeds(pairing="untrained", n=counts)}
+    change = difference(MEASURED, 3).model_copy(update={"n_seeds": counts, "compared_seeds": untrained})
+    config = PowerConfig(seeds=(3,), questions=(100,))
+    measured, bound = plan_power(change, {"mean": (0.05,)}, config)
+    assert (measured.source, bound.source) == ("measured", "80% bound")
+    assert bound.seed_sd == pytest.approx(upper_seed_variance(MEASURED, 3) ** 0.5)
+    assert bound.seed_sd > measured.seed_sd
+    (note,) = describe_pilot(change, ["mean"])  # no seed is said to be alone
+    assert "Planned: the seeds of the method that is trained, against one model without a training, and the personas" in note
+
+
+def test_the_notes_are_about_the_measures_that_are_planned() -> None:
+    alone = difference(SeedVarianceComponents(seed=None, own=0.0004, shared=0.0), 1).over_seeds["mean"]
+    change = difference(MEASURED, 3)
+    change = change.model_copy(update={"over_seeds": {**change.over_seeds, "identifiability": alone}})
+    (note,) = describe_pilot(change, ["mean"])
+    assert "Planned: equally many seeds of both methods, the same in both, and the personas" in note
+    assert describe_pilot(change, ["mean", "identifiability"])[1].startswith("A method has one training seed here.")
+
+
+def test_one_pair_of_seeds_has_no_bound() -> None:
+    with pytest.raises(ValueError, match="pilot_seeds is 1; a variance of seeds needs at least 2"):
+        upper_seed_variance(MEASURED, 1)
 
 
 def test_with_one_seed_the_sds_are_assumed_and_so_is_half_of_the_noise() -> None:

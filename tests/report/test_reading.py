@@ -5,6 +5,7 @@ import pytest
 
 from permix.evals.stability import StabilityGrid
 from permix.metrics.identifiability import Identifiability
+from permix.metrics.statistics import relative_change
 from permix.rendering.table import difference_direction
 from permix.report.comparisons import compare_stability_grids, question_share_difference
 from permix.types import Estimate
@@ -39,13 +40,24 @@ def told(right: dict[str, tuple[int, int]]) -> Identifiability:
 
 
 def test_distinctness_is_paired_by_question_whatever_the_order() -> None:
-    base = told({"q1": (2, 2), "q2": (1, 2), "q3": (2, 2), "q4": (1, 2)})  # 6 of 8
-    less = told({"q4": (0, 2), "q3": (1, 2), "q2": (0, 2), "q1": (1, 2)})  # 2 of 8: one less in every question
+    base = told({"q1": (2, 2), "q2": (1, 2), "q3": (2, 2), "q4": (1, 2), "q5": (2, 2), "q6": (1, 2)})  # 9 of 12
+    less = told(
+        {"q6": (0, 2), "q5": (1, 2), "q4": (0, 2), "q3": (1, 2), "q2": (0, 2), "q1": (1, 2)}
+    )  # one less in every question
     difference = question_share_difference([base], [less], seed=0, resamples=200)
-    assert (difference.value, difference.low, difference.high) == pytest.approx((-0.5, -0.5, -0.5))
-    assert difference.n == 4
+    unseen = 1 - 0.025 ** (1 / 6)  # the share of other questions that may differ in the direction in which none of 6 does
+    assert (difference.value, difference.low, difference.high) == pytest.approx((-0.5, -0.5, -0.5 + unseen))
+    assert difference.n == 6
     assert difference_direction(difference) == "lower"
-    assert difference_direction(question_share_difference([base], [base], seed=0, resamples=200)) == "no difference shown"
+    same = question_share_difference([base], [base], seed=0, resamples=200)
+    assert (same.value, same.low, same.high) == pytest.approx((0, -unseen, unseen))
+    assert difference_direction(same) == "no difference shown"
+
+
+def test_a_relative_change_of_distinctness_has_the_plain_interval() -> None:
+    base, less = told({f"q{n}": (2, 2) for n in range(6)}), told({f"q{n}": (1, 2) for n in range(6)})
+    found = question_share_difference([base], [less], seed=0, resamples=200, change=relative_change)
+    assert (found.value, found.low, found.high) == pytest.approx((-0.5, -0.5, -0.5))
 
 
 def test_differences_pair_personas_and_questions_by_name() -> None:

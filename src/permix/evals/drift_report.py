@@ -12,7 +12,7 @@ would seem ever easier to recognise. Questions that both runs ask are excluded f
 Array suffixes: P personas, I turns of an interview, U rubrics, R resamples.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -21,8 +21,14 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from permix.errors import DataError
-from permix.evals.fidelity_records import question_text_lookup, read_asked_questions, turn_number
-from permix.evals.grid import grid_results
+from permix.evals.fidelity_records import (
+    AskedQuestion,
+    bare_question_id,
+    question_text_lookup,
+    read_asked_questions,
+    turn_number,
+)
+from permix.evals.grid import GridResults, grid_results
 from permix.metrics.identifiability import MIN_ANSWERS
 from permix.metrics.linear_models import (
     QuestionIndex,
@@ -41,14 +47,17 @@ from permix.metrics.persona_classifier import (
     mask_persona_words,
     text_features,
 )
-from permix.metrics.statistics import Array, bootstrap, bootstrap_estimate, bootstrap_mean, bootstrap_share
+from permix.metrics.statistics import Array, BootstrapResult, bootstrap, bootstrap_estimate, bootstrap_mean, bootstrap_share
 from permix.metrics.text_stats import find_character_breaks, tokenize_words
 from permix.storage.run_dir import RunReader, require_run
 from permix.types import AnswerKey, Cell, CellKey, Estimate, Record, canonical_text, seed_from
 
 
 class TrainExample(NamedTuple):
-    """A training answer of the classifier: its persona, its question (as `canonical_text`), and its text."""
+    """A training answer of the classifier: its persona, its question, and its text.
+
+    `question`: the question's text (as `canonical_text`) where the run has it, else its id. It does not depend on the persona.
+    """
 
     persona_id: str
     question: str
@@ -58,27 +67,34 @@ class TrainExample(NamedTuple):
 class TurnAccuracy(NamedTuple):
     """Classifier results per persona and turn (P, I): 1 if the persona is named correctly, 0 if not, NaN without an answer.
 
-    The first array is the measure. The other two are controls: a classifier of answer lengths, and one with shuffled labels.
+    The first array is the measure. The other two are controls: a classifier of answer lengths, and one with shuffled labels. The
+    latter is None if no two personas answered the same training question: then shuffling changes no label.
     """
 
     correct_by_text_P_I: Array
     correct_by_length_P_I: Array
-    correct_by_shuffled_P_I: Array
+    correct_by_shuffled_P_I: Array | None
 
 
-def read_train_examples(reference: Path, persona_ids: Sequence[str], question_texts: Sequence[str]) -> list[TrainExample]:
-    """Read the answers of the reference run by `persona_ids` to questions that are not in `question_texts`.
+def read_train_examples(
+    reference: Path, persona_ids: Sequence[str], asked_questions: Sequence[AskedQuestion]
+) -> list[TrainExample]:
+    """Read the answers of the reference run by `persona_ids` to questions that are not in `asked_questions`.
 
     Raises DataError if `reference` is not a run, or has fewer than `MIN_ANSWERS` such answers of a persona.
     """
-    answers, excluded = grid_results(require_run(reference)), {canonical_text(text) for text in question_texts}
-    examples = [
-        TrainExample(key.persona_id, question, cell.completion.answer)
-        for key in answers.grid_summaries
-        if key.persona_id is not None and key.persona_id in persona_ids
-        if (cell := answers.cells[key]).completion is not None
-        if (question := canonical_text(cell.messages[-1]["content"])) not in excluded
-    ]
+    run = require_run(reference)
+    answers, question_text = grid_results(run), question_text_lookup(read_asked_questions(reference))
+    excluded_texts = {canonical_text(one.text) for one in asked_questions}
+    excluded_ids = {bare_question_id(one.id) for one in asked_questions}
+    examples = []
+    for key in answers.grid_summaries:
+        if key.persona_id is None or key.persona_id not in persona_ids or (cell := answers.cells[key]).completion is None:
+            continue
+        text = canonical_text(question_text(key.question_id, key.persona_id))
+        if text in excluded_texts if text else _may_ask(answers, cell, excluded_texts, excluded_ids):
+            continue
+        examples.append(TrainExample(key.persona_id, text or key.question_id, cell.completion.answer))
     for persona in persona_ids:
         count = sum(one.persona_id == persona for one in examples)
         if count < MIN_ANSWERS:
@@ -87,6 +103,16 @@ def read_train_examples(reference: Path, persona_ids: Sequence[str], question_te
                 f"ask; at least {MIN_ANSWERS} are needed"
             )
     return examples
+
+
+def _may_ask(answers: GridResults, cell: Cell, texts: Collection[str], ids: Collection[str]) -> bool:
+    """Whether a cell, the text of whose question is not recorded, may ask a question of these texts or ids.
+
+    The user message can contain the persona, a request or the task's template. The message without a persona contains less.
+    """
+    baseline = answers.get_cell(None, cell.question_id, 0)
+    messages = [one.messages[-1]["content"] for one in (cell, baseline) if one is not None]
+    return bare_question_id(cell.question_id) in ids or not {canonical_text(one) for one in messages}.isdisjoint(texts)
 
 
 def attribute_turns(
@@ -99,10 +125,13 @@ def attribute_turns(
     mask = partial(mask_persona_words, persona_texts=persona_texts)
     labels = [one.persona_id for one in train_examples]
     correctness = partial(_attribution_correctness, answers_P_I, train_examples)
+    shuffled_labels = _shuffle_labels(train_examples, seed) if _share_questions(train_examples) else None
     return TurnAccuracy(
         correct_by_text_P_I=correctness(labels, mask, text_features, linear_classifier),
         correct_by_length_P_I=correctness(labels, str, length_features, length_classifier),
-        correct_by_shuffled_P_I=correctness(_shuffle_labels(train_examples, seed), mask, text_features, linear_classifier),
+        correct_by_shuffled_P_I=(
+            None if shuffled_labels is None else correctness(shuffled_labels, mask, text_features, linear_classifier)
+        ),
     )
 
 
@@ -130,6 +159,12 @@ def _attribution_correctness(
     return right_P_I
 
 
+def _share_questions(train_examples: Sequence[TrainExample]) -> bool:
+    """Whether two personas answered the same question."""
+    pairs = {(one.question, one.persona_id) for one in train_examples}
+    return len({question for question, _ in pairs}) < len(pairs)
+
+
 def _shuffle_labels(train_examples: Sequence[TrainExample], seed: int) -> list[str]:
     """Permute the labels among the answers to each question."""
     rng = np.random.default_rng(seed_from(seed, "told"))  # the word only seeds; another word would change recorded results
@@ -142,6 +177,9 @@ def _shuffle_labels(train_examples: Sequence[TrainExample], seed: int) -> list[s
 
 
 QuestionOrder = Literal["balanced", "written", "model"]
+
+_Interval = Callable[[float, Array, int], Estimate]
+"""(value, replicate_R, n) -> estimate with its interval: `bootstrap_estimate` or `bootstrap_share`."""
 
 _BOOTSTRAP_BLOCK = 500
 
@@ -160,9 +198,9 @@ class TurnSeries(Record):
     """One measure over the turns of the interviews.
 
     `slope` is the change per turn, `late_minus_early` the change from the first half of the turns to the second half. Intervals
-    resample personas; slope and late − early have no interval if all values are equal. `judge` is the label of the judge whose
-    scores these are, None for a measure without a judge. `discriminates_persona` says whether this judge discriminates personas,
-    None if it was not validated.
+    resample personas; slope and late − early have no interval if no persona's values change over the turns. `judge` is the label
+    of the judge whose scores these are, None for a measure without a judge. `discriminates_persona` says whether this judge
+    discriminates personas, None if it was not validated.
     """
 
     name: str
@@ -182,7 +220,7 @@ class Drift(Record):
     `question_order`: "balanced" (the effect of the turn is separated from that of the question), "written" (all personas have the
     same order, so it is not), or "model" (a model asked, and its late questions are part of the slope). `first_slope_turn` is the
     first turn that slopes include. `chance`, `length_only` and `permuted` are comparisons for identifiability, which needs a
-    reference run.
+    reference run. `permuted` is None too if no two personas answered the same question of the reference.
     """
 
     turns: int
@@ -285,13 +323,12 @@ def measure_drift(run: Path, reference: Path | None, judges: Mapping[str, JudgeT
     value_by_measure = dict(_text_measures(interviews))
     attributed = None
     if reference is not None:
-        examples = read_train_examples(
-            reference, interviews.persona_ids, [text for row in interviews.questions_P_I for text in row]
-        )
+        examples = read_train_examples(reference, interviews.persona_ids, read_asked_questions(run))
         attributed = attribute_turns(
             dict(zip(interviews.persona_ids, interviews.answers_P_I, strict=True)), examples, interviews.persona_texts, seed
         )
         value_by_measure = {"identifiability": attributed.correct_by_text_P_I} | value_by_measure
+    mean_share = partial(_mean_over_personas, seed=seed, resamples=resamples, interval=bootstrap_share)
     answered = [cell for row in interviews.cells_P_I for cell in row if cell is not None and cell.completion is not None]
     return Drift(
         turns=turns,
@@ -306,8 +343,12 @@ def measure_drift(run: Path, reference: Path | None, judges: Mapping[str, JudgeT
             *(_judge_series(label, one, interviews, first, seed, resamples) for label, one in judges.items()),
         ),
         chance=1 / len(interviews.persona_ids),
-        length_only=None if attributed is None else _mean_over_personas(attributed.correct_by_length_P_I, seed, resamples),
-        permuted=None if attributed is None else _mean_over_personas(attributed.correct_by_shuffled_P_I, seed, resamples),
+        length_only=None if attributed is None else mean_share(attributed.correct_by_length_P_I),
+        permuted=(
+            None
+            if attributed is None or attributed.correct_by_shuffled_P_I is None
+            else mean_share(attributed.correct_by_shuffled_P_I)
+        ),
         reference=None if reference is None else RunReader(reference).label or reference.name,
         n_answered=len(answered),
         n_asked=len(interviews.persona_ids) * turns,
@@ -328,14 +369,13 @@ def compute_turn_series(
     )  # fmt: skip
     interval = bootstrap_share if name in SHARE_MEASURES else bootstrap_estimate
     n = int((~np.isnan(value_P_I[:, first_turn - 1 :])).any(axis=1).sum())
-    flat = len(np.unique(value_P_I[~np.isnan(value_P_I)])) < 2
     slope, late_minus_early = (
-        _estimate_unless_constant(float(one.value), one.replicates, n, flat) for one in (effects["slope"], effects["late"])
+        _estimate_unless_constant(effects[name], n, _no_persona_changes(value_P_I, one)) for name, one in regressors.items()
     )
     return TurnSeries(
         name=name,
         by_turn=tuple(bootstrap_mean(value_P, seed, resamples, interval) for value_P in value_P_I.T),
-        overall=_mean_over_personas(value_P_I, seed, resamples),
+        overall=_mean_over_personas(value_P_I, seed, resamples, interval),
         slope=slope,
         late_minus_early=late_minus_early,
         n_scored=int((~np.isnan(value_P_I)).sum()),
@@ -343,16 +383,23 @@ def compute_turn_series(
     )
 
 
-def _estimate_unless_constant(value: float, replicate_R: Array, n: int, is_constant: bool) -> Estimate:
-    """An estimate without an interval if all values are equal: resamples are equal too, and width 0 would suggest certainty."""
-    estimate = bootstrap_estimate(value, replicate_R, n)
+def _estimate_unless_constant(effect: BootstrapResult, n: int, is_constant: bool) -> Estimate:
+    """An estimate without an interval if no persona's value changes: then every resample is 0, and width 0 would suggest
+    certainty."""
+    estimate = bootstrap_estimate(float(effect.value), effect.replicates, n)
     return Estimate(value=estimate.value, n=n) if is_constant else estimate
 
 
-def _mean_over_personas(value_P_I: Array, seed: int, resamples: int) -> Estimate:
+def _no_persona_changes(value_P_I: Array, regressor_I: Array) -> bool:
+    """Whether each persona has equal values at all turns that the effect of this regressor uses."""
+    counted_P_I = value_P_I[:, ~np.isnan(regressor_I)]
+    return all(len(np.unique(row[~np.isnan(row)])) < 2 for row in counted_P_I)
+
+
+def _mean_over_personas(value_P_I: Array, seed: int, resamples: int, interval: _Interval) -> Estimate:
     """Mean over personas of each persona's mean over turns."""
     rows = [row[~np.isnan(row)] for row in value_P_I]
-    return bootstrap_mean(np.array([row.mean() if len(row) else np.nan for row in rows]), seed, resamples)
+    return bootstrap_mean(np.array([row.mean() if len(row) else np.nan for row in rows]), seed, resamples, interval)
 
 
 def _text_measures(interviews: InterviewRecords) -> Iterator[tuple[str, Array]]:

@@ -302,3 +302,9 @@ def turn_number(question_id: str) -> int | None:
     name, _, rest = question_id.partition("-")
     number = rest.partition("-")[0]
     return int(number) if name == "turn" and number.isdecimal() else None
+
+
+def bare_question_id(question_id: str) -> str:
+    """The id without the turn: "evening" for "turn-03-evening"; "turn-03" and ids of other forms stay as they are."""
+    parts = question_id.split("-", 2)
+    return parts[2] if turn_number(question_id) is not None and len(parts) == 3 else question_id

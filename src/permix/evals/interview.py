@@ -290,7 +290,7 @@ def prepare_interview(config: FidelityConfig, given_pool: PersonaPool | None = N
         )
     if config.reference is not None:
         script = () if plan.question_orders is None else plan.question_orders[ids[0]]
-        read_train_examples(config.reference, ids, [question.text for question in script])
+        read_train_examples(config.reference, ids, [AskedQuestion(id=one.id, text=one.text) for one in script])
     return plan
 
 

@@ -34,7 +34,7 @@ from permix.evals.grid import (
 from permix.evals.in_character import check_right_in_character, measure_right_in_character
 from permix.evals.shards import ShardCells, divide_cells, report_finished_shard
 from permix.evals.strategies import STRATEGIES, measure_strategy
-from permix.evals.strategies.base import EvalSetup, Strategy
+from permix.evals.strategies.base import EvalSetup, Strategy, answer_comparison
 from permix.evals.strategies.persona_search import load_selection_questions
 from permix.inference import check_model, load_model
 from permix.inference.addresses import check_addresses
@@ -455,7 +455,8 @@ def prepare_stability(
         _load_turns(config, pool),
     )
     warn_of_misfits(pool, config.templates or [config.personas.template])
-    setup = EvalSetup(questions, pool, prompt_format, config.samples, config.seed, selection_questions)
+    compare_answers = answer_comparison(config.task.name)
+    setup = EvalSetup(questions, pool, prompt_format, config.samples, config.seed, selection_questions, compare_answers)
     if config.right_in_character:
         check_right_in_character(config, setup)
     return PreparedStability(config, task, setup)

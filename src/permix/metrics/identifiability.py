@@ -38,7 +38,7 @@ from permix.metrics.persona_classifier import (
     mask_persona_words,
     text_features,
 )
-from permix.metrics.statistics import Array, bootstrap_estimate, permute_within_question
+from permix.metrics.statistics import Array, bootstrap_share, permute_within_question
 from permix.types import Estimate, Record, canonical_text, require_unique, seed_from
 
 TextGrid = NDArray[np.object_]  # str or None
@@ -234,14 +234,18 @@ def summarize_identifiability(
         n_questions=Q,
         classifier=CLASSIFIER_DESCRIPTION.format(folds=folds),
         reference=reference_name,
-        right_by_question=_correct_by_question(correct_L_P_Q[0], [question_texts[q] for q in questions]),
+        right_by_question={
+            text: (int(n_correct), n_scored)
+            for text, (n_correct, n_scored) in sum_by_question(correct_L_P_Q[0], [question_texts[q] for q in questions]).items()
+        },
         learning_curve=(*smaller_points, LearningCurvePoint(questions=max_train_questions(split), accuracy=overall)),
     )
 
 
-def _correct_by_question(correct_P_Q: NDArray[np.float64], question_texts: Sequence[str]) -> dict[str, tuple[int, int]]:
-    counts = zip(np.nansum(correct_P_Q, axis=0), (~np.isnan(correct_P_Q)).sum(axis=0), strict=True)
-    return {text: (int(n_correct), int(n_scored)) for text, (n_correct, n_scored) in zip(question_texts, counts, strict=True)}
+def sum_by_question(share_P_Q: Array, question_texts: Sequence[str]) -> dict[str, tuple[float, int]]:
+    """By question with a scored answer (not NaN): the sum of the answers' shares, and how many answers are scored."""
+    sums = zip(np.nansum(share_P_Q, axis=0), (~np.isnan(share_P_Q)).sum(axis=0), strict=True)
+    return {text: (float(total), int(n_scored)) for text, (total, n_scored) in zip(question_texts, sums, strict=True) if n_scored}
 
 
 def shuffle_labels(true_P_Q: LabelArray, train_P_Q: BoolArray, rng: np.random.Generator) -> LabelArray:
@@ -258,7 +262,8 @@ def _correctness(predicted_P_Q: LabelArray, true_P_Q: LabelArray) -> Array:
 def _accuracy(correct_S_P_Q: Sequence[Array], counts_R_Q: Array, rng: np.random.Generator) -> Estimate:
     """Share of scored answers attributed correctly, averaged over S trainings; the interval resamples questions and trainings.
 
-    Σ_q c_q correct_q / Σ_q c_q answers_q for a question drawn c_q times: all answers to a question are drawn together.
+    Σ_q c_q correct_q / Σ_q c_q answers_q for a question drawn c_q times: all answers to a question are drawn together. The width
+    is that of as many units as questions; n is the number of answers.
     """
     S, R = len(correct_S_P_Q), len(counts_R_Q)
     correct_Q = np.nansum(correct_S_P_Q, axis=(0, 1)) / S
@@ -268,7 +273,8 @@ def _accuracy(correct_S_P_Q: Sequence[Array], counts_R_Q: Array, rng: np.random.
     answers_R = counts_R_Q @ answers_Q
     correct_R = (weight_R_S * (counts_R_Q @ correct_Q_S)).sum(axis=1)
     replicate_R = correct_R / np.where(answers_R > 0, answers_R, np.nan)
-    return bootstrap_estimate(float(correct_Q.sum() / answers_Q.sum()), replicate_R, int(answers_Q.sum()))
+    found = bootstrap_share(float(correct_Q.sum() / answers_Q.sum()), replicate_R, int((answers_Q > 0).sum()))
+    return found.model_copy(update={"n": int(answers_Q.sum())})
 
 
 def _confusion_counts(predicted_P_Q: LabelArray) -> LabelArray:

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from permix.errors import DataError
-from permix.metrics.identifiability import AnswerTexts, BoolArray, TextGrid, check_grid_names, to_text_grid
+from permix.metrics.identifiability import AnswerTexts, BoolArray, TextGrid, check_grid_names, sum_by_question, to_text_grid
 from permix.metrics.persona_classifier import MASK_TOKEN, WORD_PATTERN, mask_persona_words
 from permix.metrics.statistics import (
     TIE_TOLERANCE,
@@ -168,7 +168,7 @@ def summarize_recognisability(
         removed_words=texts.removed_words,
         closest_texts=_closest_texts(text_P_D, [persona_ids[p] for p in personas]),
         embedder=embedder,
-        right_by_question=_right_by_question(nearest.own_share_P_Q, [question_texts[q] for q in questions]),
+        right_by_question=sum_by_question(nearest.own_share_P_Q, [question_texts[q] for q in questions]),
     )
 
 
@@ -330,13 +330,3 @@ def _closest_texts(text_P_D: Array, persona_ids: Sequence[str]) -> TextPair:
     cosine_P_P = np.where(np.tri(len(persona_ids), dtype=bool), -np.inf, unit_P_D @ unit_P_D.T)
     first, second = divmod(int(cosine_P_P.argmax()), len(persona_ids))
     return TextPair(first=persona_ids[first], second=persona_ids[second], cosine=round(float(cosine_P_P[first, second]), 4))
-
-
-def _right_by_question(own_share_P_Q: Array, question_texts: Sequence[str]) -> dict[str, tuple[float, int]]:
-    """By question with a scored answer: how many answers are recognised, and how many are scored."""
-    counts = zip(np.nansum(own_share_P_Q, axis=0), (~np.isnan(own_share_P_Q)).sum(axis=0), strict=True)
-    return {
-        text: (float(recognised), int(n_scored))
-        for text, (recognised, n_scored) in zip(question_texts, counts, strict=True)
-        if n_scored
-    }

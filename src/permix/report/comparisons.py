@@ -437,7 +437,7 @@ def question_share_difference(
     """Return other − first, or another change, in a share of answers, where each is the mean over its models.
 
     All models use the same bootstrap draws of questions; only questions that every model answered count. n is the number of
-    questions.
+    questions. The interval of other − first is that of `bootstrap_paired`.
     """
     questions = sorted(set.intersection(*(set(one.right_by_question) for one in (*first, *other))))
     if not questions:
@@ -449,7 +449,10 @@ def question_share_difference(
 
     drawn = statistics.bootstrap(measures, len(questions), np.random.default_rng(seed), resamples, block_size=resamples)
     value, replicate_R = drawn["difference"]
-    return statistics.bootstrap_estimate(float(value), replicate_R, len(questions))
+    if change is not np.subtract:
+        return statistics.bootstrap_estimate(float(value), replicate_R, len(questions))
+    one_Q, two_Q = (mean_question_share(models, questions, np.eye(len(questions))) for models in (first, other))
+    return statistics.bootstrap_paired(float(value), replicate_R, two_Q - one_Q)
 
 
 def mean_question_share(models: Sequence[QuestionShares], questions: Sequence[str], counts_R_Q: Array) -> Array:

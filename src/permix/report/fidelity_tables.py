@@ -135,10 +135,11 @@ def _describe_drift(drift: Drift) -> str:
         f"{format_count(drift.n_truncated)} cut off at the token limit",
         _ORDER_DESCRIPTIONS[drift.question_order],
     ]
-    if drift.length_only is not None and drift.permuted is not None:
+    if drift.length_only is not None:
+        permuted = drift.permuted or "not measured, since no two personas answered the same question of it"
         parts.append(
             f"classifier trained on {md_label(drift.reference or '')}: chance {format_decimal(drift.chance)}, length only "
-            f"{drift.length_only}, labels permuted {drift.permuted}"
+            f"{drift.length_only}, labels permuted {permuted}"
         )
     else:
         parts.append("identifiability not measured: it needs `reference`, a run of single questions under the same personas")

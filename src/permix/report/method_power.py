@@ -6,7 +6,7 @@ variance of seeds is not known: assumed standard deviations replace it, and each
 personas.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -87,7 +87,7 @@ def run_power(config: PowerConfig) -> None:
         raise DataError(f"effects: none of {', '.join(effects)} is measured in these runs")
     add_result(power=[line.model_dump(mode="json") for line in lines])
     console = Console()
-    for note in describe_pilot(change):
+    for note in describe_pilot(change, {line.measure for line in lines}):
         console.print(one_line(note, 1000), markup=False, highlight=False, soft_wrap=not console.is_terminal)
     console.print(terminal_power_table(lines, config.questions))
     if config.out is not None:
@@ -161,7 +161,9 @@ def _planned_components(measured: SeedVarianceComponents, assumption: SeedAssump
 
 
 def _pilot_seeds(change: MethodDifference, name: str) -> int:
-    return min(change.n_fidelity_seeds if name == "identifiability" else change.n_seeds)
+    """The seeds that the variance of seeds is measured from; an untrained model has none and is the same beside each."""
+    compared = change.seeds_of(name)
+    return max(compared.n) if compared.pairing == "untrained" else min(compared.n)
 
 
 def seed_assumptions(found: SeedDifference, pilot_seeds: int, assumed_sds: Sequence[float]) -> list[SeedAssumption]:
@@ -182,21 +184,28 @@ def seed_assumptions(found: SeedDifference, pilot_seeds: int, assumed_sds: Seque
 def upper_seed_variance(components: SeedVarianceComponents, pilot_seeds: int) -> float:
     """The variance of seeds that is exceeded with probability 1 − `UPPER_SHARE`, from that of `pilot_seeds` pairs of seeds.
 
-    (S − 1) s² / χ² with the chi-squared quantile of S − 1 degrees of freedom, less the question noise that s² holds too.
+    (S − 1) s² / χ² with the chi-squared quantile of S − 1 degrees of freedom, less the question noise that s² holds too. Raises
+    ValueError for fewer than two pairs, which show no variance.
     """
-    assert components.seed is not None
     freedom = pilot_seeds - 1
+    if components.seed is None or freedom < 1:
+        raise ValueError(f"pilot_seeds is {pilot_seeds}; a variance of seeds needs at least 2")
     return max(0.0, (components.seed + components.own) * freedom / float(chdtri(freedom, UPPER_SHARE)) - components.own)
 
 
-def describe_pilot(change: MethodDifference) -> list[str]:
-    """Return sentences about what was measured and what the numbers are."""
+def describe_pilot(change: MethodDifference, planned: Collection[str]) -> list[str]:
+    """Return sentences about what was measured and what the numbers are; `planned`: the measures of the lines."""
+    if any(change.seeds_of(name).pairing == "untrained" for name in planned):
+        seeds = "the seeds of the method that is trained, against one model without a training"
+    else:
+        seeds = "equally many seeds of both methods, the same in both"
     lines = [
         f"Power to show a difference of {change.name} against {change.against}, in per cent (two-sided .05, by the interval over "
-        f"questions and training seeds); * marks {100 * TARGET_POWER:.0f} or more. Planned: equally many seeds of both methods, "
-        "the same in both, and the personas of these runs."
+        f"questions and training seeds); * marks {100 * TARGET_POWER:.0f} or more. Planned: {seeds}, and the personas of these "
+        "runs."
     ]
-    if min(max(change.n_seeds, change.n_fidelity_seeds)) < 2:
+    components = [change.over_seeds[name].components for name in planned]
+    if any(one is not None and one.seed is None for one in components):
         lines.append(
             "A method has one training seed here. So it is not known how much seeds differ, nor how much of the question noise "
             f"they share: the former is assumed as stated, the latter to be {ASSUMED_SHARED_NOISE:.0%}."

@@ -4,7 +4,14 @@ from pathlib import Path
 
 from permix.errors import DataError
 from permix.evals.grid import GridResults, read_grid_results
-from permix.evals.strategies.base import NO_STRATEGY, EvalSetup, Strategy, StrategySummary, StrategyTokens
+from permix.evals.strategies.base import (
+    NO_STRATEGY,
+    EvalSetup,
+    Strategy,
+    StrategySummary,
+    StrategyTokens,
+    answer_comparison,
+)
 from permix.evals.strategies.persona_ensemble import PERSONA_ENSEMBLE
 from permix.evals.strategies.persona_search import PERSONA_SEARCH
 from permix.evals.strategies.persona_vote import PERSONA_VOTE
@@ -31,4 +38,7 @@ def measure_strategy(run: Path, answers: GridResults | None = None) -> StrategyS
     if name not in STRATEGIES:
         raise DataError(f"{run}: config.json: strategy = {name!r}; must be one of {', '.join(STRATEGIES)}")
     measure = STRATEGIES[name].measure
-    return None if measure is None else measure(answers or read_grid_results(run), config["seed"], config["resamples"])
+    if measure is None:
+        return None
+    comparison = answer_comparison(config.get("task", {}).get("name", ""))
+    return measure(answers or read_grid_results(run), config["seed"], config["resamples"], comparison)

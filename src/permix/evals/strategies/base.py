@@ -10,19 +10,46 @@ or leaves the answer out, and the counts show it.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from permix.evals.grid import GridResults, PromptFormat, build_grid, describe_grid
 from permix.metrics.stability import summarize_stability
 from permix.metrics.statistics import Array
 from permix.personas.pool import PersonaPool
+from permix.tasks import TASKS
 from permix.types import Cell, CellKey, Estimate, Persona, Question, Record
+from permix.verification.math_verifier import same_answer
 
 CellsByKey = Mapping[CellKey, Cell]
 
+AnswerComparison = Callable[[str, str], bool]
+"""(extracted answer, another one) -> whether they are equal."""
+
+
+def answer_comparison(task: str) -> AnswerComparison:
+    """How two answers to a question of this task are compared: as the task compares an answer with the gold, if it says how.
+
+    Answers of equal text are equal too, also those that the task never takes for right. `same_answer` compares the answers of all
+    other tasks: mathematics, programs, and tasks of the user's own modules. These are not looked up, since a run is measured from
+    its records, and a name in them must not import a module.
+    """
+    answers_match = TASKS[task].answers_match if task in TASKS else None
+    if answers_match is None:
+        return same_answer
+    return partial(_same_by_task, answers_match)
+
+
+def _same_by_task(answers_match: AnswerComparison, one: str, other: str) -> bool:
+    if not one.strip() or not other.strip():
+        return False
+    return one == other or answers_match(one, other) or answers_match(other, one)
+
 
 class EvalSetup(NamedTuple):
-    """The input of an evaluation. `selection_questions` serve to choose a persona; they are disjoint from `questions`."""
+    """The input of an evaluation. `selection_questions` serve to choose a persona; they are disjoint from `questions`.
+    `compare_answers` is the task's `answer_comparison`.
+    """
 
     questions: tuple[Question, ...]
     pool: PersonaPool
@@ -30,6 +57,7 @@ class EvalSetup(NamedTuple):
     samples: int
     seed: int
     selection_questions: tuple[Question, ...] = ()
+    compare_answers: AnswerComparison = same_answer
 
     def build_grid(self, personas: Sequence[Persona | None], questions: Sequence[Question]) -> list[Cell]:
         """Build the cells of these personas and questions with the settings of this evaluation."""
@@ -73,8 +101,8 @@ class StrategySummary(Record):
         return ""
 
 
-StrategyMeasure = Callable[[GridResults, int, int], StrategySummary]
-"""(answers, seed, resamples) -> summary."""
+StrategyMeasure = Callable[[GridResults, int, int, AnswerComparison], StrategySummary]
+"""(answers, seed, resamples, comparison of two answers) -> summary."""
 
 
 def full_grid_cells(setup: EvalSetup) -> list[Cell]:

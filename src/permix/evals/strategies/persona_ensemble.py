@@ -1,9 +1,9 @@
 """Ensemble of persona and neutral answer, after "Persona is a Double-edged Sword" (Jekyll & Hyde, arXiv 2408.08631).
 
-Every question is answered with each persona and without one (neutral). If the two answers are equal by `same_answer`, this is the
-answer of the pair. If only one of the two replies contains an answer, that answer counts. If the answers differ, the model
-itself, without a persona, sees the question and both replies, in an order that the cell's seed decides, and says which is right.
-If its choice cannot be read, the neutral answer counts, and this is reported.
+Every question is answered with each persona and without one (neutral). If the two answers are equal by the task's
+`answer_comparison`, this is the answer of the pair. If only one of the two replies contains an answer, that answer counts. If the
+answers differ, the model itself, without a persona, sees the question and both replies, in an order that the cell's seed decides,
+and says which is right. If its choice cannot be read, the neutral answer counts, and this is reported.
 
 So there is one answer per persona, question and sample, and all stability measures apply. A pair has no score while one of its
 calls is pending. Differences from the paper: the personas come from the pool (in the paper a model writes one per question), and
@@ -20,6 +20,7 @@ import numpy as np
 from permix.evals.grid import GridResults
 from permix.evals.strategies.base import (
     AnswerCalls,
+    AnswerComparison,
     CellsByKey,
     EvalSetup,
     Strategy,
@@ -110,7 +111,9 @@ def parse_choice(reply: str) -> str | None:
     return None
 
 
-def resolve_pair(persona: Cell | None, neutral: Cell | None) -> EnsembleMember | Literal["ask"] | None:
+def resolve_pair(
+    persona: Cell | None, neutral: Cell | None, compare_answers: AnswerComparison = same_answer
+) -> EnsembleMember | Literal["ask"] | None:
     """Which member's answer counts, or "ask" if the model has to choose; None while one of the two cells is pending."""
     (known_p, answer_p), (known_n, answer_n) = recorded_answer(persona), recorded_answer(neutral)
     if not (known_p and known_n):
@@ -119,7 +122,7 @@ def resolve_pair(persona: Cell | None, neutral: Cell | None) -> EnsembleMember |
         return "neutral"
     if answer_n is None:
         return "persona"
-    return "neutral" if same_answer(answer_p, answer_n) else "ask"
+    return "neutral" if compare_answers(answer_p, answer_n) else "ask"
 
 
 def choice_key(persona_id: str, question_id: str, sample: int) -> CellKey:
@@ -150,7 +153,7 @@ def build_choice_cells(setup: EvalSetup, cells: CellsByKey) -> list[Cell]:
     return [
         build_choice_cell(question, persona, neutral, setup)
         for question, persona, neutral in pairs
-        if persona is not None and neutral is not None and resolve_pair(persona, neutral) == "ask"
+        if persona is not None and neutral is not None and resolve_pair(persona, neutral, setup.compare_answers) == "ask"
     ]
 
 
@@ -194,19 +197,21 @@ class EnsemblePair(NamedTuple):
         return AnswerCalls([self.persona, self.neutral, *choice], self.neutral)
 
 
-def ensemble_pairs(answers: GridResults) -> Iterator[EnsemblePair]:
+def ensemble_pairs(answers: GridResults, compare_answers: AnswerComparison = same_answer) -> Iterator[EnsemblePair]:
     """Yield every pair of the grid; personas are the outermost loop, then questions, then samples."""
     for persona in answers.persona_ids:
         for question in answers.question_ids:
             for sample in range(answers.samples):
                 own, neutral = (answers.get_cell(asked_as, question, sample) for asked_as in (persona, None))
                 choice = answers.cells.get(choice_key(persona, question, sample))
-                yield EnsemblePair(own, neutral, choice, resolve_pair(own, neutral))
+                yield EnsemblePair(own, neutral, choice, resolve_pair(own, neutral, compare_answers))
 
 
-def measure_persona_ensemble(answers: GridResults, seed: int, resamples: int) -> EnsembleSummary:
+def measure_persona_ensemble(
+    answers: GridResults, seed: int, resamples: int, compare_answers: AnswerComparison = same_answer
+) -> EnsembleSummary:
     """Measure gain and cost of the ensemble from the cells of a run."""
-    pairs = list(ensemble_pairs(answers))
+    pairs = list(ensemble_pairs(answers, compare_answers))
     plain_P_Q_S = answers.scores(answers.persona_ids, answers.question_ids)
     baseline_Q_S = answers.scores([None], answers.question_ids)[0]
     correct_P_Q_S = np.array([pair.score for pair in pairs]).reshape(plain_P_Q_S.shape)

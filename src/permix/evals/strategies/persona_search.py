@@ -16,6 +16,7 @@ from permix.errors import ConfigError, DataError
 from permix.evals.grid import GridResults, describe_grid
 from permix.evals.strategies.base import (
     AnswerCalls,
+    AnswerComparison,
     CellsByKey,
     EvalSetup,
     Strategy,
@@ -29,6 +30,7 @@ from permix.metrics.statistics import TIE_TOLERANCE, Array
 from permix.tasks import load_questions
 from permix.tasks.base import check_contamination
 from permix.types import Cell, CellKey, Estimate, Question, Record, Split
+from permix.verification.math_verifier import same_answer
 
 SELECTION_SPLIT: Split = "dev"
 """The split of the task that the selection questions come from."""
@@ -135,8 +137,10 @@ def _describe_search(setup: EvalSetup, followup_cells: Sequence[Cell]) -> dict[s
     return grid | {f"choosing_{name}": value for name, value in selection_grid.items()}
 
 
-def measure_persona_search(answers: GridResults, seed: int, resamples: int) -> SearchSummary:
-    """Measure gain and cost of the search from the cells of a run."""
+def measure_persona_search(
+    answers: GridResults, seed: int, resamples: int, compare_answers: AnswerComparison = same_answer
+) -> SearchSummary:
+    """Measure gain and cost of the search from the cells of a run. It compares no answers with one another."""
     best = selected_persona_id(answers)
     questions, samples = answers.question_ids, range(answers.samples)
     selection_P_Q_S = answers.scores(answers.selection_persona_ids, answers.selection_question_ids)
@@ -168,7 +172,7 @@ def _summarize_candidates(ids: Sequence[str], correct_P_Q_S: Array, seed: int, r
     whole_Q = ~np.isnan(correct_P_Q_S).any(axis=(0, 2))
     mean_P_Q = statistics.mean_over_samples(correct_P_Q_S[:, whole_Q])
     return tuple(
-        CandidatePersona(id=id, accuracy=statistics.bootstrap_mean(mean_Q, seed, resamples))
+        CandidatePersona(id=id, accuracy=statistics.bootstrap_mean(mean_Q, seed, resamples, statistics.bootstrap_share))
         for id, mean_Q in zip(ids, mean_P_Q, strict=True)
     )
 

@@ -1,9 +1,10 @@
 """Majority vote: each question is asked once with every persona and once without; the most frequent answer wins.
 
-Two answers count as the same if `same_answer` says so, for example 0.5 and 1/2, or $12 and 12. It does not use the symbolic
-engine, so 2x and x*2 are different answers. Each answer is compared with the first answer of each group. A ballot without an
-answer is ignored. In a tie the answer that was given first wins; the order is no persona, then the personas by id. If no ballot
-has an answer the vote is wrong. If a ballot is pending, or the verifier failed on the winning answer, the vote has no score.
+Two answers count as the same if the task's `answer_comparison` says so. For mathematics 0.5 and 1/2 are the same, or $12 and 12;
+the symbolic engine is not used, so 2x and x*2 are different answers. Each answer is compared with the first answer of each group.
+A ballot without an answer is ignored. In a tie the answer that was given first wins; the order is no persona, then the personas
+by id. If no ballot has an answer the vote is wrong. If a ballot is pending, or the verifier failed on the winning answer, there
+is no score.
 
 The strategy asks the same cells as a stability run without a strategy.
 """
@@ -16,6 +17,7 @@ import numpy as np
 from permix.evals.grid import GridResults
 from permix.evals.strategies.base import (
     AnswerCalls,
+    AnswerComparison,
     Strategy,
     StrategySummary,
     accuracy_gain,
@@ -58,13 +60,13 @@ class MajorityVote(NamedTuple):
     tied: bool
 
 
-def majority_vote(ballots: Sequence[str | None]) -> MajorityVote:
+def majority_vote(ballots: Sequence[str | None], compare_answers: AnswerComparison = same_answer) -> MajorityVote:
     """Count one vote; the order of the ballots decides ties."""
     groups: list[list[int]] = []
     for voter, ballot in enumerate(ballots):
         if ballot is None:
             continue
-        matching = next((group for group in groups if same_answer(ballot, ballots[group[0]] or "")), None)
+        matching = next((group for group in groups if compare_answers(ballot, ballots[group[0]] or "")), None)
         if matching is None:
             groups.append([voter])
         else:
@@ -82,32 +84,38 @@ class ScoredVote(NamedTuple):
     n_unparsed: int
 
 
-def score_vote(cells: Sequence[Cell | None]) -> ScoredVote | None:
+def score_vote(cells: Sequence[Cell | None], compare_answers: AnswerComparison = same_answer) -> ScoredVote | None:
     """Count and score the vote of these cells, one per voter; None while a ballot is pending."""
     ballots = [recorded_answer(cell) for cell in cells]
     if not all(known for known, _ in ballots):
         return None
-    result = majority_vote([answer for _, answer in ballots])
+    result = majority_vote([answer for _, answer in ballots], compare_answers)
     score = 0.0 if result.winner is None else recorded_score(cells[result.winner])
     return ScoredVote(score, result, sum(answer is None for _, answer in ballots))
 
 
-def measure_persona_vote(answers: GridResults, seed: int, resamples: int) -> VoteSummary:
+def measure_persona_vote(
+    answers: GridResults, seed: int, resamples: int, compare_answers: AnswerComparison = same_answer
+) -> VoteSummary:
     """Measure gain and cost of the vote from the cells of a run."""
     voters = (None, *answers.persona_ids)
     ballots_Q_S = [
         [[answers.get_cell(voter, question, sample) for voter in voters] for sample in range(answers.samples)]
         for question in answers.question_ids
     ]
-    votes_Q_S = [[score_vote(cells) for cells in row] for row in ballots_Q_S]
+    votes_Q_S = [[score_vote(cells, compare_answers) for cells in row] for row in ballots_Q_S]
     correct_Q_S = np.array([[np.nan if vote is None else vote.score for vote in row] for row in votes_Q_S])
     baseline_Q_S = answers.scores([None], answers.question_ids)[0]
     complete = [vote for row in votes_Q_S for vote in row if vote is not None]
     gain = accuracy_gain(correct_Q_S, baseline_Q_S, seed, resamples)
+    difference_Q = gain_over_mean_persona(correct_Q_S, answers)
     cost = mean_token_cost(AnswerCalls(cells, cells[0]) for row in ballots_Q_S for cells in row)
     return VoteSummary(
         **gain._asdict(), **cost._asdict(),
-        gain_over_mean=statistics.bootstrap_mean(gain_over_mean_persona(correct_Q_S, answers), seed, resamples),
+        gain_over_mean=statistics.bootstrap_mean(
+            difference_Q, seed, resamples,
+            lambda value, replicate_R, n: statistics.bootstrap_paired(value, replicate_R, difference_Q),
+        ),
         n_voters=len(voters), n_tied=sum(vote.result.tied for vote in complete),
         n_unanswered=sum(vote.result.winner is None for vote in complete), n_unparsed=sum(vote.n_unparsed for vote in complete),
         n_scored=int((~np.isnan(correct_Q_S)).sum()), n_asked=correct_Q_S.size,
