@@ -1,5 +1,6 @@
 """The tab "Try it" in a real browser: a trained model and an endpoint answer side by side, and what goes wrong is one line."""
 
+import contextlib
 import json
 import re
 import subprocess
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from permix.dashboard.try_it import SAVED_FILE
+from tests.dashboard.fake_runs import serving
 from tests.dashboard.try_folder import KEY, endpoint_run, fidelity_run, trained_run
 from tests.servers import OpenAIServer, Reply, openai_server
 
@@ -211,3 +213,58 @@ def test_it_is_asked_by_keyboard_on_a_small_dark_screen(open_tab: OpenTab) -> No
     assert tab.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert grave_findings(tab.page) == []
     assert tab.witness.complaints == []
+
+
+# A report that somebody else made
+
+MARK = "document.documentElement.setAttribute('data-ran', '1')"
+WORKER = """
+onmessage = ({ data }) =>
+  fetch("/try/answers.json", data).then((reply) => postMessage(reply.status), () => postMessage("refused"));
+"""
+ATTACKS = """
+const given = { headers: { "X-Permix-Token": sessionStorage.getItem("permix-token") } };
+const ask = (world) => world.fetch("/try/answers.json", given).then((reply) => reply.status, () => "refused");
+const askFromWorker = () => new Promise((resolve) => {
+  const worker = new Worker("cells/worker.js");
+  worker.onmessage = ({ data }) => resolve(data);
+  worker.onerror = () => resolve("refused");
+  worker.postMessage(given);
+});
+const askFromWindow = async (address) => {
+  try {
+    for (const other = open(address); !other.closed; await new Promise((resolve) => setTimeout(resolve, 50)))
+      if (other.location.pathname === address && other.document.readyState === "complete") return await ask(other);
+  } catch {} // its window is out of reach
+  return "refused";
+};
+"""
+FOREIGN_REPORT = {
+    "index.html": '<!doctype html><title>x</title><img src="one.svg"><script src="cells/attacks.js"></script>',
+    "one.svg": '<svg xmlns="http://www.w3.org/2000/svg" width="7" height="7"><script href="cells/mark.js"/></svg>',
+    "cells/mark.js": MARK,
+    "cells/worker.js": WORKER,
+    "cells/attacks.js": ATTACKS,
+}
+
+
+def test_scripts_of_a_foreign_report_ask_nothing_although_they_can_read_the_token(browser: "Browser", tmp_path: Path) -> None:
+    for name, content in FOREIGN_REPORT.items():
+        (tmp_path / "report" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "report" / name).write_text(content)
+    with serving(tmp_path, with_try_it=True) as server, contextlib.closing(browser.new_context()) as context:
+        page = context.new_page()
+        page.goto(server.start_url)
+        page.goto(f"{server.url}report/")
+        assert page.evaluate("document.images[0].naturalWidth") == 7  # a figure is shown
+        assert page.evaluate("given.headers['X-Permix-Token']") == server.start_url.partition("=")[2]
+        found = {"page": page.evaluate("ask(window)"), "worker": page.evaluate("askFromWorker()")}
+        for address in ("/", "/view.js", "/state.json", "/nothing", "/report/one.svg"):
+            found[address] = page.evaluate("askFromWindow", address)
+        page.goto(f"{server.url}report/one.svg")
+        found["svg"] = page.evaluate("document.documentElement.dataset.ran ?? 'refused'")
+        page.goto(server.url)
+        page.add_script_tag(url="/report/cells/attacks.js")
+        own = page.evaluate("ask(window)")
+    assert set(found.values()) == {"refused"}
+    assert own == 200  # of the viewer's own page

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import pytest
 
 from permix import cli
+from permix.dashboard.folder import REPORT_PAGE_POLICY
 from permix.dashboard.server import ASSETS, IDLE_S, ViewerServer
 from tests.dashboard.fake_runs import append, put, serving, stability_run, whole
 from tests.storage.test_odd_files import ODD, put_odd
@@ -23,6 +24,9 @@ from tests.storage.test_odd_files import ODD, put_odd
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+FILE_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
 
@@ -96,7 +100,8 @@ def test_nothing_but_reading_is_allowed(server: ViewerServer, method: str) -> No
 @pytest.mark.parametrize("target", [*ASSETS, "/state.json", "/nothing", "/run.json?run=none"])
 def test_every_answer_carries_the_policy(server: ViewerServer, target: str) -> None:
     headers = ask(server, target).headers
-    assert headers["Content-Security-Policy"] == POLICY
+    assert headers["Content-Security-Policy"] == (POLICY if target == "/" else FILE_POLICY)
+    assert headers["Cross-Origin-Opener-Policy"] == "same-origin"
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert headers["Referrer-Policy"] == "no-referrer"
     assert headers["Cache-Control"] == "no-store"
@@ -174,12 +179,21 @@ def test_a_built_report_is_served_by_its_files(server: ViewerServer, tmp_path: P
     assert ask(server, "/report/").body == b"<p>report"
     for name, content in REPORT.items():
         assert ask(server, f"/report/{name}").body == content
-    policy = ask(server, "/report/").headers["Content-Security-Policy"]
-    assert "default-src 'none'" in policy
-    assert "connect-src 'none'" in policy
-    assert ask(server, "/report/two.svg").headers["Content-Security-Policy"] == POLICY
     types = [ask(server, f"/report/{name}").headers["Content-Type"] for name in ("report.md", "table.json")]
     assert types == ["text/markdown; charset=utf-8", "application/json; charset=utf-8"]
+
+
+@pytest.mark.parametrize("name", ["", *REPORT])
+def test_no_file_of_a_report_has_the_rights_of_the_viewer(server: ViewerServer, tmp_path: Path, name: str) -> None:
+    write_report(tmp_path / "report")
+    headers = ask(server, f"/report/{name}").headers
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    policies = headers["Content-Security-Policy"], headers["Cross-Origin-Opener-Policy"]
+    if name in ("", "index.html"):
+        assert policies == (REPORT_PAGE_POLICY, "unsafe-none")  # another one than the viewer's page has
+        assert "connect-src 'none'; worker-src 'none'" in REPORT_PAGE_POLICY
+    else:
+        assert policies == (FILE_POLICY, "same-origin")
 
 
 def test_the_report_without_its_slash_leads_to_it(server: ViewerServer) -> None:

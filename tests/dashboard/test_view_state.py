@@ -12,6 +12,9 @@ import pytest
 from permix.dashboard.folder import RunFolder
 from permix.dashboard.live_metrics import LiveMeasures, measure_live, newest_completions
 from permix.dashboard.run_monitor import LockHolder, ProgressRate, RunMonitor, lock_holders, read_locks
+from permix.judges import results as judge_results
+from permix.report import judges as report_judges
+from permix.report.judges import read_judged_run
 from permix.sanitize import redact_command
 from permix.storage.files import FileState, last_lines, read_file_state
 from permix.storage.run_dir import RUN_FORMAT
@@ -20,6 +23,7 @@ from tests.dashboard.fake_runs import COMMAND, append, held, line, looked, put, 
 from tests.killable import Moment, command
 from tests.sample_runs import answered, asked_what, cell, solve, stability_values, toml
 from tests.servers import openai_server
+from tests.verdicts import GYM, gym_items, read_items, write_items, write_judge
 
 # Is it going?
 
@@ -52,7 +56,7 @@ def test_a_run_with_nothing_owed_has_finished(tmp_path: Path) -> None:
 
 def test_without_its_result_a_whole_run_has_still_something_to_do(tmp_path: Path) -> None:
     watched = RunMonitor(stability_run(tmp_path / "run", whole()), "run")
-    assert looked(watched)["said"] == "stopped, its result not written: run the same command again"
+    assert looked(watched)["said"] == "stopped before its result was written: run the same command again"
 
 
 def test_growth_without_a_lock_that_is_seen_is_another_machines(tmp_path: Path) -> None:
@@ -518,6 +522,36 @@ def test_live_intervals_say_that_they_stand_on_fewer_resamples(tmp_path: Path) -
     run = stability_run(tmp_path / "run", whole())
     assert "300 resamples" in measure_live(run, "stability", live=True).note
     assert "resamples" not in measure_live(run, "stability", live=False).note
+
+
+@pytest.mark.parametrize(
+    ("kind", "rubrics", "names"),
+    [
+        ("fidelity, personagym", ("Expected Action",), ["PersonaScore"]),
+        ("fidelity, personagym", GYM[:2], ["PersonaScore", *GYM[:2]]),
+        ("fidelity", ("In Character",), ["in-character score"]),
+        ("fidelity", GYM[:2], ["mean over rubrics", *GYM[:2]]),
+        ("fidelity, interview", ("In Character",), ["in-character score of interviews"]),
+    ],
+)
+def test_scores_of_a_judge_have_the_names_and_the_intervals_of_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, rubrics: tuple[str, ...], names: list[str]
+) -> None:
+    for module in (judge_results, report_judges):
+        monkeypatch.setattr(module, "read_judge_inputs", read_items)
+    items = gym_items(8, rubrics, 3)
+    write_items(tmp_path, items)
+    settings = {"personagym": {"path": "data", "hub": None}} if "gym" in kind else {"interview": {"turns": 2 * ("view" in kind)}}
+    put(tmp_path, "config.json", {"stage": "fidelity", "label": "base", "seed": 3, "resamples": 100} | settings)
+    folder = write_judge(
+        tmp_path, "strict", items, lambda item: 1 + sum(map(ord, f"{item.question_id} {item.control} {item.persona_id}")) % 5
+    )
+    put(folder, "config.json", json.loads((folder / "config.json").read_text()) | {"resamples": 77})
+    reported = read_judged_run(tmp_path, kind, {"seed": 3, "resamples": 100})
+    assert reported is not None
+    score, auc, *tasks = measure_live(folder, "judge", live=False).lines
+    assert [score.name, *(one.name for one in tasks)] == names
+    assert (score.estimate, auc.estimate) == (reported.judges["strict"].persona_score, reported.judges["strict"].reliability.auc)
 
 
 # What may be shown

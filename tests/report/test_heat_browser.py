@@ -254,3 +254,24 @@ def test_completions_of_models_asked_in_other_words(browser: Any, tmp_path: Path
     assert same.locator("article").all_text_contents()[0].startswith("one✓ rightCompletionx")
     assert same.locator("article").all_text_contents()[1].startswith("two✓ rightsample 2, “Be {persona}.”Completionx")
     page.close()
+
+
+def test_an_answer_that_is_pending_was_asked_for_in_every_kind_of_run(browser: Any, tmp_path: Path) -> None:
+    """q1 has no record in either run, in both views of it."""
+    asked = {"persona_ids": ["a"], "question_ids": ["q0", "q1"], "samples": 1}
+    for name, config, score in (("stable", CONFIG, True), ("open", CONFIG | {"stage": "fidelity"}, None)):
+        run = write_run(tmp_path / name, config, [answered(persona, "q0", "x", score) for persona in (None, "a")])
+        (run / "grid.json").write_text(json.dumps(asked))
+    page = browser.new_page()
+    path = write_bare_page(collect_models([tmp_path]), tmp_path / "out")
+    open_page(page, path)
+    for kind in ("stability", "open"):
+        page.get_by_label("Asked").select_option(kind)
+        expect(page.locator(".completions section").nth(1)).to_contain_text("Asked, but no answer is recorded.")
+        page.locator(".completions").get_by_text("full transcript").click()
+        page.wait_for_selector("dialog[open] article")
+        press(page, "ArrowRight")
+        shows(page, "#transcript-title", "a × q1")
+        assert "Asked, but no answer is recorded." in transcript(page)[1]
+        press(page, "Escape")
+    page.close()

@@ -42,7 +42,7 @@ REPORT_CONTENT_TYPES = {
 
 REPORT_PAGE_POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
-    "connect-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "connect-src 'none'; worker-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 """Content security policy of the report's page, whose scripts are inline. The page carries a narrower policy itself; both apply.
 """

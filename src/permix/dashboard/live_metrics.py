@@ -149,13 +149,18 @@ def _identifiability_measures(run: Path, resamples: int | None) -> Iterator[Live
 
 
 def _judge_measures(folder: Path, resamples: int | None) -> LiveMeasures:
+    from permix.evals.fidelity_records import fidelity_kind
     from permix.judges.results import read_judge_results
     from permix.judges.summary import summarize_judge
+    from permix.report.judges import RUN_KIND_OF_FIDELITY, bootstrap_settings, listed_rubrics, score_name
+    from permix.storage.run_dir import RunReader
 
-    results = read_judge_results(folder.parent.parent, folder)
+    run = folder.parent.parent
+    results = read_judge_results(run, folder)
     n_asked = sum(results.n_inputs.values())
+    resamples = resamples or bootstrap_settings(RunReader(folder).config).resamples
     try:
-        summary = summarize_judge(results, seed=results.seed, resamples=resamples or 2000)
+        summary = summarize_judge(results, seed=results.seed, resamples=resamples)
     except PermixError as error:
         return LiveMeasures(n_scores_asked=n_asked, note=truncate(escape_control(str(error)), 300))
     trust_text = {
@@ -163,10 +168,13 @@ def _judge_measures(folder: Path, resamples: int | None) -> LiveMeasures:
         True: "interval above 0.5: the judge distinguishes personas",
         False: "interval NOT above 0.5",
     }
+    kind = RUN_KIND_OF_FIDELITY[fidelity_kind(RunReader(run).config)]
     lines = (
-        LiveMeasure("PersonaScore", summary.persona_score, f"{summary.n_scored} of {summary.n_asked} answers scored"),
+        LiveMeasure(
+            score_name(kind, summary.tasks), summary.persona_score, f"{summary.n_scored} of {summary.n_asked} answers scored"
+        ),
         LiveMeasure("AUC, right against wrong persona", summary.reliability.auc, trust_text[summary.discriminates_persona]),
-        *(LiveMeasure(truncate(escape_control(task), 60), estimate) for task, estimate in summary.tasks.items()),
+        *(LiveMeasure(truncate(escape_control(one), 60), summary.tasks[one]) for one in listed_rubrics(kind, summary.tasks)),
     )
     usage = summary.usage
     cost = "cost unknown" if usage.cost is None else f"{usage.cost:.4f} US dollars"

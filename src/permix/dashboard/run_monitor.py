@@ -421,13 +421,9 @@ class RunMonitor:
             return "this directory cannot be read"
         if "imported" in self.config:
             return f"imported, with {self.pending} {unit} missing"
-        reason = (
-            "its result not written"
-            if self.pending == 0
-            else f"{self.pending} {unit} pending"
-            if self.pending
-            else "not finished"
-        )
+        if self.pending == 0:
+            return "stopped before its result was written: run the same command again"
+        reason = f"{self.pending} {unit} pending" if self.pending else "not finished"
         return f"stopped, {reason}: run the same command again"
 
     def _stage_text(self) -> str:

@@ -3,9 +3,9 @@
 Contract: without `--try-it` the server only reads. It listens on 127.0.0.1 and answers GET and HEAD requests whose Host header
 names this machine and port; any other Host gets 403, so a foreign page whose name resolves to this machine cannot read
 anything. It serves a fixed set of files, two JSON views and the files of a built report. Every answer carries a content
-security policy that lets the browser load nothing from other hosts. A failed request does not stop the server. A request that
-is not HTTP/1.0 or 1.1, or that is not whole `REQUEST_S` after its first byte, is refused; no request body is read. A refused
-request ends its connection.
+security policy that lets the browser load nothing from other hosts; only the viewer's own page may ask this server. A failed
+request does not stop the server. A request that is not HTTP/1.0 or 1.1, or that is not whole `REQUEST_S` after its first byte, is
+refused; no request body is read. A refused request ends its connection.
 
 With `--try-it` it also answers the routes below `/try/` (`permix.dashboard.try_it`), to requests that carry the token in the
 address that `permix view` printed. A POST there must come from this server's own page, by its Origin, and bring JSON of at most
@@ -60,6 +60,14 @@ VIEWER_PAGE_POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
+FILE_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""Content security policy of all that is not a page, such as an SVG of a report that somebody else made.
+
+It holds for a file that is opened alone or runs as a worker. A file that a page loads is under the policy of the page.
+"""
+
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -83,13 +91,15 @@ ASSETS = {
 class HttpResponse(NamedTuple):
     """One response. `location` is the target of a redirect. `has_etag`: send an ETag, and answer 304 to a browser that has it.
 
+    `opener_policy`: pages with another one get no hold of the window in which this response is opened.
     `allow`: the methods that a response 405 names. `file`: an open file that is sent instead of the body, and then closed.
     """
 
     body: bytes
     content_type: str = "text/plain; charset=utf-8"
     status: int = HTTPStatus.OK
-    policy: str = VIEWER_PAGE_POLICY
+    policy: str = FILE_POLICY
+    opener_policy: str = "same-origin"
     location: str = ""
     has_etag: bool = False
     allow: str = "GET, HEAD"
@@ -115,6 +125,7 @@ class ViewerServer(ThreadingHTTPServer):
     def __init__(self, folder: RunFolder, port: int, try_it: TryIt | None = None) -> None:
         self.folder, self.try_it = folder, try_it
         self.assets = {path: HttpResponse(_read_asset(*place), type) for path, (*place, type) in ASSETS.items()}
+        self.assets["/"] = self.assets["/"]._replace(policy=VIEWER_PAGE_POLICY)
         super().__init__((HOST, port), ViewerHandler)
 
     @property
@@ -178,11 +189,12 @@ class ViewerServer(ThreadingHTTPServer):
         path = None if report is None else folder.find_report_file(report, name)
         if path is None:
             return NOT_FOUND_RESPONSE
-        policy = folder.REPORT_PAGE_POLICY if path.suffix == ".html" else VIEWER_PAGE_POLICY
         try:
-            return HttpResponse(b"", folder.REPORT_CONTENT_TYPES[path.suffix], policy=policy, file=open_regular(path))
+            found = HttpResponse(b"", folder.REPORT_CONTENT_TYPES[path.suffix], file=open_regular(path))
         except (OSError, DataError):  # it was replaced just now
             return NOT_FOUND_RESPONSE
+        is_page = path.suffix == ".html"
+        return found._replace(policy=folder.REPORT_PAGE_POLICY, opener_policy="unsafe-none") if is_page else found
 
 
 def _save_number(body: bytes) -> int:
@@ -268,7 +280,6 @@ class ViewerHandler(BaseHTTPRequestHandler):
         if self.server.try_it is None or not self._is_try:
             return self._reject_method()
         closes = self.close_connection
-        closes = self.close_connection
         if refusal := self._rejection() or self._post_rejection():
             self.close_connection = True
             return self._send(refusal)
@@ -333,7 +344,8 @@ class ViewerHandler(BaseHTTPRequestHandler):
         self.send_response(response.status)
         self.send_header("Content-Type", response.content_type)
         self.send_header("Content-Length", str(length))
-        for name, value in (SECURITY_HEADERS | {"Content-Security-Policy": response.policy}).items():
+        policies = {"Content-Security-Policy": response.policy, "Cross-Origin-Opener-Policy": response.opener_policy}
+        for name, value in (SECURITY_HEADERS | policies).items():
             self.send_header(name, value)
         if response.location:
             self.send_header("Location", response.location)

@@ -118,7 +118,7 @@
     if (!place) return { sheet, cells: [], asked: false };
     try {
       const grid = at.kind === "stability" ? await permix.grid(label) : null;
-      return { sheet, cells: await permix.cellsAt(sheet, place), asked: grid?.value(place.row, place.column) !== undefined };
+      return { sheet, cells: await permix.cellsAt(sheet, place), asked: !grid || grid.value(place.row, place.column) !== undefined };
     } catch (error) {
       return { sheet, error };
     }
