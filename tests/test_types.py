@@ -14,6 +14,7 @@ from permix.types import (
     canonical_text,
     count_text,
     digest,
+    last_user_text,
     require_unique,
     seed_from,
 )
@@ -51,6 +52,20 @@ def test_records_are_frozen_and_refuse_unknown_keys_and_nan() -> None:
 def test_values_out_of_range_are_refused(kind: type[Persona], values: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         kind.model_validate(values)
+
+
+@pytest.mark.parametrize(
+    ("messages", "text"),
+    [
+        ([{"role": "user", "content": "1?"}, {"role": "assistant", "content": "2"}], "1?"),
+        ([{"role": "user", "content": "1?"}, {"role": "assistant", "content": "2"}, {"role": "user", "content": "3?"}], "3?"),
+        ([{"role": "system", "content": "a"}], ""),
+        ([{"role": "user", "content": None}], ""),
+        ([], ""),
+    ],
+)
+def test_the_question_is_in_the_last_message_of_the_user(messages: list[dict[str, object]], text: str) -> None:
+    assert last_user_text(messages) == text
 
 
 def test_no_verdict_is_not_zero() -> None:

@@ -37,6 +37,20 @@ class Message(TypedDict):
     content: str
 
 
+def last_user_text(messages: Sequence[Mapping[str, Any]]) -> str:
+    """The text of the last user message, which holds the question; "" if there is none."""
+    return next((str(one.get("content") or "") for one in reversed(messages) if one.get("role") == "user"), "")
+
+
+NO_PERSONA_TAG, UNTAGGED = "none", "untagged"
+
+
+def reward_tags(persona_id: str | None, persona_tags: Sequence[str]) -> Sequence[str]:
+    """The tags by which a rollout's reward is averaged: its persona's, UNTAGGED if that has none, and NO_PERSONA_TAG without a
+    persona."""
+    return persona_tags or ((NO_PERSONA_TAG,) if persona_id is None else (UNTAGGED,))
+
+
 class Persona(Record):
     """A persona that a model plays: `text` is a noun phrase that completes "You are ..." ("a retired sailor who distrusts
     numbers"), or a whole system prompt if `whole_prompt`. `weight` is relative: the chance that training draws this persona is
@@ -311,7 +325,7 @@ class Cell(Record):
     @property
     def prompt(self) -> str:
         """The text of the last user message, which holds the question."""
-        return next((one["content"] for one in reversed(self.messages) if one["role"] == "user"), "")
+        return last_user_text(self.messages)
 
 
 JudgeControl = Literal["none", "wrong-persona", "no-persona", "padded", "retest", "injected"]

@@ -108,6 +108,13 @@ def test_rollouts_of_a_group_may_have_personas_of_their_own(renderer: Any) -> No
     assert builder.logging_tags() == ["arithmetic"]  # the rows share no tag
 
 
+def test_a_persona_without_tags_is_not_no_persona(renderer: Any) -> None:
+    (builder,) = PlanDataset(Plan((row(0, 0, SYSTEM, QUESTION, persona_id="poet"),), {}), renderer).get_batch(0)
+    group, _ = rollouts(builder, renderer, "\\boxed{5}", "\\boxed{5}")
+    assert group.trajectories_G[0].transitions[-1].metrics == {"right/untagged": 1.0}
+    assert builder.logging_tags() == ["arithmetic", "untagged"]
+
+
 @pytest.fixture
 def picky(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A scorer that fails for one kind of answer."""

@@ -135,6 +135,13 @@ def test_right_is_1_wrong_is_0_and_the_metrics_are_by_kind_of_persona(tmp_path: 
     assert all(trace.ok for own in traces.values() for trace in own)
 
 
+def test_a_persona_without_tags_is_not_no_persona(tmp_path: Path, environment: Callable[..., str]) -> None:
+    rows = (row(0, 0, message("system", "You are a poet."), message("user", "What is 2 + 3?"), persona_id="poet"),)
+    with openai_server(lambda body, n, headers: reply("\\boxed{5}")) as server:
+        traces = evaluate(environment(rows), server, tmp_path / "out")
+    assert [one.metrics for one in traces["0/0"]] == [{"right/untagged": 1.0}]
+
+
 SCORER = """
 def picky(answer, gold):
     if "?" in answer:

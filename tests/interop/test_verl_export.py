@@ -642,7 +642,17 @@ def test_the_question_is_that_of_the_rollout() -> None:
     assert scores == [0.0, 1.0, 0.0]
 
 
-@pytest.mark.parametrize("extra", [None, {}, {"task": "gsm8k", "rollouts": "[]"}, {"task": "gsm8k", "rollouts": "{"}])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        None,
+        {},
+        {"task": "gsm8k", "rollouts": "[]"},
+        {"task": "gsm8k", "rollouts": "{"},
+        {"task": "gsm8k", "rollouts": '[{"messages": []}]'},
+        {"task": "gsm8k", "rollouts": '[{"messages": [1]}]'},
+    ],
+)
 def test_a_row_of_another_data_set_is_refused(extra: dict[str, Any] | None) -> None:
     with pytest.raises(DataError, match="extra_info: not of a data set that `permix export` wrote"):
         compute_score("d", "7", "7", extra)

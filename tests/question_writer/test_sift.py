@@ -85,6 +85,15 @@ def test_all_first_replies_come_before_any_second_so_that_what_was_kept_stays() 
     assert filter_questions(then, 2)["Expected Action"].kept == (LETTER, TRAIN)
 
 
+def test_no_reply_is_read_before_an_earlier_one_that_is_missing() -> None:
+    """Task one has had one call, which failed; task two has had two."""
+    first: dict[PersonaGymTask, list[str | None]] = {"Expected Action": [None], "Linguistic Habits": [reply(LETTER), reply(BARN)]}
+    assert filter_questions(first, 2)["Linguistic Habits"].kept == (LETTER,)
+    then: dict[PersonaGymTask, list[str | None]] = {**first, "Expected Action": [None, reply(BARN_AGAIN, TRAIN)]}
+    assert filter_questions(then, 2)["Expected Action"].kept == (BARN_AGAIN, TRAIN)
+    assert filter_questions(then, 2)["Linguistic Habits"].kept == (LETTER,)
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -259,6 +259,36 @@ def test_a_failed_call_is_recorded_and_not_asked_again_before_the_next_start(tmp
     assert then.completion_tokens > result.completion_tokens >= 7
 
 
+@pytest.mark.parametrize("broken", [Failure(type="Status", message="HTTP 500"), "I am sorry."])
+def test_a_question_that_was_kept_stays_when_an_earlier_task_is_gone_on_with(tmp_path: Path, broken: ScriptedReply) -> None:
+    """The first task gets nothing in the first start. In the second it brings a question that the second task might have had."""
+
+    def first_start(request: Request) -> ScriptedReply:
+        if kind(request) == "questions" and "voice" not in said(request):
+            return broken
+        return questions(request, 4) if "there already" in said(request) else questions(request, 0, 1)
+
+    def second_start(request: Request) -> ScriptedReply:
+        if "voice" in said(request):
+            return questions(request, 2)
+        topics = ("vinegar", "lantern", "harbour")  # vinegar: the second task's question 4
+        return json.dumps({"questions": [f"Why is there a {topic} at a funeral, clerk?" for topic in topics]})
+
+    def start(reply: Callable[[Request], ScriptedReply]) -> tuple[str, ...]:
+        return written(ScriptedModel(lambda one: reply(one) if kind(one) == "questions" else author(one)), stage).pending
+
+    pool = write_pool(tmp_path / "one.toml", "clerk")
+    stage = config(tmp_path, attempts=1, personas={"pool": str(pool), "split": "all"})
+    assert start(first_start) == (
+        "'clerk' × Expected Action (0 of 3 questions)",
+        "'clerk' × Linguistic Habits (2 of 3 questions)",
+    )
+    assert start(second_start) == ()
+    texts = [line["text"] for line in lines(stage.out / "questions.jsonl")]
+    assert [text.split()[4] for text in texts] == ["vinegar", "lantern", "harbour", "carnival", "hedgehog", "submarine"]
+    assert [key.sample for key in keys(stage.out) if key.question_id in TASKS] == [0, 0, 1, 1]
+
+
 def test_examples_are_asked_for_again_until_there_are_five(tmp_path: Path) -> None:
     def careless(request: Request) -> ScriptedReply:
         first = sum(said(one) == said(request) for one in model.requests) == 1

@@ -2,8 +2,8 @@
 
 from permix.tasks import TASKS
 from permix.tasks.base import verify_completion
-from permix.training.rewards import mean_reward_by_tag, reward_tags, verify_completions
-from permix.types import Verdict
+from permix.training.rewards import mean_reward_by_tag, verify_completions
+from permix.types import Verdict, reward_tags
 from permix.verification.math_verifier import Verifier
 
 
@@ -40,7 +40,7 @@ def test_means_by_tag_worked_by_hand() -> None:
 
 def test_a_persona_without_tags_is_not_no_persona() -> None:
     assert reward_tags("poet", ["expert"]) == ["expert"]
-    assert [reward_tags("poet", []), reward_tags(None, [])] == [("untagged",), ()]
+    assert [reward_tags("poet", []), reward_tags(None, [])] == [("untagged",), ("none",)]
     assert mean_reward_by_tag([1.0, 0.0], [reward_tags("poet", ()), reward_tags(None, ())]) == {"none": 0.0, "untagged": 1.0}
 
 

@@ -99,6 +99,22 @@ def test_numbers(completion: str, answer: str | None) -> None:
         (r"#### 7 \boxed{18}", "18"),
         ("#### 8 plus 0", None),
         ("#### 26 - 13 = 13", "13"),
+        ("#### Step 2: money\n9*2 = 18\nThe answer is 18.", "18"),
+        ("#### Step 2: 9 eggs\n9*2 = 18\n#### 18\n\nQuestion: 5+2=7", "18"),
+        ("#### Step 1: eggs left\nI do not know.", None),
+        ("## **Part 1**\nI do not know.", None),
+        ("#### Cost of 2 shirts\n2 * 9 = 18", "18"),
+        ("#### 1. Eggs left\n16-7 = 9\n\n#### 2. Money\n9*2 = 18", "18"),
+        ("#### 1) Eggs left\nI do not know.", None),
+        ("#### **1.** Eggs left\nI do not know.", None),
+        # A heading has text under it, and counts.
+        ("#### 1. That is all.", "1"),
+        ("#### 18. Arrr, matey!\nThat is 2 less than I had.", "18"),
+        ("#### Total: 18\n\nQuestion: Tom has 5.", "18"),
+        ("#### x = 18\n\nQuestion: Tom has 5.", "18"),
+        ("#### **\u20ac18**\n\nQuestion: Tom has 5.", "18"),
+        ("####\n18\n\nQuestion: Tom has 5.", "18"),
+        ("#### .5 of 3", "0.5"),
     ],
 )
 def test_marked_numbers(completion: str, answer: str | None) -> None:
@@ -245,7 +261,22 @@ def test_texts(answer: str, gold: str, same: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "unit", [r"\boxed{", r"\boxed{1} and ", "The answer is ", "$", r"\[", r"\(", "<answer>", "1 - ", "A) ", "#### ", "1.", "1 "]
+    "unit",
+    [
+        r"\boxed{",
+        r"\boxed{1} and ",
+        "The answer is ",
+        "$",
+        r"\[",
+        r"\(",
+        "<answer>",
+        "1 - ",
+        "A) ",
+        "#### ",
+        "1.",
+        "1 ",
+        "# 1. a\n",
+    ],
 )
 def test_a_long_answer_takes_linear_time(unit: str) -> None:
     text = unit * (MAX_COMPLETION_CHARS // len(unit))

@@ -29,7 +29,7 @@ from permix.errors import PermixError
 from permix.plan import Plan, load_training_plan
 from permix.tasks import find_task
 from permix.tasks.base import verify_completion
-from permix.types import PlanRow
+from permix.types import PlanRow, last_user_text, reward_tags
 from permix.verification.math_verifier import Verifier
 
 
@@ -51,10 +51,10 @@ class PlanEnv(Env):  # type: ignore[misc]
 
     async def step(self, action: list[int], *, extra: Any = None) -> Any:
         """The reward of a completion `action` (its tokens), also as the metric `right/TAG` of each tag of the persona,
-        `right/none` without one. Raises UnverifiedAnswerError if the verifier failed."""
+        `right/untagged` if that has none, `right/none` without a persona. Raises UnverifiedAnswerError if the verifier failed."""
         row = self.row
         message, _ = self.renderer.parse_response(action)
-        text, question = renderers.get_text_content(message), row.messages[-1]["content"]
+        text, question = renderers.get_text_content(message), last_user_text(row.messages)
         verdict = await asyncio.to_thread(verify_completion, find_task(row.task), text, row.gold, Verifier(), question)
         if verdict.reward is None:
             raise UnverifiedAnswerError(
@@ -66,7 +66,7 @@ class PlanEnv(Env):  # type: ignore[misc]
             episode_done=True,
             next_observation=tinker.ModelInput.empty(),
             next_stop_condition=self.renderer.get_stop_sequences(),
-            metrics={f"right/{tag}": verdict.reward for tag in row.persona_tags or ("none",)},
+            metrics={f"right/{tag}": verdict.reward for tag in reward_tags(row.persona_id, row.persona_tags)},
         )
 
 
@@ -83,7 +83,7 @@ class PlanGroupBuilder(EnvGroupBuilder):  # type: ignore[misc]
 
     def logging_tags(self) -> list[str]:
         """The task, and the tags of the persona; those that all rows share if their personas differ."""
-        shared = set.intersection(*(set(row.persona_tags or ("none",)) for row in self.rows))
+        shared = set.intersection(*(set(reward_tags(row.persona_id, row.persona_tags)) for row in self.rows))
         return [self.rows[0].task, *sorted(shared)]
 
 
@@ -97,7 +97,7 @@ class PlanDataset(RLDataset):  # type: ignore[misc]
         self.plan, self.renderer = plan, renderer
 
     def get_batch(self, index: int) -> Sequence[PlanGroupBuilder]:
-        """The groups of step `index`, from 0, in the plan's order. Raises IndexError for a step that the plan has not."""
+        """The groups of step `index`, from 0, in the plan's order. Raises IndexError for a step that the plan does not have."""
         if not 0 <= index < len(self):
             raise IndexError(f"step {index}: the plan has the steps 0 to {len(self) - 1}")
         rows = (row for row in self.plan.rows_at(index) if not row.spare)

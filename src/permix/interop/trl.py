@@ -27,7 +27,7 @@ from permix.prompts import persona_message, template_text
 from permix.storage.rows import quote_value
 from permix.tasks import LoadedTask, find_task
 from permix.tasks.base import Task, verify_completion
-from permix.types import Persona, digest, seed_from
+from permix.types import Persona, digest, last_user_text, seed_from
 from permix.verification.math_verifier import Verifier
 
 PERSONA_COLUMNS = ("persona_id", "persona_tags")
@@ -203,7 +203,7 @@ class VerifiableReward:
         rewards = [
             None
             if gold is None
-            else verify_completion(self.task, _completion_text(completion), gold, self._verifier, _last_user_text(prompt)).reward
+            else verify_completion(self.task, _completion_text(completion), gold, self._verifier, _question_text(prompt)).reward
             for prompt, completion, gold in zip(
                 prompts or [None] * len(completions), completions, self._golds(len(completions), columns), strict=True
             )
@@ -248,11 +248,9 @@ def find_gold(task: Task, answer: str, verifier: Verifier) -> str | None:
     return None if verify_completion(task, f"\\boxed{{{gold}}}", gold, verifier).correct is False else gold
 
 
-def _last_user_text(prompt: Any) -> str:
+def _question_text(prompt: Any) -> str:
     """The text of a prompt, or the content of its last user message."""
-    if prompt is None or isinstance(prompt, str):
-        return prompt or ""
-    return next((str(one.get("content") or "") for one in reversed(prompt) if one.get("role") == "user"), "")
+    return prompt or "" if prompt is None or isinstance(prompt, str) else last_user_text(prompt)
 
 
 def _completion_text(completion: Any) -> str:

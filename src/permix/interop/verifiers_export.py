@@ -398,7 +398,8 @@ def readme_text(export: PlanExport, env_id: str) -> str:
 
 {plan.steps} steps of {plan.groups_per_step} questions, {plan.group_size} rollouts each, under the personas of a training plan of
 permix ({plan.hash}). The reward is permix's verifier: 1 for a right answer, 0 for a wrong or missing one. An answer that cannot
-be verified is an error and has no reward. The metrics `right/TAG` are the accuracy by kind of persona, `right/none` without one.
+be verified is an error and has no reward. The metrics `right/TAG` are the accuracy by kind of persona: `right/untagged`
+for personas without tags, `right/none` without a persona.
 
 ## Install
 

@@ -17,7 +17,7 @@ and are not sent. Needs the extra `verifiers`, and uses its interface `verifiers
 
 import asyncio
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,7 +32,7 @@ from permix.plan import load_training_plan
 from permix.storage.rows import quote_value
 from permix.tasks import find_task
 from permix.tasks.base import verify_completion
-from permix.types import Message, PlanRow
+from permix.types import Message, PlanRow, last_user_text, reward_tags
 from permix.verification.math_verifier import Verifier
 
 
@@ -61,26 +61,21 @@ class PlanTask(vf.Task[PlanData]):  # type: ignore[misc]
     @vf.reward(weight=1.0)  # type: ignore[untyped-decorator]
     async def right(self, trace: Any) -> float:
         """1 for a right answer, 0 for a wrong or missing one; also recorded as the metric `right/TAG` of each tag of the persona,
-        `right/none` without one.
+        `right/untagged` if that has none, `right/none` without a persona.
 
         Raises vf.TaskError if the verifier failed: verifiers records an error, and prime-rl leaves the rollout out of its group.
         """
         data = self.data
-        question = data.prompt if isinstance(data.prompt, str) else last_user_text(data.prompt)
+        question = data.prompt if isinstance(data.prompt, str) else last_user_text([message_to_wire(one) for one in data.prompt])
         verdict = await asyncio.to_thread(
             verify_completion, find_task(data.task), trace.last_reply, data.gold, Verifier(), question
         )
         if verdict.reward is None:
             raise vf.TaskError(f"the answer could not be verified: {verdict.error or 'the verifier gave no reason'}")
         # Recorded here and not by a metric of its own: an unscored metric would count as 0 in prime-rl's means.
-        for tag in data.persona_tags or ("none",):
+        for tag in reward_tags(data.persona_id, data.persona_tags):
             trace.record_metric(f"right/{tag}", verdict.reward)
         return verdict.reward
-
-
-def last_user_text(messages: Sequence[Any]) -> str:
-    """The text of the last user message."""
-    return next((str(one.content) for one in reversed(messages) if one.role == "user"), "")
 
 
 class PlanTasksetConfig(vf.TasksetConfig):  # type: ignore[misc]

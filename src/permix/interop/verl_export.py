@@ -22,7 +22,7 @@ from permix.errors import ConfigError
 from permix.interop.engine_export import EngineFiles, PlanExport, TrainingEngine, dropped, harmless, mapped, refused
 from permix.tasks import TASKS
 from permix.tasks.code import registered_suite
-from permix.types import PlanRow
+from permix.types import PlanRow, reward_tags
 
 VERL_VERSION = "0.9.1"
 """The release whose source and configuration schema the files were written against."""
@@ -30,8 +30,8 @@ VERL_VERSION = "0.9.1"
 AGENT_NAME = "permix"
 """Name of the agent loop: a column of the data sets, and the entry of agent.yaml."""
 
-NO_PERSONA_TAG, MIXED_TAG, UNTAGGED = "none", "mixed", "untagged"
-"""Last part of a data source: rows without a persona, groups whose rollouts have different tags, personas without tags."""
+MIXED_TAG = "mixed"
+"""Last part of the data source of a group whose rollouts have different tags."""
 
 _BY_LOSS = {
     "grpo": "seq-mean-token-mean",
@@ -245,7 +245,7 @@ def verl_row(index: int, rows: Sequence[PlanRow], export: PlanExport, split: str
 
 def data_source(rows: Sequence[PlanRow]) -> str:
     """ "permix/TASK/TAG", where TAG is the persona's kind, its first tag: verl averages its validation over a data source."""
-    tags = {NO_PERSONA_TAG if row.persona_id is None else row.persona_tags[0] if row.persona_tags else UNTAGGED for row in rows}
+    tags = {reward_tags(row.persona_id, row.persona_tags)[0] for row in rows}
     tag = tags.pop() if len(tags) == 1 else MIXED_TAG
     plain_tag = re.sub(r"[^\w.+-]+", "-", tag)
     return f"permix/{rows[0].task}/{plain_tag}"

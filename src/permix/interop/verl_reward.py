@@ -14,6 +14,7 @@ from permix.storage.files import PARSE_ERRORS
 from permix.tasks import find_task
 from permix.tasks.base import verify_completion
 from permix.tasks.code import register_suite
+from permix.types import last_user_text
 from permix.verification.math_verifier import Verifier
 from permix.verification.sandbox import Case, Suite
 
@@ -55,8 +56,10 @@ def _question_prompt(extra_info: Mapping[str, Any]) -> str:
     try:
         rollouts = json.loads(extra_info["rollouts"])
         messages = rollouts[int(extra_info.get(ROLLOUT_FIELD) or 0) % len(rollouts)]["messages"]
-        return str(next(one["content"] for one in reversed(messages) if one["role"] == "user"))
-    except (*PARSE_ERRORS, ZeroDivisionError, StopIteration) as error:
+        if not (text := last_user_text(messages)):
+            raise ValueError("no user message")
+        return text
+    except (*PARSE_ERRORS, AttributeError, ZeroDivisionError) as error:
         raise DataError(f"extra_info: not of a data set that `permix export` wrote: {type(error).__name__}: {error}") from error
 
 

@@ -47,9 +47,9 @@ from permix.storage.files import encode_line, read_json, replace_when_done, writ
 from permix.storage.run_dir import RunDir
 from permix.tasks.base import TrainedOn, write_trained_on
 from permix.training.dev_eval import DEV_EVAL_LOG, dev_eval_dir, dev_point_from_records
-from permix.training.rewards import mean_or_none, mean_reward_by_tag, reward_tags
+from permix.training.rewards import mean_or_none, mean_reward_by_tag
 from permix.training.run_log import describe_training, samples_text
-from permix.types import Cell, Completion, Persona, PlanRow, Question, Verdict
+from permix.types import Cell, Completion, Persona, PlanRow, Question, Verdict, reward_tags
 
 IMPORTED_FILES = "imported.json"
 

@@ -238,13 +238,16 @@ def filter_situations(replies: Replies, candidates: Sequence[str]) -> FilterResu
 def filter_questions(replies: Mapping[PersonaGymTask, Replies], n: int) -> dict[PersonaGymTask, FilterResult]:
     """Keep the first `n` usable questions of each task; near-duplicates of an earlier question of the persona are rejected.
 
-    The first replies of all tasks are read before any second reply. So later replies never change which questions were kept.
+    The first replies of all tasks are read before any second reply, and no reply is read before an earlier one that is still
+    missing. So later replies never change which questions were kept.
     """
     kept: dict[PersonaGymTask, list[str]] = {task: [] for task in replies}
     rejected = {task: Counter[str]() for task in replies}
     kept_trigrams: list[frozenset[str]] = []
     for call in range(max(map(len, replies.values()), default=0)):
         for task in replies:
+            if call >= len(replies[task]) and len(kept[task]) < n:
+                return {task: FilterResult(tuple(kept[task]), rejected[task]) for task in replies}
             for item in _parse_items(replies[task][call : call + 1], rejected[task]):
                 try:
                     text = _validate_new_question(item, kept_trigrams)

@@ -114,7 +114,8 @@ class PendingRequest(NamedTuple):
 
     `n_missing` is the amount still missing, in any unit; it only has to fall with progress. `calls_made` is the number of calls
     for the key so far. Replies to keys of the same `dedup_group` are compared for duplicates. So no key of a group is requested
-    again before all have had equally many calls; otherwise chance would decide which of two similar replies comes first.
+    again before all that miss something have had equally many calls; otherwise chance would decide which of two similar replies
+    comes first.
     """
 
     key: RequestKey
@@ -155,8 +156,9 @@ def generate_until_complete(
 ) -> None:
     """Send the requests that `find_pending` returns, until it returns no request or each remaining key has used up its attempts.
 
-    A key gets no further call after a failed call, or after `config.attempts` calls without progress. If the endpoint stops
-    answering, `run.stop_reason` says so, and nothing is requested any more.
+    A key gets no further call after a failed call, or after `config.attempts` calls without progress, and the other keys of its
+    group wait for the next start with it. If the endpoint stops answering, `run.stop_reason` says so, and nothing is requested
+    any more.
     """
     tracker = RetryTracker(config.attempts)
 
@@ -196,11 +198,15 @@ class RetryTracker:
     def next_requests(self, pending: Sequence[PendingRequest]) -> list[PendingRequest]:
         for one in pending:
             self._update(one)
-        open_ = [one for one in pending if one.key not in self.failed and self._fruitless_calls[one.key] < self._attempts]
         least: dict[str, int] = {}
-        for one in open_:
-            least[one.dedup_group] = min(one.calls_made, least.get(one.dedup_group, one.calls_made))
-        return [one for one in open_ if one.calls_made == least[one.dedup_group]]
+        for one in pending:
+            # A key that waits for the next start will be read before the later calls of its group.
+            call = one.calls_made if self._is_open(one.key) else one.calls_made - 1
+            least[one.dedup_group] = min(call, least.get(one.dedup_group, call))
+        return [one for one in pending if self._is_open(one.key) and one.calls_made == least[one.dedup_group]]
+
+    def _is_open(self, key: RequestKey) -> bool:
+        return key not in self.failed and self._fruitless_calls[key] < self._attempts
 
     def _update(self, request: PendingRequest) -> None:
         before = self._previous.get(request.key, request)

@@ -39,7 +39,7 @@ def _stated_answers(completion: str) -> Iterator[str]:
 def extract_number(completion: str, question: str = "") -> str | None:
     """A plain number. A box with an expression holds no answer: the verifier would evaluate `12*13`."""
     marked = _stated_number(_stated_answers(completion))
-    return marked if marked is not None else last_result(without_boxes(completion))
+    return marked if marked is not None else last_result(without_boxes(_without_heading_numbers(completion)))
 
 
 def extract_number_as_written(completion: str, question: str = "") -> str | None:
@@ -49,7 +49,7 @@ def extract_number_as_written(completion: str, question: str = "") -> str | None
         if (written := written_number_in_box(text)) is not None:
             return written
     marked = _stated_number(stated)
-    return marked if marked is not None else last_written_number(without_boxes(completion))
+    return marked if marked is not None else last_written_number(without_boxes(_without_heading_numbers(completion)))
 
 
 def _stated_number(stated: Iterable[str]) -> str | None:
@@ -61,12 +61,40 @@ def _stated_number(stated: Iterable[str]) -> str | None:
     return None
 
 
+# The mark is a heading of Markdown too: in "#### Cost of 2 shirts" a word is before the number, in "#### Total: 18" a colon is.
+_NUMBER_AFTER_MARK = re.compile(r"(?:\D*[:=])?[\W_]*\d")
+
+
 def extract_marked_number(completion: str, question: str = "") -> str | None:
-    """A plain number; without a box it is the number after the first "####", as in GSM8K's solutions."""
-    _, mark, after = completion.partition("####")
-    if mark and extract_boxed(completion) is None and (number := first_number(after.strip().partition("\n")[0])) is not None:
-        return number
+    """A plain number; without a box it is the number after the first "####" that marks one, as in GSM8K's solutions."""
+    if extract_boxed(completion) is None:
+        for after in _without_heading_numbers(completion).split("####")[1:]:
+            line = after.strip().partition("\n")[0]
+            if _NUMBER_AFTER_MARK.match(line) and (number := first_number(line)) is not None:
+                return number
     return extract_number(completion)
+
+
+# A list number counts only with text under its heading: "#### 18. That is all." at the end is an answer.
+_HEADING_NUMBER = re.compile(
+    r"^[ \t]*#+[ \t]*[*_]*(?:(?:step|part)[ \t]+[0-9]{1,2}\b|([0-9]{1,2})(?=[.)][*_]*[ \t]+[^\d\s][^\n]*\n\s*\S))",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+def _without_heading_numbers(completion: str) -> str:
+    """The text without "## Step 2" in headings, and without "#### 2" where such headings count: from 1, or on from the last."""
+    last = 0
+
+    def replace(match: re.Match[str]) -> str:
+        nonlocal last
+        if match[1] is not None:
+            if int(match[1]) not in (1, last + 1):
+                return match[0]
+            last = int(match[1])
+        return ""
+
+    return _HEADING_NUMBER.sub(replace, completion)
 
 
 def extract_expression(completion: str, question: str = "") -> str | None:

@@ -10,7 +10,7 @@ are in the same split under every seed. A level without further questions is ski
 less than their share.
 
 The prompt is the bare question, since small models do not follow a request for a box. The answer of a completion is its last
-box, else its last number.
+box, else what `<answer>` tags hold or the last "answer is" names, else its last number that is not a part of an expression.
 """
 
 import functools

@@ -82,8 +82,7 @@ def verify_completion(task: Task, completion: str, gold: str, verifier: Verifier
     A task of the user's own that raises, or returns something else than True or False, gives a verdict without a score.
 
     question: the question's text, or the prompt that holds it. Its formulas, repeated, are no answers, and its choices are the
-    letters
-        that count. Without it neither is known.
+        letters that count. Without it neither is known.
     """
     if task.source is None:
         return _verify(task, completion, gold, verifier, question)

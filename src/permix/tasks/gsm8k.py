@@ -9,7 +9,8 @@ A row, as published (7,473 train, 1,319 test):
 The gold is the number after the last `####`, without commas. The solution is the text before it, without the calculator's notes
 (`<<12/60=0.2>>`), followed by the gold in a box, as the prompt asks. The published test split is heldout. Of the published train
 split one question in ten, by content, is dev (716); the others are train (6,757). The answer of a completion is its last box,
-else the number after its last `####`, else its last number.
+else the number after its first `####` (a heading of Markdown is none), else what `<answer>` tags hold or its last "answer is"
+names, else its last number.
 """
 
 import re

@@ -1,7 +1,8 @@
 r"""Competition mathematics: the tasks math (MATH), math500 (MATH-500), aime24 and aime25.
 
-The answer of a completion is its last box. Without a box, MATH and MATH-500 take the text that the last "answer is" names; they
-do not fall back to the last number, since many golds are expressions. AIME takes the last number.
+The answer of a completion is its last box, else what `<answer>` tags hold, else what the last "answer is" names. Without any of
+these, MATH and MATH-500 take the last formula; they do not fall back to the last number, since many golds are expressions. AIME
+takes the last number.
 
 MATH (rasbt/math_full_minus_math500 on the hub, Apache-2.0) is for training. A row of a local file:
 

@@ -1,7 +1,7 @@
 """Multiple-choice questions: choices under letters, extraction of the answered letter, and the task MMLU.
 
-The answer of a completion is the letter in its last box; without one, the letter named by its last "answer is", else its last
-letter that is a word of its own. The gold is a capital letter.
+The answer of a completion is the letter in its last box, else in its `<answer>` tags, else the letter named by its last "answer
+is", else its last letter that is a word of its own. The gold is a capital letter.
 
 MMLU (cais/mmlu, MIT) has four choices for each question, in 57 subjects. A row, as published:
 

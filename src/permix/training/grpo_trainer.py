@@ -50,7 +50,7 @@ from permix.training.curriculum import Curriculum, resume_curriculum, rollout_ou
 from permix.training.gradient_step import GradientStep, ReplayBatch, unwrap_peft
 from permix.training.job import TrainJob, generate_reference_answers
 from permix.training.loss import CharacterReplay, build_character_replay
-from permix.training.rewards import ExpressivityReward, Rollout, mean_or_none, mean_reward_by_tag, reward_tags, verify_completions
+from permix.training.rewards import ExpressivityReward, Rollout, mean_or_none, mean_reward_by_tag, verify_completions
 from permix.training.rollouts import (
     Sample,
     ScoredRollout,
@@ -72,7 +72,7 @@ from permix.training.trl_setup import (
     stop_on_divergence,
 )
 from permix.training.weight_sync import inference_copy, sync_weights
-from permix.types import Message, Sampling, seed_from
+from permix.types import Message, Sampling, reward_tags, seed_from
 from permix.verification.math_verifier import Verifier
 
 

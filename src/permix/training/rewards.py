@@ -91,11 +91,6 @@ def verify_completions(
     ]
 
 
-def reward_tags(persona_id: str | None, persona_tags: Sequence[str]) -> Sequence[str]:
-    """The tags by which a rollout's reward is averaged: its persona's, "untagged" if that has none, and () without a persona."""
-    return persona_tags or (() if persona_id is None else ("untagged",))
-
-
 def mean_reward_by_tag(rewards: Sequence[float | None], tags: Sequence[Sequence[str]]) -> Mapping[str, float]:
     """Mean reward of the scored rollouts by tag of their persona; "none" is the tag of rollouts without a persona."""
     scored: dict[str, list[float]] = {}
