@@ -1,7 +1,9 @@
 """The trainer: the plan's rows in the plan's order, one gradient with and without its dead rows, and no score is not zero."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from permix.plan import PersonaSampler, Plan, PlanBuilder, compile_plan
 from permix.training.checkpoints import build_lora_config
 from permix.training.grpo_trainer import PlanGRPOTrainer
 from permix.training.rewards import Rollout
-from permix.training.rollouts import Sample, has_nonzero_advantage, samples_from_trl_batch
+from permix.training.rollouts import Sample, ScoredRollout, has_nonzero_advantage, samples_from_trl_batch, trl_metrics
 from permix.training.trl_setup import grpo_arguments
 from permix.training.weight_sync import inference_copy, sync_weights
 from permix.types import Completion, Persona, Question, Request, Sampling, Verdict, seed_from
@@ -220,6 +222,72 @@ def test_groups_without_signal_give_way_to_spare_ones_in_the_plans_order(
         assert notes.figures[step]["resampled_rollouts"] == 8 * (len(groups) - 2)
         assert notes.figures[step]["tokens"] == sum(rollout.tokens for rollout in asked)
         assert notes.figures[step]["microbatch_tokens"] == QUICK.microbatch_tokens
+
+
+def test_metrics_of_the_rollouts_by_hand() -> None:
+    def scored(group: int, reward: float | None, tokens: int, is_truncated: bool) -> ScoredRollout:
+        rollout = Rollout(1, group, None, "q", "", "", tokens, "", Verdict(correct=None))
+        return ScoredRollout(rollout, (), None, reward, is_truncated)
+
+    step = [
+        scored(0, 1.0, 2, False), scored(0, 0.0, 4, False), scored(1, 0.0, 6, True), scored(1, 0.0, 6, True),
+        scored(2, 1.0, 3, False), scored(2, None, 6, True), scored(3, None, 1, False), scored(3, None, 4, False),
+    ]  # fmt: skip
+    # Five scored, mean 2/5, squares 2 · 9/25 + 3 · 4/25 over 4. Only the first of four groups has two rewards.
+    assert trl_metrics(step) == pytest.approx(
+        {"completions/mean_length": 4.0, "completions/clipped_ratio": 3 / 8, "reward": 0.4}
+        | {"reward_std": 0.3**0.5, "frac_reward_zero_std": 3 / 4}
+    )
+    without = trl_metrics(step[5:])
+    assert math.isnan(without["reward"])
+    assert math.isnan(without["reward_std"])
+    assert (without["frac_reward_zero_std"], math.isnan(trl_metrics(step[4:])["reward_std"])) == (1.0, True)
+
+
+TRL_FIGURES = {
+    "reward": "reward", "reward_std": "reward_std", "completion_tokens": "completions/mean_length",
+    "truncated": "completions/clipped_ratio",
+}  # fmt: skip
+
+
+def test_metrics_of_a_step_without_spare_groups_and_failures_are_trls_own(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Even(Verifier):
+        def check(self, answer: str | None, gold: str, question: str = "") -> Verdict:
+            return Verdict(correct=answer in ("0", "2", "4", "6", "8"), extracted=answer)
+
+    trainer, notes = trainer_of(tiny_model, tmp_path, plan_of(steps=3, questions_per_step=4, group_size=4), verifier=Even())
+    theirs: list[dict[str, Any]] = []
+    log_rollouts = trainer._log_rollouts
+
+    def watched() -> None:
+        theirs.append({name: value for name, (value,) in trainer._metrics["train"].items()})
+        log_rollouts()
+
+    monkeypatch.setattr(trainer, "_log_rollouts", watched)
+    trainer.train()
+    for figures, own in zip(notes.figures, theirs, strict=True):
+        assert {name: figures[name] for name in TRL_FIGURES} == pytest.approx(
+            {name: own[trls] for name, trls in TRL_FIGURES.items()}
+        )
+        assert figures["frac_nonzero_advantage_groups"] == pytest.approx(1 - own["frac_reward_zero_std"])
+    assert len({figures["frac_nonzero_advantage_groups"] for figures in notes.figures}) > 1
+
+
+def test_metrics_of_a_step_count_every_rollout_once_with_spare_groups_and_failures(tiny_model: Path, tmp_path: Path) -> None:
+    plan = plan_of(steps=3, questions_per_step=4, group_size=4, dynamic_sampling_groups=2)
+    trainer, notes = trainer_of(tiny_model, tmp_path, plan, verifier=OddVerifier())
+    trainer.train()
+    assert any(figures["resampled_rollouts"] for figures in notes.figures)
+    for step, figures in enumerate(notes.figures, start=1):
+        asked = [rollout for rollout in notes.kept if rollout.step == step]
+        rewards = [rollout.verdict.reward for rollout in asked if rollout.verdict.reward is not None]
+        groups = [asked[start : start + 4] for start in range(0, len(asked), 4)]
+        live = [len({one.verdict.reward for one in group} - {None}) == 2 for group in groups]
+        assert figures["completion_tokens"] == pytest.approx(sum(rollout.tokens for rollout in asked) / len(asked))
+        assert figures["reward_std"] == pytest.approx(stdev(rewards))
+        assert figures["frac_nonzero_advantage_groups"] == pytest.approx(sum(live) / len(live))
 
 
 def batch(advantages: Sequence[float]) -> dict[str, Any]:

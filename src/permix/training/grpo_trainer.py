@@ -59,6 +59,7 @@ from permix.training.rollouts import (
     rollout_rows,
     samples_from_trl_batch,
     split_into_groups,
+    trl_metrics,
 )
 from permix.training.run_log import StepClock, open_rollout_log
 from permix.training.trl_setup import (
@@ -279,17 +280,26 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
                 columns["gold"], verdicts, strict=True,
             )
         ]  # fmt: skip
-        self._scored_rollouts += zip(rollouts, columns["persona_tags"], shares, strict=True)
+        ends = {*self.eos_token_ids, self.processing_class.pad_token_id}
+        self._scored_rollouts += [
+            ScoredRollout(rollout, tags, share, reward, ids[-1] not in ends)
+            for rollout, tags, share, reward, ids in zip(
+                rollouts, columns["persona_tags"], shares, shaped, completion_ids, strict=True
+            )
+        ]
         return shaped
 
     def _log_rollouts(self) -> None:
         """Log the rollouts of all processes, spare groups included, and give their outcomes to the curriculum."""
-        rollouts, tags, shares = zip(*merge_in_plan_order(distributed.all_gather(self._scored_rollouts)), strict=True)
+        scored = merge_in_plan_order(distributed.all_gather(self._scored_rollouts))
+        rollouts = [one.rollout for one in scored]
         rewards = [rollout.verdict.reward for rollout in rollouts]
         self._recorder.log_rollouts(self.state.global_step + 1, rollouts)
+        # TRL has a value for each generation of the step, spare groups and copies as one of them, and would log their plain mean.
+        self._metrics["train"].update({name: [value] for name, value in trl_metrics(scored).items()})
         self._step_metrics |= {
             "reward_by_tag": mean_reward_by_tag(
-                rewards, [reward_tags(rollout.persona_id, own) for rollout, own in zip(rollouts, tags, strict=True)]
+                rewards, [reward_tags(one.rollout.persona_id, one.persona_tags) for one in scored]
             ),
             "unscored": rewards.count(None),
             "tokens": sum(rollout.tokens for rollout in rollouts),
@@ -297,7 +307,7 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         }
         if self._expressivity is not None:
             self._step_metrics["expressivity"] = mean_or_none(
-                [share for share, rollout in zip(shares, rollouts, strict=True) if rollout.persona_id is not None]
+                [one.expressivity for one in scored if one.expressivity is not None and one.rollout.persona_id is not None]
             )
         if self._plan.dynamic_sampling_groups:
             self._step_metrics["resampled_rollouts"] = len(rollouts) - len(self._samples) * self.accelerator.num_processes

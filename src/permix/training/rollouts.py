@@ -3,10 +3,12 @@
 A pack holds the rollouts of one forward pass, which reads each prompt once.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, TypeVar
+from statistics import fmean, stdev
+from typing import Any, NamedTuple, TypeVar
 
 from permix.inference.shared_prefix import PromptGroup
 from permix.training.rewards import Rollout
@@ -74,8 +76,15 @@ def _split_to_budget(samples: Sequence[Sample], token_budget: int) -> list[list[
 
 _T = TypeVar("_T")
 
-ScoredRollout = tuple[Rollout, Sequence[str], float | None]
-"""A rollout, the tags of its persona, and its expressivity."""
+
+class ScoredRollout(NamedTuple):
+    """A rollout with what its line of rollouts.jsonl does not hold. `reward`: with the expressivity bonus; None if not scored."""
+
+    rollout: Rollout
+    persona_tags: Sequence[str]
+    expressivity: float | None
+    reward: float | None
+    is_truncated: bool
 
 
 def rollout_rows(rows: Iterable[PlanRow]) -> list[dict[str, Any]]:
@@ -106,12 +115,30 @@ def split_into_groups(items: Sequence[_T], size: int) -> list[Sequence[_T]]:
 
 def merge_in_plan_order(scored_by_rank: Iterable[Iterable[ScoredRollout]]) -> list[ScoredRollout]:
     """The rollouts of all processes, by group. Each process has whole groups, so a stable sort gives the plan's order."""
-    return sorted(chain.from_iterable(scored_by_rank), key=lambda one: one[0].group)
+    return sorted(chain.from_iterable(scored_by_rank), key=lambda one: one.rollout.group)
 
 
 def has_nonzero_advantage(group: Sequence[Sample]) -> bool:
     """Whether any rollout of the group has an advantage."""
     return any(sample.advantage != 0 for sample in group)
+
+
+def trl_metrics(scored: Sequence[ScoredRollout]) -> dict[str, float]:
+    """Metrics of a step's rollouts, which are not empty, under TRL's names and by its definitions; NaN for one without a value.
+
+    A group whose scored rollouts all have one reward has no advantage, and so has a group with less than two of them.
+    """
+    rewards = [one.reward for one in scored if one.reward is not None]
+    by_group: dict[int, set[float]] = {}
+    for one in scored:
+        by_group.setdefault(one.rollout.group, set()).update(() if one.reward is None else (one.reward,))
+    return {
+        "completions/mean_length": fmean(one.rollout.tokens for one in scored),
+        "completions/clipped_ratio": fmean(one.is_truncated for one in scored),
+        "reward": fmean(rewards) if rewards else math.nan,
+        "reward_std": stdev(rewards) if len(rewards) > 1 else math.nan,
+        "frac_reward_zero_std": fmean(len(distinct) < 2 for distinct in by_group.values()),
+    }
 
 
 def samples_from_trl_batch(batch: dict[str, Any]) -> list[Sample]:
