@@ -8,12 +8,11 @@ from permix.evals.interview import williams_design
 from permix.metrics.linear_models import (
     QuestionIndex,
     late_regressor,
-    question_echo_share,
-    repetition_shares,
     slope_regressor,
     turn_effect,
 )
 from permix.metrics.statistics import Array
+from permix.metrics.text_stats import question_echo_share, repetition_shares
 from permix.types import AnswerKey
 
 NONE_P_I = np.zeros((2, 4), dtype=np.int64)

@@ -69,10 +69,10 @@ def test_of_two_folders_the_answers_in_character_are_compared_too(tmp_path: Path
     found = compare_runs(tmp_path / "one", tmp_path / "two").characters
     assert found is not None
     assert [row[0] for row in found.rows] == ["identifiability"]
-    assert found.rows[0][1].startswith("1.000 [")
+    assert found.rows[0][1] == "1.00 [0.83, 1.00]"  # of 20 questions, .025 ** (1 / 20)
     assert found.rows[0][3].startswith("−0.")
     told = comparison_markdown(compare_runs(tmp_path / "one", tmp_path / "two"))
-    assert "| identifiability | 1.000 [" in told
+    assert "| identifiability | 1.00 [0.83, 1.00] |" in told
     assert compare_runs(tmp_path / "one" / "stability", tmp_path / "two" / "stability").characters is None
 
 

@@ -33,8 +33,6 @@ from permix.metrics.identifiability import MIN_ANSWERS
 from permix.metrics.linear_models import (
     QuestionIndex,
     late_regressor,
-    question_echo_share,
-    repetition_shares,
     slope_regressor,
     turn_effect,
 )
@@ -48,7 +46,7 @@ from permix.metrics.persona_classifier import (
     text_features,
 )
 from permix.metrics.statistics import Array, BootstrapResult, bootstrap, bootstrap_estimate, bootstrap_mean, bootstrap_share
-from permix.metrics.text_stats import find_character_breaks, tokenize_words
+from permix.metrics.text_stats import find_character_breaks, question_echo_share, repetition_shares, tokenize_words
 from permix.storage.run_dir import RunReader, require_run
 from permix.types import AnswerKey, Cell, CellKey, Estimate, Record, canonical_text, seed_from
 

@@ -86,7 +86,8 @@ def run_fidelity_cells(
 ) -> FidelityResult:
     """Answer the pending cells, write grid.json and metrics.json, and return the result of `measure`.
 
-    With `config.shard` only the cells of that part; None if that part is finished and others are not.
+    With `config.shard` only the cells of that part are asked; OtherShardsPendingError is raised, and no metrics.json written, if
+    that part is finished and others are not.
     `measure` computes the measures of this kind, `measure_text` the measures of all kinds, `measure_more` further entries of
     metrics.json. `identity` is added to the identity of the run. Raises IncompleteRunError if answers are missing, or the
     DataError of `measure` if no answer is missing.

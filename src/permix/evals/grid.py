@@ -263,7 +263,7 @@ def persona_and_baseline_scores(results: GridResults) -> tuple[Array, Array]:
 
 
 NOTABLE_CUT_OFF_SHARE = 0.05
-"""Share of answers cut off at the token limit above which it is said aloud."""
+"""Share of answers cut off at the token limit above which a warning is shown."""
 
 
 class CutOffCounts(Record):

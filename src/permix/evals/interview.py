@@ -208,7 +208,8 @@ class InterviewPlan(NamedTuple):
 def run_interview(config: FidelityConfig, model: Model | None = None, given_pool: PersonaPool | None = None) -> Drift:
     """Start or resume a run of interviews; writes metrics.json and returns the drift measures.
 
-    With `config.shard` only the interviews of that part; None if they are finished and others are not.
+    With `config.shard` only the interviews of that part are held; OtherShardsPendingError is raised, and no metrics.json written,
+    if they are finished and others are not.
 
     `model` and `given_pool` are Python objects that replace what the configuration names. Raises ConfigError or DataError if the
     configuration is invalid, and IncompleteRunError if turns are missing at the end.

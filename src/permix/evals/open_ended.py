@@ -38,7 +38,8 @@ def run_open_ended(
     given_pool: PersonaPool | None = None,
     given_questions: Sequence[Question] | None = None,
 ) -> Identifiability:
-    """Start or resume an open-ended run; writes metrics.json and returns identifiability, or None (see `run_fidelity_cells`).
+    """Start or resume an open-ended run; writes metrics.json and returns identifiability. `config.shard` as in
+    `run_fidelity_cells`.
 
     `model`, `given_pool` and `given_questions` are Python objects that replace what the configuration names. Raises ConfigError
     if the configuration is invalid, IncompleteRunError if answers are missing, and DataError if there are too few to measure.

@@ -46,7 +46,7 @@ class PersonaGymCounts(Record):
 
 
 def run_personagym(config: FidelityConfig, model: Model | None = None) -> PersonaGymCounts:
-    """Start or resume a PersonaGym run; writes metrics.json and returns the counts, or None (see `run_fidelity_cells`).
+    """Start or resume a PersonaGym run; writes metrics.json and returns the counts. `config.shard` as in `run_fidelity_cells`.
 
     `model` replaces the configured model. Raises ConfigError or DataError if the configuration or the files are invalid, and
     IncompleteRunError if answers are missing.

@@ -28,7 +28,6 @@ from permix.metrics import statistics
 from permix.metrics.measures import MeasureRecord, select_measures
 from permix.metrics.stability import resamples_per_block, summarize_stability
 from permix.metrics.statistics import TIE_TOLERANCE, Array
-from permix.metrics.text_stats import ngrams, tokenize_words
 from permix.types import Estimate, Record
 
 
@@ -189,13 +188,6 @@ def split_by_context(correct_P_Q_S: Array, n_templates: int, contexts: Sequence[
 QuestionIndex = NDArray[np.int64]
 
 
-REPETITION_NGRAM = 4
-"""Words of an n-gram that counts as repeated: four in a row rarely recur by chance."""
-
-ECHO_NGRAM = 3
-"""Words of an n-gram that counts as taken from the question."""
-
-
 def turn_effect(value_P_I: Array, question_P_I: QuestionIndex, regressor_I: Array, counts_R_P: Array) -> Array:
     """b of the drift model for each row of persona weights, value_R; turns where the regressor z is NaN are left out.
 
@@ -242,30 +234,3 @@ def late_regressor(first_turn: int, n_turns: int) -> Array:
     half = (n_turns - first_turn + 1) // 2
     early_I, late_I = (place_I >= 0) & (place_I < half), place_I >= n_turns - first_turn + 1 - half
     return np.where(late_I, 1.0, np.where(early_I, 0.0, np.nan))
-
-
-def repetition_shares(answers: Sequence[str | None]) -> list[float]:
-    """For each answer of a conversation, the share of its different 4-grams of words that an earlier answer contains.
-
-    NaN for the first answer and for an answer of fewer than four words. Repetition within an answer does not count.
-    """
-    earlier: set[tuple[str, ...]] = set()
-    shares: list[float] = []
-    for answer in answers:
-        grams = _ngram_set(answer or "", REPETITION_NGRAM)
-        shares.append(_overlap_share(grams, earlier) if any(one is not None for one in answers[: len(shares)]) else np.nan)
-        earlier |= grams
-    return shares
-
-
-def question_echo_share(answer: str, question: str) -> float:
-    """The share of an answer's different 3-grams of words that occur in its question; NaN for fewer than three words."""
-    return _overlap_share(_ngram_set(answer, ECHO_NGRAM), _ngram_set(question, ECHO_NGRAM))
-
-
-def _overlap_share(grams: set[tuple[str, ...]], reference: set[tuple[str, ...]]) -> float:
-    return len(grams & reference) / len(grams) if grams else np.nan
-
-
-def _ngram_set(text: str, n: int) -> set[tuple[str, ...]]:
-    return set(ngrams(tokenize_words(text), n))

@@ -143,7 +143,7 @@ class _AnswerRows(NamedTuple):
         return np.array([mask_N_Q[self.persona_N == p].any(axis=0).sum() for p in range(P)])
 
     def of_personas(self, kept: Sequence[int]) -> "_AnswerRows":
-        """The rows of these personas, which are numbered anew."""
+        """The rows of these personas, which are renumbered from 0."""
         rows = np.concatenate([np.flatnonzero(self.persona_N == p) for p in kept])
         numbers = np.repeat(np.arange(len(kept)), len(rows) // len(kept))
         return _AnswerRows(self.text_N_Q[rows], self.score_N_Q[rows], numbers)

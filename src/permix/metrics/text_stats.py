@@ -5,6 +5,10 @@ left out; "" is an answer. Words are sequences of letters and digits, case-folde
 No measure here shows that an answer is good, true to the persona, or sensible. "Not measured" in a docstring names the limits of
 a measure.
 
+Two words have two senses. *Repetition* is within an answer (`has_repeated_ngram`) or of earlier answers of a conversation
+(`repetition_shares`). An *echo* is of the words of the persona's text (`persona_word_echoes`) or of the question
+(`question_echo_share`).
+
 Axes: N answers, P personas, K resampled units, R resamples, G different n-grams.
 
 `find_character_breaks` applies the rules of `breaks.toml` to an answer. The persona's text decides which rules apply: a persona
@@ -203,7 +207,10 @@ def _strip_persona_prefix(persona_text: str) -> str:
 
 
 REPEAT_NGRAM = 4
-"""Words of an n-gram that counts as repeated when an answer contains it twice: four in a row rarely recur by chance."""
+"""Words of an n-gram that counts as repeated, in an answer or in a conversation: four in a row rarely recur by chance."""
+
+ECHO_NGRAM = 3
+"""Words of an n-gram that counts as taken from the question."""
 
 
 def tokenize_words(text: str) -> list[str]:
@@ -288,6 +295,37 @@ def has_repeated_ngram(text: str) -> bool:
     """
     grams = ngrams(tokenize_words(text), REPEAT_NGRAM)
     return len(set(grams)) < len(grams)
+
+
+def repetition_shares(answers: Sequence[str | None]) -> list[float]:
+    """For each answer of a conversation, the share of its different 4-grams of words that an earlier answer contains.
+
+    NaN for the first answer and for an answer of fewer than four words. Repetition within an answer does not count: see
+    `has_repeated_ngram`.
+    """
+    earlier: set[tuple[str, ...]] = set()
+    shares: list[float] = []
+    for answer in answers:
+        grams = _ngram_set(answer or "", REPEAT_NGRAM)
+        shares.append(_overlap_share(grams, earlier) if any(one is not None for one in answers[: len(shares)]) else np.nan)
+        earlier |= grams
+    return shares
+
+
+def question_echo_share(answer: str, question: str) -> float:
+    """The share of an answer's different 3-grams of words that occur in its question; NaN for fewer than three words.
+
+    `persona_word_echoes` is about the words of the persona's text.
+    """
+    return _overlap_share(_ngram_set(answer, ECHO_NGRAM), _ngram_set(question, ECHO_NGRAM))
+
+
+def _overlap_share(grams: set[tuple[str, ...]], reference: set[tuple[str, ...]]) -> float:
+    return len(grams & reference) / len(grams) if grams else np.nan
+
+
+def _ngram_set(text: str, n: int) -> set[tuple[str, ...]]:
+    return set(ngrams(tokenize_words(text), n))
 
 
 def persona_word_echoes(texts: Sequence[str], persona_texts: Sequence[str]) -> Array:

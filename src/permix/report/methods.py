@@ -783,7 +783,7 @@ def _pooled_share(models: Sequence[ModelRuns], measure: ShareName) -> Estimate:
         lambda counts_R_Q: {"accuracy": mean_question_share(results, questions, counts_R_Q)},
         len(questions), rng, settings.resamples, block_size=settings.resamples,
     )["accuracy"]  # fmt: skip
-    pooled = statistics.bootstrap_estimate(float(drawn.value), drawn.replicates, len(questions))
+    pooled = statistics.bootstrap_share(float(drawn.value), drawn.replicates, len(questions))
     return pooled.model_copy(update={"n": sum(one.accuracy.n for one in results)})
 
 
