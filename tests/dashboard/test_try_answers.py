@@ -3,7 +3,9 @@
 import json
 import os
 import socket
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,9 @@ from permix.dashboard.try_it import (
     _Asked,
     _error_line,
     _LoadedModel,
+    attribute_answer,
     find_models,
     read_prompts,
-    recognise_persona,
 )
 from permix.errors import ConfigError, DataError
 from permix.types import Completion, Message, Sampling
@@ -304,6 +306,79 @@ def test_without_torch_the_line_says_what_is_missing(monkeypatch: pytest.MonkeyP
     assert _error_line(MemoryError("x\ny\x1b")) == r"MemoryError: x y\x1b"
 
 
+class OddError(Exception):
+    """Derives from Exception alone, as those of safetensors and Jinja do."""
+
+
+class BrokenModel(_LoadedModel):
+    def load(self, config: ModelConfig) -> Any:
+        raise OddError("System role\nnot supported")
+
+
+def test_an_error_of_any_kind_is_one_line_with_its_type() -> None:
+    sent = TriedQuestion((Message(role="user", content="?"),), "", "", None, None, Sampling(), 0)
+    found = _answer(sent, _Asked(ModelConfig(name="m"), ()), BrokenModel())
+    assert found == {"error": "OddError: System role not supported"}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_after_an_error_of_any_kind_the_next_question_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(work: Any) -> Any:
+        raise OddError
+
+    with openai_server(lambda body, nth, headers: "12") as remote:
+        endpoint_run(tmp_path / "run", remote.base_url)
+        with trying(tmp_path) as try_it:
+            id = try_it.choices()["models"][0]["id"]
+            with monkeypatch.context() as patch:
+                patch.setattr(tries, "start_process", broken)
+                found = asked(try_it, id)
+            again = asked(try_it, id)
+    assert (found["answers"], found["error"]) == ([], "it failed here; the terminal of permix view shows why")
+    assert (again["answers"][0]["text"], again["error"]) == ("12", "")
+
+
+class Interrupted:
+    """A lock; when it is let go for the first time, something else happens before its holder goes on."""
+
+    def __init__(self, meanwhile: Callable[[], None]) -> None:
+        self.lock, self.meanwhile = threading.Lock(), [meanwhile]
+
+    def __enter__(self) -> None:
+        self.lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+        while self.meanwhile:
+            self.meanwhile.pop()()
+
+
+class Process:
+    is_killed = False
+
+    def kill(self) -> None:
+        self.is_killed = True
+
+    def join(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("is_busy", [False, True])
+def test_an_idle_process_is_ended_and_never_that_of_a_question_which_begins_just_then(tmp_path: Path, is_busy: bool) -> None:
+    idle, new = Process(), Process()
+
+    def question_begins() -> None:
+        try_it._number, try_it._busy, try_it._process = 2, True, new
+
+    with trying(tmp_path) as try_it:
+        try_it._number, try_it._busy, try_it._process = 1, is_busy, idle
+        lock: Any = Interrupted(question_begins)
+        try_it._lock = lock
+        try_it._stop_if_idle()
+        assert (idle.is_killed, new.is_killed) == (not is_busy, False)
+        assert try_it._stopped != 2
+
+
 def test_a_question_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tries, "ASK_S", 4.0)
     with openai_server(lambda body, nth, headers: Hang(60)) as remote:
@@ -381,7 +456,7 @@ def test_a_file_of_saved_answers_that_is_a_link_is_not_written_through(tmp_path:
     assert other.read_text() == "mine\n"
 
 
-# Recognisability
+# Whose answer it is
 
 
 def sent(persona: str, number: int = 0, topic: str = "morning") -> TriedQuestion:
@@ -394,19 +469,19 @@ def test_the_persona_is_named_from_answers_to_other_questions(tmp_path: Path) ->
     run = fidelity_run(tmp_path / "fidelity", "http://127.0.0.1:9/v1")
     answers = {"clerk": "Kindly fill in the form, please.", "sailor": "Arr! The wind be high."}
     for persona, text in answers.items():
-        found = recognise_persona(run, sent(persona), text)
+        found = attribute_answer(run, sent(persona), text)
         assert found == (persona, True, 2, 22)  # twelve questions less the one that is asked, of two personas
-    mistaken = recognise_persona(run, sent("clerk"), answers["sailor"])
+    mistaken = attribute_answer(run, sent("clerk"), answers["sailor"])
     assert mistaken == ("sailor", False, 2, 22)
 
 
-def test_what_the_run_did_not_ask_so_is_not_recognised(tmp_path: Path) -> None:
+def test_an_answer_to_what_the_run_did_not_ask_is_attributed_to_nobody(tmp_path: Path) -> None:
     run = fidelity_run(tmp_path / "fidelity", "http://127.0.0.1:9/v1")
-    assert recognise_persona(run, sent("clerk", 0, "rain"), "x") is None
+    assert attribute_answer(run, sent("clerk", 0, "rain"), "x") is None
     lines = (run / "records.jsonl").read_bytes().splitlines(keepends=True)
     (run / "records.jsonl").write_bytes(b"".join(lines[:10] + lines[12:22]))  # ten answers of each, with the question's own
     with pytest.raises(DataError, match="10 answers of each to other questions; fidelity has fewer"):
-        recognise_persona(run, sent("clerk"), "x")
+        attribute_answer(run, sent("clerk"), "x")
 
 
 def test_the_page_is_told_the_persona_where_a_run_of_this_model_asked_the_same(tmp_path: Path) -> None:
@@ -421,7 +496,7 @@ def test_the_page_is_told_the_persona_where_a_run_of_this_model_asked_the_same(t
             other = asked(try_it, models["another"], **fields)["answers"][0]  # it has no fidelity run
             own = asked(try_it, models["test"], **fields | {"question_kind": "own", "question": "And?"})["answers"][0]
             nobody = asked(try_it, models["test"], **fields | {"persona_kind": "none"})["answers"][0]
-    assert answer["recognised"] == {"named": "sailor", "right": True, "n_personas": 2, "n_answers": 22}
-    assert "recognised" not in own
-    assert own["unrecognised"] == "no open-ended fidelity run of this model asked this persona this question"
-    assert not {"recognised", "unrecognised"} & {*nobody, *other}
+    assert answer["attributed"] == {"named": "sailor", "right": True, "n_personas": 2, "n_answers": 22}
+    assert "attributed" not in own
+    assert own["not_attributed"] == "no open-ended fidelity run of this model asked this persona this question"
+    assert not {"attributed", "not_attributed"} & {*nobody, *other}

@@ -171,6 +171,10 @@ def test_the_persona_that_a_classifier_names(open_tab: OpenTab) -> None:
     tab.ask()
     tab.waits_for("#answers .card", "trained on this model's 22 answers to other questions, names the persona sailor: ✓ right.")
     tab.waits_for("#answers .card", "By chance it is right 1 time in 2; one answer is not a rate.")
+    tab.page.locator("#try-question-kind").select_option("own")
+    tab.page.locator("#try-question-own").fill("What do you think now?")
+    tab.ask()
+    tab.waits_for("#answers .card", "The classifier was not asked: no open-ended fidelity run of this model asked this persona")
 
 
 def test_what_goes_wrong_is_one_line(open_tab: OpenTab) -> None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
@@ -129,6 +129,53 @@ def test_it_says_when_watching_has_stopped(see: See) -> None:
     seen.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
     seen.waits_for("#gone", "Watching has stopped")
     seen.waits_for("#live", "not live: watching has stopped")
+
+
+def cut_short(route: Any) -> None:
+    answer = route.fetch()
+    route.fulfill(response=answer, body=answer.body()[:50])
+
+
+def test_an_answer_that_ends_early_is_asked_for_again(see: See) -> None:
+    """Its tag is that of the whole answer, which the viewer would not send again to a page that claims to have it."""
+    seen = see()
+    seen.waits_for("#detail", "4 of 9 cells")
+    for address in ("**/state.json", "**/run.json*"):
+        seen.page.route(address, cut_short, times=1)
+        with seen.page.expect_response(address):
+            seen.page.reload()
+        seen.waits_for("#detail", "4 of 9 cells")
+
+
+def test_a_run_that_is_gone_is_shown_no_longer(see: See, tmp_path: Path) -> None:
+    seen = see()
+    seen.waits_for("#detail", "4 of 9 cells")
+    (tmp_path / "run").rename(tmp_path / ".gone")
+    seen.waits_for("#notes", "No run here yet.")
+    seen.shows_nothing("#detail")
+    (tmp_path / ".gone").rename(tmp_path / "run")
+    seen.waits_for("#detail", "4 of 9 cells")
+
+
+def test_a_run_that_is_chosen_during_a_look_is_shown_before_it_has_the_focus(see: See, tmp_path: Path) -> None:
+    stability_run(tmp_path / "second", whole(), label="second", ended=True)
+    seen = see()
+    seen.waits_for("#count", "(2)")
+    page = seen.page
+    page.locator("#runs a", has_text="base").click()
+    seen.waits_for("#detail h2", "base")
+    page.evaluate(
+        "document.getElementById('detail').addEventListener('focus', (event) => { window.focused = event.target.innerText })"
+    )
+    held_up: list[Any] = []
+    page.route("**/run.json*", lambda route: held_up.append(route), times=1)
+    with page.expect_request("**/run.json*"):
+        pass
+    page.locator("#runs a", has_text="second").click()
+    page.evaluate("new Promise(requestAnimationFrame)")
+    held_up[0].continue_()
+    page.wait_for_function("window.focused")
+    assert page.evaluate("window.focused").startswith("second")
 
 
 def test_runs_are_chosen_by_keyboard_on_a_small_dark_screen(see: See, tmp_path: Path) -> None:

@@ -422,18 +422,20 @@ class TryIt:
     def stop(self) -> None:
         """End the process, and with it the question that is being answered."""
         with self._lock:
-            self._cancel_timer()
-            self._stopped = self._number
-            process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.join()
+            process = self._release_process()
+        _kill(process)
 
     def _stop_if_idle(self) -> None:
-        with self._lock:
-            if self._busy:
-                return
-        self.stop()
+        with self._lock:  # for both the check and the release, so that a question cannot begin between them and be killed
+            process = None if self._busy else self._release_process()
+        _kill(process)
+
+    def _release_process(self) -> Any:
+        """Return the process, or None; from then on it is no longer used. The caller holds the lock, and kills it."""
+        self._cancel_timer()
+        self._stopped = self._number
+        process, self._process = self._process, None
+        return process
 
     def _cancel_timer(self) -> None:
         if self._idle_timer is not None:
@@ -442,21 +444,30 @@ class TryIt:
 
     def _work(self, question: TriedQuestion, chosen: Sequence[ModelChoice]) -> None:
         """Let the process answer, and take over each answer as it comes."""
-        deadline, reason = time.monotonic() + ASK_S, ""
+        deadline, reason = time.monotonic() + ASK_S, "it failed here; the terminal of permix view shows why"
         asked = [_Asked(one.config, tuple(run.path for run in one.runs if _is_open_fidelity(run))) for one in chosen]
         try:
             pipe = self._open_process()
             pipe.send((question, asked))
-            for choice in chosen:
-                if not pipe.poll(max(0.0, deadline - time.monotonic())):
-                    reason = f"stopped: it took longer than {ASK_S:.0f} s"
-                    break
-                answer = pipe.recv()
-                with self._lock:
-                    self._answers.append({"id": choice.id, "name": choice.name, "address": choice.address} | answer)
+            reason = self._receive(pipe, chosen, deadline)
         except (EOFError, OSError):
             stopped = self._stopped == self._number
             reason = "stopped" if stopped else "the process that asks ended; perhaps the memory was not enough"
+        finally:  # after any other error too, or no question could be asked again
+            self._finish(reason)
+
+    def _receive(self, pipe: Any, chosen: Sequence[ModelChoice], deadline: float) -> str:
+        """Take over the answers. Return why there are no more; empty if all are there."""
+        for choice in chosen:
+            if not pipe.poll(max(0.0, deadline - time.monotonic())):
+                return f"stopped: it took longer than {ASK_S:.0f} s"
+            answer = pipe.recv()
+            with self._lock:
+                self._answers.append({"id": choice.id, "name": choice.name, "address": choice.address} | answer)
+        return ""
+
+    def _finish(self, reason: str) -> None:
+        """End the question; with a reason for its missing answers, also the process."""
         if reason:
             self.stop()
         with self._lock:
@@ -473,12 +484,19 @@ class TryIt:
                 return self._pipe
         process, pipe = start_process(_answer_questions)
         with self._lock:
-            if self._stopped == self._number:
-                process.kill()
-                process.join()
-                raise EOFError
-            self._process, self._pipe = process, pipe
+            is_stopped = self._stopped == self._number
+            if not is_stopped:
+                self._process, self._pipe = process, pipe
+        if is_stopped:
+            _kill(process)
+            raise EOFError
         return pipe
+
+
+def _kill(process: Any) -> None:
+    if process is not None:
+        process.kill()
+        process.join()
 
 
 def _build_messages(request: TryRequest, prompts: RunPrompts, text: str) -> tuple[Message, ...]:
@@ -565,27 +583,27 @@ def _require_on_this_machine(config: ModelConfig) -> None:
         )
 
 
-_ASK_ERRORS = (*READ_ERRORS, ImportError, RuntimeError, MemoryError)
-"""Errors of loading or running a model that are one line on the page; torch raises RuntimeError when memory is short."""
-
-
 def _answer(question: TriedQuestion, asked: _Asked, models: _LoadedModel) -> dict[str, Any]:
     """Ask one model. What goes wrong is one line, `error`."""
+    try:
+        return _answer_or_raise(question, asked, models)
+    except Exception as error:  # libraries raise errors of their own kinds, and the process must not end for one model's
+        models.forget()
+        return {"error": _error_line(error)}
+
+
+def _answer_or_raise(question: TriedQuestion, asked: _Asked, models: _LoadedModel) -> dict[str, Any]:
     config = asked.config
     if not config.capabilities.is_local:
         config = config.model_copy(update={"retries": min(config.retries, 1), "timeout_s": min(config.timeout_s, ASK_S / 2)})
-    try:
-        model = models.load(config)
-        start = time.monotonic()
-        results = list(model.generate([Request(question.messages, question.seed)], question.sampling))
-        seconds = round(time.monotonic() - start, 1)
-    except _ASK_ERRORS as error:
-        models.forget()
-        return {"error": _error_line(error)}
+    model = models.load(config)
+    start = time.monotonic()
+    results = list(model.generate([Request(question.messages, question.seed)], question.sampling))
+    seconds = round(time.monotonic() - start, 1)
     result = results[0].result if results else Failure(type="NoAnswer", message="the model yielded nothing")
     if isinstance(result, Failure):
         return {"error": escape_control(f"{result.type}: {result.message}").replace("\n", " ")}
-    return _completion_json(result) | {"seconds": seconds} | _score(question, result) | _recognition(question, result, asked)
+    return _completion_json(result) | {"seconds": seconds} | _score(question, result) | _attribution(question, result, asked)
 
 
 def _error_line(error: Exception) -> str:
@@ -623,7 +641,7 @@ def _score(question: TriedQuestion, completion: Completion) -> dict[str, Any]:
     return {"extracted": verdict.extracted, "correct": verdict.correct}
 
 
-def _recognition(question: TriedQuestion, completion: Completion, asked: _Asked) -> dict[str, Any]:
+def _attribution(question: TriedQuestion, completion: Completion, asked: _Asked) -> dict[str, Any]:
     """The persona that the classifier of identifiability names for the answer, or why it is not asked.
 
     Nothing without a persona, and for a model without an open-ended fidelity run.
@@ -632,14 +650,14 @@ def _recognition(question: TriedQuestion, completion: Completion, asked: _Asked)
         return {}
     for run in asked.fidelity_runs if question.persona_id and question.question_id else ():
         try:
-            if (found := recognise_persona(run, question, completion.answer)) is not None:
-                return {"recognised": found._asdict()}
+            if (found := attribute_answer(run, question, completion.answer)) is not None:
+                return {"attributed": found._asdict()}
         except READ_ERRORS as error:
-            return {"unrecognised": _error_line(error)}
-    return {"unrecognised": "no open-ended fidelity run of this model asked this persona this question"}
+            return {"not_attributed": _error_line(error)}
+    return {"not_attributed": "no open-ended fidelity run of this model asked this persona this question"}
 
 
-class Recognition(NamedTuple):
+class Attribution(NamedTuple):
     """The persona that a classifier names for one answer, and the personas and answers that it was trained on."""
 
     named: str
@@ -648,7 +666,7 @@ class Recognition(NamedTuple):
     n_answers: int
 
 
-def recognise_persona(run: Path, question: TriedQuestion, answer: str) -> Recognition | None:
+def attribute_answer(run: Path, question: TriedQuestion, answer: str) -> Attribution | None:
     """Name the persona of an answer, with the classifier of `identifiability` trained on the run's answers to other questions.
 
     None if the run did not ask this persona this question with the same messages. Raises DataError for fewer than two personas,
@@ -671,4 +689,4 @@ def recognise_persona(run: Path, question: TriedQuestion, answer: str) -> Recogn
     if few is not None or len(texts) < 2:
         raise DataError(f"needs two personas, and {MIN_ANSWERS} answers of each to other questions; {run.name} has fewer")
     named = str(fit_persona_classifier([text for text, _ in training], labels, list(texts.values())).predict([answer])[0])
-    return Recognition(named, named == question.persona_id, len(texts), len(training))
+    return Attribution(named, named == question.persona_id, len(texts), len(training))

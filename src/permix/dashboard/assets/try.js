@@ -153,9 +153,9 @@ The token is in the address that `permix view` printed, behind the "#", which no
     return el("p", {}, el("strong", { class: one.correct ? "right" : "wrong" }, one.correct ? "✓ right" : "✗ wrong"), `: ${read}`);
   };
 
-  const recognition = (one) => {
-    if (one.unrecognised) return el("p", { class: "quiet" }, `Recognisability is not computed: ${one.unrecognised}`);
-    const found = one.recognised;
+  const attribution = (one) => {
+    if (one.not_attributed) return el("p", { class: "quiet" }, `The classifier was not asked: ${one.not_attributed}`);
+    const found = one.attributed;
     if (!found) return null;
     return el("p", { class: "quiet" }, `A classifier, trained on this model's ${found.n_answers} answers to other questions, names the persona ${found.named}: ${found.right ? "✓ right" : "✗ wrong"}. `
       + `By chance it is right 1 time in ${found.n_personas}; one answer is not a rate.`);
@@ -166,7 +166,7 @@ The token is in the address that `permix view` printed, behind the "#", which no
     if (one.error) return el("article", { class: "card" }, ...head, el("p", { class: "warning" }, one.error));
     const cut = one.cut_off ? [el("p", { class: "warning" }, one.unclosed ? "✂ cut off: the thinking never ended, so there is no answer" : "✂ cut off at the token limit")] : [];
     const thinking = one.thinking ? [el("details", {}, el("summary", {}, "Thinking"), el("pre", { tabindex: "0" }, one.thinking))] : [];
-    return el("article", { class: "card" }, ...head, verdict(one), ...cut, ...thinking, el("pre", { tabindex: "0" }, one.text === "" ? "(empty)" : one.text), recognition(one), el("p", { class: "quiet" }, facts(one)));
+    return el("article", { class: "card" }, ...head, verdict(one), ...cut, ...thinking, el("pre", { tabindex: "0" }, one.text === "" ? "(empty)" : one.text), attribution(one), el("p", { class: "quiet" }, facts(one)));
   };
 
   const showAnswers = () => {

@@ -84,7 +84,7 @@
     set(at("root"), state.root);
     const report = at("report");
     report.replaceChildren(
-      ...(state.report ? [el("a", { href: "/report/" }, "Open the report"), " · build it anew: "] : ["To build a report: "]),
+      ...(state.report ? [el("a", { href: "/report/" }, "Open the report"), " · build it again: "] : ["To build a report: "]),
       el("code", {}, state.report_command),
     );
   };
@@ -190,8 +190,9 @@
     const answer = await fetch(address, { headers: tags.has(address) ? { "If-None-Match": tags.get(address) } : {}, signal: AbortSignal.timeout(10000) });
     if (answer.status === 304) return null;
     if (!answer.ok) throw new Error(`${address}: ${answer.status}`);
-    tags.set(address, answer.headers.get("ETag"));
-    return answer.json();
+    const found = await answer.json();
+    tags.set(address, answer.headers.get("ETag")); // after the body, which may end early: what has a tag is not sent again
+    return found;
   };
 
   const choose = () => {
@@ -225,6 +226,9 @@
     if (chosen) {
       const run = await ask(`/run.json?run=${chosen}`);
       if (run && run.id === chosen) showRun(run);
+    } else {
+      at("detail").replaceChildren();
+      drawn.clear();
     }
     seen = new Date();
     showWatch();
@@ -232,7 +236,7 @@
 
   const showWatch = () => {
     const gone = at("gone");
-    if (!state.watching) set(gone, "Watching has stopped: what you see grows old. Start permix view again; where it was started it says why.");
+    if (!state.watching) set(gone, "Watching has stopped: this page is no longer updated. Start permix view again; its terminal shows the reason.");
     gone.hidden = state.watching;
     set(at("live"), state.watching ? `live: seen at ${clock(seen)}` : "not live: watching has stopped");
   };
@@ -244,17 +248,23 @@
     set(at("live"), "not live");
   };
 
-  let busy = false;
-  const poll = async () => {
-    if (busy) return;
-    busy = true;
+  let looking = null, again = false;
+  const lookUntilCurrent = async () => {
     try {
-      await look();
+      do {
+        again = false;
+        await look();
+      } while (again);
     } catch {
       lost();
     } finally {
-      busy = false;
+      looking = null;
     }
+  };
+  /** Looks what is new, and once more after a look that had begun before: it may show another run than the one chosen now. */
+  const poll = () => {
+    again = looking !== null;
+    return (looking ??= lookUntilCurrent());
   };
   const keepPolling = async () => {
     if (!document.hidden) await poll();
