@@ -258,6 +258,23 @@ def test_another_parquet_file_is_refused(tmp_path: Path) -> None:
         read_plan(tmp_path / "other.parquet")
 
 
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        ({}, "plan: does not say which task its questions are of; make it again with `permix plan`"),
+        ({"task": {"name": 3}}, "plan: the task that it names is none: "),
+        ({"task": None}, "plan: the task that it names is none: "),
+    ],
+)
+def test_a_plan_of_programs_that_does_not_say_where_their_tests_are_is_refused(
+    tmp_path: Path, about: dict[str, object], message: str
+) -> None:
+    rows = tuple(row.model_copy(update={"task": "code"}) for row in plan_of(mix=0.0).rows)
+    write_plan(Plan(rows, about), tmp_path / "plan.parquet")
+    with pytest.raises(DataError, match=message):
+        load_training_plan(tmp_path / "plan.parquet", "rlvr")
+
+
 def test_a_plan_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file; make one with `permix plan`"):
         read_plan(tmp_path / "plan.parquet")

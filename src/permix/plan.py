@@ -201,12 +201,17 @@ def load_training_plan(path: Path, method: TrainMethod, task_name: str = "", tas
 def _reload_reference_tests(plan: Plan) -> None:
     """Load the questions of a task whose scorer needs more than the row's gold (a program's tests), as the metadata names them.
 
-    Raises DataError if a row's tests are no longer in the data set.
+    Raises DataError if the metadata names no task, or if a row's tests are no longer in the data set.
     """
     scored_rows = [row for row in plan.rows if row.task in TASKS and TASKS[row.task].scorer is not None]
     if not scored_rows:
         return
-    task = TaskConfig.model_validate(plan.metadata["task"])
+    if "task" not in plan.metadata:
+        raise DataError("plan: does not say which task its questions are of; make it again with `permix plan`")
+    try:
+        task = TaskConfig.model_validate(plan.metadata["task"])
+    except PARSE_ERRORS as error:
+        raise DataError(f"plan: the task that it names is none: {parse_error_text(error)[:MAX_PLAN_ERROR_CHARS]}") from error
     if task.name not in TASKS:
         raise DataError(
             f"plan: its questions are of {scored_rows[0].task}, but it says that they are of {quote_value(task.name)}"

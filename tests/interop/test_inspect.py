@@ -15,10 +15,11 @@ from permix.config import ExportConfig, ImportConfig, build_config
 from permix.errors import ConfigError, DataError
 from permix.evals.stability import evaluate_setup, measure_stability, prepare_stability
 from permix.inference.scripted import ScriptedModel
+from permix.interop.inspect_logs import to_chat_message
 from permix.interop.stage import export_run, import_run
 from permix.storage.cells import read_cells
 from permix.storage.files import read_json
-from permix.types import CellKey
+from permix.types import CellKey, Message
 from tests.interop.logs import own_run
 from tests.sample_runs import solve, stability_config, write_pool
 
@@ -274,6 +275,33 @@ def test_what_is_no_log_is_said_to_be_none(tmp_path: Path, library: Any) -> None
         imported(tmp_path, str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match=r"has no samples \(status success\)"):
         imported(tmp_path, str(made(tmp_path, "empty", [])))
+
+
+def test_of_a_folder_the_logs_are_read_and_not_what_is_beside_them(tmp_path: Path, library: Any) -> None:
+    """What `inspect eval-set` writes, with a log under a name of the user's own."""
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    made(logs, "2026-01-01T00-00-00-00-00_riddles_a", riddles(None, C, C))
+    made(logs, "my own", riddles("You are a poet.", C, I))
+    (logs / "eval-set.json").write_text('{\n  "eval_set_id": "abc",\n  "tasks": []\n}')
+    (logs / "logs.json").write_text('{\n  "2026-01-01T00-00-00-00-00_riddles_a.json": {\n    "version": 2\n  }\n}')
+    (logs / ".eval-set-id").write_text("abc")
+    assert [(one.id, one.accuracy.value) for one in imported(tmp_path).personas] == [("You are a poet.", 0.5)]
+    for one in logs.glob("*riddles*"):
+        one.write_text("{")
+    with pytest.raises(DataError, match=r"riddles_a.json: not a log of inspect_ai"):
+        imported(tmp_path)
+    for one in [*logs.glob("*riddles*"), logs / "my own.json"]:
+        one.unlink()
+    with pytest.raises(DataError, match=r"logs: no such log, or a folder without logs"):
+        imported(tmp_path)
+
+
+def test_a_message_keeps_its_role_and_another_role_is_refused(library: Any) -> None:
+    roles = ("system", "user", "assistant")
+    assert [to_chat_message(Message(role=role, content="a")).role for role in roles] == list(roles)
+    with pytest.raises(DataError, match="role = 'tool': the role of a message to export must be one of system, user, assistant"):
+        to_chat_message(Message(role="tool", content="a"))
 
 
 def test_an_eval_that_failed_says_so_first(tmp_path: Path, library: Any) -> None:

@@ -69,6 +69,16 @@ def test_every_answer_can_be_judged_anew_by_permix_and_then_no_filter_is_chosen(
     assert read_json(tmp_path / "run" / "provenance.json")["identity"]["judge"] == "permix own-number"
 
 
+def test_nothing_is_written_before_every_answer_is_judged_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("permix.interop.stage.verify_completion", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        import_run(importing(tmp_path, recorded(tmp_path), filter=None, answer="number"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_repeats_are_samples_when_permix_judges_and_are_refused_where_they_share_a_score(tmp_path: Path) -> None:
     given = recorded(tmp_path, "none", "pirate")
     for name in ("none", "pirate"):

@@ -368,6 +368,24 @@ def test_equal_plans_have_equal_files() -> None:
     assert plan_bytes(plan) == plan_bytes(plan)
 
 
+def test_an_empty_folder_is_filled_also_the_current_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_export(VERIFIERS, "verifiers", plan_export(), Path("."))
+    write_export(VERIFIERS, "verifiers", plan_export(), tmp_path.parent / f"{tmp_path.name}-new")
+    names = [sorted(one.name for one in folder.iterdir()) for folder in (Path("."), tmp_path.parent / f"{tmp_path.name}-new")]
+    assert names[0] == names[1]
+    assert {"permix.json", "plan.parquet", "rl.toml"} < set(names[0])
+
+
+def test_an_export_that_was_interrupted_in_its_folder_goes_on(tmp_path: Path) -> None:
+    write_export(VERIFIERS, "verifiers", plan_export(), tmp_path)
+    for one in tmp_path.iterdir():
+        if one.is_file() and one.name != "permix.json":
+            one.unlink()
+    write_export(VERIFIERS, "verifiers", plan_export(), tmp_path)
+    assert (tmp_path / "rl.toml").exists()
+
+
 def test_a_folder_with_other_content_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")

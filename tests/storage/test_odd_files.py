@@ -142,6 +142,9 @@ def test_out_that_is_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").mkdir()
     with pytest.raises(PermixError, match=r"metrics\.json: cannot be written: Is a directory; move away the folder"):
         write_json(tmp_path / "metrics.json", {})
+    for folder in (".", "..", "/"):
+        with pytest.raises(PermixError, match=r": cannot be written: Is a directory; move away the folder"):
+            write_text(Path(folder), "")
 
 
 # Damaged files

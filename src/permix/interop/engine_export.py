@@ -60,7 +60,7 @@ def mapped(target: str, *, refuses: Callable[[Any], bool] | None = None, reason:
 
 
 def harmless(note: str) -> SettingRule:
-    """The rule of a setting that the engine needs not know; `note` says why."""
+    """The rule of a setting that the engine does not need to know; `note` says why."""
     return SettingRule(note=note)
 
 
@@ -70,7 +70,7 @@ def dropped(note: str) -> SettingRule:
 
 
 def refused(refuses: Callable[[Any], bool], reason: str) -> SettingRule:
-    """The rule of a setting that the engine has not: values that `refuses` picks are refused for the `reason`."""
+    """The rule of a setting that the engine does not have: values that `refuses` picks are refused for the `reason`."""
     return SettingRule(refuses=refuses, reason=reason)
 
 
@@ -168,7 +168,7 @@ def write_export(engine: TrainingEngine, format_name: str, export: PlanExport, o
     the folder stays.
     """
     identity = export_identity(format_name, export)
-    is_same = _check_folder(out, identity)
+    _check_folder(out, identity)
     made = engine.build_files(export)
     no_counterpart = [*made.no_counterpart, *setting_notes(engine, export.settings)]
     about = {
@@ -184,16 +184,17 @@ def write_export(engine: TrainingEngine, format_name: str, export: PlanExport, o
         "no_counterpart": no_counterpart,
         "notes": list(export.notes),
     }
-    if is_same:
-        _write_files(out, export.plan, made.files)
+    if out.exists():
+        # A shell may be in the empty folder: it stays. EXPORT_FILE comes first: with it an interrupted export goes on.
         write_json(out / EXPORT_FILE, about)
+        _write_files(out, export.plan, made.files)
     else:
         scratch = out.with_name(f".{out.name}.part")
         with guard_writes(scratch):
             shutil.rmtree(scratch, ignore_errors=True)
             _write_files(scratch, export.plan, made.files)
             write_json(scratch / EXPORT_FILE, about)
-            scratch.replace(out)  # an empty folder of this name is replaced
+            scratch.replace(out)
     return {
         "format": format_name,
         "plan": export.plan.hash,
@@ -229,10 +230,10 @@ def _json_values(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_folder(out: Path, identity: Mapping[str, str]) -> bool:
-    """Whether the folder holds this export already. Raises DataError if it holds anything else."""
+def _check_folder(out: Path, identity: Mapping[str, str]) -> None:
+    """Raise DataError if the folder holds anything else than this export."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return False
+        return
     if not out.is_dir():
         raise DataError(f"out = {out}: is a file; give a folder")
     if not (out / EXPORT_FILE).exists():
@@ -242,7 +243,6 @@ def _check_folder(out: Path, identity: Mapping[str, str]) -> bool:
         if found.get(name) != value:
             words = {"format": "format", "plan": "plan", "export": "model, settings, dev questions or machines"}[name]
             raise DataError(f"out = {out}: holds an export that differs in its {words}; give another folder")
-    return True
 
 
 def _write_files(folder: Path, plan: Plan, files: Mapping[str, bytes]) -> None:

@@ -11,6 +11,7 @@ with an error, a cell without a verdict is unscored, a cell without a record is 
 """
 
 import json
+import re
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,10 +32,10 @@ from permix.interop.merging import (
     slug,
     to_json_value,
     to_verdict,
-    truncated_repr,
 )
 from permix.sanitize import escape_control
-from permix.storage.files import guard_writes
+from permix.storage.files import guard_writes, open_regular
+from permix.storage.rows import quote_value
 from permix.types import Cell, Completion, Failure, Message, digest
 
 if TYPE_CHECKING:
@@ -199,10 +200,28 @@ def find_log_files(path: Path) -> list[Path]:
     """The log itself, or every log below a folder. Raises DataError if there is no log."""
     if path.is_file():
         return [path]
-    found = sorted(one for one in path.rglob("*") if one.suffix in LOG_SUFFIXES and one.is_file()) if path.is_dir() else []
+    found = sorted(one for one in path.rglob("*") if one.is_file() and _is_log(one)) if path.is_dir() else []
     if not found:
         raise DataError(f"{path}: no such log, or a folder without logs; logs end in {' or '.join(LOG_SUFFIXES)}")
     return found
+
+
+_LOG_NAME = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}[:-]\d{2}[:-]\d{2}.*\.json")
+
+_LOG_START = re.compile(rb'\s*\{\s*"(?:version|status|eval)"')
+
+
+def _is_log(path: Path) -> bool:
+    """Whether a file of a folder is a log: by inspect_ai's own rule of names, or JSON that begins as its logs do.
+
+    `eval-set.json` and `logs.json`, which `inspect eval-set` writes beside the logs, are none.
+    """
+    if path.suffix != ".json":
+        return path.suffix in LOG_SUFFIXES
+    if _LOG_NAME.fullmatch(path.name):
+        return True
+    with open_regular(path) as file:
+        return _LOG_START.match(file.read(200)) is not None
 
 
 def _to_log_source(path: Path, log: "EvalLog", entry: NamedLogPath, config: ImportConfig) -> LogSource:
@@ -318,7 +337,7 @@ def _persona_texts(personas: Sequence[str | None], prompts: Sequence[SamplePromp
         text = prompt.system_prompt or id
         if id is not None and text is not None and texts.setdefault(id, text) != text:
             raise DataError(
-                f"{path}: persona {id!r} is {truncated_repr(texts[id])} in one sample and {truncated_repr(text)} in another"
+                f"{path}: persona {id!r} is {quote_value(texts[id])} in one sample and {quote_value(text)} in another"
             )
     return texts
 
@@ -412,7 +431,7 @@ def _build_sample(cell: Cell, seeds: Sequence[int]) -> "EvalSample":
     from inspect_ai.log import EvalSample
     from inspect_ai.model import ModelOutput
 
-    prompt = [_to_chat_message(message) for message in cell.messages]
+    prompt = [to_chat_message(message) for message in cell.messages]
     output = ModelOutput() if cell.completion is None else _to_model_output(cell.completion)
     return EvalSample(
         id=sample_id(cell.persona_id, cell.question_id),
@@ -427,12 +446,15 @@ def _build_sample(cell: Cell, seeds: Sequence[int]) -> "EvalSample":
     )
 
 
-def _to_chat_message(message: Message) -> "ChatMessage":
+def to_chat_message(message: Message) -> "ChatMessage":
+    """The message as inspect_ai's. Raises DataError for another role than system, user and assistant."""
     from inspect_ai.model import ChatMessageAssistant, ChatMessageSystem, ChatMessageUser
 
     kinds: Any = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}
     if message["role"] not in kinds:
-        raise DataError(f"role = {message['role']!r}: the role of a message to export must be one of {', '.join(kinds)}")
+        raise DataError(
+            f"role = {quote_value(message['role'])}: the role of a message to export must be one of {', '.join(kinds)}"
+        )
     chat_message: ChatMessage = kinds[message["role"]](content=message["content"])
     return chat_message
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from inspect_ai import Epochs, Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
-from inspect_ai.model import ChatMessage, ChatMessageSystem, ChatMessageUser, GenerateConfig
+from inspect_ai.model import GenerateConfig
 from inspect_ai.scorer import Score, Scorer, Target, accuracy, grouped, scorer, stderr
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
@@ -25,10 +25,10 @@ from permix.config import StabilityConfig, build_config, read_config_values
 from permix.errors import ConfigError
 from permix.evals.grid import build_grid
 from permix.evals.stability import grid_identity, prepare_stability
-from permix.interop.inspect_logs import PERMIX_METADATA_KEY, sample_id
+from permix.interop.inspect_logs import PERMIX_METADATA_KEY, sample_id, to_chat_message
 from permix.tasks import find_task
 from permix.tasks.base import verify_completion
-from permix.types import Cell, Message
+from permix.types import Cell
 from permix.verification.math_verifier import Verifier
 
 
@@ -89,17 +89,12 @@ def _build_samples(cells: Sequence[Cell]) -> list[Sample]:
         samples.append(
             Sample(
                 id=sample_id(persona, question),
-                input=[_to_chat_message(message) for message in cells_S[0].messages],
+                input=[to_chat_message(message) for message in cells_S[0].messages],
                 target=cells_S[0].gold or "",
                 metadata={"persona": persona, PERMIX_METADATA_KEY: info},
             )
         )
     return samples
-
-
-def _to_chat_message(message: Message) -> ChatMessage:
-    kind = ChatMessageSystem if message["role"] == "system" else ChatMessageUser
-    return kind(content=message["content"])
 
 
 @solver  # type: ignore[untyped-decorator]

@@ -53,10 +53,9 @@ from permix.interop.merging import (
     slug,
     to_json_value,
     to_verdict,
-    truncated_repr,
 )
 from permix.storage.files import write_json, write_text
-from permix.storage.rows import parse_json
+from permix.storage.rows import parse_json, quote_value
 from permix.tasks.datasets import DatasetRow
 from permix.types import Cell, Completion, Failure, Message, Record
 
@@ -172,7 +171,7 @@ def _parse_prompt(row: DatasetRow, system_instruction: str | None) -> LoggedProm
     text = "\n".join(one["content"] for one in chat) if chat else "\n".join(dict.fromkeys(prompts))
     parts = None if system_instruction is None else _split_at_instruction(text, system_instruction)
     if system_instruction is not None and parts is None:
-        raise row.error("arguments", f"the prompt does not contain the system_instruction {truncated_repr(system_instruction)}")
+        raise row.error("arguments", f"the prompt does not contain the system_instruction {quote_value(system_instruction)}")
     if chat:
         return LoggedPrompt(chat, "\n".join(one["content"] for one in chat if one["role"] != "system"))
     if parts is None:
@@ -565,7 +564,7 @@ def _notes(logs: Sequence[TaskLog], entry: NamedLogPath) -> tuple[str, ...]:
     if all(log.results is not None for log in logs):
         return ()
     instruction = logs[0].instruction
-    shown = "is unknown" if instruction is None else f"is, as its prompts show it, {truncated_repr(instruction)}"
+    shown = "is unknown" if instruction is None else f"is, as its prompts show it, {quote_value(instruction)}"
     return (UNKNOWN_SETTINGS_NOTE, f"{entry.path}: the system instruction {shown}")
 
 

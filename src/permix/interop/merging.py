@@ -28,6 +28,7 @@ from permix.errors import ConfigError, DataError
 from permix.evals.grid import MAX_GRID_CELLS, GridResults, grid_results
 from permix.evals.stability import read_rounds
 from permix.storage.files import read_file_state
+from permix.storage.rows import quote_value
 from permix.storage.run_dir import RunReader
 from permix.types import Cell, CellKey, Persona, Question, Verdict, canonical_text, digest
 
@@ -123,8 +124,6 @@ def select_option(found: list[str], wanted: str | None, *, field: str, where: st
 NO_PERSONA_NAME = "none"
 """The persona name on the command line that means no persona."""
 
-MAX_REPR_CHARS = 80
-
 
 class NamedLogPath(NamedTuple):
     """One "NAME=PATH" or "PATH" of a configuration. `name` is None if the log itself names its persona."""
@@ -201,7 +200,7 @@ def guard_values(where: str) -> Iterator[None]:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "value"
-        raise DataError(f"{where}: {field} = {truncated_repr(first['input'])}: {first['msg']}") from error
+        raise DataError(f"{where}: {field} = {quote_value(first['input'])}: {first['msg']}") from error
     except RecursionError as error:
         raise DataError(f"{where}: a value is nested too deeply") from error
 
@@ -300,14 +299,9 @@ def require_equal_fields(first: Any, other: Any, first_where: str, other_where: 
             )
     elif first != other:
         raise DataError(
-            f"{other_where}: {field} = {truncated_repr(other)}, and {first_where} has {truncated_repr(first)}; "
+            f"{other_where}: {field} = {quote_value(other)}, and {first_where} has {quote_value(first)}; "
             "all logs of a run must have the same settings"
         )
-
-
-def truncated_repr(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= MAX_REPR_CHARS else text[: MAX_REPR_CHARS - 3] + "..."
 
 
 def _merge_personas(sources: Sequence[LogSource]) -> tuple[Persona, ...]:
@@ -319,10 +313,10 @@ def _merge_personas(sources: Sequence[LogSource]) -> tuple[Persona, ...]:
             known, where = text_of.setdefault(id, (text, source.where))
             if known != text:
                 raise DataError(
-                    f"{source.where}: persona {id!r} is {truncated_repr(text)}, and in {where} it is {truncated_repr(known)}"
+                    f"{source.where}: persona {id!r} is {quote_value(text)}, and in {where} it is {quote_value(known)}"
                 )
             if id_of.setdefault(text, id) != id:
-                raise DataError(f"{source.where}: personas {id_of[text]!r} and {id!r} have the same text: {truncated_repr(text)}")
+                raise DataError(f"{source.where}: personas {id_of[text]!r} and {id!r} have the same text: {quote_value(text)}")
     return tuple(Persona(id=id, text=text) for id, (text, _) in text_of.items())
 
 
@@ -360,7 +354,7 @@ def _value_by_question(
         known, where = first.setdefault(one.cell.question_id, (value, one.where))
         if strict and known != value:
             description = f"question {one.cell.question_id!r}: {field}"
-            raise DataError(f"{one.where}: {description} = {truncated_repr(value)}, and {where} has {truncated_repr(known)}")
+            raise DataError(f"{one.where}: {description} = {quote_value(value)}, and {where} has {quote_value(known)}")
     return {id: value for id, (value, _) in first.items()}
 
 

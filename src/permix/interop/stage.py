@@ -48,6 +48,7 @@ def export_run(config: ExportConfig) -> dict[str, str]:
 def import_run(config: ImportConfig) -> StabilitySummary:
     """Read, check and, with `answer`, rescore the logs; then write the run. Raises ConfigError or DataError before writing."""
     merged = read_import_logs(config)
+    cells = merged.cells if config.answer is None else rescore_cells(merged.cells, config.answer)
     run_config = ImportedStabilityConfig(
         label=config.label,
         model=ImportedModelConfig(name=merged.first.model),
@@ -62,7 +63,6 @@ def import_run(config: ImportConfig) -> StabilitySummary:
     with RunDir.open(config.out, run_config, import_identity(merged, config), merged.cells) as run:
         write_json(run.path / "grid.json", describe_grid(merged.personas, merged.questions, merged.samples))
         known = run.cells()
-        cells = merged.cells if config.answer is None else rescore_cells(merged.cells, config.answer)
         run.append(cell for cell in cells if known.get(cell.key) != cell)
         summary = measure_stability(run.path)
         write_json(run.path / "metrics.json", summary)

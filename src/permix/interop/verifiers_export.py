@@ -33,7 +33,7 @@ _IN_THE_ROWS = "is in the plan's rows"
 _DRAWN_AS_GIVEN = harmless(_IN_THE_ROWS)
 _SAMPLED_BY_VLLM = harmless("prime-rl always samples with vLLM, on GPUs of its own")
 _ONLY_CHARACTER = harmless("only matters to character replay and expressivity, which are refused")
-_NOT_MEASURED = harmless("said once, with dev_eval.every: NO_IDENTIFIABILITY")
+_NOT_MEASURED = harmless("the note on identifiability covers it")
 
 PRIME_RL_SETTINGS: Mapping[str, SettingRule] = {
     "model.name": mapped("model.name"),

@@ -15,9 +15,10 @@ from pydantic import BaseModel
 from permix.config import OptimConfig, RolloutPlanConfig
 from permix.errors import DataError
 from permix.interop.engine_export import EXPORT_FILE, PLAN_FILE
-from permix.interop.merging import guard_values, truncated_repr
+from permix.interop.merging import guard_values
 from permix.plan import MAX_PLAN_BYTES, ROWS_PER_READ, Plan, read_plan
 from permix.storage.files import PARSE_ERRORS, parse_error_text, read_json
+from permix.storage.rows import quote_value
 from permix.types import Message, PlanRow
 
 
@@ -67,7 +68,7 @@ def read_trained_plan(path: Path) -> TrainedPlan:
         about = _ExportFields.model_validate(read_json(about_path))
     trained = _from_plan(read_plan(path / PLAN_FILE), path / PLAN_FILE)
     if trained.plan.hash != about.plan:
-        raise DataError(f"{about_path}: plan = {truncated_repr(about.plan)}, and plan.parquet has {trained.plan.hash}")
+        raise DataError(f"{about_path}: plan = {quote_value(about.plan)}, and plan.parquet has {trained.plan.hash}")
     train = {name.removeprefix("train."): value for name, value in about.settings.items() if name.startswith("train.")}
     with guard_values(f"{about_path}: settings: train"):
         settings = OptimConfig.model_validate(train)
@@ -112,7 +113,7 @@ def _read_dev_rows(path: Path, plan_hash: str) -> Iterator[PlanRow]:
 def _parse_dev_row(fields: Mapping[str, Any], plan_hash: str, where: str) -> PlanRow:
     about = fields["extra_info"]
     if about["plan"] != plan_hash:
-        raise DataError(f"{where}: is of the plan {truncated_repr(about['plan'])}, and permix.json of {plan_hash}")
+        raise DataError(f"{where}: is of the plan {quote_value(about['plan'])}, and permix.json of {plan_hash}")
     (rollout,) = json.loads(about["rollouts"])
     return PlanRow(
         step=about["step"],

@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 from permix.errors import DataError
-from permix.interop.merging import truncated_repr
 from permix.storage.files import PARSE_ERRORS, jsonl_lines, parse_error_text, read_file_state
+from permix.storage.rows import quote_value
 from permix.types import PlanRow
 
 _STEP_FILE = re.compile(r"(0|[1-9]\d{0,8})\.jsonl")
@@ -120,7 +120,7 @@ def read_step(file: StepFile, n_bytes: int | None = None) -> DumpedStep | None:
         rollout = _parse_line(line, file.step, f"{file.path}:{number}")
         if rollout.uid is not None:
             if rollout.uid in uids:
-                raise DataError(f"{rollout.where}: uid = {truncated_repr(rollout.uid)}: occurs in the file already")
+                raise DataError(f"{rollout.where}: uid = {quote_value(rollout.uid)}: occurs in the file already")
             uids.add(rollout.uid)
         if rollout.uid is not None and _PADDING_UID.fullmatch(rollout.uid):
             n_padding += 1
@@ -155,13 +155,13 @@ def _parse_line(line: bytes, step: int, where: str) -> DumpedRollout:
         raise DataError(f"{where}: contains {type(fields).__name__}, not an object; verl writes one object a rollout")
     prompt, completion = (_require(fields, name, str, "a text", where) for name in ("input", "output"))
     if (found := _require(fields, "step", int, "a number", where)) != step:
-        raise DataError(f"{where}: step = {truncated_repr(found)}: the file is that of step {step}")
+        raise DataError(f"{where}: step = {quote_value(found)}: the file is that of step {step}")
     gold, uid = (
         _require(fields, name, str, "a text", where) if fields.get(name) is not None else None for name in ("gts", "uid")
     )
     score = _finite(fields, "score", where)
     if uid is not None and not re.fullmatch(r".*_\d+_0", uid, re.DOTALL) and re.fullmatch(r".*_\d+_\d+", uid, re.DOTALL):
-        raise DataError(f"{where}: uid = {truncated_repr(uid)}: a rollout of several outputs; permix's agent loop has one each")
+        raise DataError(f"{where}: uid = {quote_value(uid)}: a rollout of several outputs; permix's agent loop has one each")
     verdict, field = (score, "score") if fields.get("acc") is None else (_finite(fields, "acc", where), "acc")
     if verdict not in (0, 1):
         raise DataError(
@@ -174,7 +174,7 @@ def _parse_line(line: bytes, step: int, where: str) -> DumpedRollout:
 def _require(fields: Mapping[str, Any], name: str, kind: type, what: str, where: str) -> Any:
     value = fields.get(name)
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise DataError(f"{where}: {name} {f'= {truncated_repr(value)}' if name in fields else 'is missing'}: must be {what}")
+        raise DataError(f"{where}: {name} {f'= {quote_value(value)}' if name in fields else 'is missing'}: must be {what}")
     return value
 
 
@@ -182,7 +182,7 @@ def _finite(fields: Mapping[str, Any], name: str, where: str) -> float:
     value = fields.get(name)
     if is_finite_number(value):
         return float(value)
-    raise DataError(f"{where}: {name} {f'= {truncated_repr(value)}' if name in fields else 'is missing'}: must be a number")
+    raise DataError(f"{where}: {name} {f'= {quote_value(value)}' if name in fields else 'is missing'}: must be a number")
 
 
 def is_finite_number(value: object) -> TypeGuard[float]:
@@ -235,9 +235,9 @@ class PromptIndex:
         best = [prompt for prompt in inside if _length(prompt) == longest]
         if len(best) == 1:
             return best[0]
-        gold = "" if rollout.gold is None else f" with the right answer {truncated_repr(rollout.gold)}"
+        gold = "" if rollout.gold is None else f" with the right answer {quote_value(rollout.gold)}"
         found = f"{len(best)} prompts of {self._source}{gold} fit" if best else f"{self._source} has no prompt{gold} like"
-        raise DataError(f"{rollout.where}: {found} input = {truncated_repr(rollout.prompt)}; was another plan trained?")
+        raise DataError(f"{rollout.where}: {found} input = {quote_value(rollout.prompt)}; was another plan trained?")
 
 
 MAX_KNOWN_PROMPTS = 100_000

@@ -67,8 +67,10 @@ def replace_when_done(path: Path) -> Iterator[Path]:
     deleted. All writers of a path use the same scratch file, so only one process at a time may write a path. Raises PermixError,
     naming the path, if the system refuses to write.
     """
-    scratch = path.with_name(f".{path.name}.part")
     with guard_writes(path):
+        if path.is_dir():  # also ".", which has no name
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        scratch = path.with_name(f".{path.name}.part")
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch.unlink(missing_ok=True)
         try:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from permix.errors import ConfigError, DataError, missing_package_error
-from permix.storage.rows import CSV_SUFFIXES, csv_rows, decode_text, field_value, parquet_rows, parse_json
+from permix.storage.rows import CSV_SUFFIXES, csv_rows, decode_text, field_value, parquet_rows, parse_json, quote_value
 
 PublishedSplit = Literal["train", "dev", "validation", "test"]
 
@@ -54,8 +54,7 @@ class DatasetRow(NamedTuple):
 
     def error(self, field: str, requirement: str) -> DataError:
         """An error for the caller to raise: the row's place, the field, its value and the requirement."""
-        shown = repr(field_value(self.fields, field))
-        return DataError(f"{self.where}: {field} = {shown if len(shown) <= 80 else shown[:77] + '...'}: {requirement}")
+        return DataError(f"{self.where}: {field} = {quote_value(field_value(self.fields, field))}: {requirement}")
 
 
 def has_lone_surrogate(text: str) -> bool:

@@ -274,7 +274,7 @@ def _with_value_of(gold: str, parts: Iterable[str]) -> list[Counter[object]]:
 
 
 def _lacks_golds_form(own: Counter[object], gold: str, question: str) -> bool:
-    """Whether the question states the gold in another form, and an answer with these ingredients has not the gold's.
+    """Whether the question states the gold in another form, and an answer with these ingredients does not have the gold's.
 
     Where the gold is a plain number and only the text of the question states it, the answer must hold what is stated there:
     many texts mention numbers.
