@@ -60,7 +60,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 @pytest.fixture(autouse=True)
 def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(builder, "draw_report_figures", lambda *_: {})
+    monkeypatch.setattr(builder, "draw_report_figures", lambda *_: builder.ReportFigures({}, frozenset()))
 
 
 def put(content: Any) -> Callable[[Path], Any]:

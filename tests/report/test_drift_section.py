@@ -18,10 +18,11 @@ from permix.rendering import theme
 from permix.rendering.plots import plot_drift
 from permix.report import judges as report_judged
 from permix.report.builder import build_report, run_report
+from permix.report.fidelity_tables import drift_parts
 from permix.report.runs import Run, collect_models
 from permix.report.summary_text import TRUST_MARKS_LEGEND
 from permix.storage.files import read_json, write_json
-from permix.types import Request
+from permix.types import Estimate, Request
 from tests.sample_runs import fidelity_values
 from tests.verdicts import TRADES, write_judge
 
@@ -103,6 +104,16 @@ def test_a_reference_that_was_moved_takes_identifiability_alone(tmp_path: Path) 
     (run / "records.jsonl").write_text("", encoding="utf-8")
     build_report([run], tmp_path / "empty")  # no turn is answered: the report says so, and nothing is lost beside it
     assert "**Not measured**" in (tmp_path / "empty" / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_control_that_was_not_measured_takes_no_other_control_with_it(tmp_path: Path) -> None:
+    """Without two personas at one question of the reference, no label can be shuffled."""
+    (model,) = collect_models([interviewed(tmp_path, "base", lambda turn: f"turn {turn}")])
+    assert model.drift is not None
+    length_only = Estimate(value=0.4, low=0.2, high=0.6, n=3)
+    drift = model.drift.model_copy(update={"length_only": length_only, "permuted": None, "reference": "fresh"})
+    text = str(drift_parts([model._replace(drift=drift)], None))
+    assert "classifier trained on fresh: chance 0.333, length only 0.40 [0.20, 0.60], labels permuted not measured" in text
 
 
 def test_models_that_were_asked_otherwise_have_a_table_each_and_slopes_that_mean_less_say_so(tmp_path: Path) -> None:
