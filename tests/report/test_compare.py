@@ -41,7 +41,7 @@ def test_what_differs_is_told_by_measure_and_by_persona(tmp_path: Path, capsys: 
     claim = shown.splitlines()[0]
     assert claim.startswith("after against be|fore: more stable: under its worst persona it keeps a larger share of its best")
     # No question of six is worse, but a share of 1 − .025^(1/6) of all questions may be.
-    assert "; mean accuracy over personas no difference shown (+0.333 [−0.13, +0.33], p = 0." in claim
+    assert "; mean accuracy over personas no difference shown (+0.33 [−0.13, +0.33], p = 0." in claim
     assert claim.count(", p = 0.") == 2  # with six questions the interval of PSS excludes 0 and the test does not reject
     assert "cut off, of answered" in " ".join(shown.split())
     lines = {line.split("  ")[0].strip(): line.split() for line in shown.splitlines()}
