@@ -29,13 +29,12 @@ for a list of texts; the second judge is called with an argument that its functi
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from permix.metrics import statistics
-from permix.metrics.statistics import Array, nanmean_along, safe_divide
+from permix.metrics.statistics import Array, nanmean_along, none_if_nan, safe_divide
 from permix.types import Estimate, Record
 
 QUESTIONS_PER_BLOCK = 5
@@ -74,15 +73,15 @@ def aggregate_as_published(score_J_P_U_Q: Array, asked_P_U_Q: NDArray[np.bool_] 
     task_P_U = nanmean_along(np.where(is_block_P_U_B, mean_J_P_U_B.mean(axis=0), np.nan), axis=-1)
     overall_P = nanmean_along(task_P_U, axis=-1)
     permix_U = nanmean_along(nanmean_along(np.concatenate(list(np.moveaxis(score_J_P_U_Q, 1, 0)), axis=-1), axis=-1), axis=0)
-    published, permix = nanmean_along(overall_P, axis=0), permix_U[asked.any(axis=(0, 2))].mean()
+    published, permix = float(nanmean_along(overall_P, axis=0)), permix_U[asked.any(axis=(0, 2))].mean()
     return PublishedAggregation(
-        persona_score=_none_if_nan(published),
+        persona_score=none_if_nan(published),
         tasks=_none_if_nan_each(nanmean_along(task_P_U, axis=0)),
-        last_persona_score=_none_if_nan(overall_P[-1]),
+        last_persona_score=none_if_nan(overall_P[-1]),
         last_tasks=_none_if_nan_each(task_P_U[-1]),
-        permix_persona_score=_none_if_nan(permix),
+        permix_persona_score=none_if_nan(permix),
         permix_tasks=_none_if_nan_each(permix_U),
-        difference=_none_if_nan(published - permix),
+        difference=none_if_nan(published - permix),
         blocks=int(is_block_P_U_B.sum()) * len(score_J_P_U_Q),
         empty_blocks=int((is_block_P_U_B & (mean_J_P_U_B == 0)).sum()),
     )
@@ -95,12 +94,8 @@ def _block_means(score_J_P_U_Q: Array, asked_P_U_Q: NDArray[np.bool_]) -> tuple[
     return np.nan_to_num(mean_J_P_U_B), np.stack([asked_P_U_Q[..., block].any(axis=-1) for block in blocks], axis=-1)
 
 
-def _none_if_nan(value: Any) -> float | None:
-    return None if np.isnan(value) else float(value)
-
-
 def _none_if_nan_each(values: Array) -> tuple[float | None, ...]:
-    return tuple(_none_if_nan(value) for value in values)
+    return tuple(none_if_nan(value) for value in values)
 
 
 SCORE_CLASSES = np.arange(1.0, 6.0)

@@ -24,11 +24,10 @@ from permix.metrics.stability import (
     difference_estimate,
     n_crossfit_splits,
     observed_measures,
-    question_differences,
     resample_scores,
     resamples_per_block,
 )
-from permix.metrics.statistics import Array
+from permix.metrics.statistics import Array, none_if_nan
 from permix.types import Estimate, Record
 
 
@@ -142,27 +141,24 @@ def compare_models_paired(
     observed = [observed_measures(rows_N_Q[:-1], rows_N_Q[-1], halves_K_Q, measures) for rows_N_Q in (first_N_Q, other_N_Q)]
     observed_difference = {one.name: observed[1][one.name] - observed[0][one.name] for one in measures}
     differences = {
-        one.name: Estimate(value=_none_if_nan(observed_difference[one.name]), n=int(scored_Q[one.questions].sum()))
+        one.name: Estimate(value=none_if_nan(observed_difference[one.name]), n=int(scored_Q[one.questions].sum()))
         for one in measures
     }
-    values = [{name: _none_if_nan(value) for name, value in each.items()} for each in observed]
+    values = [{name: none_if_nan(value) for name, value in each.items()} for each in observed]
     scored_P = np.array([not row_Q.all() for row_Q in absent_N_Q[:-1]])
     of_draws: dict[str, Estimate] = {}
-    is_alike = False
     if scored_P.any():
         drawn = [one.name for one in measures if one.estimator == "posterior"]
         grids = [(rows_N_Q[:-1][scored_P], rows_N_Q[-1]) for rows_N_Q in (first_N_Q, other_N_Q)]
         of_draws = posterior.posterior_differences(grids[:1], grids[1:], seed=seed)
-        is_alike = any(posterior.answered_alike(mean_P_Q) for mean_P_Q, _ in grids)
         differences |= {name: of_draws[name] for name in drawn}
         for value_by_name, grid in zip(values, grids, strict=True):
             estimates = posterior.posterior_estimates(*grid, seed=seed)
             value_by_name |= {name: estimates[name].value for name in drawn}
-    whole = [(rows_N_Q[:-1], rows_N_Q[-1]) for rows_N_Q in (first_N_Q, other_N_Q)]
+    first, other = ([(rows_N_Q[:-1], rows_N_Q[-1])] for rows_N_Q in (first_N_Q, other_N_Q))
     for one in resampled_measures:
-        difference_Q = question_differences(one, whole[:1], whole[1:])
-        n, draws_of_one = differences[one.name].n, of_draws.get(one.name) if is_alike else None
-        differences[one.name] = difference_estimate(bootstrapped[one.name], n, difference_Q, draws_of_one)
+        n = differences[one.name].n
+        differences[one.name] = difference_estimate(one, bootstrapped[one.name], n, first, other, of_draws)
     compared = tuple(
         MeasureDifference(
             name=one.name, first=values[0][one.name], other=values[1][one.name], difference=differences[one.name],
@@ -177,9 +173,9 @@ def compare_models_paired(
     first_P, other_P = (statistics.mean_over_samples(rows_N_Q[:-1]) for rows_N_Q in (first_N_Q, other_N_Q))
     personas = tuple(
         PersonaDifference(
-            id=id, first=_none_if_nan(first_P[row]), other=_none_if_nan(other_P[row]), n=n_P[row],
+            id=id, first=none_if_nan(first_P[row]), other=none_if_nan(other_P[row]), n=n_P[row],
             difference=statistics.bootstrap_paired(float(value_P[row]), replicate_R_P[:, row], difference_P_Q[row]),
-            p=_none_if_nan(p_P[row]), holm_p=_none_if_nan(holm_P[row]),
+            p=none_if_nan(p_P[row]), holm_p=none_if_nan(holm_P[row]),
         )
         for row, id in enumerate(persona_ids)
     )  # fmt: skip
@@ -224,7 +220,3 @@ def _two_sided_p(difference: float, null_R: Array) -> float | None:
         return None
     # Sums of equal numbers in another order differ by rounding: then a difference of 0 must not count as a small one.
     return statistics.permutation_p(max(abs(difference) - statistics.TIE_TOLERANCE, 0.0), np.abs(known_R))
-
-
-def _none_if_nan(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)

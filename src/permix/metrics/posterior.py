@@ -29,7 +29,7 @@ from scipy.special import chdtri, stdtrit
 from permix.metrics import priors, statistics
 from permix.metrics.measures import StabilityMeasure, measures_estimated_by
 from permix.metrics.priors import NoiseModel, QuestionLevels, fit_noise_model, is_connected
-from permix.metrics.statistics import Array
+from permix.metrics.statistics import Array, none_if_nan
 from permix.types import Estimate
 
 HORSESHOE_STREAM, DIRICHLET_STREAM = 1, 2
@@ -299,7 +299,7 @@ def count_scored_questions(mean_P_Q: Array) -> int:
 def _plugin_estimates(mean_P_Q: Array, baseline_Q: Array, n: int) -> dict[str, Estimate]:
     """The measures of the observed accuracies, without intervals."""
     values = accuracy_measures(statistics.mean_over_samples(mean_P_Q)[None], statistics.mean_over_samples(baseline_Q[None]))
-    return {name: Estimate(value=None if np.isnan(one_R[0]) else float(one_R[0]), n=n) for name, one_R in values.items()}
+    return {name: Estimate(value=none_if_nan(one_R[0]), n=n) for name, one_R in values.items()}
 
 
 def limit_extremes(estimates: Mapping[str, Estimate], mean: float) -> dict[str, Estimate]:
@@ -404,7 +404,7 @@ def posterior_differences(
     estimates = {}
     for name in (measure.name for measure in drawn_measures()):
         one, two = (_mean_estimate([each[name] for each in estimates_by_grid], n) for estimates_by_grid in by_grid)
-        value = None if one.value is None or two.value is None else _none_if_undefined(_changed(change, two.value, one.value))
+        value = None if one.value is None or two.value is None else none_if_nan(_changed(change, two.value, one.value))
         means = [_mean_over_grids(part, name) for part in (drawn[: len(first)], drawn[len(first) :])] if drawn else []
         estimates[name] = interval_around(value, change(means[1], means[0]) if means else None, n)
         if is_alike:
@@ -442,10 +442,6 @@ def posterior_by_grid(grids: Sequence[AccuracyGrid], *, seed: int) -> dict[str, 
         )
         for one in drawn_measures()
     }
-
-
-def _none_if_undefined(value: float) -> float | None:
-    return None if np.isnan(value) else value
 
 
 def pooled_estimates(grids: Sequence[AccuracyGrid], *, seed: int, no_effect: bool) -> dict[str, Estimate]:

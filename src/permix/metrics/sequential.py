@@ -31,11 +31,10 @@ from permix.metrics.stability import (
     PERSONA_EFFECT_ALPHA,
     PersonaSummary,
     StabilitySummary,
-    none_if_nan,
     persona_effect_p,
     summarize_stability,
 )
-from permix.metrics.statistics import Array
+from permix.metrics.statistics import Array, none_if_nan
 from permix.types import Estimate, Record
 
 FIRST_ROUND_QUESTIONS, LATER_ROUND_QUESTIONS = 30, 30
@@ -238,7 +237,11 @@ def _persona_summaries(
     holm_P, n_P, both_P = statistics.holm_adjust(p_P), (~np.isnan(mean_P_Q)).sum(axis=1), (~np.isnan(difference_P_Q)).sum(axis=1)
     rows = []
     for p, one in enumerate(first_round_summary.personas):
-        update: dict[str, object] = {"mcnemar_p": none_if_nan(p_P[p]), "holm_p": none_if_nan(holm_P[p]), "n": int(n_P[p])}
+        update: dict[str, object] = {
+            "mcnemar_p": none_if_nan(p_P[p]),
+            "holm_p": none_if_nan(holm_P[p]),
+            "n": int(n_P[p]),
+        }
         if one.id in result.persona_ids:
             true_R = accuracy_R_P[:, result.persona_ids.index(one.id)]
             update["accuracy"] = posterior.summarize_draws(true_R, int(n_P[p]))

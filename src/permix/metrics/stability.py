@@ -24,7 +24,7 @@ from permix.metrics.measures import (
     measures_in,
 )
 from permix.metrics.posterior import AccuracyGrid
-from permix.metrics.statistics import Array, BootstrapResult
+from permix.metrics.statistics import Array, BootstrapResult, none_if_nan
 from permix.metrics.training_seeds import (
     QuestionNoise,
     SeedDifference,
@@ -264,7 +264,6 @@ def stability_differences(
     n_by_questions = _count_scored_in_all([*first, *other])
     one, two = (_bootstrap_grid_means(measures, grids, seed, resamples) for grids in (first, other))
     from_draws = posterior.posterior_differences(first, other, seed=seed, change=change)
-    is_alike = any(posterior.answered_alike(mean_P_Q) for mean_P_Q, _ in (*first, *other))
     differences = {}
     for measure in measures:
         if measure.estimator == "posterior":
@@ -272,32 +271,39 @@ def stability_differences(
         else:
             a, b = one[measure.name], two[measure.name]
             difference = BootstrapResult(change(b.value, a.value), change(b.replicates, a.replicates))
-            n, drawn = n_by_questions[measure.questions], from_draws.get(measure.name)
-            difference_Q = question_differences(measure, first, other) if change is np.subtract else None
-            differences[measure.name] = difference_estimate(difference, n, difference_Q, drawn if is_alike else None)
+            n = n_by_questions[measure.questions]
+            differences[measure.name] = difference_estimate(measure, difference, n, first, other, from_draws, change)
     return differences
 
 
-def question_differences(measure: StabilityMeasure, first: Sequence[AccuracyGrid], other: Sequence[AccuracyGrid]) -> Array | None:
-    """difference_Q = other − first in the measure on each question, as means over the grids; None without `question_formula`."""
-    formula = measure.question_formula
-    if formula is None:
-        return None
-    one, two = (np.mean([formula(*grid) for grid in grids], axis=0) for grids in (first, other))
-    return np.asarray(two - one)
+def difference_estimate(
+    measure: StabilityMeasure,
+    bootstrapped: BootstrapResult,
+    n: int,
+    first: Sequence[AccuracyGrid],
+    other: Sequence[AccuracyGrid],
+    from_draws: Mapping[str, Estimate],
+    change: statistics.Change = np.subtract,
+) -> Estimate:
+    """A bootstrapped change from the mean of `first`'s grids to that of `other`'s, with its interval.
 
-
-def difference_estimate(difference: BootstrapResult, n: int, difference_Q: Array | None, drawn: Estimate | None) -> Estimate:
-    """A bootstrapped difference of two models with its interval.
-
-    `difference_Q`: the difference on each question, where the measure has one. `drawn`: the difference from posterior draws, for
-    grids whose personas answered alike; its interval is included, since resamples cannot show what no question has shown.
+    Resamples cannot show what no question has shown. So a difference of means over questions has `statistics.bootstrap_paired`,
+    and other measures have the interval of `from_draws` too where all personas of a grid answered alike.
     """
-    if difference_Q is not None:
-        estimate = statistics.bootstrap_paired(float(difference.value), difference.replicates, difference_Q)
+    if measure.question_formula is not None and change is np.subtract:
+        difference_Q = _mean_on_questions(measure.question_formula, other) - _mean_on_questions(measure.question_formula, first)
+        estimate = statistics.bootstrap_paired(float(bootstrapped.value), bootstrapped.replicates, difference_Q)
         return estimate.model_copy(update={"n": n})
-    estimate = _estimate(difference, n)
-    return estimate if drawn is None else _interval_hull(estimate, drawn)
+    estimate = _estimate(bootstrapped, n)
+    drawn = from_draws.get(measure.name)
+    if drawn is None or not any(posterior.answered_alike(mean_P_Q) for mean_P_Q, _ in (*first, *other)):
+        return estimate
+    return _interval_hull(estimate, drawn)
+
+
+def _mean_on_questions(question_formula: Callable[[Array, Array], Array], grids: Sequence[AccuracyGrid]) -> Array:
+    """value_Q: the mean over the grids."""
+    return np.asarray(np.mean([question_formula(*grid) for grid in grids], axis=0))
 
 
 def pool_stability(
@@ -584,7 +590,14 @@ def _persona_summaries(
         strict=True,
     )
     return tuple(
-        PersonaSummary(id=id, accuracy=accuracy, difference=difference, mcnemar_p=none_if_nan(p), holm_p=none_if_nan(holm_p), n=n)
+        PersonaSummary(
+            id=id,
+            accuracy=accuracy,
+            difference=difference,
+            mcnemar_p=none_if_nan(p),
+            holm_p=none_if_nan(holm_p),
+            n=n,
+        )
         for id, accuracy, difference, p, holm_p, n in columns
     )
 
@@ -616,11 +629,6 @@ def _estimates(
     measure: BootstrapResult, n_N: Sequence[int], interval: IntervalFunction = statistics.bootstrap_estimate
 ) -> list[Estimate]:
     return [interval(v, replicate_R, n) for v, replicate_R, n in zip(measure.value, measure.replicates.T, n_N, strict=True)]
-
-
-def none_if_nan(value: float) -> float | None:
-    """The value; None for NaN."""
-    return None if np.isnan(value) else value
 
 
 def _check_scores(scores: ArrayLike, ndim: int, name: str) -> Array:

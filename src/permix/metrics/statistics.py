@@ -549,6 +549,11 @@ def safe_divide(numerator: Array | NDArray[np.int64], denominator: Array | NDArr
     return np.asarray(np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0))
 
 
+def none_if_nan(value: float) -> float | None:
+    """The value; None for NaN."""
+    return None if np.isnan(value) else float(value)
+
+
 Change = Callable[[Array, Array], Array]
 """How two models' values of a measure are compared: (other, first) -> other − first (`numpy.subtract`), or `relative_change`."""
 

@@ -214,8 +214,7 @@ def run_quickstart(config: QuickstartConfig) -> None:
             if jobs == 1 or (part.has_result and not needs_pending):
                 here.append(part)
         failed = _run_here(here, MultiProgress([part.cpu_seconds for part in here]))
-        lacking = failed.keys() & {need for part in parts for need in part.after}
-        pending = [part for part in parts if part not in here and not lacking & set(part.after)]
+        pending = [part for part in parts if part not in here and not failed.keys() & set(part.after)]
         if pending:
             _run_in_processes(config, pending, jobs, claim)
         _raise_first(failed)

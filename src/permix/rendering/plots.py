@@ -27,7 +27,7 @@ from permix.rendering import theme
 from permix.rendering.table import md_label
 from permix.rendering.theme import HOLLOW_MARKER_NOTE, QUESTION_INTERVAL_NOTE, PlotArray, Style
 from permix.sanitize import escape_for_figure as safe
-from permix.types import Estimate
+from permix.types import NO_PERSONA_TAG, Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -266,10 +266,10 @@ def frequent_tags(logs: Iterable[_TrainLog], min_steps: int = MIN_TAG_STEPS) -> 
     ]
     counts, n_logs = sum(by_log, Counter[str]()), Counter(tag for own in by_log for tag in own)
     lasting = {tag for own in by_log for tag, n_steps in own.items() if n_steps >= min_steps}
-    tags = sorted(lasting - {"none"}, key=lambda tag: (-n_logs[tag], -counts[tag], tag))
+    tags = sorted(lasting - {NO_PERSONA_TAG}, key=lambda tag: (-n_logs[tag], -counts[tag], tag))
     if not tags:
         return [], 0
-    without_persona = ["none"] if "none" in lasting else []
+    without_persona = [NO_PERSONA_TAG] if NO_PERSONA_TAG in lasting else []
     return tags[: MAX_TAG_PANELS - len(without_persona)] + without_persona, len(counts)
 
 
@@ -285,7 +285,7 @@ def _rewards_by_tag(line: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def tag_name(tag: str) -> str:
-    return "no persona" if tag == "none" else tag
+    return "no persona" if tag == NO_PERSONA_TAG else tag
 
 
 def tag_count_note(n_shown: int, n_tags: int) -> str:

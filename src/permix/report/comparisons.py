@@ -196,7 +196,7 @@ def run_compare(config: CompareConfig) -> None:
     """Run `permix compare`: print both tables, and write them to `config.out` when it is set. Raises ConfigError unless there are
     two runs.
     """
-    require_two_runs(config)
+    _require_two_paths(config)
     compared = compare_runs(*config.runs, seed=config.seed, resamples=config.resamples)
     result = compared.result.model_dump(mode="json") | _contexts_json(compared)
     add_result(claim=plain_text(comparison_claim(compared)), comparison=result)
@@ -277,10 +277,14 @@ def _compare_characters(first: Path, other: Path) -> CharacterComparison | None:
     return CharacterComparison(one, two, compare_models(one, two))
 
 
-def require_two_runs(config: CompareConfig) -> None:
-    """Raise ConfigError unless there are two runs, and DataError where a path does not hold exactly one stability run."""
+def _require_two_paths(config: CompareConfig) -> None:
     if len(config.runs) != 2:
         raise ConfigError(f"runs: compare takes two runs, not {len(config.runs)}: permix compare FIRST SECOND [--out DIR]")
+
+
+def require_two_runs(config: CompareConfig) -> None:
+    """Raise ConfigError unless there are two paths, and DataError where a path does not hold exactly one stability run."""
+    _require_two_paths(config)
     for path in config.runs:
         _find_stability_run(path)
 

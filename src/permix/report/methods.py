@@ -74,7 +74,7 @@ from permix.report.comparisons import (
     stability_incompatibilities,
 )
 from permix.report.judges import BootstrapSettings, bootstrap_settings
-from permix.report.runs import ModelRuns, Run
+from permix.report.runs import ModelRuns
 from permix.storage.run_dir import RunReader
 from permix.types import Estimate, Record
 
@@ -730,7 +730,7 @@ def _seed_incompatibilities(
 def _right_in_character_models(stable: Sequence[ModelRuns]) -> tuple[list[ModelRuns], tuple[str, ...]]:
     """Return the models with right and in character, and why their numbers cannot be pooled.
 
-    The seeds that could be measured must not pass for all: one without the measure is a reason too.
+    A seed without the measure is a reason too: the mean over the other seeds would look like the mean over all.
     """
     measured = [model for model in stable if model.right_in_character is not None]
     missing = [model.label for model in stable if model.right_in_character is None]
@@ -789,12 +789,9 @@ def _pooled_share(models: Sequence[ModelRuns], measure: ShareName) -> Estimate:
 
 def _pooled_share_over_seeds(pooled: Estimate, models: Sequence[ModelRuns], measure: ShareName) -> Estimate:
     """Return the number of `_pooled_share` with an interval over questions and training seeds."""
-    values = _shares_by_seed(_share_results(models, measure), bootstrap_settings(_fidelity_runs(models)[0].config))
+    run = next(model.runs["fidelity"] for model in models if "fidelity" in model.runs)
+    values = _shares_by_seed(_share_results(models, measure), bootstrap_settings(run.config))
     return limit_ends(cover_training_seeds(pooled, [values]).over_seeds, 0.0, 1.0)
-
-
-def _fidelity_runs(models: Sequence[ModelRuns]) -> list[Run]:
-    return [model.runs["fidelity"] for model in models if "fidelity" in model.runs]
 
 
 def _share_difference(

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import Field
 
@@ -94,7 +94,7 @@ class Run(RunReader):
         """The stage, with the strategy or with what a fidelity run asks. A model has one run of each kind."""
         if self.stage == "fidelity":
             return RUN_KIND_OF_FIDELITY[fidelity_kind(self.config)]
-        return self.stage if self.strategy == "none" else f"{self.stage}, {self.strategy}"
+        return strategy_kind(self.strategy) if self.stage == "stability" else self.stage
 
     @cached_property
     def judged_run(self) -> JudgedRun | None:
@@ -366,15 +366,23 @@ def _group_by_label(runs: Sequence[Run]) -> dict[str, dict[str, Run]]:
                 "give each its own --label, or make separate reports"
             )
         kinds[run.kind] = run
-    return {name: _with_default_stability_run(kinds) for name, kinds in models.items()}
+    return {name: with_default_stability(runs) for name, runs in models.items()}
 
 
-def _with_default_stability_run(kinds: dict[str, Run]) -> dict[str, Run]:
-    """Without a plain stability run, use the first run of a strategy that asks the whole grid as the stability run."""
-    whole = [kind for kind, run in kinds.items() if run.stage == "stability" and run.strategy in WHOLE_GRID_STRATEGIES]
-    if "stability" in kinds or not whole:
-        return kinds
-    return {"stability" if kind == whole[0] else kind: run for kind, run in kinds.items()}
+_T = TypeVar("_T")
+
+
+def with_default_stability(by_kind: Mapping[str, _T]) -> dict[str, _T]:
+    """Without a plain stability run, the first run of a strategy that asks the whole grid becomes the run of kind "stability"."""
+    whole = {strategy_kind(strategy) for strategy in WHOLE_GRID_STRATEGIES}
+    default = next((kind for kind in by_kind if kind in whole), None)
+    is_plain = "stability" in by_kind or default is None
+    return {"stability" if kind == default and not is_plain else kind: one for kind, one in by_kind.items()}
+
+
+def strategy_kind(strategy: str) -> str:
+    """The kind of a stability run with this strategy."""
+    return "stability" if strategy == "none" else f"stability, {strategy}"
 
 
 def model_label(run: Run, runs: Sequence[Run]) -> str:

@@ -68,7 +68,7 @@ from permix.report.methods import (
     group_assigned_methods,
     pool_context,
 )
-from permix.report.runs import WHOLE_GRID_STRATEGIES, ModelRuns, collect_models
+from permix.report.runs import ModelRuns, collect_models, strategy_kind, with_default_stability
 from permix.report.tables import front_table, pooled_identifiability_cell, pooled_measure_cell
 from permix.types import Estimate
 
@@ -128,8 +128,7 @@ def run_kind(evaluation: PartConfig) -> str:
     """The kind of run that an evaluation makes, as a report names it."""
     if isinstance(evaluation, FidelityConfig):
         return RUN_KIND_OF_FIDELITY[evaluation.kind]
-    strategy = evaluation.strategy if isinstance(evaluation, StabilityConfig) else "none"
-    return "stability" if strategy == "none" else f"stability, {strategy}"
+    return strategy_kind(evaluation.strategy if isinstance(evaluation, StabilityConfig) else "none")
 
 
 def check_headlines(config: StudyConfig) -> None:
@@ -558,19 +557,7 @@ def divide_into_pages(base: StudyUnit) -> list[dict[str, str]]:
         if page is None:
             pages.append((splits, page := {}))
         page[kind] = name
-    return [_with_default_stability_kind(page) for _, page in pages]
-
-
-def _with_default_stability_kind(page: dict[str, str]) -> dict[str, str]:
-    """Name a strategy that asks the whole grid "stability" where the page has no plain stability run.
-
-    `collect_models` does the same with the runs.
-    """
-    whole = [f"stability, {strategy}" for strategy in WHOLE_GRID_STRATEGIES if strategy != "none"]
-    default = next((kind for kind in page if kind in whole), None)
-    if "stability" in page or default is None:
-        return page
-    return {"stability" if kind == default else kind: name for kind, name in page.items()}
+    return [with_default_stability(page) for _, page in pages]
 
 
 def evaluation_splits(evaluation: PartConfig) -> tuple[str, str]:

@@ -19,7 +19,7 @@ from permix.metrics.persona_classifier import fit_persona_classifier
 from permix.prompts import persona_prompt
 from permix.tasks import find_task
 from permix.tasks.base import verify_completion
-from permix.types import Cell, Verdict
+from permix.types import NO_PERSONA_TAG, Cell, Verdict
 from permix.verification.math_verifier import Verifier
 
 NEUTRAL_EXPRESSIVITY = 0.5
@@ -96,7 +96,7 @@ def mean_reward_by_tag(rewards: Sequence[float | None], tags: Sequence[Sequence[
     scored: dict[str, list[float]] = {}
     for reward, own in zip(rewards, tags, strict=True):
         if reward is not None:
-            for tag in own or ("none",):
+            for tag in own or (NO_PERSONA_TAG,):
                 scored.setdefault(tag, []).append(reward)
     return {tag: sum(values) / len(values) for tag, values in sorted(scored.items())}
 
