@@ -7,7 +7,11 @@ time of this process and its children, reading included. math-verify is optional
 
     python -m bench.verifier math_cot_100.jsonl example_model_solutions.jsonl
 
-Formats, recognised by their fields:
+A stability run is read too: its verdicts are those that an earlier verifier recorded, so the disagreements show what has changed.
+
+    python -m bench.verifier runs/study/*/accuracy --errors
+
+Formats of files, recognised by their fields:
 
     Qwen2.5-Math, evaluation/data/eval_rm_maj_example/math_cot_100.jsonl     question, gt, code (completions), score (verdicts)
     openai/grade-school-math, data/example_model_solutions.jsonl             question, ground_truth, {model: {solution,
@@ -23,6 +27,7 @@ from typing import NamedTuple
 
 from scipy.stats import binomtest
 
+from permix.storage.run_dir import RunReader
 from permix.tasks import TASKS, verify_completion
 from permix.verification.math_verifier import Verifier
 
@@ -37,8 +42,20 @@ class Labelled(NamedTuple):
     right: bool
 
 
+def read_run(path: Path) -> Iterator[Labelled]:
+    """The scored completions of a stability run, with their recorded verdicts."""
+    run = RunReader(path)
+    for key, summary in run.cells.summaries.items():
+        cell = run.cells.parse_uncached(key)
+        if summary.reward is not None and cell.completion is not None and cell.gold is not None:
+            yield Labelled(run.config["task"]["name"], cell.prompt, cell.completion.text, cell.gold, right=summary.reward == 1)
+
+
 def read(path: Path) -> Iterator[Labelled]:
-    """The labelled completions of a file. Raises ValueError for a line of another format."""
+    """The labelled completions of a file or of a run. Raises ValueError for a line of another format."""
+    if path.is_dir():
+        yield from read_run(path)
+        return
     with path.open(encoding="utf-8") as file:
         for place, line in enumerate(file, start=1):
             row = json.loads(line)
@@ -113,7 +130,10 @@ def main() -> None:
         for arm, verdicts in arms.items():
             start = cpu_seconds()
             found = verdicts(cases)
-            print(json.dumps(figure(path.name, arm, cases, found, cpu_seconds() - start)), flush=True)
+            print(
+                json.dumps(figure(str(path) if path.is_dir() else path.name, arm, cases, found, cpu_seconds() - start)),
+                flush=True,
+            )
             for one, verdict in zip(cases, found, strict=True) if given.errors else ():
                 if verdict is not one.right:
                     print(json.dumps({"arm": arm, "verdict": verdict, **one._asdict(), "completion": one.completion[-200:]}))

@@ -7,7 +7,9 @@ import pytest
 
 from bench.reward_hacks import figures, formulas_of, most_questions, policies
 from bench.verifier import Labelled, by_permix, figure, read
+from permix.storage.files import write_jsonl
 from permix.types import Question
+from tests.seeded import PERSONAS, share, stability_run
 
 MATH = [
     (r"What is the value of $\log_4 32$? Give a common fraction.", r"\frac{5}{2}"),
@@ -75,3 +77,17 @@ def test_the_figure_by_hand() -> None:
     assert found["false_positives"][:2] == [1, 2]  # type: ignore[index]
     assert found["false_negatives"][:2] == [1, 2]  # type: ignore[index]
     assert found["no_verdict"] == 1
+
+
+def test_recorded_verdicts_of_a_run_are_compared(tmp_path: Path) -> None:
+    """All answers are 4, the gold too, and half of the recorded verdicts call them wrong."""
+    run = stability_run(tmp_path / "run", "plain", "tiny", share(2), task={"name": "arithmetic"})
+    cells = [json.loads(line) | {"gold": "4"} for line in (run / "records.jsonl").read_text("utf-8").splitlines()]
+    write_jsonl(run / "records.jsonl", cells)
+    cases = list(read(run))
+    assert len(cases) == 20 * (PERSONAS + 1)
+    recorded = [one.right for one in cases]
+    assert 0 < sum(recorded) < len(recorded)
+    counts = figure("run", "permix", cases, by_permix(cases), 0.0)
+    assert counts["false_positives"][:2] == [recorded.count(False)] * 2  # type: ignore[index]
+    assert counts["false_negatives"][:2] == [0, recorded.count(True)]  # type: ignore[index]
