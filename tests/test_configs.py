@@ -71,7 +71,7 @@ def with_stand_ins(path: Path, folder: Path) -> Path:
     for run in (*getattr(stage, "runs", ()), getattr(stage, "reference", None)):
         if run:
             (folder / run).mkdir(parents=True)
-            (folder / run / "config.json").write_text("{}", encoding="utf-8")
+            (folder / run / "config.json").write_text('{"stage": "fidelity"}', encoding="utf-8")
     copy = folder / path.name
     copy.write_text(text, encoding="utf-8")
     return copy

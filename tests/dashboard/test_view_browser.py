@@ -165,7 +165,8 @@ def test_a_run_that_is_chosen_during_a_look_is_shown_before_it_has_the_focus(see
     page.locator("#runs a", has_text="base").click()
     seen.waits_for("#detail h2", "base")
     page.evaluate(
-        "document.getElementById('detail').addEventListener('focus', (event) => { window.focused = event.target.innerText })"
+        "document.getElementById('detail')"
+        ".addEventListener('focus', (event) => { document.body.dataset.focused = event.target.innerText })"
     )
     held_up: list[Any] = []
     page.route("**/run.json*", lambda route: held_up.append(route), times=1)
@@ -174,8 +175,8 @@ def test_a_run_that_is_chosen_during_a_look_is_shown_before_it_has_the_focus(see
     page.locator("#runs a", has_text="second").click()
     page.evaluate("new Promise(requestAnimationFrame)")
     held_up[0].continue_()
-    page.wait_for_function("window.focused")
-    assert page.evaluate("window.focused").startswith("second")
+    page.locator("body[data-focused]").wait_for(state="attached")
+    assert page.evaluate("document.body.dataset.focused").startswith("second")
 
 
 def test_runs_are_chosen_by_keyboard_on_a_small_dark_screen(see: See, tmp_path: Path) -> None:
