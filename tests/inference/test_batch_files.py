@@ -2,9 +2,11 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -406,6 +408,69 @@ def test_a_refused_field_is_left_out_of_the_next_batch(tmp_path: Path, capsys: p
     body = requests_in(tmp_path / "b")[-1]["body"]
     assert body["max_completion_tokens"] == 32
     assert "max_tokens" not in body
+
+
+# Ray Data
+
+
+def run_ray_code(requests: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Run the code of docs/guide.md with a Ray Data that answers 5: the rows that its engine got, and the builder's options."""
+    guide = (Path(__file__).parents[2] / "docs" / "guide.md").read_text()
+    code = "import glob, json, ray" + guide.partition("import glob, json, ray")[2].partition("```")[0]
+    rows: list[dict[str, Any]] = []
+    options: dict[str, Any] = {}
+
+    class Lines(list[dict[str, Any]]):
+        def write_json(self, path: str) -> None:
+            out.mkdir()
+            (out / "0.json").write_text("".join(json.dumps(row) + "\n" for row in self))
+
+    def read_text(pattern: str) -> Lines:
+        paths = sorted(requests.glob(Path(pattern).name))
+        return Lines({"text": line} for path in paths for line in path.read_text().splitlines())
+
+    def build_processor(config: Any, before: Any, after: Any, builder_kwargs: dict[str, Any]) -> Callable[[Lines], Lines]:
+        options.update(builder_kwargs)
+
+        def process(lines: Lines) -> Lines:
+            rows.extend(map(before, lines))
+            counts = {"generated_text": "It is 5.", "num_generated_tokens": 3, "num_input_tokens": 9}
+            return Lines(after({name: row[name] for name in row if name != "sampling_params"} | counts) for row in rows)
+
+        return process
+
+    modules = {name: ModuleType(name) for name in ("ray", "ray.data", "ray.data.llm")}
+    vars(modules["ray"])["data"] = modules["ray.data"]
+    vars(modules["ray.data"])["read_text"] = read_text
+    vars(modules["ray.data.llm"]).update(build_processor=build_processor, vLLMEngineProcessorConfig=dict)
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    exec(code.replace("batches/qwen/requests-", f"{requests}/requests-"), {})
+    return rows, options
+
+
+def test_the_guides_code_for_ray_data_hands_on_every_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ModelConfig(name="served", backend="batch", extra_body='{"top_k": 5}', thinking="off")
+    (tmp_path / "endpoint.json").write_text(json.dumps({"served in batch files": {"seed": "no", "max_tokens": "use the other"}}))
+    schema = {"type": "object", "properties": {"score": {"type": "integer"}}}
+    requests = [request("1", schema=schema), request("2", schema=schema)]
+    ask(tmp_path, "", "b", requests, config)
+    rows, options = run_ray_code(tmp_path / "b", tmp_path / "out", monkeypatch)
+    assert options == {"chat_template_kwargs": {"enable_thinking": False, "thinking": False}}
+    assert rows[0]["messages"][1]["content"] == "1"
+    sampling = rows[0]["sampling_params"]
+    assert json.loads(sampling.pop("structured_outputs")["json"]) == schema
+    assert sampling == {"temperature": 0.5, "top_p": 0.9, "max_tokens": 32, "top_k": 5}
+    assert texts_of(ask(tmp_path, "out", "", requests, config)[1]) == ["It is 5."] * 2
+
+
+def test_the_guides_code_for_ray_data_refuses_a_field_that_it_does_not_hand_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ModelConfig(name="served", backend="batch", extra_body='{"reasoning_effort": "low"}')
+    ask(tmp_path, "", "b", [request("1")], config)
+    with pytest.raises(ValueError, match=r"not handed on to the engine: .*'reasoning_effort': 'low'"):
+        run_ray_code(tmp_path / "b", tmp_path / "out", monkeypatch)
 
 
 # What a host refuses

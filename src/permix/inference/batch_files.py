@@ -28,6 +28,7 @@ from pydantic import ValidationError
 from permix.errors import ConfigError, DataError
 from permix.inference.http_client import status_failure_type
 from permix.inference.request_body import (
+    SCHEMA_REFUSAL_STATUSES,
     FilteredReplyError,
     MalformedReplyError,
     parse_chat_completion,
@@ -49,9 +50,6 @@ MAX_FILE_REQUESTS, MAX_FILE_BYTES = 50_000, 100_000_000
 MAX_REQUEST_FILES = 9999
 
 MAX_ERROR_WORDS = 500
-
-REFUSAL_STATUSES = (400, 404, 415, 422, 501)
-"""HTTP statuses with which a host refuses a field of a request, or a JSON schema."""
 
 _ID = re.compile(r"permix-[0-9a-f]{32}")
 
@@ -499,7 +497,7 @@ def read_batch_result(line: Mapping[str, Any]) -> BatchResult:
             field = refused_field(about.get("error", about) if isinstance(about, dict) else about)
             return BatchResult(
                 _failure(status_failure_type(status), f"HTTP {status}: {refusal}"),
-                refusal if status in REFUSAL_STATUSES else "",
+                refusal if status in SCHEMA_REFUSAL_STATUSES else "",
                 field,
             )
         code = about.get("code") if isinstance(about, dict) else None

@@ -38,6 +38,7 @@ from permix.inference.http_client import (
 )
 from permix.inference.pacing import CircuitBreaker, ConcurrencyLimit, FailureStreak
 from permix.inference.request_body import (
+    SCHEMA_REFUSAL_STATUSES,
     ChangeableField,
     FilteredReplyError,
     MalformedReplyError,
@@ -98,7 +99,7 @@ class WastedTokens:
 
 def is_schema_refusal(error: BaseException) -> bool:
     """Whether the status may mean "no support for JSON schemas". It can have other causes, so retry without the schema."""
-    return http_status(error) in (400, 404, 415, 422, 501)
+    return http_status(error) in SCHEMA_REFUSAL_STATUSES
 
 
 def is_retryable(error: BaseException) -> bool:

@@ -30,6 +30,9 @@ MAX_REFUSAL_CHARS = 100_000
 MAX_USAGE_TOKENS = 10**9
 """A count of tokens above this is no count: no model reads or writes as many for one request."""
 
+SCHEMA_REFUSAL_STATUSES = (400, 404, 415, 422, 501)
+"""HTTP statuses with which hosts refuse a JSON schema; other fields are refused with 400 and 422."""
+
 ChangeableField = Literal["max_tokens", "temperature", "top_p", "seed", "stream", "stream_options", "response_format"]
 """A field of a request that is left out, renamed or added (`stream`) when an endpoint refuses a request."""
 
