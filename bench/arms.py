@@ -97,12 +97,14 @@ class StepReport(NamedTuple):
     """Peak memory of the process so far, in bytes."""
 
     @property
-    def whole(self) -> float:
+    def step_seconds(self) -> float:
+        """The seconds of the whole step."""
         return sum(self.seconds.values())
 
     @property
-    def training(self) -> float:
-        return self.whole - self.seconds["generation"]
+    def training_seconds(self) -> float:
+        """The seconds of the step without generation."""
+        return self.step_seconds - self.seconds["generation"]
 
     @property
     def tokens(self) -> int:
@@ -209,13 +211,13 @@ class ControlledTrainer(GRPOTrainer):  # type: ignore[misc]
         self._started = now()
 
     def _report(self) -> StepReport:
-        whole, parts = now() - self._started, self._parts
+        step_seconds, parts = now() - self._started, self._parts
         forward = parts["training_step"] - parts["generation"] - parts["backward"]
         seconds = {
             "generation": parts["generation"],
             "forward": forward,
             "backward": parts["backward"],
-            "optimizer": whole - parts["training_step"],
+            "optimizer": step_seconds - parts["training_step"],
         }
         return StepReport(seconds, self._lengths, peak_bytes())
 

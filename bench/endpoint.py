@@ -124,6 +124,7 @@ def measure(options: argparse.Namespace, cells: Sequence[Cell], latency_s: float
 def run_timed(
     arm: Callable[[ModelConfig, int, Sequence[Cell]], None], config: ModelConfig, port: int, cells: Sequence[Cell]
 ) -> RoundTime:
+    """Return the wall and CPU seconds that an arm needs for the requests of these cells."""
     wall_start, cpu_start = time.perf_counter(), cpu_seconds()
     arm(config, port, cells)
     return RoundTime(time.perf_counter() - wall_start, cpu_seconds() - cpu_start)
@@ -143,16 +144,20 @@ def overhead(wall_s: float, ideal_s: float) -> float:
 
 
 def run_client(config: ModelConfig, _: int, cells: Sequence[Cell]) -> None:
+    """Send the requests with permix's own transport."""
     run_model(OpenAIModel(config), cells)
 
 
 def run_sdk(config: ModelConfig, _: int, cells: Sequence[Cell]) -> None:
+    """Send the requests with the transport of the openai package."""
     model = OpenAIModel(config)
     model.endpoints = tuple(SdkEndpoint(config, url, backoff_s=0.5) for url in config.base_urls)
     run_model(model, cells)
 
 
 class SdkEndpoint(Endpoint):
+    """An endpoint whose client is the openai package's."""
+
     def make_client(self) -> HttpClient:
         return SdkClient(self.base_url)
 
@@ -197,6 +202,7 @@ class SdkClient(HttpClient):
 
 
 def run_model(model: OpenAIModel, cells: Sequence[Cell]) -> None:
+    """Let a model answer the cells. Raises SystemExit if a request fails."""
     requests = [Request(cell.messages, cell.seed) for cell in cells]
     for answer in model.generate(requests, SAMPLING):
         if not isinstance(answer.result, Completion):
@@ -204,6 +210,7 @@ def run_model(model: OpenAIModel, cells: Sequence[Cell]) -> None:
 
 
 def run_grid(config: ModelConfig, _: int, cells: Sequence[Cell]) -> None:
+    """Answer, verify and record the cells in a run. Raises SystemExit if a cell has no score."""
     task = TASKS["arithmetic"]
     with tempfile.TemporaryDirectory() as scratch:
         stage = StabilityConfig(out=Path(scratch) / "run", model=config)

@@ -54,7 +54,7 @@ class Ended(NamedTuple):
 
 
 Launch = Callable[[Sequence[str], Path, float], Ended]
-"""Runs a command with its output in `FOLDER/stdout` and `FOLDER/stderr`; the arguments are command, folder and limit in seconds."""
+"""Runs a command with its output in `FOLDER/stdout` and `FOLDER/stderr`; its arguments are command, folder and limit in s."""
 
 
 def launch(command: Sequence[str], folder: Path, limit_s: float) -> Ended:

@@ -201,7 +201,7 @@ def run_permix(words: Sequence[str]) -> None:
 
 
 def train_words(options: argparse.Namespace) -> list[str]:
-    """Return the arguments of `permix train`. They replace the model of the configuration, and the task if its data are missing."""
+    """Return the arguments of `permix train`. They replace the configuration's model, and its task if the data are missing."""
     words = [
         "train",
         str(ROOT / "configs" / f"{options.config}.toml"),
@@ -230,6 +230,7 @@ def train(options: argparse.Namespace) -> None:
 
 
 def show_training(options: argparse.Namespace) -> None:
+    """Print the figures of a training's log. Raises SystemExit if the log lacks a step."""
     log = read_log(options.out / "run" / "log.jsonl")
     task = "its own" if options.data and options.data.exists() else "arithmetic"
     show("steps", len(log), config=options.config, task=task)
@@ -293,6 +294,7 @@ def resume(options: argparse.Namespace) -> None:
 
 
 def stability_words(options: argparse.Namespace, dtype: str) -> list[str]:
+    """Return the arguments of `permix stability`; with --cells, of a small run."""
     words = ["stability", str(ROOT / "configs" / "stability-arithmetic.toml"), "--out", str(options.out / "run")]
     words += ["--model.name", options.model, "--model.dtype", dtype, "--model.backend", options.backend]
     if options.cells is not None:

@@ -95,6 +95,7 @@ class GridBenchmark:
         }  # fmt: skip
 
     def run(self) -> None:
+        """Choose the batch size, let both arms answer all cells, and print the figures."""
         batch_size = self.settings["lm_eval_batch_size"] = self.cheapest_batch_size(self.options.batch_size)
         with self.arm(self.options.new_tokens, batch_size) as lm_eval, self.arm(self.options.new_tokens, None) as ours:
             blocks = [
@@ -213,7 +214,7 @@ class CostRatio(NamedTuple):
 
 def cost_ratio(lm_eval: Sequence[float], ours: Sequence[float]) -> CostRatio:
     """Return lm-evaluation-harness's seconds over permix's, given the seconds of each block."""
-    by_block = [theirs / mine for theirs, mine in zip(lm_eval, ours, strict=True)]
+    by_block = [lm_eval_s / ours_s for lm_eval_s, ours_s in zip(lm_eval, ours, strict=True)]
     return CostRatio(sum(lm_eval) / sum(ours), min(by_block), max(by_block))
 
 

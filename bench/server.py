@@ -17,6 +17,8 @@ TEXT = "First we add what the two of them have, then we take away what was given
 
 
 class Setup(NamedTuple):
+    """The setting of a server: the mean latency in seconds."""
+
     latency_s: float
 
 

@@ -188,6 +188,7 @@ class StepBenchmark:
                 worker.close()
 
     def new_file(self, suffix: str = "pt") -> Path:
+        """Return the path of a temporary file that does not exist yet."""
         self._files += 1
         return self.scratch / f"{self._files}.{suffix}"
 
@@ -296,15 +297,17 @@ def show_ratios(reports: dict[str, list[ArmReports]], settings: dict[str, Any]) 
     show_spread("generation_ratio", generation, **settings, tokens_trl=tokens["trl"], tokens_ours=tokens["ours"])
     per_token = [ratio * ours.step.tokens / trl.step.tokens for ratio, (trl, ours) in zip(generation, pairs, strict=True)]
     show_spread("generation_ratio_per_token", per_token, **settings)
-    show_spread("training_ratio", [trl.training.training / ours.training.training for trl, ours in pairs], **settings)
-    partly = [trl.training_partly.training / ours.training_partly.training for trl, ours in pairs]
+    show_spread(
+        "training_ratio", [trl.training.training_seconds / ours.training.training_seconds for trl, ours in pairs], **settings
+    )
+    partly = [trl.training_partly.training_seconds / ours.training_partly.training_seconds for trl, ours in pairs]
     show_spread("training_ratio_partly_alive", partly, **settings)
-    step = [trl.step.whole / ours.step.whole for trl, ours in pairs]
+    step = [trl.step.step_seconds / ours.step.step_seconds for trl, ours in pairs]
     show_spread("step_ratio", step, **settings)
     # Composed of the generation of the whole step and the training of the partly alive step: no such step was run.
     composed = [
-        (trl.step.seconds["generation"] + trl.training_partly.training)
-        / (ours.step.seconds["generation"] + ours.training_partly.training)
+        (trl.step.seconds["generation"] + trl.training_partly.training_seconds)
+        / (ours.step.seconds["generation"] + ours.training_partly.training_seconds)
         for trl, ours in pairs
     ]
     show_spread("step_ratio_partly_alive", composed, **settings)
@@ -322,7 +325,7 @@ def show_parts(reports: dict[str, list[ArmReports]], settings: dict[str, Any]) -
 def show_floor(reports: list[ArmReports], rates: Any, settings: dict[str, Any]) -> None:
     """Print the share of permix's seconds that the matrix products alone would take at this machine's rate."""
     generation = [rates.forward(each.step.lengths) / rates.decoding / each.step.seconds["generation"] for each in reports]
-    training = [3 * rates.forward(each.training.lengths) / rates.training / each.training.training for each in reports]
+    training = [3 * rates.forward(each.training.lengths) / rates.training / each.training.training_seconds for each in reports]
     show_spread("floor_share_of_generation", generation, **settings, matrix_gflops=round(rates.decoding / 1e9, 1))
     show_spread("floor_share_of_training", training, **settings, matrix_gflops=round(rates.training / 1e9, 1))
 
