@@ -16,6 +16,7 @@ import pytest
 from pydantic import BaseModel
 
 from permix import __version__, cli, config
+from permix.cli import commands
 from permix.config import StabilityConfig
 from permix.errors import ConfigError
 from permix.plan import read_plan
@@ -47,7 +48,7 @@ def python(script: str, *args: str, env: Mapping[str, str] | None = None) -> sub
 # Help
 
 
-def test_alone_it_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+def test_alone_it_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     for argv in ([], ["--help"], ["-h"]):
         assert cli.run_cli(argv) == 0
         shown = capsys.readouterr().out
@@ -66,7 +67,7 @@ def options(stage: type[BaseModel], prefix: str = "--") -> list[str]:
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
-def test_help_names_every_option_of_a_verb(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_every_option_of_a_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     if command == "check":
         assert cli.run_cli([command, "--help"]) == 0
         assert "CONFIG.toml" in capsys.readouterr().out
@@ -75,7 +76,7 @@ def test_help_names_every_option_of_a_verb(command: str, capsys: pytest.CaptureF
         cli.run_cli([command, "--help"])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
-    others: dict[str, type[BaseModel]] = {"models": cli.ModelsOptions, "personas": cli.PersonasOptions}
+    others: dict[str, type[BaseModel]] = {"models": commands.ModelsOptions, "personas": commands.PersonasOptions}
     assert cli.COMMANDS[command].help.split("\n")[0] in " ".join(shown.split())
     hidden = {"--stage", *(f"--{name}" for name in (config.FILE_ONLY_FIELDS if command == "study" else ()))}
     expected = [option for option in options(config.CONFIGS_BY_STAGE.get(command) or others[command]) if option not in hidden]
@@ -87,15 +88,15 @@ def test_help_names_every_option_of_a_verb(command: str, capsys: pytest.CaptureF
 
 def test_the_examples_are_calls_of_their_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is parsed as the command would parse it; nothing is run."""
-    monkeypatch.chdir(Path(cli.__file__).parents[2])
+    monkeypatch.chdir(Path(cli.__file__).parents[3])
     parsed = []
 
-    def stop(command: str, cls: type[BaseModel], args: Any) -> Any:
-        parsed.append(parse(command, cls, args))
+    def stop(command: str, cls: type[BaseModel], args: Any, overrides: Any = None) -> Any:
+        parsed.append(parse(command, cls, args, overrides))
         raise ConfigError("parsed")
 
-    parse = cli.parse_config
-    monkeypatch.setattr(cli, "parse_config", stop)
+    parse = commands.parse_config
+    monkeypatch.setattr(commands, "parse_config", stop)
     for command, example in ((one.name, one.example) for one in cli.COMMANDS.values()):
         first, name, *args = shlex.split(example)
         assert (first, name) == ("permix", command)
@@ -293,15 +294,15 @@ def test_a_flag_wins_over_the_file_and_the_file_over_the_default(tmp_path: Path)
     flags = ["--task.n", "9", "--personas.empty_system_prompt", "--exclude-plans", "a", "b"]
     values = {"task": {"n": 9, "levels": ["add-1"]}, "sampling": {"temperature": 0.5}, "personas": {"empty_system_prompt": True}}
     expected = config.build_config(StabilityConfig, values | {"samples": 3, "exclude_plans": ["a", "b"]}, source="test")
-    assert cli.parse_config("stability", StabilityConfig, [str(file), *flags]) == expected
-    assert cli.parse_config("stability", StabilityConfig, [str(file), "--task.n", "7"]) == config.load_config(
+    assert commands.parse_config("stability", StabilityConfig, [str(file), *flags]) == expected
+    assert commands.parse_config("stability", StabilityConfig, [str(file), "--task.n", "7"]) == config.load_config(
         StabilityConfig, file
     )
-    assert cli.parse_config("stability", StabilityConfig, []) == StabilityConfig()
+    assert commands.parse_config("stability", StabilityConfig, []) == StabilityConfig()
 
 
 def test_a_flag_can_mend_what_the_sections_do_not_share(tmp_path: Path) -> None:
-    found = cli.parse_config("plan", config.PlanConfig, ["--plan.tag-weights", "expert", "2.5", "--plan.mix", "0.5"])
+    found = commands.parse_config("plan", config.PlanConfig, ["--plan.tag-weights", "expert", "2.5", "--plan.mix", "0.5"])
     assert found.plan.tag_weights == {"expert": 2.5}
     assert found.plan.mix == 0.5
     assert found.personas.split == "train"  # a section's own default stands though another field of it was given
@@ -313,11 +314,11 @@ def test_a_method_named_by_a_flag_brings_its_own_mix_unless_the_file_says_one(
 ) -> None:
     file = tmp_path / "train.toml"
     file.write_text('method = "permix"\n[plan]\nsteps = 3\n')
-    found = cli.parse_config("train", config.TrainConfig, [str(file), "--method", "rlvr"])
+    found = commands.parse_config("train", config.TrainConfig, [str(file), "--method", "rlvr"])
     assert (found.method, found.plan.mix, found.plan.steps) == ("rlvr", 0.0, 3)
-    assert cli.parse_config("train", config.TrainConfig, [str(file)]).plan.mix == 0.8
-    assert cli.parse_config("train", config.TrainConfig, [str(file), "--plan.mix", "0.3"]).plan.mix == 0.3
-    assert cli.parse_config("train", config.TrainConfig, ["--method", "sft"]).plan.mix == 0.0
+    assert commands.parse_config("train", config.TrainConfig, [str(file)]).plan.mix == 0.8
+    assert commands.parse_config("train", config.TrainConfig, [str(file), "--plan.mix", "0.3"]).plan.mix == 0.3
+    assert commands.parse_config("train", config.TrainConfig, ["--method", "sft"]).plan.mix == 0.0
     file.write_text("[plan]\nmix = 0.8\n")
     assert cli.run_cli(["train", str(file), "--method", "rlvr"]) == 2
     assert 'plan.mix = 0.8: method "rlvr" trains without personas' in capsys.readouterr().err
@@ -327,18 +328,18 @@ def test_a_base_url_brings_the_backend_of_endpoints_unless_one_is_given(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     url, local = "http://h/v1", 'model.base_url is given, but backend "transformers" asks no endpoint; give backend = "openai"'
-    assert cli.parse_config("stability", StabilityConfig, ["--model.base-url", url]).model.backend == "openai"
-    assert cli.parse_config("stability", StabilityConfig, [f"--model.base_url={url}"]).model.backend == "openai"
-    assert cli.parse_config("stability", StabilityConfig, ["--model.name", "x"]).model.backend == "transformers"
-    judge = cli.parse_config("judge", config.JudgeConfig, ["--run", "r", "--judge.base-url", url]).judge
+    assert commands.parse_config("stability", StabilityConfig, ["--model.base-url", url]).model.backend == "openai"
+    assert commands.parse_config("stability", StabilityConfig, [f"--model.base_url={url}"]).model.backend == "openai"
+    assert commands.parse_config("stability", StabilityConfig, ["--model.name", "x"]).model.backend == "transformers"
+    judge = commands.parse_config("judge", config.JudgeConfig, ["--run", "r", "--judge.base-url", url]).judge
     assert (judge.backend, judge.base_url) == ("openai", url)
     for flags in (["--model.backend", "transformers"], ["--model.backend=transformers"]):
         assert cli.run_cli(["stability", "--model.base-url", url, *flags]) == 2
         assert local in capsys.readouterr().err
     file = tmp_path / "run.toml"
     file.write_text(f'[model]\nbase_url = "{url}"\n')
-    assert cli.parse_config("stability", StabilityConfig, [str(file)]).model.backend == "openai"
-    assert cli.parse_config("stability", StabilityConfig, [str(file), "--model.name", "x"]).model.backend == "openai"
+    assert commands.parse_config("stability", StabilityConfig, [str(file)]).model.backend == "openai"
+    assert commands.parse_config("stability", StabilityConfig, [str(file), "--model.name", "x"]).model.backend == "openai"
     file.write_text('[model]\nbackend = "transformers"\n')
     assert cli.run_cli(["stability", str(file), "--model.base-url", url]) == 2
     assert local in capsys.readouterr().err
@@ -478,7 +479,7 @@ def torchless() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 def test_trl_is_imported_where_models_are_trained_alone() -> None:
-    sources = (Path(cli.__file__).parent).rglob("*.py")
+    sources = (Path(cli.__file__).parents[1]).rglob("*.py")
     importing = {path.name for path in sources if re.search(r"^\s*(?:from|import) trl\b", path.read_text(), re.MULTILINE)}
     assert importing == {"trl_setup.py", "grpo_trainer.py", "sft_trainer.py"}
     ended = python("import sys, permix.pipelines.train; print('torch' in sys.modules or 'trl' in sys.modules)")
@@ -496,7 +497,7 @@ def test_endpoints_are_measured_without_torch(torchless: Callable[..., subproces
         assert len(server.asked) == 24
 
 
-INSTALL = f"pip install -e '{Path(cli.__file__).parents[2]}"
+INSTALL = f"pip install -e '{Path(cli.__file__).parents[3]}"
 """The beginning of the command that installs an extra of this clone."""
 
 
@@ -541,11 +542,11 @@ def test_a_missing_package_is_one_line_with_what_installs_it(
 def test_what_permix_imports_somewhere_else_is_named_too(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def missing(name: str) -> cli.Command:
+    def missing(name: str) -> commands.Command:
         def broken_command(args: object) -> None:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
-        return cli.Command(broken_command, "permix broken")
+        return commands.Command(broken_command, "permix broken")
 
     monkeypatch.setitem(cli.COMMANDS, "broken", missing("peft.tuners"))
     assert cli.run_cli(["broken"]) == 2

@@ -17,6 +17,8 @@ import pytest
 from pydantic import BaseModel
 
 from permix import cli, config
+from permix.cli.commands import BATCH_OPTIONS, OUTPUT_OPTIONS, ModelsOptions, PersonasOptions, parse_config
+from permix.cli.flags import insert_export_source, take_options, take_section_values
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [
@@ -30,7 +32,11 @@ DOCUMENTS = [
 HISTORY = sorted((ROOT / "docs/history").glob("*.md"))
 """Dated results and their index, which agree with the code of their date."""
 
-SETTINGS: dict[str, type[BaseModel]] = {**config.CONFIGS_BY_STAGE, "models": cli.ModelsOptions, "personas": cli.PersonasOptions}
+SETTINGS: dict[str, type[BaseModel]] = {
+    **config.CONFIGS_BY_STAGE,
+    "models": ModelsOptions,
+    "personas": PersonasOptions,
+}
 
 OTHERS = (
     *(
@@ -153,17 +159,17 @@ def launched(words: list[str]) -> list[str]:
 
 def refuse_bad_flags(command: str, words: list[str]) -> None:
     """Parse as the command line does, and run nothing. A bad flag exits, a bad value raises."""
-    words = [word for word in words if word not in cli.OUTPUT_OPTIONS]
+    words = [word for word in words if word not in OUTPUT_OPTIONS]
     if "--dry-run" in words:
         assert cli.COMMANDS[command].asks_model
         words.remove("--dry-run")
     overrides: dict[str, Any] = {}
     if command == "study":
-        words, overrides = cli.take_section_values(
+        words, overrides = take_section_values(
             [re.sub("^--seeds$", "--only-seeds", word) for word in words], config.OVERRIDABLE_SECTIONS
         )
     if cli.COMMANDS[command].takes_batches:
-        words, _ = cli.take_options(words, cli.BATCH_OPTIONS)
+        words, _ = take_options(words, BATCH_OPTIONS)
     if command == "check":
         assert all((ROOT / word).is_file() for word in words)
         return
@@ -172,8 +178,8 @@ def refuse_bad_flags(command: str, words: list[str]) -> None:
     if command == "judge" and words:
         words = ["--run", *words]
     if command == "export":
-        words = list(cli.insert_export_source(words))
-    cli.parse_config(command, SETTINGS[command], words, overrides)
+        words = list(insert_export_source(words))
+    parse_config(command, SETTINGS[command], words, overrides)
 
 
 def anchors(path: Path) -> set[str]:

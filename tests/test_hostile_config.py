@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from permix import cli, config
+from permix.cli import commands
 from permix.config import CONFIGS_BY_STAGE, StabilityConfig, build_config, read_config_values
 from permix.errors import ConfigError, PermixError
 from permix.pipelines.preflight import read_stage_config
@@ -97,7 +98,7 @@ def refusal(function: Callable[..., object], *arguments: Any, **named: Any) -> s
 def test_hostile_files(name: str, content: bytes, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / name).write_bytes(content)
     if not words:
-        assert cli.parse_config("stability", StabilityConfig, [str(tmp_path / name)]) == StabilityConfig()
+        assert commands.parse_config("stability", StabilityConfig, [str(tmp_path / name)]) == StabilityConfig()
         return
     assert cli.run_cli(["stability", str(tmp_path / name)]) == 2
     shown = capsys.readouterr().err
@@ -183,7 +184,7 @@ def load(stage: str, found: dict[str, Any], folder: Path) -> None:
     """Through the command line's loader, as a file; a refusal is a PermixError with words."""
     path = folder / "mutated.json"
     path.write_text(json.dumps(found))
-    said = refusal(cli.parse_config, stage, CONFIGS_BY_STAGE[stage], [str(path)])
+    said = refusal(commands.parse_config, stage, CONFIGS_BY_STAGE[stage], [str(path)])
     assert said == "" or ": " in said
     assert "pydantic" not in said
 
@@ -209,7 +210,7 @@ def test_mutated_configurations(data: st.DataObject, stage: str, tmp_path: Path)
 def test_random_files(content: bytes, suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"random{suffix}"
     path.write_bytes(content)
-    said = refusal(cli.parse_config, "stability", StabilityConfig, [str(path)])
+    said = refusal(commands.parse_config, "stability", StabilityConfig, [str(path)])
     assert said == "" or str(path) in said
 
 
@@ -230,7 +231,7 @@ def test_random_flags(pairs: list[tuple[str, str]]) -> None:
     words = [
         word for pair in pairs for word in pair if not word.endswith(config.CONFIG_SUFFIXES) and word not in ("-h", "--help")
     ]
-    said = refusal(cli.parse_config, "stability", StabilityConfig, words)
+    said = refusal(commands.parse_config, "stability", StabilityConfig, words)
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f]|╭─ ", said), "control characters or a box"
 
 
@@ -238,5 +239,5 @@ def test_what_is_right_stays_right(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text(
         toml({"stage": "stability", "seed": 2**63 - 1, "label": "é – 数", "model": {"extra_body": '{"a": [[1]]}'}})
     )
-    read = cli.parse_config("stability", StabilityConfig, [str(tmp_path / "a.toml")])
+    read = commands.parse_config("stability", StabilityConfig, [str(tmp_path / "a.toml")])
     assert (read.seed, read.label, read.model.extra_fields) == (2**63 - 1, "é – 数", {"a": [[1]]})

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from permix import cli
+from permix.cli import commands
 from permix.config import ReportConfig
 from permix.storage.workers import SHARED_LOCK_FILE
 from tests.sample_runs import fidelity_values, solve, stability_values, toml
@@ -101,7 +102,7 @@ def test_help_stays_text_and_names_the_options(capfd: pytest.CaptureFixture[str]
         assert ("--dry-run" in shown) == (command == "stability")
 
 
-def test_every_other_verb_gives_an_object(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_every_other_command_gives_an_object(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     one, two = (stability_run(tmp_path / name, name, "x", torn) for name in ("one", "two"))
     result, _ = run_json(capfd, "compare", str(one), str(two), "--out", str(tmp_path / "compared"))
     assert result["comparison"]["n_questions"] > 0
@@ -155,7 +156,7 @@ def test_after_a_run_only_the_rest_is_asked_and_its_rate_is_known(tmp_path: Path
     assert "another seed" in result["error"]  # the run itself would be refused too
 
 
-def test_every_verb_that_asks_has_a_dry_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_every_command_that_asks_has_a_dry_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     fidelity = config_file(tmp_path, fidelity_values(tmp_path, NOBODY))
     judged = ["--judge.name", "j", "--judge.backend", "openai", "--judge.base-url", NOBODY]
     result, _ = run_json(capfd, "fidelity", fidelity, "--dry-run", *judged)
@@ -202,5 +203,5 @@ def test_only_one_process_writes_the_report_of_a_run(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr("permix.report.builder.run_report", write)
     (tmp_path / "metrics.json").write_text("{}")
-    cli._write_run_report(tmp_path)
+    commands._write_run_report(tmp_path)
     assert refused == [True]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from permix import cli
+from permix.cli import commands
 from permix.config import FidelityConfig, PersonasConfig, PlanConfig, StabilityConfig, TaskConfig, TrainConfig, build_config
 from permix.errors import ConfigError
 from permix.evals.stability import power_analysis, prepare_stability, run_stability
@@ -121,13 +122,14 @@ def test_an_explicit_value_that_equals_the_default_counts_as_given(folder: Path,
     write_questions(folder / "qa.jsonl", 120)
     words = ["--task.path", str(folder / "qa.jsonl"), "--task.answer", "number", "--personas.pool", str(folder / "my.csv")]
     words += ["--task.n", "100", "--personas.split", "heldout", "--sampling.max-new-tokens", "256", "--task.split", "all"]
-    settings = cli.parse_config("stability", StabilityConfig, words)
+    settings = commands.parse_config("stability", StabilityConfig, words)
     found = prepare_stability(settings).config
     assert (found.task.n, found.personas.split, found.sampling.max_new_tokens) == (100, "heldout", 256)
     write_toml = folder / "config.toml"
     write_toml.write_text(toml(values(folder, sampling={"max_new_tokens": 256}) | {"stage": "stability"}))
     assert (
-        prepare_stability(cli.parse_config("stability", StabilityConfig, [str(write_toml)])).config.sampling.max_new_tokens == 256
+        prepare_stability(commands.parse_config("stability", StabilityConfig, [str(write_toml)])).config.sampling.max_new_tokens
+        == 256
     )
     capsys.readouterr()
 

@@ -192,7 +192,7 @@ def test_a_strategy_that_does_not_ask_every_persona_is_refused() -> None:
         check_right_in_character(config, setup)
 
 
-def test_a_reference_of_another_verb_is_refused(tmp_path: Path) -> None:
+def test_a_reference_of_another_command_is_refused(tmp_path: Path) -> None:
     base = evaluate(in_voice, tmp_path / "base")
     config = read_json(base.path / "config.json")
     (base.path / "config.json").write_text(json.dumps(config | {"stage": "fidelity"}))

@@ -12,6 +12,7 @@ from typing import Any, get_args
 import pytest
 
 from permix import cli
+from permix.cli import commands
 from permix.config import StabilityConfig, TaskConfig, build_config
 from permix.errors import ConfigError, DataError
 from permix.evals.stability import measure_stability, run_stability
@@ -262,9 +263,9 @@ def test_the_command_ends_with_a_table_and_exits_with_3_while_cells_are_owed(
 
 
 def test_a_flag_chooses_the_strategy_and_a_wrong_one_says_what_there_is() -> None:
-    assert cli.parse_config("stability", StabilityConfig, ["--strategy", "persona-vote"]).strategy == "persona-vote"
+    assert commands.parse_config("stability", StabilityConfig, ["--strategy", "persona-vote"]).strategy == "persona-vote"
     with pytest.raises(ConfigError, match=r"invalid choice 'persona-veto' .*'persona-ensemble'"):
-        cli.parse_config("stability", StabilityConfig, ["--strategy", "persona-veto"])
+        commands.parse_config("stability", StabilityConfig, ["--strategy", "persona-veto"])
 
 
 @pytest.mark.parametrize("strategy", NAMES)

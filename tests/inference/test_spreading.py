@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from permix import cli
+from permix.cli import commands
 from permix.config import JudgeModelConfig, ModelConfig, StabilityConfig
 from permix.errors import ConfigError, EndpointStoppedError
 from permix.inference import spreading
@@ -415,6 +416,6 @@ def test_one_address_or_several() -> None:
     assert ModelConfig().base_urls == ()
     assert JudgeModelConfig(name="j", base_url=("http://h/v1", "http://g/v1")).base_urls == ("http://h/v1", "http://g/v1")
     flags = ["--model.name", "m", "--model.base-url", "http://h/v1"]
-    assert cli.parse_config("stability", StabilityConfig, flags).model.base_url == "http://h/v1"
-    both = cli.parse_config("stability", StabilityConfig, [*flags, "http://g/v1"]).model
+    assert commands.parse_config("stability", StabilityConfig, flags).model.base_url == "http://h/v1"
+    both = commands.parse_config("stability", StabilityConfig, [*flags, "http://g/v1"]).model
     assert (both.backend, both.base_url) == ("openai", ("http://h/v1", "http://g/v1"))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from permix import cli, config
+from permix.cli import commands, flags
 from permix.config import StudyConfig, TrainConfig, build_config
 from permix.errors import ConfigError
 
@@ -208,9 +209,9 @@ def test_flags_replace_single_values_of_the_file(tmp_path: Path) -> None:
         "add-1",
         "sub-1",
     ]
-    rest, overrides = cli.take_section_values([*words, "--only-seeds", "2"], config.OVERRIDABLE_SECTIONS)
+    rest, overrides = flags.take_section_values([*words, "--only-seeds", "2"], config.OVERRIDABLE_SECTIONS)
     assert rest == [str(file), "--only-seeds", "2"]
-    found = cli.parse_config("study", StudyConfig, rest, overrides)
+    found = commands.parse_config("study", StudyConfig, rest, overrides)
     unit = found.chosen_units()[-1]
     assert unit.name == "a-b-2"
     assert unit.training is not None
