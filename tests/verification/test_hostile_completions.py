@@ -70,6 +70,7 @@ def test_each_piece_100_000_times(task: str, verifier: Verifier) -> None:
 TOWERS = (
     r"\frac{1}{" * 10_000 + "2" + "}" * 10_000,
     r"\frac" * 10_000,
+    r"1\frac{" * 25 + "1" + "}{2}" * 25,
     "9^{9^{9^9}}",
     "9^" * 9 + "9",
     "10^{10^{10}}!",

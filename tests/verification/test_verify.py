@@ -237,6 +237,13 @@ def test_numbers_longer_than_python_converts_compare_by_their_digits() -> None:
         ("5$ $6", "6", False),
         ("5x", "5", False),
         (r"\pi", "3.14", False),
+        (r"3\frac{5}23x", "5x", False),  # 3 · 5/2 · 3x, where no digit may be lost
+        (r"3\frac{5}{2}x", r"\frac{15x}{2}", True),
+        (r"2\frac53!", r"2 \cdot \frac{5}{3}!", True),
+        (r"2\frac{1}{2}x", r"\frac{5x}{2}", True),
+        (r"x^2\frac{1}{2}", r"\frac{x^2}{2}", True),  # the exponent is no mixed number
+        (r"x^2\frac{1}{2}", r"x^{5/2}", False),
+        (r"y\log_2\frac{1}{3}", r"-y\log_2 3", True),
     ],
 )
 def test_check(answer: str | None, gold: str, correct: bool, verifier: Verifier) -> None:
@@ -397,6 +404,15 @@ def test_a_gold_that_cannot_be_computed_is_compared_as_text(gold: str, verifier:
     assert verifier.check(f" {gold} ", gold).correct is True
     assert verifier.check("12", gold).correct is False
     assert verifier.check(r"x \neq 4", gold).correct is False
+
+
+def test_nested_mixed_numbers_take_linear_time() -> None:
+    nested = "1"
+    for _ in range(20):
+        nested = rf"1\frac{{{nested}}}{{2}}"
+    start = time.process_time()
+    assert not answers_equal(nested, "y")
+    assert time.process_time() - start < 2  # a millisecond; reading a fraction twice at each level would take 16 s
 
 
 def test_check_works_off_the_main_thread(verifier: Verifier) -> None:

@@ -81,6 +81,7 @@ class _Reader:
         if len(tokens) > MAX_TOKENS:
             raise UnreadableError("too long")
         self.tokens, self.at, self.depth, self.inside_bars = tokens, 0, 0, 0
+        self.read_ahead: tuple[Node, int] | None = None  # the fraction that begins at `at`, and where it ends
 
     def peek(self) -> str:
         """The text of the next token if it is a sign or a command, else a name for its kind; empty at the end."""
@@ -181,7 +182,8 @@ class _Reader:
         negative = signed and self.peek() == "-"
         if negative:
             self.take()
-        node = self.atom()
+        # "x^2\frac{1}{2}" has the exponent 2: without braces a number is never a mixed one.
+        node = Node("number", (self.take().value,)) if self.peek() == "<number>" else self.atom()
         return Node("neg", (node,)) if negative else node
 
     def group(self) -> Node:
@@ -220,6 +222,9 @@ class _Reader:
             case "pi":
                 return Node("constant", ("pi",))
             case "frac":
+                if self.read_ahead is not None:
+                    (fraction, self.at), self.read_ahead = self.read_ahead, None
+                    return fraction
                 top = self.single_digit_or_argument()
                 return Node("div", (top, self.single_digit_or_argument()))
             case "binom":
@@ -239,11 +244,16 @@ class _Reader:
             fraction = self.atom()
             if _is_proper_fraction(fraction):
                 return Node("add", (value, fraction))  # a mixed number
-            self.at = before
+            # The fraction is the next factor. It may not be read again: that would take twice as long at each level of nesting,
+            # and `single_digit_or_argument` has replaced tokens within it.
+            self.at, self.read_ahead = before, (fraction, self.at)
         return value
 
     def single_digit_or_argument(self) -> Node:
-        r"""An argument of `\frac`: of digits without braces, LaTeX takes the first one (`\frac12` is one half)."""
+        r"""An argument of `\frac`: of digits without braces, LaTeX takes the first one (`\frac12` is one half).
+
+        Then the rest of the digits takes the token's place, so what has been read cannot be read again.
+        """
         if self.peek() == "<number>" and self.tokens[self.at].text.isdigit() and len(self.tokens[self.at].text) > 1:
             digits = self.tokens[self.at].text
             rest = Token("number", digits[1:], Fraction(digits[1:]))

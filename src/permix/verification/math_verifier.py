@@ -34,7 +34,7 @@ from permix.verification.latex import (
     unwrap_text,
 )
 
-VERIFIER_VERSION = "3"
+VERIFIER_VERSION = "4"
 """Part of a run's provenance: scores of different versions are not compared."""
 
 MAX_ANSWER_CHARS = 10_000
