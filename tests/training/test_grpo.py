@@ -15,12 +15,11 @@ from permix.errors import PermixError
 from permix.inference.generation import generate_tokens
 from permix.inference.hf import HFModel, load_causal_lm, load_tokenizer
 from permix.plan import PersonaSampler, Plan, PlanBuilder, compile_plan
-from permix.training.checkpoints import build_lora_config
 from permix.training.grpo_trainer import PlanGRPOTrainer
+from permix.training.network import build_lora_config, inference_copy, sync_weights
 from permix.training.rewards import Rollout
 from permix.training.rollouts import Sample, ScoredRollout, has_nonzero_advantage, samples_from_trl_batch, trl_metrics
 from permix.training.trl_setup import grpo_arguments
-from permix.training.weight_sync import inference_copy, sync_weights
 from permix.types import Completion, Persona, Question, Request, Sampling, Verdict, seed_from
 from permix.verification.math_verifier import Verifier
 

@@ -7,8 +7,8 @@ The answer of a completion is its last closed code block that is marked as Pytho
 last closed block. Marked blocks come first because many models show the program's output in a later block. An answer is correct
 if it passes every test. `permix.verification.sandbox` runs the programs; it needs bubblewrap.
 
-The gold is a hash of the tests, because tests can be megabytes long and every record contains its gold. `code_questions` keeps the
-tests of the chosen questions in this process, by that hash, so a gold always refers to the tests that it was made from.
+The gold is a hash of the tests, because tests can be megabytes long and every record contains its gold. `code_questions` keeps
+the tests of the chosen questions in this process, by that hash, so a gold always refers to the tests that it was made from.
 
 A data file has rows of one format. `detect_code_format` recognizes it by a field that only it has. Every function that takes a
 row raises DataError naming the row's file and line, the field and what would be valid.

@@ -36,13 +36,10 @@ from permix.progress import print_status
 from permix.thinking import answer_of
 from permix.training import distributed
 from permix.training.checkpoints import (
-    build_lora_config,
     check_world_size,
     checkpoint_step,
     load_rollouts,
-    load_trainable_model,
     save_rollouts,
-    seed_trainer,
     write_checkpoint,
 )
 from permix.training.compatibility import check_vllm_logprobs_mode, detect_sharding
@@ -50,6 +47,7 @@ from permix.training.curriculum import Curriculum, resume_curriculum, rollout_ou
 from permix.training.gradient_step import GradientStep, ReplayBatch, unwrap_peft
 from permix.training.job import TrainJob, generate_reference_answers
 from permix.training.loss import CharacterReplay, build_character_replay
+from permix.training.network import build_lora_config, inference_copy, load_trainable_model, seed_trainer, sync_weights
 from permix.training.rewards import ExpressivityReward, Rollout, mean_or_none, mean_reward_by_tag, verify_completions
 from permix.training.rollouts import (
     Sample,
@@ -72,7 +70,6 @@ from permix.training.trl_setup import (
     grpo_arguments,
     stop_on_divergence,
 )
-from permix.training.weight_sync import inference_copy, sync_weights
 from permix.types import Message, Sampling, reward_tags, seed_from
 from permix.verification.math_verifier import Verifier
 

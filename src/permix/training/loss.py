@@ -39,7 +39,7 @@ from permix.inference.shared_prefix import (
     supports_shared_prefix,
 )
 from permix.training import distributed
-from permix.training.checkpoints import autocast_context
+from permix.training.network import autocast_context
 from permix.training.rollouts import Sample, pack_samples
 from permix.types import Cell, seed_from
 

@@ -29,15 +29,10 @@ from permix.inference.hf import context_window
 from permix.inference.shared_prefix import eval_mode, supports_shared_prefix
 from permix.progress import progress_bar
 from permix.storage.run_dir import RunDir
-from permix.training.checkpoints import (
-    build_lora_config,
-    checkpoint_step,
-    load_trainable_model,
-    seed_trainer,
-    write_checkpoint,
-)
+from permix.training.checkpoints import checkpoint_step, write_checkpoint
 from permix.training.gradient_step import unwrap_peft
 from permix.training.job import TrainJob
+from permix.training.network import build_lora_config, load_trainable_model, seed_trainer
 from permix.training.run_log import MetricsLogger, StepClock
 from permix.training.sft_data import SFTExample, build_sft_dataset, examples_by_step, load_sft_dataset
 from permix.training.trl_setup import (

@@ -49,7 +49,7 @@ from permix.storage.files import write_jsonl
 from permix.storage.run_dir import RunReader
 from permix.trackers import TrackerLog
 from permix.training import distributed
-from permix.training.checkpoints import checkpoint_steps, load_weights, save_weights
+from permix.training.checkpoints import checkpoint_steps
 from permix.training.compatibility import has_sharded_weights
 from permix.training.dev_eval import (
     DEV_EVAL_LOG,
@@ -60,8 +60,8 @@ from permix.training.dev_eval import (
     dev_eval_steps,
     dev_point_from_metrics,
 )
+from permix.training.network import full_tensor, load_weights, save_weights
 from permix.training.run_log import StepClock, read_log_until, read_training_log
-from permix.training.weight_sync import full_tensor
 from permix.types import digest
 
 FINGERPRINT_VALUES_PER_TENSOR = 256
