@@ -473,7 +473,7 @@ def test_a_reward_that_can_be_learnt_is_learnt(tiny_model: Path, tmp_path: Path)
 def test_the_rollout_copy_answers_by_its_own_weights(tiny_model: Path, tmp_path: Path) -> None:
     trainer, _ = trainer_of(tiny_model, tmp_path, plan_of(), QUICK.model_copy(update={"precision": "bfloat16"}))
     ids = torch.tensor([[5, 6, 7]])
-    with trainer._rollout_network() as network:
+    with trainer.generation_network() as network:
         assert network(input_ids=ids).logits.dtype == torch.bfloat16
         for parameter in network.parameters():
             parameter.zero_()
@@ -488,7 +488,7 @@ def test_rollouts_come_from_the_copy_also_once_training_has_begun(tiny_model: Pa
     passes = []
     trained = trainer.accelerator.unwrap_model(trainer.model)
     trained.model.register_forward_hook(lambda *_: passes.append("trained"))
-    with trainer._rollout_network() as network:
+    with trainer.generation_network() as network:
         network.model.register_forward_hook(lambda *_: passes.append("copy"))
         assert not network.training
         generate_tokens(network, trainer.processing_class, [[5, 6, 7], [5, 6, 8]], [0, 1], Sampling(max_new_tokens=3))

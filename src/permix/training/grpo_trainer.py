@@ -14,7 +14,6 @@ TRL keeps the loop, the advantages, the optimizer, the logs, the checkpoints and
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +22,6 @@ import torch
 from datasets import Dataset
 from torch.distributed.tensor import DTensor
 from torch.utils.data import Sampler
-from transformers import PrinterCallback, Trainer
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler, use_adapter
 
@@ -40,7 +38,6 @@ from permix.training.checkpoints import (
     checkpoint_step,
     load_rollouts,
     save_rollouts,
-    write_checkpoint,
 )
 from permix.training.compatibility import check_vllm_logprobs_mode, detect_sharding
 from permix.training.curriculum import Curriculum, resume_curriculum, rollout_outcomes
@@ -60,16 +57,7 @@ from permix.training.rollouts import (
     trl_metrics,
 )
 from permix.training.run_log import StepClock, open_rollout_log
-from permix.training.trl_setup import (
-    DevEvalCallback,
-    StepClockCallback,
-    TrackerCallback,
-    TrainerHooks,
-    check_finite,
-    choose_microbatch_tokens,
-    grpo_arguments,
-    stop_on_divergence,
-)
+from permix.training.trl_setup import PlanTrainer, check_finite, choose_microbatch_tokens, grpo_arguments, run_trainer
 from permix.types import Message, Sampling, reward_tags, seed_from
 from permix.verification.math_verifier import Verifier
 
@@ -84,7 +72,7 @@ class RolloutRecorder(Protocol):
     def log_plan(self, plan: Plan, blocks: Sequence[dict[str, Any]]) -> None: ...
 
 
-class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
+class PlanGRPOTrainer(PlanTrainer, GRPOTrainer):  # type: ignore[misc]
     """`GRPOTrainer` over the rows of a plan; `options` are arguments of `GRPOTrainer`."""
 
     def __init__(
@@ -121,9 +109,7 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             config, self.accelerator, self.processing_class.pad_token_id,
             choose_microbatch_tokens(config, self.model, completions_per_prompt=plan.group_size, bfloat16=self.args.bf16),
         )  # fmt: skip
-        self.remove_callback(PrinterCallback)
-        self.add_callback(StepClockCallback(self._clock))
-        stop_on_divergence(self)
+        self._prepare_loop()
         if detect_sharding() != "zero3":  # DeepSpeed's network cannot run before training begins; its first pass makes the trial
             self._enable_shared_prefix()
         if detect_sharding() == "fsdp2" and not self.use_vllm:
@@ -230,7 +216,7 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             sampling = Sampling(
                 temperature=self.args.temperature, top_p=self.args.top_p, max_new_tokens=self.args.max_completion_length
             )
-            with self._rollout_network() as network:
+            with self.generation_network() as network:
                 completions = generate_tokens(network, self.processing_class, prompt_ids, self._rollout_seeds, sampling)
             return [one.token_ids for one in completions], [one.logprobs for one in completions]
 
@@ -239,13 +225,13 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         return torch.bfloat16 if self.args.bf16 else torch.float32
 
     @contextmanager
-    def _rollout_network(self) -> Iterator[Any]:
+    def generation_network(self) -> Iterator[Any]:
         """The network that generates: an updated copy of the trained one, or the trained one itself if no copy is needed.
 
         In bfloat16 a copy saves casting the weights at every token. With sharded weights a copy is necessary: every pass of the
         trained network needs all processes, and these generate for different numbers of passes, so they would hang.
         """
-        trained = unwrap_peft(self.accelerator.unwrap_model(self.model))
+        trained = unwrap_peft(self.unwrapped_model())
         if self._inference_copy is None and not self.args.bf16:
             with eval_mode(trained):
                 yield trained
@@ -368,7 +354,7 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def _generate_onpolicy_answers(self, answers: Sequence[Sample], seeds: Sequence[int], max_new_tokens: int) -> list[Sample]:
         """Answers of the model in training to the prompts of `answers`, with the reference's log-probabilities."""
-        with self._clock.part("generation"), self._rollout_network() as network:
+        with self._clock.part("generation"), self.generation_network() as network:
             sampling = Sampling(temperature=self.temperature, max_new_tokens=max_new_tokens)
             prompts = [list(one.prompt) for one in answers]
             completions = generate_tokens(network, self.processing_class, prompts, seeds, sampling) if prompts else []
@@ -387,26 +373,10 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         if self.ref_model is not None:
             yield self.ref_model
         else:
-            with use_adapter(self.accelerator.unwrap_model(self.model), adapter_name=None):
+            with use_adapter(self.unwrapped_model(), adapter_name=None):
                 yield self.model
 
-    # Dev evaluation
-
-    def dev_eval_hooks(self) -> TrainerHooks:
-        """The parts of this trainer that `permix.training.trl_setup` uses."""
-        # Not self.log: this class and TRL would take it for the metrics of the step.
-        track = partial(Trainer.log, self)
-        return TrainerHooks(self.processing_class, self._rollout_network, self._unwrapped_model, self._clock, track)
-
-    def _unwrapped_model(self) -> Any:
-        return self.accelerator.unwrap_model(self.model)
-
     # Records
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        with self._clock.part("saving"), write_checkpoint(checkpoint):
-            super()._save_checkpoint(model, trial)
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Also saves the rollouts: each process's last file before the main one writes trainer_state.json, which completes it."""
@@ -496,8 +466,5 @@ def train_by_reward(job: TrainJob, source: str, tokenizer: Any, checkpoint: Path
             processing_class=tokenizer, peft_config=build_lora_config(config), replay=replay, expressivity=expressivity,
             curriculum=curriculum,
         )  # fmt: skip
-        trainer.add_callback(TrackerCallback(job.trackers))
-        if job.dev_eval is not None:
-            trainer.add_callback(DevEvalCallback(job.dev_eval, done, trainer.dev_eval_hooks()))
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        run_trainer(trainer, job, checkpoint)
     return trainer
