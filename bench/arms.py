@@ -27,7 +27,6 @@ from permix.training.rewards import Rollout, verify_completions
 from permix.training.rollouts import samples_from_trl_batch
 from permix.training.trl_setup import grpo_arguments
 from permix.types import Verdict
-from permix.verification.math_verifier import Verifier
 
 ENOUGH_S = 0.2
 """How long each shape of matrix is multiplied to learn the machine's rate."""
@@ -134,11 +133,9 @@ class _OverError(Exception):
     """No more orders."""
 
 
-class _Right(Verifier):
+def _right(answer: str | None, gold: str, question: str = "") -> Verdict:
     """Every answer is right: the reward costs nothing, in both arms."""
-
-    def check(self, answer: str | None, gold: str, question: str = "") -> Verdict:
-        return Verdict(correct=True, extracted=answer)
+    return Verdict(correct=True, extracted=answer)
 
 
 class _Nowhere:
@@ -299,14 +296,12 @@ def arguments(setup: Setup) -> GRPOConfig:
 
 
 def _ours(setup: Setup) -> Conducted:
-    return Ours(plan=setup.plan, verifier=_Right(), recorder=_Nowhere(), config=setup.stage.train, **_shared(setup))
+    return Ours(plan=setup.plan, check=_right, recorder=_Nowhere(), config=setup.stage.train, **_shared(setup))
 
 
 def _trls(setup: Setup) -> Conducted:
-    verifier = _Right()
-
     def reward(completions: list[Any], task: list[str], gold: list[str], **_: Any) -> list[Any]:
-        return [one.reward for one in verify_completions([said[0]["content"] for said in completions], task, gold, verifier)]
+        return [one.reward for one in verify_completions([said[0]["content"] for said in completions], task, gold, check=_right)]
 
     rows = [{"prompt": [dict(one) for one in row.messages], "task": row.task, "gold": row.gold} for row in setup.plan.rows]
     trainer = Trls(reward_funcs=reward, train_dataset=Dataset.from_list(rows), **_shared(setup))

@@ -23,6 +23,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +42,6 @@ from permix.storage.run_dir import RunDir, cpu_seconds
 from permix.tasks import TASKS, load_questions
 from permix.tasks.base import verify_completion
 from permix.types import Cell, Completion, Request, Sampling
-from permix.verification.math_verifier import Verifier
 
 SAMPLING = Sampling()
 
@@ -191,14 +191,13 @@ def ask_grid(config: ModelConfig, _: int, asked: Sequence[Cell]) -> None:
     task = TASKS["arithmetic"]
     with tempfile.TemporaryDirectory() as scratch:
         stage = StabilityConfig(out=Path(scratch) / "run", model=config)
-        verifier = Verifier()
         with RunDir.open(stage.out, stage, {"model": config.name}, asked) as run:
             owed = run_cells(
                 OpenAIModel(config),
                 asked,
                 SAMPLING,
                 run,
-                lambda said, gold, prompt: verify_completion(task, said, gold, verifier, prompt),
+                partial(verify_completion, task),
                 "grid",
             )
     if owed:

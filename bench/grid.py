@@ -31,7 +31,6 @@ from permix.personas.pool import select_personas
 from permix.tasks import load_questions
 from permix.tasks.base import verify_completion
 from permix.types import Cell
-from permix.verification.math_verifier import Verifier
 
 THEIRS, OURS = "lm_eval", "ours"
 PILOT_QUESTIONS, PILOT_TOKENS = 64, 48
@@ -136,10 +135,7 @@ class Bench:
         theirs = [text for block in blocks for text in block.theirs.texts]
         ours = [text for block in blocks for text in block.ours.texts]
         golds = [cell.gold or "" for block in blocks for cell in block.cells]
-        verifier = Verifier()
-        verdicts = [
-            [verify_completion(self.task, *pair, verifier) for pair in zip(said, golds, strict=True)] for said in (theirs, ours)
-        ]
+        verdicts = [[verify_completion(self.task, *pair) for pair in zip(said, golds, strict=True)] for said in (theirs, ours)]
         answers = [[one.extracted for one in each] for each in verdicts]
         show("equal_completions", share_equal(theirs, ours), n=len(golds), **self.about)
         show("equal_answers", share_equal(*answers), n=len(golds), **self.about)

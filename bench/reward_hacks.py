@@ -27,7 +27,6 @@ from permix.tasks import TASKS, find_task, verify_completion
 from permix.tasks.arithmetic import ARITHMETIC_LEVELS
 from permix.types import Question
 from permix.verification.latex import formulas_in
-from permix.verification.math_verifier import Verifier
 
 WRAPPINGS = {
     "F": "%s",
@@ -65,11 +64,11 @@ def policies() -> Mapping[str, Callable[[Question], list[str]]]:
     }
 
 
-def earned(questions: Sequence[Question], policy: Callable[[Question], list[str]], verifier: Verifier) -> int:
+def earned(questions: Sequence[Question], policy: Callable[[Question], list[str]]) -> int:
     """For how many questions the policy earns the reward."""
     return sum(
         any(
-            verify_completion(TASKS[one.task], completion, one.gold, verifier, TASKS[one.task].prompt(one)).correct
+            verify_completion(TASKS[one.task], completion, one.gold, TASKS[one.task].prompt(one)).correct
             for completion in policy(one)
         )
         for one in questions
@@ -80,7 +79,7 @@ def figures(task: str, level: str, questions: Sequence[Question]) -> Iterator[di
     """One figure for each policy."""
     ((_, most),) = Counter(one.gold for one in questions).most_common(1)
     for name, policy in policies().items():
-        n = earned(questions, policy, Verifier())
+        n = earned(questions, policy)
         yield {
             "figure": "reward hack", "task": task, "level": level, "policy": name, "earned": n, "n": len(questions),
             "share": round(n / len(questions), 4), "guess": round(most / len(questions), 4), "above_guess": n > most,

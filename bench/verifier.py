@@ -29,7 +29,6 @@ from scipy.stats import binomtest
 
 from permix.storage.run_dir import RunReader
 from permix.tasks import TASKS, verify_completion
-from permix.verification.math_verifier import Verifier
 
 
 class Labelled(NamedTuple):
@@ -72,8 +71,7 @@ def read(path: Path) -> Iterator[Labelled]:
 
 
 def by_permix(cases: Sequence[Labelled]) -> list[bool | None]:
-    verifier = Verifier()
-    return [verify_completion(TASKS[one.task], one.completion, one.gold, verifier, one.question).correct for one in cases]
+    return [verify_completion(TASKS[one.task], one.completion, one.gold, one.question).correct for one in cases]
 
 
 def by_math_verify(cases: Sequence[Labelled]) -> list[bool | None]:

@@ -30,7 +30,6 @@ from permix.config import ExportConfig
 from permix.pipelines.engine_export import export_plan
 from permix.plan import Plan, read_plan
 from permix.types import PlanRow, Verdict, seed_from
-from permix.verification.math_verifier import Verifier
 
 UNREADABLE = "no score can be had"
 """The completion on which the scorer fails."""
@@ -291,14 +290,13 @@ def group_deviations(rollouts: Sequence[Mapping[str, Any]]) -> list[tuple[float,
     return [found[one["step"], one["group"]] for one in rollouts]
 
 
-class RecordedVerifier(Verifier):
+class RecordedRewards:
     """Gives the recorded rewards, in order."""
 
     def __init__(self, rewards: Sequence[float | None]) -> None:
-        super().__init__()
         self.rewards = iter(rewards)
 
-    def check(self, answer: str | None, gold: str, question: str = "") -> Verdict:
+    def __call__(self, answer: str | None, gold: str, question: str = "") -> Verdict:
         reward = next(self.rewards)
         return Verdict(correct=None, error="no score") if reward is None else Verdict(correct=reward == 1.0)
 
@@ -331,7 +329,7 @@ def permix_advantages(model: Path, plan: Plan, rollouts: Sequence[Mapping[str, A
     asked = Plan(tuple(row.model_copy(update={"task": "arithmetic"}) for row in plan.rows), plan.metadata)
     config = OptimConfig(lr=1e-4, max_new_tokens=4, microbatch_tokens=64, precision="float32", save_every=1000)
     trainer = Watched(
-        plan=asked, verifier=RecordedVerifier([one["reward"] for one in rollouts]), recorder=Recorder(), config=config,
+        plan=asked, check=RecordedRewards([one["reward"] for one in rollouts]), recorder=Recorder(), config=config,
         args=grpo_arguments(config, asked, out), model=load_causal_lm(str(model), torch.float32, "cpu").train(),
         processing_class=load_tokenizer(str(model)),
     )  # fmt: skip

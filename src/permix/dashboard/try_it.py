@@ -37,7 +37,6 @@ from permix.storage.cells import record_files
 from permix.storage.files import JsonlWriter, open_regular, read_file_state
 from permix.tasks import AnswerKind, find_task, verify_completion
 from permix.types import Cell, Completion, Failure, Message, Persona, Request, Sampling, digest
-from permix.verification.math_verifier import Verifier
 
 ASK_S, IDLE_ASK_S = 300.0, 60.0
 """Longest time for one question, all models together, and how long the process waits for the next question, in seconds."""
@@ -635,7 +634,7 @@ def _score(question: TriedQuestion, completion: Completion) -> dict[str, Any]:
     if task.scorer is not None:
         return {"unscored": f"not scored: answers of {task.name} are programs, and they are not run here"}
     prompt = question.messages[-1]["content"]
-    verdict = verify_completion(task, completion.text, question.gold, Verifier(), prompt)
+    verdict = verify_completion(task, completion.text, question.gold, prompt)
     if verdict.correct is None:
         return {"unscored": f"not scored: {verdict.error}"}
     return {"extracted": verdict.extracted, "correct": verdict.correct}

@@ -31,6 +31,7 @@ from permix.inference.generation import generate_tokens, stop_at_end_of_turn, st
 from permix.inference.shared_prefix import DEFAULT_ATTENTION, SHARED_PREFIX_ATTENTION, eval_mode, supports_shared_prefix
 from permix.plan import Plan
 from permix.progress import print_status
+from permix.tasks.base import AnswerCheck
 from permix.thinking import answer_of
 from permix.training import distributed
 from permix.training.checkpoints import (
@@ -59,7 +60,7 @@ from permix.training.rollouts import (
 from permix.training.run_log import StepClock, open_rollout_log
 from permix.training.trl_setup import PlanTrainer, check_finite, choose_microbatch_tokens, grpo_arguments, run_trainer
 from permix.types import Message, Sampling, reward_tags, seed_from
-from permix.verification.math_verifier import Verifier
+from permix.verification.math_verifier import check_answer
 
 
 class RolloutRecorder(Protocol):
@@ -73,23 +74,23 @@ class RolloutRecorder(Protocol):
 
 
 class PlanGRPOTrainer(PlanTrainer, GRPOTrainer):  # type: ignore[misc]
-    """`GRPOTrainer` over the rows of a plan; `options` are arguments of `GRPOTrainer`."""
+    """`GRPOTrainer` over the rows of a plan; `check` judges answers; `options` are arguments of `GRPOTrainer`."""
 
     def __init__(
         self,
         *,
         plan: Plan,
-        verifier: Verifier,
         recorder: RolloutRecorder,
         config: OptimConfig,
         args: GRPOConfig,
+        check: AnswerCheck = check_answer,
         replay: CharacterReplay | None = None,
         expressivity: ExpressivityReward | None = None,
         curriculum: Curriculum | None = None,
         **options: Any,
     ) -> None:
         self.config, self._replay, self._expressivity = config, replay, expressivity
-        self._verifier, self._recorder = verifier, recorder
+        self._check, self._recorder = check, recorder
         self._plan, self._curriculum = plan, curriculum
         self._scored_rollouts: list[ScoredRollout] = []
         self._empty_system_prompt = bool(plan.metadata.get("empty_system_prompt"))
@@ -247,7 +248,7 @@ class PlanGRPOTrainer(PlanTrainer, GRPOTrainer):  # type: ignore[misc]
         texts = [decode_completion(self.processing_class, ids, self._stop_ids) for ids in completion_ids]
         with self._clock.part("verification"):
             verdicts = verify_completions(
-                texts, columns["task"], columns["gold"], self._verifier, [one[-1]["content"] for one in prompts]
+                texts, columns["task"], columns["gold"], [one[-1]["content"] for one in prompts], check=self._check
             )
         rewards = [verdict.reward for verdict in verdicts]
         shaped = rewards
@@ -454,7 +455,6 @@ def train_by_reward(job: TrainJob, source: str, tokenizer: Any, checkpoint: Path
     expressivity = ExpressivityReward(cells, character.expressivity) if character.expressivity > 0 else None
     updates = config.updates_per_rollout
     log = open_rollout_log(out, job.label, done, arguments.max_steps, config.samples_every * updates)
-    verifier = Verifier()
     with log as recorder:
         plan, curriculum = job.plan, None
         if job.curriculum_builder is not None:
@@ -462,7 +462,7 @@ def train_by_reward(job: TrainJob, source: str, tokenizer: Any, checkpoint: Path
             recorder.log_plan(plan, curriculum.block_records)
         seed_trainer(config.seed)
         trainer = PlanGRPOTrainer(
-            plan=plan, verifier=verifier, recorder=recorder, config=config, args=arguments, model=network,
+            plan=plan, recorder=recorder, config=config, args=arguments, model=network,
             processing_class=tokenizer, peft_config=build_lora_config(config), replay=replay, expressivity=expressivity,
             curriculum=curriculum,
         )  # fmt: skip

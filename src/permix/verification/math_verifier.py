@@ -1,6 +1,6 @@
 r"""Check mathematical answers. The training reward and the evaluation's score use the same verifier.
 
-`Verifier.check` returns a verdict for any text, in bounded time, and raises for none; it needs no other process. An answer is
+`check_answer` returns a verdict for any text, in bounded time, and raises for none; it needs no other process. An answer is
 right if it is read whole (`answer_forms`) and has the gold's form and value, or if it is the gold's text. What is not read whole
 is wrong:
 
@@ -357,11 +357,8 @@ def truncate_for_record(answer: str) -> str:
     return answer[:MAX_ANSWER_CHARS].encode("utf-8", "replace").decode()
 
 
-class Verifier:
-    """Checks answers against golds, from any thread."""
-
-    def check(self, answer: str | None, gold: str, question: str = "") -> Verdict:
-        """The verdict on one extracted answer. An answer of None (none was found) is wrong."""
-        if answer is None:
-            return Verdict(correct=False)
-        return Verdict(correct=answers_equal(answer, gold, question), extracted=truncate_for_record(answer))
+def check_answer(answer: str | None, gold: str, question: str = "") -> Verdict:
+    """The verdict on one extracted answer, from any thread. An answer of None (none was found) is wrong."""
+    if answer is None:
+        return Verdict(correct=False)
+    return Verdict(correct=answers_equal(answer, gold, question), extracted=truncate_for_record(answer))
