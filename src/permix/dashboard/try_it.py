@@ -260,7 +260,7 @@ class TriedQuestion(NamedTuple):
     seed: int
 
 
-class _Asked(NamedTuple):
+class _AskedModel(NamedTuple):
     """One model in the process that asks: its configuration, and its open-ended fidelity runs."""
 
     config: ModelConfig
@@ -444,7 +444,7 @@ class TryIt:
     def _work(self, question: TriedQuestion, chosen: Sequence[ModelChoice]) -> None:
         """Let the process answer, and take over each answer as it comes."""
         deadline, reason = time.monotonic() + ASK_S, "it failed here; the terminal of permix view shows why"
-        asked = [_Asked(one.config, tuple(run.path for run in one.runs if _is_open_fidelity(run))) for one in chosen]
+        asked = [_AskedModel(one.config, tuple(run.path for run in one.runs if _is_open_fidelity(run))) for one in chosen]
         try:
             pipe = self._open_process()
             pipe.send((question, asked))
@@ -582,7 +582,7 @@ def _require_on_this_machine(config: ModelConfig) -> None:
         )
 
 
-def _answer(question: TriedQuestion, asked: _Asked, models: _LoadedModel) -> dict[str, Any]:
+def _answer(question: TriedQuestion, asked: _AskedModel, models: _LoadedModel) -> dict[str, Any]:
     """Ask one model. What goes wrong is one line, `error`."""
     try:
         return _answer_or_raise(question, asked, models)
@@ -591,7 +591,7 @@ def _answer(question: TriedQuestion, asked: _Asked, models: _LoadedModel) -> dic
         return {"error": _error_line(error)}
 
 
-def _answer_or_raise(question: TriedQuestion, asked: _Asked, models: _LoadedModel) -> dict[str, Any]:
+def _answer_or_raise(question: TriedQuestion, asked: _AskedModel, models: _LoadedModel) -> dict[str, Any]:
     config = asked.config
     if not config.capabilities.is_local:
         config = config.model_copy(update={"retries": min(config.retries, 1), "timeout_s": min(config.timeout_s, ASK_S / 2)})
@@ -640,7 +640,7 @@ def _score(question: TriedQuestion, completion: Completion) -> dict[str, Any]:
     return {"extracted": verdict.extracted, "correct": verdict.correct}
 
 
-def _attribution(question: TriedQuestion, completion: Completion, asked: _Asked) -> dict[str, Any]:
+def _attribution(question: TriedQuestion, completion: Completion, asked: _AskedModel) -> dict[str, Any]:
     """The persona that the classifier of identifiability names for the answer, or why it is not asked.
 
     Nothing without a persona, and for a model without an open-ended fidelity run.
