@@ -19,6 +19,7 @@ from permix.verification.extraction import (
     last_choice_letter,
     last_result,
     last_written_number,
+    leading_clause,
     number_in_box,
     offered_choices,
     without_boxes,
@@ -36,15 +37,25 @@ def _stated_answers(completion: str) -> Iterator[str]:
             yield text
 
 
+def _stated_numbers(completion: str) -> Iterator[str]:
+    """As `_stated_answers`; of several numbers that "answer is" names the one that leads: "18 (see step 3)" states 18."""
+    for text in _stated_answers(completion):
+        yield text
+    if (named := extract_named_answer(completion)) is not None and (clause := leading_clause(named)) is not None:
+        yield clause
+
+
 def extract_number(completion: str, question: str = "") -> str | None:
     """A plain number. A box with an expression holds no answer: the verifier would evaluate `12*13`."""
-    marked = _stated_number(_stated_answers(completion))
+    completion = _without_asked_magnitude(completion, question)
+    marked = _stated_number(_stated_numbers(completion))
     return marked if marked is not None else last_result(without_boxes(_without_heading_numbers(completion)))
 
 
 def extract_number_as_written(completion: str, question: str = "") -> str | None:
     """A plain number in the notation of any language: "1.500", "2,5"."""
-    stated = list(_stated_answers(completion))
+    completion = _without_asked_magnitude(completion, question)
+    stated = list(_stated_numbers(completion))
     for text in stated:
         if (written := written_number_in_box(text)) is not None:
             return written
@@ -61,6 +72,20 @@ def _stated_number(stated: Iterable[str]) -> str | None:
     return None
 
 
+_ASKED_MAGNITUDE = re.compile(
+    r"\b(?:how many|number of)\s+(?:\w+ )?(hundred|thousand|million|billion|trillion|dozen)s?\b"
+    r"|\bin\s+(hundred|thousand|million|billion|trillion|dozen)s\b",
+    re.IGNORECASE,
+)
+
+
+def _without_asked_magnitude(completion: str, question: str) -> str:
+    """The text with "3 dozen" as "3 units", where the question asks how many dozens there are."""
+    for match in _ASKED_MAGNITUDE.finditer(question):
+        completion = re.sub(rf"\b{match[1] or match[2]}s?\b", "units", completion, flags=re.IGNORECASE)
+    return completion
+
+
 # The mark is a heading of Markdown too: in "#### Cost of 2 shirts" a word is before the number, in "#### Total: 18" a colon is.
 _NUMBER_AFTER_MARK = re.compile(r"(?:\D*[:=])?[\W_]*\d")
 
@@ -72,7 +97,7 @@ def extract_marked_number(completion: str, question: str = "") -> str | None:
             line = after.strip().partition("\n")[0]
             if _NUMBER_AFTER_MARK.match(line) and (number := first_number(line)) is not None:
                 return number
-    return extract_number(completion)
+    return extract_number(completion, question)
 
 
 # A list number counts only with text under its heading: "#### 18. That is all." at the end is an answer.

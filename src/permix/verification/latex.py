@@ -176,6 +176,43 @@ def without_type(text: str) -> str:
     return _ANY_TYPE.sub(" ", text)
 
 
+_NUMBER_WORDS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
+    "nineteen"
+).split()
+
+_TENS_WORDS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+
+_NUMBER_OF_WORD = {word: value for value, word in enumerate(_NUMBER_WORDS)} | {
+    word: 10 * tens for tens, word in enumerate(_TENS_WORDS, start=2)
+}
+
+_VALUE_WORDS = re.compile(
+    r"\b(?:hundred|thousand|million|billion|trillion|dozen|zillion)s?\b|\b(?:plus|minus|negative|divided|multiplied|subtract(?:ed)?"
+    r"|squared|cubed|root|sqrt|factorial|modulo|mod|choose|half|not|never|nor|wrong|incorrect|false|isn't)\b(?!-)|\bor\b(?! (?:so|more|less|fewer)\b)"
+    r"|\b(?:twice|thrice|double|triple|quadruple)\s+#|\b(?:minus|times|over)\s+#",
+    re.IGNORECASE,
+)
+
+_NUMBER_WORD = re.compile(
+    rf"\b(?:({'|'.join(_TENS_WORDS)})(?:[- ]({'|'.join(_NUMBER_WORDS[1:10])}))?|({'|'.join(_NUMBER_WORDS)}))\b(?!-)",
+    re.IGNORECASE,
+)
+
+
+def has_value_words(text: str, number: str = "") -> bool:
+    """Whether words around a number change its value: "half", "not", "or nineteen", "thousand". In `text` it may stand as "#".
+
+    The number itself in words changes nothing: "18 (eighteen)".
+    """
+    if _VALUE_WORDS.search(text):
+        return True
+    return any(
+        str(sum(_NUMBER_OF_WORD[one.lower()] for one in match.groups() if one)) != number.strip(" $+%")
+        for match in _NUMBER_WORD.finditer(text)
+    )
+
+
 class Token(NamedTuple):
     """A token of cleaned LaTeX. `kind`: number, letter, word (two letters or more), command, text (what `\\text` holds) or sign.
 
