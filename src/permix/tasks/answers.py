@@ -16,17 +16,19 @@ from permix.verification.extraction import (
     extract_named_answer,
     extract_tagged,
     first_number,
+    is_list_of_letters,
     last_choice_letter,
     last_result,
     last_written_number,
     leading_clause,
+    letter_and_rest,
     number_in_box,
     offered_choices,
     without_boxes,
     written_number_in_box,
 )
 from permix.verification.latex import without_text_commands
-from permix.verification.math_verifier import is_number_text
+from permix.verification.math_verifier import is_number_text, result_of_equation
 
 
 def _stated_answers(completion: str) -> Iterator[str]:
@@ -39,8 +41,7 @@ def _stated_answers(completion: str) -> Iterator[str]:
 
 def _stated_numbers(completion: str) -> Iterator[str]:
     """As `_stated_answers`; of several numbers that "answer is" names the one that leads: "18 (see step 3)" states 18."""
-    for text in _stated_answers(completion):
-        yield text
+    yield from _stated_answers(completion)
     if (named := extract_named_answer(completion)) is not None and (clause := leading_clause(named)) is not None:
         yield clause
 
@@ -48,7 +49,7 @@ def _stated_numbers(completion: str) -> Iterator[str]:
 def extract_number(completion: str, question: str = "") -> str | None:
     """A plain number. A box with an expression holds no answer: the verifier would evaluate `12*13`."""
     completion = _without_asked_magnitude(completion, question)
-    marked = _stated_number(_stated_numbers(completion))
+    marked = _stated_number(_stated_numbers(completion), question)
     return marked if marked is not None else last_result(without_boxes(_without_heading_numbers(completion)))
 
 
@@ -59,16 +60,18 @@ def extract_number_as_written(completion: str, question: str = "") -> str | None
     for text in stated:
         if (written := written_number_in_box(text)) is not None:
             return written
-    marked = _stated_number(stated)
+    marked = _stated_number(stated, question)
     return marked if marked is not None else last_written_number(without_boxes(_without_heading_numbers(completion)))
 
 
-def _stated_number(stated: Iterable[str]) -> str | None:
+def _stated_number(stated: Iterable[str], question: str) -> str | None:
     for text in stated:
         if is_number_text(text):
             return text
         if (number := number_in_box(text)) is not None:
             return number
+        if (result := result_of_equation(text, question)) is not None:
+            return result
     return None
 
 
@@ -162,11 +165,23 @@ def extract_choice(completion: str, question: str = "") -> str | None:
     offered = offered_choices(question)
     for text in (extract_boxed(completion), extract_tagged(completion)):
         if text is not None and text.strip():
-            return choice_letter(text, offered) or _letter_of_text(text, offered) or text
+            return _letter_stated(text, offered) or text
     named = extract_named_answer(completion)
-    if named is not None and (letter := choice_letter(_first_clause(named), offered) or _letter_of_text(named, offered)):
+    if named is not None:
+        if is_list_of_letters(named, offered):
+            return named  # "B and C"
+        if letter := choice_letter(_first_clause(named), offered) or _letter_stated(named, offered):
+            return letter
+    return last_choice_letter(completion, offered) or _letter_of_text(completion, offered)
+
+
+def _letter_stated(text: str, offered: dict[str, str]) -> str | None:
+    """The letter that a box, tags or "answer is" states: alone, with its choice's text behind it in any form, or by the text."""
+    if letter := choice_letter(text, offered) or _letter_of_text(text, offered):
         return letter
-    return last_choice_letter(completion, offered)
+    letter, rest = letter_and_rest(text) or ("", "")
+    choice = offered.get(letter)
+    return letter if choice is not None and same_text(rest.strip(" ()"), choice.strip(" ()")) else None
 
 
 def _first_clause(named: str) -> str:

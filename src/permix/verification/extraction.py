@@ -7,7 +7,7 @@ Thinking is removed first.
 
 import re
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from permix.verification.latex import (
     INVISIBLE,
@@ -170,14 +170,16 @@ _INITIAL_AT_END = re.compile(r"(?:\A|[\s.])[A-Z]\Z")
 _FIRST_WORD = re.compile(r"\s+([^\s.,!?]+)")
 
 # No name goes on with these words: "Vitamin C. It is in oranges."
-_BEGINS_SENTENCE = frozenset(
-    "the a an it its it's this that these those he she they we you i i'm i'd my our in on as so but and for if since because hope "
-    "let here there not no to also however therefore thus then what when where why how well now please all each both".split()
-)
+_SENTENCE_WORDS = """
+    the a an it its it's this that these those he she they we you i i'm i'd my our in on as so but and for if since because hope
+    let here there not no to also however therefore thus then what when where why how well now please all each both
+"""
+
+_BEGINS_SENTENCE = frozenset(_SENTENCE_WORDS.split())
 
 
 def _sentence_at(text: str, at: int) -> str:
-    """The sentence that begins at a place of a text, on one line. The full stop of "St. Louis" or "J. R. R. Tolkien" is no end."""
+    """The sentence that begins at a place of a text, on one line. The full stop of "St. Louis" or of an initial is no end."""
     match = _LINE.match(text, at)
     assert match is not None, "the pattern matches everywhere"
     line = match[1]
@@ -207,14 +209,16 @@ def _is_abbreviation(before: str, after: str) -> bool:
 # What "answer is" names begins with a number, a formula, a name and "=", or the letter of a choice.
 _BEGINS_WITH_VALUE = re.compile(
     r"\s*(?:(?:about|approximately|exactly|around|roughly|only|just|minus|negative|either)\s+)?"
-    r"(?:[-+$\u20ac\u00a3\u00a5\u20b9\\\u2212\u2013]?[\s$]*(?:\.?[0-9]|\\)|[A-Za-z] ?=|[(\[]?[A-Z][)\]](?:\W|\Z)|[A-Z](?:[.:,;]|\s*\Z|\s[-\u2013\u2014(]))"
+    r"(?:[-+$\u20ac\u00a3\u00a5\u20b9\\\u2212\u2013]?[\s$]*(?:\.?[0-9]|\\)|[A-Za-z] ?="
+    r"|[(\[]?[A-Z][)\]](?:\W|\Z)|[A-Z](?:[.:,;]|\s*\Z|\s[-\u2013\u2014(]))"
 )
 
 _REASON_WORDS = r"since|because|although|though|even though|whereas|given that|considering"
 
 _REASON = re.compile(
     rf"(?<=\S)(?:\s*[,;]\s*|\s+[(\[]?|\s+[-\u2013\u2014]+\s+)(?:{_REASON_WORDS})\b"
-    r"|(?<=\S)(?:\s*[,;]\s*|\s+[-\u2013\u2014]+\s+)(?:as|for|who|whose|where|while|when|but|not|rather|instead|with|if|unless|rounded)\b"
+    r"|(?<=\S)(?:\s*[,;]\s*|\s+[-\u2013\u2014]+\s+)"
+    r"(?:as|for|who|whose|where|while|when|but|not|rather|instead|with|if|unless|rounded)\b"
     r"|(?<=\S)\s*\u2014\s*(?=[A-Za-z]{2})",
     re.IGNORECASE,
 )
@@ -298,26 +302,34 @@ _NUMBER_IN_TEXT = re.compile(
 
 # In words too: an answer that repeats "26 take away 13" or "the sum of 5 and 8" states no result.
 _OPERATOR_WORDS = (
-    r"(?:[xX]|times|plus|minus|less|take away|subtract|added to|(?:taken|taken away|subtracted) from"
-    r"|(?:divided|multiplied|decreased|increased|reduced|diminished) by|(?:more|less|fewer|greater) than"
-    r"|(?:equal )?(?:groups|sets|lots|rows|copies) of)"
+    r"(?:[xX]|times|plus|minus|less|take[ -]away|take|subtract|deduct|without|over|mod|added to"
+    r"|(?:taken|taken away|subtracted) from|(?:divided|multiplied|decreased|increased|reduced|diminished) by"
+    r"|(?:more|less|fewer|greater) than|to the power of|(?:equal )?(?:groups|sets|lots|rows|copies) of)"
 )
 
-_OPERATOR_SIGN = r"(?:\*\*|[-+*/\u00d7\u00f7\u00b7\u22c5\u2022\u2715\u2217\u2219^]|\\times|\\cdot|\\div|\\ast)"
+_OPERATOR_SIGN = (
+    r"(?:\*\*|[-+*/\u00d7\u00f7\u00b7\u22c5\u2022\u2715\u2716\u2a2f\u2217\u2219\u2795\u2796\u2797^]"
+    r"|\\times|\\cdot|\\div|\\ast|\\-|\\minus)"
+)
+
+_NUMBER_WORD = "(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty)"
 
 _OPERATOR_BEFORE = re.compile(
-    rf"[0-9)}}\]]\s*(?:\\?%\s*)?(?:{_OPERATOR_SIGN}|\u2014|,?\s*{_OPERATOR_WORDS}|(?<=%)\s*of)\s*[{{$(]*\Z"
+    rf"[0-9)}}\]]\s*(?:\\?%\s*)?(?:{_OPERATOR_SIGN}|\u2014|--|,?\s*{_OPERATOR_WORDS}|(?:(?<=%)|percent)\s*of)[{{$(\[\s\"]*\Z"
     r"|\^\s*\{?\s*\Z"  # an exponent, also of a unit: "18 m^2"
-    r"|[0-9]\s*[A-Za-z]+\s*(?:[+*\u00d7\u00f7]|[xX]\s|plus\b|times\b)\s*[$(]*\Z"
+    r"|[0-9]\s*[A-Za-z]+\s*(?:[+*\u00d7\u00f7]|[xX]\s|(?:plus|minus|times|take away)\b)\s*[$(]*\Z"
+    rf"|\b{_NUMBER_WORD}\s+(?:plus|minus|times|(?:divided|multiplied) by)\s+\Z"
     r"|\\(?:sqrt(?:\[[0-9]\])?|[dtc]?frac(?:\s*\{[^{}]*\})?|[dt]?binom(?:\s*\{[^{}]*\})?)\s*(?:\{[^{}]*)?\Z|\u221a\s*[({]?\Z"
     r"|\b(?:half|twice|thrice|double|triple|quadruple|(?:a |one[- ])?(?:third|quarter|fifth|tenth) of"
     r"|(?:square |cube )root|(?:square|cube|logarithm|factorial) of)(?: of)?\s*[$(]*\Z"
 )
 
 _OPERATOR_AFTER = re.compile(
-    r"\s*[$)]*\s*(?:\*\*|[+*/\u00d7\u00f7\u00b7\u22c5\u2022\u2715\u2217\u2219^]|-(?=\s*[0-9({])|\\times|\\cdot|\\div|\\ast"
-    rf"|,?\s*{_OPERATOR_WORDS}|(?<=%)\s*of)\s*[{{$(]*-?[0-9]"
-    r"|\s*[A-Za-z]+\s*(?:[+*\u00d7\u00f7]|[xX](?=\s)|plus\b|times\b)\s*[$(]*[0-9]"
+    r"\s*[$)]*\s*(?:\*\*|[+*/\u00d7\u00f7\u00b7\u22c5\u2022\u2715\u2716\u2a2f\u2217\u2219\u2795\u2796\u2797^]|-(?=\s*[0-9({])"
+    rf"|\\times|\\cdot|\\div|\\ast|\\-|\\minus|,?\s*{_OPERATOR_WORDS}|(?:(?<=%)|percent)\s*of)[{{$(\[\s]*-?[0-9]"
+    r"|\s*[A-Za-z]+\s*(?:[+*\u00d7\u00f7]|[xX](?=\s)|(?:plus|minus|times|take away)\b)\s*[$(]*[0-9]"
+    rf"|\s*(?:squared|cubed)\b|\s+(?:plus|minus|times|(?:divided|multiplied) by)\s+{_NUMBER_WORD}\b"
+    r"|\s+(?:is|was)\s+(?:wrong|incorrect|not right|not correct)\b"
 )
 
 _SIGN_IS_OPERATOR = re.compile(r"[0-9)}\]]%?[ \t]+\Z")
@@ -561,14 +573,49 @@ def offered_choices(question: str) -> dict[str, str]:
     return {}
 
 
+_JOINING_WORDS = "or and maybe perhaps possibly also even either both option choice answer"
+
+
+def _names_other_letters(rest: str, letter: str, offered: Collection[str]) -> bool:
+    """Whether nothing but other letters that are offered follows a letter: "B: A", "B) or maybe A", "A. B. C. D."."""
+    words = [word for word in re.findall(r"[A-Za-z0-9']+", rest) if word.lower() not in _JOINING_WORDS.split()]
+    if not words or any(len(word) > 1 or not word.isupper() for word in words):
+        return False
+    return any(word != letter and (not offered or word in offered) for word in words)
+
+
+def _plain_choice(text: str) -> str:
+    plain = unwrap_text(clean_latex(without_type(text)), after=" ")
+    return " ".join(plain.replace("{", " ").replace("}", " ").split()).strip(" *_.\"'`")
+
+
+def is_list_of_letters(text: str, offered: Collection[str]) -> bool:
+    """Whether a text names two choices that are offered: "B and C"."""
+    plain = _plain_choice(text)
+    match = _FIRST_LETTER.match(plain)
+    return match is not None and _names_other_letters(plain[match.end() :], match[1], offered)
+
+
+_FIRST_LETTER = re.compile(r"(?:(?:either|both|option|choice|answer)s?\s+)*[(\[]?([A-Z])(?![A-Za-z0-9'])[)\]]?", re.IGNORECASE)
+
+_MARKED_LETTER = re.compile(r"(?<![A-Za-z0-9'])([A-Z])[).:]\s*(.*)", re.DOTALL)
+
+_LETTER_AND_REST = re.compile(r"[(\[]?([A-Za-z])[)\]]?[\s:.,;(\[\u2013\u2014-]+(\S.*?)\s*\Z", re.DOTALL)
+
+
+def letter_and_rest(text: str) -> tuple[str, str] | None:
+    """A letter and the text behind it, in a box without the usual mark between them: "B (Apple)", "B, Apple"."""
+    match = _LETTER_AND_REST.match(_plain_choice(text))
+    return None if match is None else (match[1].upper(), match[2])
+
+
 def choice_letter(text: str, offered: Collection[str]) -> str | None:
     r"""The letter that a box or a named answer states: "C", "(c)", `\text{C}`, "C) the moon", "Option C"; None if it states none.
 
     Brackets of both kinds, `\mathbf{C}` and "C - the moon" are read too. A letter that is not offered counts as none. Without
     choices in `offered` every letter counts.
     """
-    plain = unwrap_text(clean_latex(without_type(text)), after=" ")
-    plain = " ".join(plain.replace("{", " ").replace("}", " ").split()).strip(" *_.\"'`")
+    plain = _NOT_THE_OTHERS.sub("", _plain_choice(text))
     match = _CHOICE_IN_BOX.match(plain)
     if match is None:
         return None
@@ -582,26 +629,68 @@ def choice_letter(text: str, offered: Collection[str]) -> str | None:
     other = _OTHER_LETTER.match(plain, match.end())
     if other and other[1] != letter and (not offered or other[1] in offered):
         return None  # "(A) or (B)"
+    rest = plain[match.end() :]
+    own = offered.get(letter, "") if isinstance(offered, Mapping) else ""
+    if _names_other_letters(rest, letter, offered) and rest.strip(" ().:") != own.strip(" ().:"):
+        return None
+    if isinstance(offered, Mapping) and any(
+        one[1] in offered and one[1] != letter and one[0] not in own and offered[one[1]] and one[2].startswith(offered[one[1]])
+        for one in _MARKED_LETTER.finditer(rest)
+    ):
+        return None  # "B) Apple or A) Rock"
     return letter if not offered or letter in offered else None
 
 
+# "B, not A", "B (not A)": the choice that is denied.
+_NOT_THE_OTHERS = re.compile(r"(?<=[A-Za-z)\]])\s*[,;]?\s*\(?(?:and )?not (?:\(?[A-Z]\)?(?:,|\bor\b|\band\b|\s|\))*)+\Z")
+
+_LETTERS = r"\(?[A-Z]\)?(?:\s*(?:,|/|&|,?\s*(?:and|or|nor))\s*\(?[A-Z]\)?(?![A-Za-z0-9']))*"
+
+_DENIED_LETTERS = re.compile(
+    rf"(?<![A-Za-z0-9'])({_LETTERS})(?:\s*(?:[:)-]\s*)?(?:(?:is|are|was|were)\s+)?(?:all\s+)?"
+    r"(?:not\b|wrong\b|incorrect\b|false\b|ruled out\b|eliminated\b)|\s+(?:isn|aren|can|doesn|don|won)['\u2019]t\b|\s+cannot\b)"
+    rf"|\b(?:not|neither|nor|rather than|instead of|eliminates?|rules? out|excludes?|[Nn]ot|isn['\u2019]t|aren['\u2019]t)\s+"
+    rf"(?:be\s+)?(?:(?:the\s+)?(?:option|choice|answer)s?\s+)?({_LETTERS})(?![A-Za-z0-9'])"
+)
+
+_LETTER_ALONE = re.compile(r"[\s*_\"'`(\[]*([A-Z])[\s*_\"'`)\].]*")
+
+_LETTER_BEFORE_OR = re.compile(r"(?<![A-Za-z0-9'])\(?([A-Z])\)?\s*(?:,?\s*\bor\b|/)\s*\Z")
+
+_SHORT_ANSWER = re.compile(r"\W*([A-Za-z])\W*")
+
+
 def last_choice_letter(text: str, offered: Collection[str]) -> str | None:
-    """The last capital letter that is a word of its own and is offered. "I" and "A" before a word are words."""
+    """The last capital letter that is a word of its own, is offered and is not denied ("not A", "A is wrong").
+
+    A letter that "or" joins to another is none: "A or B". A first line that is a letter alone counts before the letters of an
+    explanation under it, and a letter that is the whole text may be a small one. "I" and "A" before a word are words.
+    """
+    if (match := _SHORT_ANSWER.fullmatch(text)) and match[1].upper() in offered:
+        return match[1].upper()
+    first, _, rest = text.strip().partition("\n")
+    if (match := _LETTER_ALONE.fullmatch(first)) and (not offered or match[1] in offered):
+        others = [one[1] for line in rest.splitlines() if (one := _LETTER_ALONE.fullmatch(line))]
+        if all(one == match[1] for one in others):
+            return match[1]
+    denied = frozenset(place for one in _DENIED_LETTERS.finditer(text) for place in range(one.start(), one.end()))
     for match in reversed(list(_LETTER.finditer(text))):
         letter = match[1]
-        if offered and letter not in offered:
+        if (offered and letter not in offered) or match.start(1) in denied:
             continue
         bare = match[0] == letter
         if bare and letter in "IA" and (_IS_WORD.match(text, match.end()) or letter == "I"):
             continue
-        return letter
+        other = _LETTER_BEFORE_OR.search(text, max(0, match.start() - 16), match.start())
+        return None if other and other[1] != letter and (not offered or other[1] in offered) else letter
     return None
 
 
 _WRITTEN_NUMBER = re.compile(
     r"(?<![A-Za-z\u00c0-\u024f0-9_.,])(?:(?<![\w)\]}.][ ])[-+])?[$\u20ac\u00a3]?-?"
     r"(?:[0-9]+(?:[.,][0-9]+)?\s?/\s?[0-9]+(?![0-9.,]*/)"
-    r"|[0-9]+(?:(?:[.,'\u2019\u00a0\u202f\u2009]|[ ](?=[0-9]{3}(?![0-9])))[0-9]+)*(?:[eE][-+]?[0-9]{1,3}(?!\w))?|\.[0-9]+)(?:\s?%)?"
+    r"|[0-9]+(?:(?:[.,'\u2019\u00a0\u202f\u2009]|[ ](?=[0-9]{3}(?![0-9])))[0-9]+)*"
+    r"(?:[eE][-+]?[0-9]{1,3}(?!\w))?|\.[0-9]+)(?:\s?%)?"
 )
 
 _NOTATIONS = (

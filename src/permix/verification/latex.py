@@ -90,6 +90,7 @@ _THOUSANDS = re.compile(r"(?<=[0-9])(?:\{,\}|, ?\\! ?|\\,|\\ |\\thinspace |[\u00
 _SAME = (
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r"\\frac ?([0-9]) ?([0-9])"), r"\\frac{\1}{\2}"),
+    (re.compile(r"(?<![A-Za-z_^\]])\{([^{}\\]+) ?\\over(?![A-Za-z]) ?([^{}\\]+)\}"), r"\\frac{\1}{\2}"),
     (re.compile(r"\\[dt]binom(?![A-Za-z])"), r"\\binom"),
     (re.compile(r"\\(?:leqslant|leqq?|lt=)(?![A-Za-z])|<="), r"\\le "),
     (re.compile(r"\\(?:geqslant|geqq?|gt=)(?![A-Za-z])|>="), r"\\ge "),
@@ -176,26 +177,28 @@ def without_type(text: str) -> str:
     return _ANY_TYPE.sub(" ", text)
 
 
-_NUMBER_WORDS = (
+_SMALL_NUMBER_WORDS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
     "nineteen"
-).split()
+)
 
-_TENS_WORDS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_TENS_WORDS = "twenty thirty forty fifty sixty seventy eighty ninety"
 
-_NUMBER_OF_WORD = {word: value for value, word in enumerate(_NUMBER_WORDS)} | {
-    word: 10 * tens for tens, word in enumerate(_TENS_WORDS, start=2)
+_NUMBER_OF_WORD = {word: value for value, word in enumerate(_SMALL_NUMBER_WORDS.split())} | {
+    word: 10 * tens for tens, word in enumerate(_TENS_WORDS.split(), start=2)
 }
 
 _VALUE_WORDS = re.compile(
-    r"\b(?:hundred|thousand|million|billion|trillion|dozen|zillion)s?\b|\b(?:plus|minus|negative|divided|multiplied|subtract(?:ed)?"
-    r"|squared|cubed|root|sqrt|factorial|modulo|mod|choose|half|not|never|nor|wrong|incorrect|false|isn't)\b(?!-)|\bor\b(?! (?:so|more|less|fewer)\b)"
-    r"|\b(?:twice|thrice|double|triple|quadruple)\s+#|\b(?:minus|times|over)\s+#",
+    r"\b(?:hundred|thousand|million|billion|trillion|dozen)s?\b"
+    r"|\b(?:plus|minus|negative|divided|multiplied|subtract(?:ed)?|squared|cubed|root|sqrt|factorial|modulo|mod|choose|half"
+    r"|not|never|nor|wrong|incorrect|false|isn't)\b(?!-)"
+    r"|\bor\b(?! (?:so|more|less|fewer)\b)|\b(?:twice|thrice|double|triple|quadruple|times|over)\s+#",
     re.IGNORECASE,
 )
 
 _NUMBER_WORD = re.compile(
-    rf"\b(?:({'|'.join(_TENS_WORDS)})(?:[- ]({'|'.join(_NUMBER_WORDS[1:10])}))?|({'|'.join(_NUMBER_WORDS)}))\b(?!-)",
+    rf"\b(?:({_TENS_WORDS.replace(' ', '|')})(?:[- ](one|two|three|four|five|six|seven|eight|nine))?"
+    rf"|({_SMALL_NUMBER_WORDS.replace(' ', '|')}))\b(?!-)",
     re.IGNORECASE,
 )
 
