@@ -17,6 +17,7 @@ from permix.verification.extraction import (
     extract_tagged,
     first_number,
     is_list_of_letters,
+    is_list_of_numbers,
     last_choice_letter,
     last_result,
     last_written_number,
@@ -50,7 +51,9 @@ def extract_number(completion: str, question: str = "") -> str | None:
     """A plain number. A box with an expression holds no answer: the verifier would evaluate `12*13`."""
     completion = _without_asked_magnitude(completion, question)
     marked = _stated_number(_stated_numbers(completion), question)
-    return marked if marked is not None else last_result(without_boxes(_without_heading_numbers(completion)))
+    if marked is not None or _names_several_numbers(completion):
+        return marked
+    return last_result(without_boxes(_without_heading_numbers(completion)))
 
 
 def extract_number_as_written(completion: str, question: str = "") -> str | None:
@@ -61,7 +64,15 @@ def extract_number_as_written(completion: str, question: str = "") -> str | None
         if (written := written_number_in_box(text)) is not None:
             return written
     marked = _stated_number(stated, question)
-    return marked if marked is not None else last_written_number(without_boxes(_without_heading_numbers(completion)))
+    if marked is not None or _names_several_numbers(completion):
+        return marked
+    return last_written_number(without_boxes(_without_heading_numbers(completion)))
+
+
+def _names_several_numbers(completion: str) -> bool:
+    """Whether the last "answer is" names alternatives ("3 or 4"): then no number is the answer, and not the last one."""
+    named = extract_named_answer(completion)
+    return named is not None and is_list_of_numbers(named)
 
 
 def _stated_number(stated: Iterable[str], question: str) -> str | None:

@@ -71,7 +71,13 @@ from permix.tasks.datasets import DatasetRow, has_lone_surrogate, read_file_rows
 from permix.tasks.gsm8k import split_marked_answer
 from permix.types import SPLITS, Question, Verdict, canonical_text, digest
 from permix.verification.extraction import extract_boxed, number_in_box, number_readings
-from permix.verification.math_verifier import is_number_text, numbers_equal, same_number_in_some_notation, truncate_for_record
+from permix.verification.math_verifier import (
+    is_number_text,
+    numbers_equal,
+    same_number_in_some_notation,
+    truncate_for_record,
+    word_unit_of_number,
+)
 
 QUESTION_COLUMNS = ("question", "problem", "query", "question_stem", "ctx", "prompt", "messages", "input")
 
@@ -306,6 +312,11 @@ def parse_gold(name: str, row: DatasetRow, column: str) -> tuple[str, str | None
     gold = answer if boxed is None else boxed
     if name == "own-number" and not same_number_in_some_notation(gold, gold):
         raise row.error(column, f'must be a number{_english_hint(gold)}; for other answers give task.answer = "exact" or "math"')
+    if name == "own-number" and (unit := word_unit_of_number(gold)):
+        raise row.error(
+            column,
+            f'has a unit ({unit}), which task.answer = "number" does not compare; give the number alone, or task.answer = "math"',
+        )
     return gold, answer if boxed is not None and boxed != answer.removeprefix("\\boxed{").removesuffix("}") else None
 
 

@@ -162,7 +162,7 @@ _ABSOLUTE_BOUND = re.compile(r"\| ?([A-Za-z]) ?\| ?(<|>|\\le(?![A-Za-z])|\\ge(?!
 
 
 def _one_interval_notation(text: str) -> str:
-    r"""A text with intervals in the notation that is read, not in others: `]2,\infty[`, `(1) U (2)`, `\{x \mid x>2\}`, `|x|>1`."""
+    r"""A text with intervals in the notation that is read, not as `]2,\infty[`, `(1) U (2)`, `\{x \mid x>2\}`, `|x|>1`."""
     if (builder := _SET_BUILDER.fullmatch(text)) is not None:
         text = builder[2].strip()
     if (bound := _ABSOLUTE_BOUND.fullmatch(text)) is not None:

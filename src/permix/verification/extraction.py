@@ -274,13 +274,18 @@ def leading_clause(named: str) -> str | None:
     "18 (see step 3)" -> "18". Of several numbers in it the first counts: "18 dollars for 9 eggs" -> "18". None for a list of
     numbers ("3 or 4"), which names none of them, and for a calculation.
     """
-    if not _BEGINS_WITH_VALUE.match(named) or _LIST_OF_NUMBERS.match(_normalise(named)):
+    if not _BEGINS_WITH_VALUE.match(named) or is_list_of_numbers(named):
         return None
     clause = _CLAUSE_END.split(named, maxsplit=1)[0].strip()
     if "=" in clause or _VERB.search(clause):
         return None
     found = list(_NUMBER_IN_TEXT.finditer(_normalise(clause)))
     return clause if len(found) < 2 else first_number(clause)
+
+
+def is_list_of_numbers(text: str) -> bool:
+    """Whether a text is several numbers and no more than a unit: "3 or 4", "3, 4 eggs"."""
+    return _LIST_OF_NUMBERS.fullmatch(_normalise(text)) is not None
 
 
 _CLAUSE_END = re.compile(r"[,;]\s|\s*[(\[](?!\s*[0-9.]+\s*[)\]]?\s*\Z)|\s*\[|\s+or\b|\s+and\b|\s+[\u2014\u2013]\s+(?=[A-Za-z])")
@@ -330,6 +335,7 @@ _OPERATOR_AFTER = re.compile(
     r"|\s*[A-Za-z]+\s*(?:[+*\u00d7\u00f7]|[xX](?=\s)|(?:plus|minus|times|take away)\b)\s*[$(]*[0-9]"
     rf"|\s*(?:squared|cubed)\b|\s+(?:plus|minus|times|(?:divided|multiplied) by)\s+{_NUMBER_WORD}\b"
     r"|\s+(?:is|was)\s+(?:wrong|incorrect|not right|not correct)\b"
+    r"|\s*(?:\u2014|--)\s*[0-9][0-9.,]*\s*(?:[?=\n]|\Z)"  # before a dash a remark may stand too: "18 \u2014 2 dollars for each"
 )
 
 _SIGN_IS_OPERATOR = re.compile(r"[0-9)}\]]%?[ \t]+\Z")
@@ -356,7 +362,7 @@ _OPERATION_BEFORE = re.compile(rf"(?:{_OPERATION_OF})[$(]*\Z", re.IGNORECASE)
 _OPERANDS_AFTER = re.compile(r"[$)]*\s*(?:, ?(?:and )?|(?:and|from|to|by|with) )[$(]*[0-9]")
 
 _LIST_OF_NUMBERS = re.compile(
-    rf"\s*(?:either\s+)?\$?-?{DIGITS}%?(?:\s*(?:,|/|,?\s*or|,?\s*and)\s*(?:maybe\s+|perhaps\s+)?\$?-?{DIGITS}%?)+(?!\s*[-+*/=^])",
+    rf"\s*(?:either\s+)?\$?-?{DIGITS}%?(?:\s*(?:,|/|,?\s*or|,?\s*and)\s*(?:maybe\s+|perhaps\s+)?\$?-?{DIGITS}%?)+(?:\s+[A-Za-z]+){{0,2}}\W*",
     re.IGNORECASE,
 )
 

@@ -121,6 +121,14 @@ def _parse_plain_number(text: str) -> _PlainNumber | None:
     )  # fmt: skip
 
 
+# A dollar sign without a partner is no mark of a formula.
+_LONE_DOLLAR = re.compile(r"\A\s*(-?)\$(?=[0-9.][^$]*\Z)")
+
+
+def _clean_answer(text: str) -> str:
+    return clean_latex(_LONE_DOLLAR.sub(r"\1\\$", text))
+
+
 def _units_may_differ(a: _PlainNumber, b: _PlainNumber) -> bool:
     """Whether both numbers have a unit, and not the same as they are written."""
     if a.has_dollar == b.has_dollar and ("" in (a.unit, b.unit) or a.unit == b.unit):
@@ -154,7 +162,7 @@ def numbers_equal(a: str, b: str) -> bool | None:
     Plain numbers are integers, decimals, numbers with thousands commas, `a/b`, `\frac{a}{b}`, mixed numbers and exponents up to
     999. A dollar, percent or degree sign or a unit may follow and is ignored. Above 4000 digits the written digits are compared.
     """
-    first, second = _parse_plain_number(clean_latex(a)), _parse_plain_number(clean_latex(b))
+    first, second = _parse_plain_number(_clean_answer(a)), _parse_plain_number(_clean_answer(b))
     return None if first is None or second is None else _plain_numbers_equal(first, second)
 
 
@@ -200,11 +208,20 @@ def is_number_text(text: str) -> bool:
     return _parse_plain_number(clean_latex(text)) is not None
 
 
+def word_unit_of_number(text: str) -> str:
+    """The unit in words behind a plain number, as it is written; empty if there is none, or if the text is no plain number."""
+    number = _parse_plain_number(clean_latex(text))
+    return (
+        "" if number is None or number.is_percent or not re.search("[A-Za-z]", number.unit.replace("circ", "")) else number.unit
+    )
+
+
 def same_number_in_some_notation(answer: str, gold: str) -> bool:
     """Whether an answer is the gold number in the notation of some language: 1.500 and 1 500 for 1500, 2,5 for 2.5."""
     if numbers_equal(answer, gold):
         return True
-    return any(numbers_equal(reading, gold) for reading in number_readings(answer))
+    signs = {"%" if one.rstrip().endswith("%") else "$" if one.lstrip("-\\ ").startswith("$") else "" for one in (answer, gold)}
+    return signs != {"%", "$"} and any(numbers_equal(reading, gold) for reading in number_readings(answer))
 
 
 def _strip_latex_spacing(text: str) -> str:
@@ -379,15 +396,11 @@ _CHOICE_LABEL = re.compile(r"\\text ?\{ ?\(?([A-J])[).]?[).]? ?\}[ ,:]*(?=.)|\((
 _ASSIGNED = re.compile(r"\A(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?|[A-Za-z]\([^()=]{1,12}\)) ?= ?(?=[^=]*\Z)")
 
 
-# A dollar sign without a partner is no mark of a formula.
-_LONE_DOLLAR = re.compile(r"\A\s*(-?)\$(?=[0-9.][^$]*\Z)")
-
-
 def answers_equal(answer: str, gold: str, question: str = "") -> bool:
     """Whether an extracted answer is the gold. `question`: its text, with formulas between dollar signs or LaTeX's brackets."""
     if max(len(answer), len(gold)) > MAX_ANSWER_CHARS:
         return _long_answers_equal(answer, gold)
-    mine, theirs = (clean_latex(_LONE_DOLLAR.sub(r"\1\\$", one)) for one in (answer, gold))
+    mine, theirs = _clean_answer(answer), _clean_answer(gold)
     if _same_text(mine, theirs):
         return True
     if _is_word(_strip_latex_spacing(theirs)):
