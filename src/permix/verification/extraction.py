@@ -140,9 +140,9 @@ def _named_after(text: str, at: int) -> str | None:
             break
     if formulas:
         return ", ".join(formulas)
+    if quoted := _QUOTED.match(text, at):
+        return quoted[1]
     sentence = _sentence_at(text, at).strip(" \t*.")
-    if quoted := _QUOTED.match(sentence):
-        return quoted[0]
     named = _after_verb(_without_reason(sentence))
     formulas = [] if named[:1].isdigit() else _ANY_FORMULA.findall(named)
     if formulas and not named.startswith(("$", "\\")):
@@ -155,7 +155,9 @@ def _named_after(text: str, at: int) -> str | None:
 # "$18, since each egg is $2": amounts, and no formula between them.
 _DOLLARS_WITH_WORDS = re.compile(r"\$[0-9][0-9.,]*[\s,;](?:[^\\$]*[\s,])?[A-Za-z]{2,}\s")
 
-_QUOTED = re.compile(r'"[^"\n]+"|\u201c[^\u201d\n]+\u201d|\u00ab[^\u00bb\n]+\u00bb|\u201e[^\u201c\u201d\n]+[\u201c\u201d]')
+_QUOTED = re.compile(
+    r'[\s*]*("[^"\n]{1,2000}"|\u201c[^\u201d\n]{1,2000}\u201d|\u00ab[^\u00bb\n]{1,2000}\u00bb|\u201e[^\u201c\u201d\n]{1,2000}[\u201c\u201d])'
+)
 
 _LINE = re.compile(r"\s*([^\n]*)")
 
@@ -219,7 +221,8 @@ _REASON = re.compile(
     rf"(?<=\S)(?:\s*[,;]\s*|\s+[(\[]?|\s+[-\u2013\u2014]+\s+)(?:{_REASON_WORDS})\b"
     r"|(?<=\S)(?:\s*[,;]\s*|\s+[-\u2013\u2014]+\s+)"
     r"(?:as|for|who|whose|where|while|when|but|not|rather|instead|with|if|unless|rounded)\b"
-    r"|(?<=\S)\s*\u2014\s*(?=[A-Za-z]{2})",
+    r"|(?<=\S)\s*\u2014\s*(?=[A-Za-z]{2})"
+    r"|(?<=\S)\s+[(\[](?:see|rounded|or|not|about|approximately|i\.e|e\.g)\b",
     re.IGNORECASE,
 )
 
@@ -231,7 +234,7 @@ _REMARK = re.compile(
     re.IGNORECASE,
 )
 
-_WHICH = re.compile(r"(?<=\S)\s*,\s*which\b", re.IGNORECASE)
+_AFTER_STATEMENT = re.compile(r"(?<=\S)\s*(?:,\s*which\b|;\s)", re.IGNORECASE)
 
 _VERB_AFTER_COMMA = re.compile(r",\s*(?:is|are|was|were|equals?|comes? to|has|have)\b|,\s*=")
 
@@ -241,8 +244,10 @@ def _without_reason(sentence: str) -> str:
     patterns = [_REASON]
     if _BEGINS_WITH_VALUE.match(sentence):
         patterns.append(_REMARK)
-    elif not re.search("[0-9]", sentence.partition(",")[0]):
-        patterns.append(_WHICH)
+    else:
+        first_part = re.split("[,;]", sentence, maxsplit=1)[0]
+        if _VERB.search(first_part) or not re.search("[0-9]", first_part):
+            patterns.append(_AFTER_STATEMENT)
     found = [match for pattern in patterns if (match := pattern.search(sentence))]
     if not found:
         return sentence
@@ -503,6 +508,10 @@ def last_result(text: str) -> str | None:
 
 _NAME_BEFORE = re.compile(r"\s*(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?|\\text\{[^{}]*\})\s*(?:=|\\approx)\s*")
 
+_POWER_OF_UNIT = re.compile(
+    r"(?<=[0-9 ])(?P<unit>[ckm]?m|ft|in|yd|mi|units?|feet|inches|miles|meters?) ?\^ ?\{? ?[23](?![0-9]) ?\}?"
+)
+
 _UNIT_AROUND = re.compile(r"\^ ?\{? ?(?:[23]|\\circ) ?\}?|°|\\degree|[€£¥₹¢]|\\?[$%]")
 
 # "km/h", "$18/hour": words around a slash. In "18/x" it divides.
@@ -540,6 +549,7 @@ def _only_number(content: str, number: re.Pattern[str]) -> re.Match[str] | None:
     text = re.sub(r"\\[,;:! ]|\\q?quad|\*\*|[{}~]", " ", text)
     if name := _NAME_BEFORE.match(text):
         text = text[name.end() :]
+    text = _POWER_OF_UNIT.sub(r"\g<unit> ", text)
     found = list(number.finditer(text))
     if len(found) != 1:
         return None

@@ -189,7 +189,7 @@ def result_of_equation(text: str, question: str = "") -> str | None:
     if "=" not in left and (_LEFT_WITHOUT_VALUE.fullmatch(left) or left in {clean_latex(one) for one in formulas_in(question)}):
         return right
     try:
-        sides = [_LEFT_NAME.sub("", side).strip() for side in left.split("=")]
+        sides = [_LEFT_NAME.sub("", side.strip()) for side in left.split("=")]
         value = read_form(right)
         same = all(forms_equal(read_form(side), value) or forms_equal(value, read_form(side)) for side in sides if side)
     except UnreadableError:
