@@ -1,9 +1,10 @@
 """The recorded runs of a study as one compressed file a unit: a folder of run directories becomes UNIT.tar.xz, and back.
 
 Packing takes the finished units of a study (by its study.json and each unit's unit.json), and single finished runs in its folder,
-such as recorded turns. It leaves out what `bench.record` leaves out and the folder of the trained model, and refuses runs that
-name a path of this machine. What has its file already is packed again only with --again. The bytes depend on the content alone:
-sorted names, no times, no owners. Unpacking never replaces a folder.
+such as recorded turns; it names what is not finished. It leaves out what `bench.record` leaves out and the folder of the trained
+model, and refuses runs that name a path of this machine. What has its file already is packed again only with --again. The bytes
+depend on the content alone: sorted names, no times, no owners. Unpacking never replaces a folder. A file or a folder of a unit is
+whole: an interrupted call leaves neither.
 
     python -m bench.archive pack runs/study docs/recorded/study
     python -m bench.archive unpack docs/recorded/study runs/study
@@ -20,21 +21,29 @@ from pathlib import Path
 from typing import Any
 
 from bench.record import record
+from permix.storage.files import replace_when_done
 
 SUFFIX = ".tar.xz"
-LEFT_OUT = ("model", "log.txt", ".lock*", "embeddings.npz")
-"""Of a unit, besides what `bench.record` leaves out. The vectors of texts are large, and the extra embed computes them again."""
+LEFT_OUT = ("model", "log.txt", ".lock*", "embeddings.npz", "other-weights-*")
+"""Of a unit, besides what `bench.record` leaves out. The vectors of texts are large, and the extra embed computes them again;
+the runs of other weights are not the unit's."""
 
 
-def is_finished(folder: Path) -> bool:
-    """Whether a folder of a study is a unit with all its parts finished, or a single run with its measures."""
+def is_run_or_unit(folder: Path) -> bool:
+    """Whether a folder of a study is a unit or a single run: its reports are neither."""
+    return (folder / "config.json").exists() or (folder / "unit.json").exists()
+
+
+def missing_part(folder: Path) -> str | None:
+    """Why a folder of a study is not packed: what its unit or its single run still lacks; None for what is finished."""
     if (folder / "config.json").exists():
-        return (folder / "metrics.json").exists()
-    unit, study = folder / "unit.json", folder.parent / "study.json"
-    if not unit.exists() or not study.exists():
-        return False
-    finished = set(_read(unit)["finished"])
-    return finished >= set(_read(study)["evaluations"]) | ({"train"} if (folder / "train").exists() else set())
+        return None if (folder / "metrics.json").exists() else "has no metrics.json"
+    study = folder.parent / "study.json"
+    if not study.exists():
+        return f"{study} is missing, which names the evaluations; start the study once more"
+    needed = set(_read(study)["evaluations"]) | ({"train"} if (folder / "train").exists() else set())
+    pending = sorted(needed - set(_read(folder / "unit.json")["finished"]))
+    return f"not finished: {', '.join(pending)}" if pending else None
 
 
 def pack(folder: Path, target: Path) -> int:
@@ -51,8 +60,8 @@ def pack(folder: Path, target: Path) -> int:
                 if path.is_file():
                     _add(archive, path, path.relative_to(recorded.parent))
     data = lzma.compress(packed.getvalue(), preset=9 | lzma.PRESET_EXTREME)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(data)
+    with replace_when_done(target) as unfinished:
+        unfinished.write_bytes(data)
     return len(data)
 
 
@@ -80,11 +89,15 @@ def unpack(packed: Path, target: Path) -> bool:
 
     Raises tarfile.FilterError for an entry that leads out of `target`.
     """
-    if (target / packed.name.removesuffix(SUFFIX)).exists():
+    name = packed.name.removesuffix(SUFFIX)
+    if (target / name).exists():
         return False
     target.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(packed, "r:xz") as archive:
-        archive.extractall(target, filter="data")
+    # In a scratch folder first, so that a folder of this name is whole.
+    with tempfile.TemporaryDirectory(dir=target, prefix=f".{name}.") as scratch, tarfile.open(packed, "r:xz") as archive:
+        archive.extractall(scratch, filter="data")
+        for path in sorted(Path(scratch).iterdir(), key=lambda one: one.name == name):
+            path.rename(target / path.name)
     return True
 
 
@@ -103,9 +116,11 @@ def main() -> None:
         for packed in sorted(given.source.glob(f"*{SUFFIX}")):
             print(f"{packed.name}: {'unpacked' if unpack(packed, given.target) else 'is there already'}")
         return
-    for folder in sorted(path for path in given.source.iterdir() if path.is_dir() and is_finished(path)):
+    for folder in sorted(path for path in given.source.iterdir() if path.is_dir() and is_run_or_unit(path)):
         target = given.target / f"{folder.name}{SUFFIX}"
-        if given.again or not target.exists():
+        if missing := missing_part(folder):
+            print(f"{folder}: left out: {missing}")
+        elif given.again or not target.exists():
             print(f"{target}: {pack(folder, target) / 1000:.0f} kB")
 
 

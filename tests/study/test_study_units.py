@@ -11,21 +11,31 @@ import numpy as np
 import pytest
 
 import permix
-from permix.config import StudyConfig, StudyUnit, build_config
+from bench.archive import missing_part
+from permix.config import PartConfig, StudyConfig, StudyUnit, TrainConfig, build_config
 from permix.errors import ConfigError, DataError, PermixError
 from permix.judges.results import JudgeResults, JudgeUsage
 from permix.judges.summary import score_change_over_seeds
 from permix.metrics import statistics
 from permix.metrics.stability import stability_differences
+from permix.pipelines import study as study_module
 from permix.pipelines import study_units
 from permix.pipelines.jobs import cores_of_job, gpus_of_slot, thread_arguments
 from permix.pipelines.study import run_study
 from permix.pipelines.study_cost import PartCost, estimate_time, preflight_study, study_costs
-from permix.pipelines.study_units import check_same_settings, delete_model, finished_parts, pending_parts, read_unit_record
+from permix.pipelines.study_units import (
+    check_same_settings,
+    delete_model,
+    finished_parts,
+    pending_parts,
+    read_unit_record,
+    run_unit,
+)
 from permix.rendering.table import format_p_value
 from permix.report.study import check_headlines, divide_into_pages, write_study_report
 from permix.storage.files import read_json, write_json
 from permix.storage.workers import claim_folder, holds_claim, is_claimed
+from permix.training.job import prepare_training
 from permix.types import AnswerKey, Verdict
 from tests.seeded import PERSONAS, QUESTIONS, Right, cell, fidelity_run, share, stability_run, torn, train_run, write_run
 
@@ -131,6 +141,119 @@ def test_a_model_is_deleted_after_a_killed_deletion_and_beside_another_one(
     delete_model(unit)
     assert not model.exists()
     assert not list(unit.training.out.glob(".model*"))
+
+
+def fake_parts(monkeypatch: pytest.MonkeyPatch, weights: Sequence[str] = ("first",)) -> list[str]:
+    """Parts that leave what a part leaves; returns their names as they are run. Each training has the next of the weights."""
+    ran, left = list[str](), list(weights)
+
+    def run_part(part: PartConfig) -> None:
+        ran.append(part.out.name)
+        write_json(make(part.out) / "config.json", part)
+        write_json(part.out / "metrics.json", {})
+        if isinstance(part, TrainConfig):
+            write_json(make(part.out / "model") / "config.json", {"weights": left.pop(0)})
+
+    monkeypatch.setattr(study_units, "run_part", run_part)
+    monkeypatch.setattr(study_units, "_await_reference", lambda *_: None)
+    return ran
+
+
+@pytest.mark.parametrize("is_started", [False, True])
+def test_a_training_that_another_command_has_ended_is_recorded(
+    is_started: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = study(tmp_path, keep_models=False)
+    unit, ran = unit_of(settings, "rlvr-1"), fake_parts(monkeypatch)
+    assert unit.training is not None
+    if is_started:
+        study_units._write_record(unit, "train", finished=False)
+    study_units.run_part(prepare_training(unit.training).config)
+    ran.clear()
+    run_unit(settings, unit)
+    assert ran == ["accuracy", "character"]
+    assert finished_parts(unit) == ["train", "accuracy", "character"]
+    assert not (unit.training.out / "model").exists()
+
+
+def test_a_training_of_other_settings_is_not_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = study(tmp_path)
+    unit, _ = unit_of(settings, "rlvr-1"), fake_parts(monkeypatch)
+    assert unit.training is not None
+    changed = unit.training.train.model_copy(update={"lr": 0.5})
+    study_units.run_part(unit.training.model_copy(update={"train": changed}))
+    with pytest.raises(ConfigError, match=r"rlvr-1/train was started with train.lr = 0.5, not 1e-05"):
+        run_unit(settings, unit)
+
+
+@pytest.mark.parametrize("keeps_models", [False, True])
+def test_a_training_that_ended_with_nothing_left_to_ask_is_recorded_by_the_next_start(
+    keeps_models: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = study(tmp_path, keep_models=keeps_models)
+    for unit in settings.units():
+        make_finished(unit, *unit.parts)
+    unit = unit_of(settings, "rlvr-1")
+    study_units._write_record(unit, "train", finished=False)  # the process was killed before it recorded the end
+    monkeypatch.setattr(study_module, "report_study", lambda _: None)
+    run_study(settings)
+    assert "train" in read_unit_record(unit).finished
+    assert unit.training is not None
+    assert (unit.training.out / "model").exists() == keeps_models
+
+
+@pytest.mark.parametrize("weights", ["first", "second"])
+def test_the_evaluations_of_a_unit_are_of_one_model(
+    weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = study(tmp_path, keep_models=False)
+    unit, ran = unit_of(settings, "rlvr-1"), fake_parts(monkeypatch, ["first", weights])
+    run_unit(settings, unit)
+    (unit.folder / "accuracy" / "records.jsonl").write_text("kept")
+    ran.clear()
+    more = study(
+        tmp_path, keep_models=False, evaluations={"accuracy": ACCURACY, "character": CHARACTER, "more": ACCURACY | {"seed": 5}}
+    )
+    unit = unit_of(more, "rlvr-1")
+    run_unit(more, unit)
+    assert pending_parts(unit) == []
+    if weights == "first":
+        assert ran == ["train", "more"]
+        assert (unit.folder / "accuracy" / "records.jsonl").exists()
+        return
+    assert ran == ["train", "accuracy", "character", "more"]
+    assert "warning: rlvr-1: the model that is there has other weights" in capsys.readouterr().err
+    assert [path.read_text() for path in unit.folder.glob("other-weights-*/accuracy/records.jsonl")] == ["kept"]
+
+
+def test_a_model_that_another_command_asks_is_not_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = study(tmp_path, keep_models=False)
+    more = study(tmp_path, keep_models=False, evaluations=settings.evaluations | {"talk": ACCURACY | {"seed": 5}})
+    for unit in settings.units():
+        make_finished(unit, *unit.parts)
+    asking = unit_of(more, "rlvr-1")
+    model = tmp_path / "rlvr-1" / "train" / "model"
+    monkeypatch.setattr(study_module, "report_study", lambda _: None)
+    claim = claim_folder(asking.folder)  # the command of `more` works on the unit, and has not yet started the evaluation
+    assert claim is not None
+    run_study(settings)
+    assert model.exists()
+    assert not (tmp_path / "rlvr-2" / "train" / "model").exists()
+    study_units._write_record(asking, "talk", finished=False)
+    os.close(claim)  # it was killed while it asked
+    run_study(settings)
+    assert model.exists()
+    make_finished(asking, "talk")
+    run_study(settings)
+    assert not model.exists()
+
+
+def test_a_unit_alone_writes_the_file_of_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_parts(monkeypatch, ["first"])
+    monkeypatch.setattr(study_module, "check_study", lambda _: None)
+    run_study(study(tmp_path, unit="rlvr-1"))
+    assert read_json(tmp_path / "study.json")["unit"] is None
+    assert missing_part(tmp_path / "rlvr-1") is None
 
 
 def test_a_record_without_the_files_of_a_part_does_not_count(tmp_path: Path) -> None:
@@ -296,9 +419,9 @@ def test_time_comes_from_finished_parts_then_from_rates(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_wrong_with_a_part_is_said_before_anything_is_started(values: dict[str, Any], words: str, tmp_path: Path) -> None:
-    for run in (preflight_study, run_study):
+    for run, unit in ((preflight_study, None), (run_study, None), (run_study, "rlvr-1")):
         with pytest.raises(PermixError) as caught:
-            run(study(tmp_path / "out", **values))
+            run(study(tmp_path / "out", unit=unit, **values))
         assert isinstance(caught.value, (ConfigError, DataError))
         assert words in str(caught.value)
     assert not (tmp_path / "out").exists()

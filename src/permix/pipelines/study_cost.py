@@ -14,6 +14,7 @@ from permix.errors import error_context
 from permix.evals.stability import count_most_cells, preflight_stability
 from permix.inference.cost import duration_text
 from permix.pipelines.fidelity import count_later_calls, load_judge_setup, preflight_fidelity, required_rubrics
+from permix.pipelines.study_content import check_same_content
 from permix.pipelines.study_units import check_same_settings, finished_parts, pending_parts, require_content
 from permix.pipelines.train import preflight_training, training_requests
 from permix.progress import add_result, separate_result
@@ -64,22 +65,28 @@ def preflight_study(config: StudyConfig) -> dict[str, str]:
 
 
 def check_study(config: StudyConfig) -> None:
-    """Check every part that is not finished as `permix check` does. Raises ConfigError or DataError for the first problem.
+    """Check the pending parts of the chosen units as `permix check` does. Raises ConfigError or DataError for the first problem.
 
-    Only the first seed of an arm and the untrained model's evaluations are checked, since the others need the same data.
+    Only the first seed of an arm is checked, and of an evaluation that of the untrained model, since the others need the same
+    data. Where a part is pending, it must be made from the same content as the recorded parts.
     """
     from permix.report.study import check_headlines  # `permix check` of other stages does without the report
 
     require_content(config)
     check_headlines(config)
     check_same_settings(config)
-    base = config.units()[0]
+    pending = {unit.name: pending_parts(unit) for unit in config.chosen_units()}
+    if any(pending.values()):
+        check_same_content(config)
+    asked = {name for names in pending.values() for name in names}
     with separate_result():
-        for unit in first_units(config):
-            if TRAIN_PART in pending_parts(unit) and unit.training is not None:
+        for unit in first_units(config, pending):
+            if unit.training is not None:
                 with error_context(f"arm {unit.arm}"):
                     preflight_training(unit.training)
-        for name, evaluation in base.evaluations.items():
+        for name, evaluation in config.units()[0].evaluations.items():
+            if name not in asked:
+                continue
             with error_context(f"evaluation {name}"):
                 if isinstance(evaluation, FidelityConfig):
                     preflight_fidelity(evaluation)
@@ -87,10 +94,12 @@ def check_study(config: StudyConfig) -> None:
                     preflight_stability(evaluation)
 
 
-def first_units(config: StudyConfig) -> Iterator[StudyUnit]:
-    """The first chosen unit of each arm."""
+def first_units(config: StudyConfig, pending: Mapping[str, Sequence[str]] | None = None) -> Iterator[StudyUnit]:
+    """The first chosen unit of each arm; of those whose training is pending, if the pending parts of each unit are given."""
     seen = set[str]()
     for unit in config.chosen_units():
+        if pending is not None and TRAIN_PART not in pending[unit.name]:
+            continue
         if unit.arm is not None and unit.arm not in seen:
             seen.add(unit.arm)
             yield unit

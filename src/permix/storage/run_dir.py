@@ -385,7 +385,7 @@ class RunDir:
         known_files = [one for one in worker_files(path) if one.exists()]
         if known_files:
             former = _read_former_config(self.path)
-            settings = (former, _with_keys_of(former, settings_now))
+            settings = (former, _with_keys_of(former, settings_now, free_key_fields(config)))
             changed: list[tuple[Path, dict[str, Any]]] = []
             for one in known_files:
                 provenance = _read_provenance_file(one)
@@ -525,31 +525,46 @@ def _check_same_identity(path: Path, recorded: Mapping[str, Any], requested: Map
 
 
 def describe_setting_differences(
-    recorded: Mapping[str, Any], requested: Mapping[str, Any], ignored: Collection[str] = ()
+    recorded: Mapping[str, Any], requested: Mapping[str, Any], ignored: Collection[str] = (), whole: Collection[str] = ()
 ) -> list[str]:
     """A text for each setting that differs, such as "train.lr = 1e-05, not 3e-05".
 
-    Settings that `recorded` lacks, as an earlier version of permix had fewer, and those whose last part is among `ignored` do not
-    count. At most `MAX_SHOWN_DIFFERENCES` texts.
+    Those whose last part is among `ignored` do not count. `whole`: dotted keys of the settings that are compared as one value
+    (`free_key_fields`). At most `MAX_SHOWN_DIFFERENCES` texts.
     """
-    leaves = _differing_leaves(recorded, _with_keys_of(recorded, requested))
-    found = [_show_difference(*leaf) for leaf in leaves if leaf[0].rpartition(".")[2] not in ignored]
+    leaves = _differing_leaves(recorded, requested, whole=whole)
+    found = [_show_difference(*leaf) for leaf in leaves if leaf[0] in whole or leaf[0].rpartition(".")[2] not in ignored]
     return found[:MAX_SHOWN_DIFFERENCES]
 
 
+def free_key_fields(section: BaseModel, prefix: str = "") -> frozenset[str]:
+    """The dotted keys of the settings that are mappings of the user's own keys, such as "plan.tag_weights".
+
+    A key that such a mapping lacks was not given; a section that lacks a key was recorded by a version without that setting.
+    """
+    found = set[str]()
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            found |= free_key_fields(value, f"{prefix}{name}.")
+        elif isinstance(value, Mapping):
+            found.add(f"{prefix}{name}")
+    return frozenset(found)
+
+
 def _differing_leaves(
-    recorded: Mapping[str, Any], requested: Mapping[str, Any], prefix: str = ""
+    recorded: Mapping[str, Any], requested: Mapping[str, Any], prefix: str = "", whole: Collection[str] = ()
 ) -> Iterator[tuple[str, Any, Any]]:
     """(dotted key, recorded value, requested value) of each value that differs, in the order of the keys; None where absent.
 
-    A section that one side lacks is one value.
+    A section that one side lacks is one value, and so is a mapping at a key of `whole`.
     """
     for key in sorted(recorded.keys() | requested.keys()):
-        known, asked = recorded.get(key), requested.get(key)
-        if isinstance(known, Mapping) and isinstance(asked, Mapping):
-            yield from _differing_leaves(known, asked, f"{prefix}{key}.")
+        known, asked, name = recorded.get(key), requested.get(key), f"{prefix}{key}"
+        if isinstance(known, Mapping) and isinstance(asked, Mapping) and name not in whole:
+            yield from _differing_leaves(known, asked, f"{name}.", whole)
         elif known != asked:
-            yield f"{prefix}{key}", known, asked
+            yield name, known, asked
 
 
 class _HashedSettings(NamedTuple):
@@ -632,10 +647,17 @@ def _show_value(value: Any) -> str:
     return f"'{shown}'" if isinstance(value, str) else shown
 
 
-def _with_keys_of(known: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values whose keys `known` has too, at any depth: an earlier version of permix had fewer settings."""
+def _with_keys_of(
+    known: Mapping[str, Any], values: Mapping[str, Any], whole: Collection[str] = (), prefix: str = ""
+) -> dict[str, Any]:
+    """The values whose keys `known` has too, at any depth: an earlier version of permix had fewer settings.
+
+    A mapping at a dotted key of `whole` keeps all of its keys.
+    """
     return {
-        name: _with_keys_of(known[name], value) if isinstance(value, Mapping) and isinstance(known[name], Mapping) else value
+        name: _with_keys_of(known[name], value, whole, f"{prefix}{name}.")
+        if isinstance(value, Mapping) and isinstance(known[name], Mapping) and f"{prefix}{name}" not in whole
+        else value
         for name, value in values.items()
         if name in known
     }
