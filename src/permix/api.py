@@ -32,6 +32,7 @@ from permix.errors import RENAMED_SHARDS, ConfigError, DataError, IncompleteRunE
 from permix.evals.answer_vectors import measure_or_explain, measure_recognisability
 from permix.evals.fidelity_records import cut_off_warning, fidelity_kind
 from permix.evals.grid import GridResults, cell_row, count_cut_off, persona_rows, read_grid_results
+from permix.evals.reference_runs import find_reference
 from permix.evals.stability import StabilityGrid, measure_contexts, measure_stability, read_stability_grid, run_stability
 from permix.evals.strategies import STRATEGIES
 from permix.inference import build_model_config
@@ -186,8 +187,8 @@ class StabilityRun(EvaluationRun):
         """
         from permix.evals.in_character import measure_right_in_character
 
-        path = reference or self.config.get("character_reference")
-        return measure_right_in_character(self.path, None if path is None else Path(path), self._results)
+        path = find_reference(self.path, self.config, "character_reference") if reference is None else Path(reference)
+        return measure_right_in_character(self.path, path, self._results)
 
     @property
     def contexts(self) -> tuple[ContextSummary, ...]:
@@ -235,8 +236,7 @@ class FidelityRun(EvaluationRun):
 
         if self.kind == "personagym":
             return count_personagym_answers(self.path)
-        reference_path = self.config.get("reference")
-        reference = None if reference_path is None else Path(reference_path)
+        reference = find_reference(self.path, self.config)
         return measure_drift(self.path, reference) if self.kind == "interview" else measure_identifiability(self.path, reference)
 
     @cached_property

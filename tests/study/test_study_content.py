@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +139,7 @@ def change_turns(folder: Path) -> None:
     (folder / "open.txt").write_text("".join(f"What about day {n}?\n" for n in range(12)))
 
 
-CHANGES = {
+CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "questions": (
         lambda folder: write_questions(folder / "questions.jsonl", *range(1, 13)),
         "base/accuracy was made with other questions",

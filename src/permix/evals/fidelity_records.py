@@ -24,6 +24,7 @@ from permix.evals.grid import (
     run_cells,
     token_limit_text,
 )
+from permix.evals.reference_runs import describe_reference
 from permix.evals.shards import divide_cells, report_finished_shard
 from permix.inference.addresses import check_addresses
 from permix.inference.base import Model
@@ -134,8 +135,10 @@ def run_fidelity_cells(
 def write_fidelity_metrics(
     run: Path, result: Record, text_metrics: Record, more: Mapping[str, object] = MappingProxyType({})
 ) -> dict[str, Any]:
-    """Write metrics.json and return it: the measures of the kind, under "unjudged" the text metrics of all kinds, and `more`."""
+    """Write metrics.json and return it: the measures of the kind, under "unjudged" the text metrics of all kinds, `more`, and the
+    mark of the reference run."""
     metrics = result.model_dump(mode="json") | {"unjudged": text_metrics.model_dump(mode="json")} | dict(more)
+    metrics |= describe_reference(run)
     write_json(run / "metrics.json", metrics)
     return metrics
 

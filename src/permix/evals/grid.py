@@ -444,8 +444,7 @@ def run_cells(
 
     def score_and_append(cell: Cell, bar: ProgressBar) -> None:
         nonlocal finished, failed
-        scored = _score(cell, scorer)
-        run.append([scored])
+        scored = run.append_result(_score(cell, scorer))
         finished += _is_done(scored, scorer)
         failed += not _is_done(scored, scorer)
         bar.advance(status=f"{failed} without a result" if failed else "")

@@ -32,6 +32,7 @@ from permix.evals.grid import (
     warn_trained_personas,
 )
 from permix.evals.in_character import check_right_in_character, measure_right_in_character
+from permix.evals.reference_runs import describe_reference
 from permix.evals.shards import ShardCells, divide_cells, report_finished_shard
 from permix.evals.strategies import STRATEGIES, measure_strategy
 from permix.evals.strategies.base import EvalSetup, Strategy, answer_comparison
@@ -558,7 +559,7 @@ def _in_character_json(config: StabilityConfig, run: Path, answers: GridResults)
         found = measure_right_in_character(run, config.character_reference, answers)
     except DataError as error:
         return {"right_in_character_reason": str(error)}
-    return {"right_in_character": found.model_dump(mode="json")}
+    return {"right_in_character": found.model_dump(mode="json")} | describe_reference(run, "character_reference")
 
 
 def measure_template_effects(run: Path, answers: GridResults | None = None) -> TemplateEffects | None:

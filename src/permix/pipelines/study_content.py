@@ -120,7 +120,7 @@ def _other_parts(config: StudyConfig) -> Iterator[_OtherPart]:
                         if unit.arm is not None and isinstance(part, StabilityConfig):
                             _check_golds(run, base.evaluations[name])
                     now = evaluations[name](run)
-            recorded = run.grid | run.identity | _judge_content(run, part)
+            recorded: Content = {**run.grid, **run.identity, **_judge_content(run, part)}
             if isinstance(part, TrainConfig) and VERIFIER not in recorded:  # of an earlier version; its evaluations have one
                 recorded = {**recorded, VERIFIER: now[VERIFIER]}
             differing = [key for key in now if recorded.get(key) != now[key]]
@@ -169,6 +169,7 @@ def _stability_content(part: StabilityConfig) -> _ContentOfRun:
 
 
 def _fidelity_content(part: FidelityConfig) -> _ContentOfRun:
+    grid: Content
     if part.kind == "interview":
         plan = prepare_interview(part)
         grid, keys = describe_interview(part, plan, {}), ("personas",) if part.interviewer.is_model else _GRID_KEYS

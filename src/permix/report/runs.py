@@ -21,6 +21,7 @@ from permix.evals.drift_report import Drift, JudgeTurnScores, measure_drift
 from permix.evals.fidelity_records import cut_off_warning, fidelity_kind, is_interviewer_question
 from permix.evals.grid import CutOffCounts, GridResults, count_cut_off, grid_results
 from permix.evals.in_character import measure_right_in_character
+from permix.evals.reference_runs import find_reference
 from permix.evals.stability import StabilityGrid, read_rounds
 from permix.evals.strategies import STRATEGIES, measure_strategy
 from permix.evals.strategies.base import StrategySummary
@@ -466,25 +467,12 @@ def _scores_by_judge(run: Run) -> dict[str, JudgeTurnScores]:
     return {} if run.judged_run is None else run.judged_run.scores_by_judge
 
 
-_REFERENCE_FIELDS = {"reference": "identifiability", "character_reference": "right and in character"}
-"""For each field that names a reference run: what is measured with it."""
-
-
 def find_reference_run(run: Run, field: str = "reference") -> Path | None:
-    """Return the run whose answers train the classifier: the configured path, or a place next to this run when both were moved.
+    """Return the run whose answers train the classifier (`permix.evals.reference_runs.find_reference`).
 
-    None when no reference is configured. Raises DataError when the configured run is not found.
+    None when no reference is configured. Raises DataError when the configured run is not found, or another one is in its place.
     """
-    configured = run.config.get(field)
-    if configured is None:
-        return None
-    recorded, parent = Path(configured), run.path.parent
-    for candidate in (recorded, parent.parent / recorded.parent.name / recorded.name, parent / recorded.name):
-        if is_run(candidate) and candidate.resolve() != run.path.resolve():
-            return candidate
-    raise DataError(
-        f"{run.path}: its reference run {configured} was not found; {_REFERENCE_FIELDS[field]} cannot be measured without it"
-    )
+    return find_reference(run.path, run.config, field)
 
 
 def _sum_or_none(parts: Sequence[Any]) -> Any:

@@ -42,9 +42,9 @@ from permix.errors import ConfigError, DataError, PermixError
 from permix.progress import print_status
 from permix.sanitize import escape_control, redact_arguments, redact_secrets, truncate
 from permix.storage.cells import RECORDS_FILE, CellIndex, chosen_answers_note, read_run_cells, record_files
-from permix.storage.files import JsonlWriter, drop_torn_line, guard_writes, read_json, read_jsonl, write_json
+from permix.storage.files import JsonlWriter, LongRecordError, drop_torn_line, guard_writes, read_json, read_jsonl, write_json
 from permix.storage.workers import lock_run, worker_file, worker_files
-from permix.types import Cell, CellKey, Shard
+from permix.types import Cell, CellKey, Failure, Shard
 
 PROVENANCE_PACKAGES = (
     "permix",
@@ -455,9 +455,23 @@ class RunDir:
         """Append cells. When this returns the operating system has them, so a killed process loses none of them."""
         self._writer.append(cells)
 
+    def append_result(self, cell: Cell) -> Cell:
+        """Append a cell; returns it as it is recorded. A completion that no line can hold is recorded as a failure."""
+        try:
+            self.append([cell])
+        except LongRecordError as error:
+            cell = cell.model_copy(update={"completion": None, "verdict": None, "failure": long_reply_failure(error)})
+            self.append([cell])
+        return cell
+
     def close_records(self) -> None:
         """Close the file of records until the next cell: on a file system that machines share, others then see all of it."""
         self._writer.close()
+
+
+def long_reply_failure(error: LongRecordError) -> Failure:
+    """The failure that is recorded in place of a reply that no line can hold."""
+    return Failure(type="ReplyTooLargeError", message=str(error))
 
 
 def _recorded_settings(config: BaseModel) -> dict[str, Any]:
