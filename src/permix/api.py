@@ -27,6 +27,7 @@ from permix.config import (
     build_config,
     merge_values,
     read_config_values,
+    require_own_folder,
 )
 from permix.errors import RENAMED_SHARDS, ConfigError, DataError, IncompleteRunError, OtherShardsPendingError
 from permix.evals.answer_vectors import measure_or_explain, measure_recognisability
@@ -441,7 +442,10 @@ def train(config: str | Path | Mapping[str, Any] | TrainConfig | None = None, **
         key: {**values[key], **value} if isinstance(value, Mapping) and isinstance(values.get(key), Mapping) else value
         for key, value in fields.items()
     }
-    return run_training(build_config(TrainConfig, values | merged, source=source))
+    stage = build_config(TrainConfig, values | merged, source=source)
+    if isinstance(config, str | Path) and "out" not in fields:
+        require_own_folder(Path(config), stage)
+    return run_training(stage)
 
 
 def study(config: str | Path | Mapping[str, Any] | StudyConfig, **fields: Any) -> Path:
@@ -460,6 +464,8 @@ def study(config: str | Path | Mapping[str, Any] | StudyConfig, **fields: Any) -
     else:
         values, source = config.model_dump(exclude_unset=True) if isinstance(config, StudyConfig) else dict(config), "study"
     stage = build_config(StudyConfig, merge_values(values, fields), source=source)
+    if isinstance(config, str | Path) and "out" not in fields:
+        require_own_folder(Path(config), stage)
     page = run_study(stage)
     if page is None:
         why = f'unit = "{stage.unit}" runs one unit' if stage.unit is not None else "no evaluation is finished"

@@ -15,6 +15,7 @@ from permix.config.base import (
     load_config,
     quote_input,
     read_config_values,
+    require_own_folder,
     section_prefixes,
 )
 from permix.config.data import (
@@ -204,6 +205,7 @@ __all__ = [
     "merge_values",
     "quote_input",
     "read_config_values",
+    "require_own_folder",
     "resolve_mix",
     "rubric_entries",
     "section_prefixes",

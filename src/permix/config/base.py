@@ -129,6 +129,31 @@ def read_config_values(path: Path) -> dict[str, Any]:
     return values
 
 
+RECORDED_FILES = {"config.json": "provenance.json", "study.json": "*/unit.json", "quickstart.json": "*/provenance.json"}
+"""The configuration files that commands write into their folders, and what else lies there: such a file is no user's own."""
+
+
+def require_own_folder(path: Path, config: BaseModel) -> None:
+    """Raise ConfigError if a file that a command wrote into its folder names another folder than the one that it lies in.
+
+    So it is for a folder that was moved or copied, and for a relative path in another current folder. The command would begin
+    anew in the other folder, or go on with the original of a copy. `config`: the file's content, to whose folder no flag gives
+    another value.
+    """
+    known = RECORDED_FILES.get(path.name)
+    if known is None or not any(path.absolute().parent.glob(known)):
+        return
+    field, own = "out", path.parent
+    named = getattr(config, "folder", None) or getattr(config, "out", None)
+    if named is None:  # a judge's file lies in RUN/judges/LABEL
+        field, named, own = "run", getattr(config, "run", None), path.absolute().parent.parent.parent
+    if isinstance(named, Path) and named.resolve() != own.resolve():
+        raise ConfigError(
+            f"{path}: names another folder than its own, {field} = {named}: it was moved or copied, or the command was given in "
+            f"another folder; give --{field} {own} to go on with what is there, or --{field} {named}"
+        )
+
+
 def build_config(cls: type[_ConfigT], values: Mapping[str, Any], *, source: str, partial: bool = False) -> _ConfigT:
     """Validate a mapping, as read from TOML or JSON, into `cls`. Raises ConfigError, prefixed with `source`.
 
