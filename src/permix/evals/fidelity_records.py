@@ -20,6 +20,7 @@ from permix.evals.grid import (
     GridResults,
     count_cut_off,
     expected_grid_cells,
+    fidelity_identity,
     read_grid_results,
     run_cells,
     token_limit_text,
@@ -31,7 +32,6 @@ from permix.inference.base import Model
 from permix.inference.batch_model import again_text, is_only_writing
 from permix.metrics.sequential import Round, count_cells
 from permix.personas.pool import PersonaPool, select_recorded_personas
-from permix.prompts import template_hash
 from permix.storage.cells import explain_missing, find_failures
 from permix.storage.files import write_json
 from permix.storage.run_dir import RunDir, RunReader
@@ -93,12 +93,7 @@ def run_fidelity_cells(
     metrics.json. `identity` is added to the identity of the run. Raises IncompleteRunError if answers are missing, or the
     DataError of `measure` if no answer is missing.
     """
-    common = {
-        "model": model.fingerprint,
-        "template": template_hash(config.personas.template),
-        "sampling": config.sampling.model_dump(),
-        "seed": config.seed,
-    }
+    common = {"model": model.fingerprint} | fidelity_identity(config)
     endpoint, shard = check_addresses(model, config.out), config.worker_shard
     divided = None if shard is None else divide_cells(cells, shard)
     own, part = (cells, "") if divided is None else (divided.own, f" of shard {shard}")

@@ -23,9 +23,9 @@ from permix.metrics.statistics import Array
 from permix.personas.pool import PersonaPool
 from permix.personas.recorded_turns import RecordedTurns, choose_turns
 from permix.progress import ProgressBar, print_status, progress_bar
-from permix.prompts import build_messages, template_id, template_text
+from permix.prompts import build_messages, template_hash, template_id, template_text
 from permix.storage.cells import CellIndex, CellSummary, cell_summaries, read_run_cells
-from permix.storage.run_dir import RunDir, RunReader, check_cells_unchanged
+from permix.storage.run_dir import RunDir, RunReader, check_cells_unchanged, check_resumable
 from permix.tasks.base import read_trained_on
 from permix.types import (
     Cell,
@@ -476,6 +476,8 @@ def estimate_cells(
 
     Raises ConfigError if the run in `config.out` asked one of these cells with other messages or another seed.
     """
+    if isinstance(config, FidelityConfig):
+        check_resumable(config.out, config, fidelity_identity(config))
     recorded = read_run_cells(config.out)
     check_cells_unchanged(recorded, cells)
     limit = config.sampling.max_new_tokens
@@ -485,6 +487,15 @@ def estimate_cells(
     groups = [RequestGroup(pending, limit, max(0, n_later - (n_recorded - (len(cells) - len(pending)))))]
     measured = find_measured(runs_beside(config.out), stage, config.model, limit)
     return estimate_cost(groups, config.model, measured, n_recorded=n_recorded)
+
+
+def fidelity_identity(config: FidelityConfig) -> dict[str, Any]:
+    """The part of a fidelity run's identity that needs no model."""
+    return {
+        "template": template_hash(config.personas.template),
+        "sampling": config.sampling.model_dump(),
+        "seed": config.seed,
+    }
 
 
 def _answered_requests(cells: Sequence[Cell], known: CellIndex) -> Iterator[Request]:

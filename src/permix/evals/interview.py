@@ -20,7 +20,7 @@ from contextlib import nullcontext
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from permix.config import FidelityConfig, InterviewConfig
 from permix.errors import ConfigError, DataError, IncompleteRunError, option_context
@@ -34,7 +34,7 @@ from permix.evals.fidelity_records import (
     turn_number,
     write_fidelity_metrics,
 )
-from permix.evals.grid import describe_grid, run_cells, warn_trained_personas
+from permix.evals.grid import describe_grid, fidelity_identity, run_cells, warn_trained_personas
 from permix.evals.shards import assign_personas, report_finished_shard
 from permix.evals.text_metrics import measure_text_metrics
 from permix.inference import check_model, load_model
@@ -47,10 +47,10 @@ from permix.inference.cost import RequestGroup, estimate_cost, find_measured, ru
 from permix.inference.hf import context_window, load_tokenizer, resolve_model_source
 from permix.personas.loading import load_roleplay
 from permix.personas.pool import PersonaPool, warn_of_misfits
-from permix.prompts import build_messages, template_hash
+from permix.prompts import build_messages
 from permix.storage.cells import CellIndex, explain_missing, find_failures, read_run_cells
 from permix.storage.files import write_json
-from permix.storage.run_dir import RunDir
+from permix.storage.run_dir import RunDir, check_resumable
 from permix.storage.workers import hold_shared_files
 from permix.trackers import log_measures
 from permix.types import Cell, CellKey, Completion, Message, Persona, Question, Sampling, digest, seed_from
@@ -241,6 +241,9 @@ def _estimate_interview(config: FidelityConfig, plan: InterviewPlan) -> dict[str
 
     Earlier answers, and the questions of an interviewer model, count with their greatest length in the prompts of later turns.
     """
+    orders = (plan.question_orders or {}).values()
+    asked_by = {} if plan.question_orders is None else {"asked by": digest(*(one.text for order in orders for one in order))}
+    check_resumable(config.out, config, _plan_identity(config, plan, asked_by))
     turns, limit, recorded = config.interview.turns, config.sampling.max_new_tokens, read_run_cells(config.out)
     answered = [key for key, one in recorded.summaries.items() if one.has_completion]
     n_answered = Counter(key.persona_id for key in answered if turn_number(key.question_id) is not None)
@@ -459,17 +462,13 @@ def check_interview_length(config: FidelityConfig, plan: InterviewPlan) -> None:
 def _identity(model: Model, config: FidelityConfig, plan: InterviewPlan, interviewer_model: Model | None) -> dict[str, object]:
     """The identity of the run. It contains all personas, since the question orders depend on all of them."""
     texts = [] if plan.question_orders is None else [one.text for order in plan.question_orders.values() for one in order]
-    return {
-        "model": model.fingerprint,
-        "template": template_hash(config.personas.template),
-        "sampling": config.sampling.model_dump(),
-        "seed": config.seed,
-        "interview": {
-            "turns": config.interview.turns,
-            "personas": digest(*(persona.model_dump_json() for persona in plan.pool.personas)),
-            "asked by": digest(*texts) if interviewer_model is None else interviewer_model.fingerprint,
-        },
-    }
+    asked_by = digest(*texts) if interviewer_model is None else interviewer_model.fingerprint
+    return {"model": model.fingerprint} | _plan_identity(config, plan, {"asked by": asked_by})
+
+
+def _plan_identity(config: FidelityConfig, plan: InterviewPlan, asked_by: Mapping[str, str]) -> dict[str, Any]:
+    personas = digest(*(persona.model_dump_json() for persona in plan.pool.personas))
+    return fidelity_identity(config) | {"interview": {"turns": config.interview.turns, "personas": personas, **asked_by}}
 
 
 def _make_interviewer(plan: InterviewPlan, interviewer_model: Model | None, run: RunDir, seed: int) -> Interviewer:

@@ -61,7 +61,7 @@ from permix.progress import print_status
 from permix.prompts import require_system_template, template_hash, template_text
 from permix.storage.cells import cell_summaries, explain_missing, find_failures, has_records
 from permix.storage.files import write_json
-from permix.storage.run_dir import RunDir, RunReader
+from permix.storage.run_dir import RunDir, RunReader, check_resumable
 from permix.storage.workers import hold_shared_files
 from permix.tasks import LoadedTask, load_selection
 from permix.tasks.base import Task, answer_token_limit, check_contamination, read_trained_on, verify_completion
@@ -390,8 +390,11 @@ def power_analysis(config: StabilityConfig) -> dict[str, str]:
 def preflight_stability(config: StabilityConfig) -> dict[str, str]:
     """Facts about the run without calling a model. Raises ConfigError or DataError if the configuration is invalid."""
     template_text(config.personas.template)
-    strategy, (config, _, setup) = STRATEGIES[config.strategy], prepare_stability(config)
+    strategy, gives_limit = STRATEGIES[config.strategy], _gives_limit(config)
+    config, task, setup = prepare_stability(config)
+    gains = ("strategy",) if strategy.is_full_grid else ()
     check_model(config.model, contact=False)
+    check_resumable(config.out, config, _known_identity(config, task, setup, gives_limit=gives_limit), gains)
     facts = {"questions": str(len(setup.questions)), "personas": f"{len(setup.pool)}, and no persona"}
     if (shard := config.worker_shard) is not None:
         grid = strategy.initial_cells(setup)
@@ -519,6 +522,16 @@ def stability_identity(config: StabilityConfig, task: Task, model: Model, turns:
         }
     )
     return plain if config.strategy == "none" else plain | {"strategy": config.strategy}
+
+
+def _known_identity(config: StabilityConfig, task: Task, setup: EvalSetup, *, gives_limit: bool) -> dict[str, Any]:
+    """The part of the identity that needs no model. A limit that is not given may be lowered to the model's window."""
+    turns = setup.prompt_format.turns
+    known = grid_identity(config, task) | ({} if turns is None else {"context_turns": turns.content_hash})
+    known["sampling"] = config.sampling.model_dump(exclude=set() if gives_limit else {"max_new_tokens"})
+    if config.contexts:
+        known["contexts"] = list(config.contexts)
+    return known if config.strategy == "none" else known | {"strategy": config.strategy}
 
 
 def grid_identity(config: StabilityConfig, task: Task) -> dict[str, Any]:

@@ -58,7 +58,7 @@ from permix.progress import print_status
 from permix.prompts import template_text
 from permix.storage.cells import JUDGE_OPTIONS, explain_missing
 from permix.storage.files import write_json
-from permix.storage.run_dir import RunDir, RunReader
+from permix.storage.run_dir import RunDir, RunReader, check_resumable
 from permix.trackers import check_trackers, log_measures
 from permix.types import Question, Record, Sampling
 
@@ -119,6 +119,7 @@ def preflight_judging(config: JudgeConfig) -> dict[str, str]:
 def _estimate_judging(config: JudgeConfig, setup: JudgeSetup, prompts: Sequence[JudgePrompt]) -> dict[str, str]:
     """The cost of the calls that have no score yet, if each prompt takes a single call."""
     folder = judge_folder(config.run, _judge_label(config.judge))
+    check_resumable(folder, _with_label(config), _known_judge_identity(config, setup))
     latest = latest_judgements(read_judge_calls(folder))
     scored = {(key, call.prompt_hash) for key, call in latest.items() if call.score is not None}
     pending = [prompt for prompt in prompts if (prompt.judge_input.key, prompt.hash) not in scored]
@@ -211,8 +212,12 @@ def _with_label(config: JudgeConfig) -> JudgeConfig:
 
 
 def _judge_identity(config: JudgeConfig, judge_setup: JudgeSetup, model: Model) -> dict[str, Any]:
+    return {"judge": model.fingerprint} | _known_judge_identity(config, judge_setup)
+
+
+def _known_judge_identity(config: JudgeConfig, judge_setup: JudgeSetup) -> dict[str, Any]:
+    """The part of the identity that needs no model."""
     return {
-        "judge": model.fingerprint,
         "rubrics": judge_template_hash(judge_setup.rubrics, config.judge.reasons),
         "reasons": config.judge.reasons,
         "examples": score_examples_hash(judge_setup.examples),

@@ -538,6 +538,40 @@ def _check_same_identity(path: Path, recorded: Mapping[str, Any], requested: Map
         )
 
 
+NEEDS_MODEL = ("model", "judge", "default_system", "kind")
+"""Keys of identities that `check_resumable` does not compare: they need the model, or are in no other run of the stage."""
+
+
+def check_resumable(path: Path, config: BaseModel, known: Mapping[str, Any], new_identity_keys: Collection[str] = ()) -> None:
+    """Raise ConfigError, in the words of `RunDir.open`, if the run on disk was made with another value of `known`, the part of
+    the identity that needs no model, or with a model of another name or backend. Does nothing if there is no run.
+    """
+    if not (path / "provenance.json").exists():
+        return
+    former, now = _read_former_config(path), _recorded_settings(config)
+    requested, recorded = json.loads(json.dumps(known)), read_provenance(path)["identity"]
+    requested = {key: one for key, one in requested.items() if key in recorded or key not in new_identity_keys}
+    before = {key: _part_with_keys_of(requested.get(key), one) for key, one in recorded.items() if key not in NEEDS_MODEL}
+    for section in ("model", "judge"):
+        was, asked = former.get(section), now.get(section)
+        if not isinstance(was, Mapping) or not isinstance(asked, Mapping) or asked.get("same_weights"):
+            continue
+        served = [one.get("base_url") is not None for one in (was, asked)]
+        # What tells a model in this process apart is its files and not its name, and batch files are answered by an endpoint.
+        for field in ("name", "extra_body") if all(served) else () if any(served) else ("backend",):
+            if field in was:
+                before[f"{section}.{field}"], requested[f"{section}.{field}"] = was[field], asked[field]
+    settings = (former, _with_keys_of(former, now, free_key_fields(config)))
+    _check_same_identity(path, before, requested, settings)
+
+
+def _part_with_keys_of(asked: Any, recorded: Any) -> Any:
+    """The recorded value, without keys that the asked one lacks, at any depth."""
+    if not isinstance(asked, Mapping) or not isinstance(recorded, Mapping):
+        return recorded
+    return {key: _part_with_keys_of(value, recorded.get(key)) for key, value in asked.items()}
+
+
 def describe_setting_differences(
     recorded: Mapping[str, Any], requested: Mapping[str, Any], ignored: Collection[str] = (), whole: Collection[str] = ()
 ) -> list[str]:
