@@ -16,7 +16,7 @@ import numpy as np
 from permix.config import FidelityConfig, ModelConfig, StabilityConfig
 from permix.errors import DataError, EndpointStoppedError
 from permix.inference.base import CellRequest, Model, collect
-from permix.inference.batch_model import pass_over_answered
+from permix.inference.batch_model import BatchModel, pass_over_answered
 from permix.inference.cost import RequestGroup, estimate_cost, find_measured, runs_beside
 from permix.metrics.stability import StabilitySummary
 from permix.metrics.statistics import Array
@@ -30,7 +30,9 @@ from permix.tasks.base import read_trained_on
 from permix.types import (
     Cell,
     CellKey,
+    Completion,
     Estimate,
+    Failure,
     Message,
     Persona,
     Question,
@@ -441,6 +443,8 @@ def run_cells(
     requests = [CellRequest.for_cell(cell) for cell in pending if not _has_completion(known.get(cell.key))]
     pass_over_answered(model, lambda: _answered_requests(cells, known), sampling)
     finished = failed = 0
+    if isinstance(model, BatchModel):
+        run.count_answers(None)
 
     def score_and_append(cell: Cell, bar: ProgressBar) -> None:
         nonlocal finished, failed
@@ -448,6 +452,10 @@ def run_cells(
         finished += _is_done(scored, scorer)
         failed += not _is_done(scored, scorer)
         bar.advance(status=f"{failed} without a result" if failed else "")
+
+    def record_answer(one: CellRequest, result: Completion | Failure, bar: ProgressBar) -> None:
+        run.count_answers(isinstance(result, Completion))
+        score_and_append(one.cell_with(result), bar)
 
     with progress_bar(description, len(cells), "cells") as bar:
         bar.start_at(len(cells) - len(pending))
@@ -458,7 +466,7 @@ def run_cells(
                 model,
                 sampling,
                 lambda: [] if run.stop_reason else requests,
-                lambda one, result, bar: score_and_append(one.cell_with(result), bar),
+                record_answer,
                 lambda _: nullcontext(bar),
                 run.path,
                 max_rounds=1,
@@ -482,11 +490,9 @@ def estimate_cells(
     check_cells_unchanged(recorded, cells)
     limit = config.sampling.max_new_tokens
     pending = [cell.messages for cell in cells if not recorded.has_completion(cell.key)]
-    is_part = config.shard is not None
-    n_recorded = len(cells) - len(pending) if is_part else recorded.n_completions
-    groups = [RequestGroup(pending, limit, max(0, n_later - (n_recorded - (len(cells) - len(pending)))))]
+    groups = [RequestGroup(pending, limit, n_later)]
     measured = find_measured(runs_beside(config.out), stage, config.model, limit)
-    return estimate_cost(groups, config.model, measured, n_recorded=n_recorded)
+    return estimate_cost(groups, config.model, measured, n_recorded=len(cells) - len(pending))
 
 
 def fidelity_identity(config: FidelityConfig) -> dict[str, Any]:

@@ -102,6 +102,9 @@ MAX_INTERVIEW_QUESTION_CHARS = 600
 
 INTERVIEWER_SAMPLING = Sampling(temperature=0.7, top_p=0.95, max_new_tokens=120)
 
+MOST_QUESTION_TOKENS = INTERVIEWER_ATTEMPTS * INTERVIEWER_SAMPLING.max_new_tokens
+"""The most new tokens of an interviewer model for one question."""
+
 
 INTERVIEWER_PROMPT = (
     "You write portraits of people for a magazine. Somebody whom you know nothing about has sat down in front of you. Get to "
@@ -270,7 +273,7 @@ def _estimate_interview(config: FidelityConfig, plan: InterviewPlan) -> dict[str
     n_asked = len({key[:2] for key in answered if turn_number(key.question_id) is None})
     asking = [interviewer_messages(())] * (len(plan.pool) * turns - n_asked)
     unusable = len(asking) * (INTERVIEWER_ATTEMPTS - 1)
-    group = RequestGroup(asking, question_limit, n_later=unusable, answer_tokens=INTERVIEWER_ATTEMPTS * answer_tokens)
+    group = RequestGroup(asking, question_limit, n_repeats=unusable, answer_tokens=INTERVIEWER_ATTEMPTS * answer_tokens)
     return facts | estimate_cost(
         [group], config.interviewer, None, n_recorded=n_asked, price_option="interviewer.prices", prefix="interviewer: "
     )

@@ -59,7 +59,7 @@ from permix.personas.recorded_turns import RecordedTurns, load_context_turns
 from permix.plan import read_plan
 from permix.progress import print_status
 from permix.prompts import require_system_template, template_hash, template_text
-from permix.storage.cells import cell_summaries, explain_missing, find_failures, has_records
+from permix.storage.cells import cell_summaries, explain_missing, find_failures, has_records, read_run_cells
 from permix.storage.files import write_json
 from permix.storage.run_dir import RunDir, RunReader, check_resumable
 from permix.storage.workers import hold_shared_files
@@ -405,10 +405,15 @@ def preflight_stability(config: StabilityConfig) -> dict[str, str]:
         check_same_rounds(config.out, setup)
         cells, maximum = first_round_cells(setup, stopping_rule), max_cells(setup, stopping_rule)
         facts |= {"questions": f"{facts['questions']} at most", "cells": f"{len(cells)} first, at most {maximum}"}
-        n_later = maximum - len(cells)
+        if rounds := read_rounds(config.out):  # the cells of all rounds that are decided
+            cells = _cells_of_rounds(setup, rounds)
+        n_later = max(0, maximum - len(cells))
     else:
         cells, n_later = strategy.initial_cells(setup), strategy.max_followups(setup)
         facts |= {"cells": f"{len(cells)}" + (f", then at most {n_later}" if n_later else "")}
+        if n_later:  # those that the recorded answers decide
+            decided = strategy.followup_cells(setup, read_run_cells(config.out))
+            cells, n_later = [*cells, *decided], max(0, n_later - len(decided))
     strategy_fact = {} if config.strategy == "none" else {"strategy": config.strategy}
     return strategy_fact | facts | estimate_cells("stability", config, cells, n_later)
 

@@ -24,7 +24,7 @@ from permix.evals.personagym import preflight_personagym, run_personagym
 from permix.inference import check_model, load_model
 from permix.inference.addresses import check_addresses
 from permix.inference.base import Model
-from permix.inference.batch_model import again_text
+from permix.inference.batch_model import BatchModel, again_text
 from permix.inference.cost import Price, RequestGroup, estimate_cost, find_measured, runs_beside
 from permix.judges.prompts import (
     ExamplesByQuestion,
@@ -92,10 +92,14 @@ def judge_fidelity_run(config: JudgeConfig, given_model: Model | None = None) ->
     with RunDir.open(folder, named, identity, endpoints=[endpoint]) as run:
         inputs = [prompt.judge_input for prompt in prompts]
         write_json(folder / JUDGE_INPUTS_FILE, describe_judge_inputs(setup.discriminates_personas, inputs))
+        n_before = len(read_judge_calls(folder))
         with run.track_usage(), error_context("judge"):
-            outcome = request_pending_scores(
-                model, prompts, folder, build_call_settings(named, setup.price), f"judge {_judge_label(named.judge)}"
-            )
+            try:
+                outcome = request_pending_scores(
+                    model, prompts, folder, build_call_settings(named, setup.price), f"judge {_judge_label(named.judge)}"
+                )
+            finally:
+                run.count_answers(None if isinstance(model, BatchModel) else len(read_judge_calls(folder)) - n_before)
         print_status(f"judge {_judge_label(named.judge)}: {_totals_text(outcome)}")
         _print_missing(named.run, count_answers(inputs))
         _write_metrics(named, folder, pending=outcome.n_pending)
@@ -117,7 +121,7 @@ def preflight_judging(config: JudgeConfig) -> dict[str, str]:
 
 
 def _estimate_judging(config: JudgeConfig, setup: JudgeSetup, prompts: Sequence[JudgePrompt]) -> dict[str, str]:
-    """The cost of the calls that have no score yet, if each prompt takes a single call."""
+    """The cost of the calls that have no score yet. A prompt takes several calls where a reply has no score."""
     folder = judge_folder(config.run, _judge_label(config.judge))
     check_resumable(folder, _with_label(config), _known_judge_identity(config, setup))
     latest = latest_judgements(read_judge_calls(folder))
@@ -126,10 +130,12 @@ def _estimate_judging(config: JudgeConfig, setup: JudgeSetup, prompts: Sequence[
     folders = [folder, *(one for run in runs_beside(config.run) for one in judge_folders(run) if one != folder)]
     limit = config.judge.max_new_tokens
     measured = find_measured(folders, "judge", config.judge, limit, section="judge")
+    dollars = max_total_cost(pending, build_call_settings(config, setup.price))
+    repeats = len(pending) * (config.judge.attempts - 1)
     return estimate_cost(
-        [RequestGroup([prompt.messages for prompt in pending], limit)], config.judge, measured,
+        [RequestGroup([prompt.messages for prompt in pending], limit, n_repeats=repeats)], config.judge, measured,
         n_recorded=len(prompts) - len(pending), price_option="judge.prices",
-        max_dollars=max_total_cost(pending, build_call_settings(config, setup.price)),
+        max_dollars=None if dollars is None else dollars * config.judge.attempts,
     )  # fmt: skip
 
 
@@ -306,10 +312,13 @@ def preflight_fidelity(config: FidelityConfig) -> dict[str, str]:
 
 
 def count_later_calls(config: FidelityConfig, setup: JudgeSetup, n_answers: int) -> tuple[int, int]:
-    """(most calls of the judge at the end of a fidelity run with this number of answers, how many of them test the judge)."""
-    calls = n_answers * (1 if config.kind == "personagym" else len(setup.rubrics))
-    trials = N_ADDED_CONTROLS * min(config.judge.answers_per_control, calls)
-    return calls + trials, trials
+    """(most calls of the judge at the end of a fidelity run with this number of answers, how many of them test the judge).
+
+    A score takes several calls where a reply has none.
+    """
+    scores = n_answers * (1 if config.kind == "personagym" else len(setup.rubrics))
+    trials = N_ADDED_CONTROLS * min(config.judge.answers_per_control, scores)
+    return (scores + trials) * config.judge.attempts, trials * config.judge.attempts
 
 
 def _describe_later_judging(config: FidelityConfig, setup: JudgeSetup, n_answers: int) -> str:

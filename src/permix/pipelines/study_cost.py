@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from permix.config import SUPERVISED_METHODS, TRAIN_PART, FidelityConfig, StabilityConfig, StudyConfig, StudyUnit, TrainConfig
 from permix.errors import error_context
+from permix.evals.interview import MOST_QUESTION_TOKENS
 from permix.evals.stability import count_most_cells, preflight_stability
 from permix.inference.cost import duration_text
 from permix.pipelines.fidelity import count_later_calls, load_judge_setup, preflight_fidelity, required_rubrics
@@ -26,7 +27,7 @@ from permix.training.sft_data import teacher_cells
 class PartCost(NamedTuple):
     """Upper bounds of one run of a part. `answers`: cells of a stability run, or answers of a fidelity run; 0 for a training.
 
-    `generated` and `trained` count tokens.
+    `generated` and `trained` count tokens, and `interviewer_tokens` those of an interviewer model.
     """
 
     rollouts: int = 0
@@ -35,6 +36,7 @@ class PartCost(NamedTuple):
     judge_tokens: int = 0
     generated: int = 0
     trained: int = 0
+    interviewer_tokens: int = 0
 
 
 def preflight_study(config: StudyConfig) -> dict[str, str]:
@@ -53,6 +55,7 @@ def preflight_study(config: StudyConfig) -> dict[str, str]:
         "cells and answers": f"{total.answers}",
         "judge calls": f"at most {total.judge_calls}, at most {total.judge_tokens} new tokens" if total.judge_calls else "none",
         "new tokens": f"at most {total.generated}",
+        **({"interviewer": f"at most {total.interviewer_tokens} new tokens"} if total.interviewer_tokens else {}),
         "tokens trained on": f"at most {total.trained}",
     }
     time = estimate_time(config, units, costs)
@@ -145,6 +148,7 @@ def evaluation_cost(evaluation: StabilityConfig | FidelityConfig) -> PartCost:
         judge_calls=calls,
         judge_tokens=calls * evaluation.judge.max_new_tokens,
         generated=answers * evaluation.sampling.max_new_tokens,
+        interviewer_tokens=answers * MOST_QUESTION_TOKENS if evaluation.interviewer.is_model else 0,
     )
 
 
@@ -156,6 +160,7 @@ def _arm_text(config: StudyConfig, arm: str, n: int, cost: PartCost) -> str:
 def _evaluation_text(config: StudyConfig, name: str, n: int, cost: PartCost) -> str:
     what = "cells" if config.evaluations[name]["stage"] == "stability" else "answers"
     judged = f", at most {cost.judge_calls} judge calls" if cost.judge_calls else ""
+    judged += f", at most {cost.interviewer_tokens} new tokens of the interviewer" if cost.interviewer_tokens else ""
     return f"{n} models, each {cost.answers} {what}{judged}, at most {cost.generated} new tokens"
 
 
@@ -205,7 +210,9 @@ def _part_seconds(
     if any(tokens and rate is None for tokens, rate in parts):
         return None, ""
     where = f", measured on {rates.measured_on}" if rates.measured_on else ""
-    return sum(tokens / rate for tokens, rate in parts if rate is not None), f"at most, by [rates]{where}"
+    others = [one for one, is_asked in (("judges", cost.judge_calls), ("interviewers", cost.interviewer_tokens)) if is_asked]
+    without = f", without {' and '.join(others)}" if others else ""
+    return sum(tokens / rate for tokens, rate in parts if rate is not None), f"at most, by [rates]{where}{without}"
 
 
 def _measured_seconds(config: StudyConfig) -> dict[str, list[float]]:

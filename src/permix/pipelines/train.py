@@ -24,6 +24,7 @@ backend (`permix.training.backend`) trains the weights.
 import contextlib
 import shutil
 from collections.abc import Iterator, Sequence
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def estimate_training(job: TrainJob) -> dict[str, str]:
     model = ModelConfig(name=config.model.name, thinking=config.model.thinking)
     groups = training_requests(job)
     facts = estimate_cost(groups, model, None) if groups else {}
-    n_steps = job.plan.steps * config.train.updates_per_rollout
+    n_steps = most_optimizer_steps(job)
     facts["time"] = "unknown: no earlier training of this model by this method tells it"
     found = _step_seconds(config)
     add_result(estimates={"training": {"steps": n_steps, "seconds": None if found is None else found[1] * n_steps}})
@@ -134,16 +135,27 @@ def estimate_training(job: TrainJob) -> dict[str, str]:
     return facts | estimate_cost(asked, teacher, None, price_option="teacher.prices", prefix="teacher: ")
 
 
+def most_optimizer_steps(job: TrainJob) -> int:
+    """The optimizer steps of a training; a supervised one has fewer where a step of the plan has no example."""
+    settings = job.config.train
+    return job.plan.steps * (settings.epochs if job.config.method in SUPERVISED_METHODS else settings.updates_per_rollout)
+
+
 def training_requests(job: TrainJob) -> list[RequestGroup]:
-    """What the model in training generates: rollouts, reference answers and the answers of the dev evaluations."""
+    """What the model in training generates: rollouts, reference answers, the fresh answers of on-policy replay, and the answers
+    of the dev evaluations."""
     config, groups = job.config, []
     if config.method not in SUPERVISED_METHODS:
         rollouts = [row.messages for row in job.plan.rows for _ in range(row.rollouts)]
         groups.append(RequestGroup(rollouts, config.train.max_new_tokens))
     if job.reference_cells:
         groups.append(RequestGroup([cell.messages for cell in job.reference_cells], config.character.max_new_tokens))
+        if config.character.replay and config.character.replay_policy == "on":
+            prompts = [cell.messages for cell in job.reference_cells]
+            replayed = (prompts * ceil(config.character.replay_answers / len(prompts)))[: config.character.replay_answers]
+            groups.append(RequestGroup(replayed, config.character.max_new_tokens, times=most_optimizer_steps(job)))
     if job.dev_eval is not None:
-        times = len(dev_eval_steps(job.dev_eval.config, job.plan.steps * config.train.updates_per_rollout))
+        times = len(dev_eval_steps(job.dev_eval.config, most_optimizer_steps(job)))
         by_limit: dict[int, list[Sequence[Message]]] = {}
         for cell, sampling in job.dev_eval.cells():
             by_limit.setdefault(sampling.max_new_tokens, []).append(cell.messages)

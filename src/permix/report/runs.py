@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import Field
 
-from permix.config import BACKENDS, DevEvalConfig, build_config
+from permix.config import BACKENDS, BATCH_BACKEND, DevEvalConfig, build_config
 from permix.errors import DataError
 from permix.evals import answer_vectors, open_ended, stability
 from permix.evals.drift_report import Drift, JudgeTurnScores, measure_drift
@@ -47,7 +47,7 @@ from permix.report.judges import (
 )
 from permix.storage.cells import JUDGE_OPTIONS, CellSummary, FailureReason, count_failures, find_failures
 from permix.storage.files import read_json
-from permix.storage.run_dir import RunReader
+from permix.storage.run_dir import UNTIMED, RunReader
 from permix.training.dev_eval import load_dev_curve
 from permix.types import CellKey, Estimate
 
@@ -148,6 +148,12 @@ class Run(RunReader):
         return self.usage.get("wall_seconds")
 
     @property
+    def n_timed_answers(self) -> int | None:
+        """How many answers the wall seconds took; of a run of an earlier version all of them. None for answers of batch files."""
+        timed = int(self.usage.get("answers", self.n_answered))
+        return None if timed == UNTIMED or self.config.get("model", {}).get("backend") == BATCH_BACKEND else timed
+
+    @property
     def asks_endpoint(self) -> bool:
         """Whether the model answers elsewhere (an endpoint, batch files), so this machine's CPU seconds are not the answers'."""
         backend = BACKENDS.get(str(self.config.get("model", {}).get("backend")))
@@ -179,7 +185,7 @@ class ModelRow(MeasureRecord):
     `pss_reason` says why PSS has no value, if that is known. `n_cut_off` of `n_known_ends` answers of the stability run were cut
     off at the token limit; `accuracy_of_others` is the accuracy of those that were not. `judged` has one entry for each judge and
     kind of fidelity run. `right_in_character_by_chance` is what classifiers trained on shuffled labels give. `eval_wall_s` and
-    `eval_requests` (answers of the evaluations) are None for a model in this process.
+    `eval_requests` (answers of the evaluations that took these seconds) are None for a model in this process.
     """
 
     VIEW = "table_row"
@@ -281,7 +287,7 @@ class ModelRuns(NamedTuple):
         }
         if evaluations and all(run.asks_endpoint for run in evaluations):
             values["eval_wall_s"] = _sum_or_none([run.wall_seconds for run in evaluations])
-            values["eval_requests"] = sum(run.n_answered for run in evaluations)
+            values["eval_requests"] = _sum_or_none([run.n_timed_answers for run in evaluations])
         if self.cut_off is not None:
             values |= {"n_cut_off": self.cut_off.n_cut_off, "n_known_ends": self.cut_off.n_known}
             values["accuracy_of_others"] = self.cut_off.accuracy_of_others

@@ -5,7 +5,7 @@
     grid.json          the personas and questions of the run, if its stage asks questions
     records.jsonl      one `Cell` a line, appended when the cell is finished
     log.jsonl          one line a training step
-    usage.json         CPU and wall seconds, and peak memory
+    usage.json         CPU and wall seconds, how many answers they took, and peak memory
     metrics.json       the stage's result
 
 Several workers may write one run, each with a shard (`types.Shard`) and with its own records-2of4.jsonl, usage-2of4.json and
@@ -81,6 +81,10 @@ class RunFile(dict[str, Any]):
         raise DataError(f"{self.path}: has no {key}; is this a run directory? If so, the file was edited or cut short")
 
 
+UNTIMED = -1
+"""The number of answers in usage.json where another program gave some of them (batch files), whose seconds nobody knows."""
+
+
 class _OpenDict(TypedDict, total=False):
     """Base of the fields that readers use, each of which may be missing; other fields are allowed."""
 
@@ -126,6 +130,7 @@ class _ProvenanceFields(_OpenDict, total=False):
 
 
 class _UsageFields(_OpenDict, total=False):
+    answers: Annotated[int, Field(ge=UNTIMED)]
     cpu_seconds: float
     wall_seconds: float
     starts: int
@@ -244,7 +249,11 @@ class RunReader:
         path = self.path / "usage.json"
         total, *others = (self._read_if_there(file.name) for file in worker_files(path))
         for one in others:
-            sums = {name: round(total.get(name, 0) + value, 2) for name, value in one.items()}
+            sums = {name: round(total.get(name, 0) + value, 2) for name, value in one.items() if name != "answers"}
+            if "answers" in total and "answers" in one:
+                sums["answers"] = UNTIMED if UNTIMED in (total["answers"], one["answers"]) else total["answers"] + one["answers"]
+            else:
+                total.pop("answers", None)
             total = RunFile(path, total | sums | {"peak_mb": max(total.get("peak_mb", 0), one.get("peak_mb", 0))})
         return total
 
@@ -311,6 +320,7 @@ class RunDir:
         self.path, self.shard = path, shard
         self.stop_reason = ""
         """Why this start asks for no more: its endpoint answers no more; "" if it does."""
+        self._n_answers: int | None = 0
         self._writer = JsonlWriter(self._own_file(RECORDS_FILE))
 
     @classmethod
@@ -444,11 +454,22 @@ class RunDir:
             raise
         self._add_usage(sum_over_processes(cpu_seconds() - cpu), time.monotonic() - wall)
 
+    def count_answers(self, n: int | None) -> None:
+        """Count answers that the seconds of `track_usage` have taken; None for answers that another program gave, so that the
+        seconds tell nothing of them."""
+        self._n_answers = None if n is None or self._n_answers is None else self._n_answers + n
+
     def _add_usage(self, cpu: float, wall: float) -> None:
         path = self._own_file("usage.json")
         before = read_run_file(path) if path.exists() else RunFile(path, {})
         used = {"cpu_seconds": cpu, "wall_seconds": wall, "starts": 1}
         totals = {key: round(before.get(key, 0) + value, 2) for key, value in used.items()}
+        # Not of a run of an earlier version, whose seconds are of other answers, too.
+        if self._n_answers is None or before.get("answers", 0) == UNTIMED:
+            totals["answers"] = UNTIMED
+        elif not before or "answers" in before:
+            totals["answers"] = before.get("answers", 0) + self._n_answers
+            self._n_answers = 0
         write_json(path, totals | {"peak_mb": max(before.get("peak_mb", 0), _peak_mb())})
 
     def append(self, cells: Iterable[Cell]) -> None:
