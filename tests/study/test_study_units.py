@@ -19,7 +19,7 @@ from permix.judges.summary import score_change_over_seeds
 from permix.metrics import statistics
 from permix.metrics.stability import stability_differences
 from permix.pipelines import study as study_module
-from permix.pipelines import study_units
+from permix.pipelines import study_cost, study_units
 from permix.pipelines.jobs import cores_of_job, gpus_of_slot, thread_arguments
 from permix.pipelines.study import run_study
 from permix.pipelines.study_cost import PartCost, estimate_time, preflight_study, study_costs
@@ -381,7 +381,7 @@ def test_the_numbers_of_a_dry_run_by_hand(tmp_path: Path) -> None:
     assert facts["tokens trained on"] == f"at most {2 * 24 * 8 + 2 * 6 * 8}"
     assert facts["time"] == "unknown: no part of this study is finished, and [rates] gives no rate"
     chosen = preflight_study(study(tmp_path, only=["rlvr"], only_seeds=[2]))
-    assert (chosen["units"], chosen["rollouts"]) == ("2: the untrained model and 1 trained ones; 0 of them finished", "24")
+    assert (chosen["units"], chosen["rollouts"]) == ("2: the untrained model and 1 trained one; 0 of them finished", "24")
     assert "arm sft" not in chosen
 
 
@@ -402,8 +402,34 @@ def test_time_comes_from_finished_parts_then_from_rates(tmp_path: Path) -> None:
     unknown = estimate_time(without, units, costs)
     assert unknown.seconds == pytest.approx(30 + 3 * 20)
     assert unknown.unknown == ["sft"]
-    assert unknown.text(2).startswith("about 90 s on one device, about 45 s with 2 jobs on as many devices (")
+    assert unknown.text(2).startswith("about 90 s on one device, about 50 s with 2 jobs on as many devices (")
     assert unknown.text(1).endswith("; unknown for sft")
+
+
+def test_a_dry_run_counts_the_chosen_units_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study_cost, "check_study", lambda _: None)
+    monkeypatch.setattr(study_cost, "study_costs", lambda config: dict.fromkeys((*config.arms, *config.evaluations), PartCost()))
+    units = {unit: preflight_study(study(tmp_path, unit=unit))["units"] for unit in ("rlvr-1", "base", None)}
+    assert units == {
+        "rlvr-1": "1: 1 trained one; 0 of them finished",
+        "base": "1: the untrained model; 0 of them finished",
+        None: "5: the untrained model and 4 trained ones; 0 of them finished",
+    }
+    facts = preflight_study(study(tmp_path, report=True))
+    assert facts == {"units": "5; 0 of them have results", "runs": "none: only the report is written"}
+
+
+def test_jobs_divide_units_and_no_unit_itself(tmp_path: Path) -> None:
+    settings = study(tmp_path)
+    make_finished(unit_of(settings, "base"), "accuracy", "character", seconds=1000.0)
+    make_finished(unit_of(settings, "rlvr-1"), "train", "accuracy", "character", seconds=1200.0)
+    costs = dict.fromkeys((*settings.arms, *settings.evaluations), PartCost())
+    one = estimate_time(settings, [unit_of(settings, "rlvr-2")], costs)
+    assert one.seconds == pytest.approx(1200 + 1100 + 1100)
+    assert ", about 57 min with 8 jobs on as many devices (" in one.text(8)
+    two = estimate_time(settings, [unit_of(settings, "rlvr-2"), unit_of(settings, "sft-1"), unit_of(settings, "sft-2")], costs)
+    assert two.unit_seconds == pytest.approx([3400, 2200, 2200])
+    assert ", about 65 min with 2 jobs on as many devices (" in two.text(2)
 
 
 @pytest.mark.parametrize(

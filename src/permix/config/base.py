@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, mo
 from pydantic.fields import FieldInfo
 
 from permix.errors import ConfigError, closest_match
-from permix.sanitize import escape_control, redact_secrets, truncate
+from permix.sanitize import detect_encoding, escape_control, redact_secrets, truncate
 
 
 class ConfigSection(BaseModel):
@@ -116,13 +116,13 @@ def read_config_values(path: Path) -> dict[str, Any]:
             content = file.read(MAX_CONFIG_BYTES + 1)
         if len(content) > MAX_CONFIG_BYTES:
             raise ConfigError(f"{path}: longer than {MAX_CONFIG_BYTES / 1e6:g} MB; is this a configuration file?")
-        text = content.decode("utf-8")
+        text = content.decode(detect_encoding(content))
         values = json.loads(text) if kind == "JSON" else tomllib.loads(text)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such configuration file") from error
     except RecursionError as error:
         raise ConfigError(f"{path}: not a {kind} file: nested too deeply") from error
-    except (ValueError, OSError) as error:  # a syntax error, text that is not UTF-8, too many digits, a folder
+    except (ValueError, OSError) as error:  # a syntax error, text that is neither UTF-8 nor UTF-16, too many digits, a folder
         raise ConfigError(f"{path}: not a {kind} file: {escape_control(str(error))}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: contains a {type(values).__name__}, not an object")

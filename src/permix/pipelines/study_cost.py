@@ -41,6 +41,8 @@ class PartCost(NamedTuple):
 
 def preflight_study(config: StudyConfig) -> dict[str, str]:
     """Facts about a study, without loading a model. Raises ConfigError or DataError for a problem in one of its parts."""
+    if config.report:
+        return _preflight_report(config)
     check_study(config)
     units = config.chosen_units()
     costs = study_costs(config)
@@ -48,7 +50,7 @@ def preflight_study(config: StudyConfig) -> dict[str, str]:
     total = PartCost(*(sum(counts[name] * cost[at] for name, cost in costs.items()) for at in range(len(PartCost._fields))))
     n_finished = sum(not pending_parts(unit) for unit in units)
     facts = {
-        "units": f"{len(units)}: the untrained model and {len(units) - 1} trained ones; {n_finished} of them finished",
+        "units": f"{len(units)}: {_units_text(units)}; {n_finished} of them finished",
         **{f"arm {arm}": _arm_text(config, arm, counts[arm], costs[arm]) for arm in config.arms if counts[arm]},
         **{f"evaluation {name}": _evaluation_text(config, name, counts[name], costs[name]) for name in config.evaluations},
         "rollouts": f"{total.rollouts}",
@@ -65,6 +67,24 @@ def preflight_study(config: StudyConfig) -> dict[str, str]:
         }
     )
     return facts | {"time": time.text(config.jobs)}
+
+
+def _preflight_report(config: StudyConfig) -> dict[str, str]:
+    """Facts about a start that only writes the report: nothing is run."""
+    from permix.report.study import check_headlines
+
+    require_content(config)
+    check_headlines(config)
+    check_same_settings(config)
+    units = config.chosen_units()
+    with_results = [unit.name for unit in units if set(finished_parts(unit)) - {TRAIN_PART}]
+    return {"units": f"{len(units)}; {len(with_results)} of them have results", "runs": "none: only the report is written"}
+
+
+def _units_text(units: Sequence[StudyUnit]) -> str:
+    n = sum(unit.arm is not None for unit in units)
+    trained = [f"{n} trained {'one' if n == 1 else 'ones'}"] if n else []
+    return " and ".join([*(["the untrained model"] if n < len(units) else []), *trained])
 
 
 def check_study(config: StudyConfig) -> None:
@@ -171,13 +191,16 @@ class StudyTime(NamedTuple):
     seconds: float | None
     sources: Sequence[str]
     unknown: Sequence[str]
+    unit_seconds: Sequence[float] = ()
+    """The known time of each unit, which one process works on."""
 
     def text(self, jobs: int) -> str:
         if self.seconds is None:
             if not self.unknown:
                 return "none: every part is finished"
             return "unknown: no part of this study is finished, and [rates] gives no rate"
-        divided = f", about {duration_text(self.seconds / jobs)} with {jobs} jobs on as many devices" if jobs > 1 else ""
+        shared = max(self.seconds / jobs, *self.unit_seconds, 0.0)
+        divided = f", about {duration_text(shared)} with {jobs} jobs on as many devices" if jobs > 1 else ""
         unknown = f"; unknown for {', '.join(self.unknown)}" if self.unknown else ""
         return f"about {duration_text(self.seconds)} on one device{divided} ({'; '.join(self.sources)}){unknown}"
 
@@ -186,7 +209,9 @@ def estimate_time(config: StudyConfig, units: Sequence[StudyUnit], costs: Mappin
     """The time of the parts of these units that are not finished."""
     known, unknown, total, n_known = dict[str, None](), dict[str, None](), 0.0, 0
     measured = _measured_seconds(config)
+    of_units: list[float] = []
     for unit in units:
+        before = total
         for name in pending_parts(unit):
             key = str(unit.arm) if name == TRAIN_PART else name
             seconds, source = _part_seconds(config, key, unit, name, costs[key], measured)
@@ -195,7 +220,8 @@ def estimate_time(config: StudyConfig, units: Sequence[StudyUnit], costs: Mappin
                 continue
             known[source] = None
             total, n_known = total + seconds, n_known + 1
-    return StudyTime(total if n_known else None, list(known), list(unknown))
+        of_units.append(total - before)
+    return StudyTime(total if n_known else None, list(known), list(unknown), of_units)
 
 
 def _part_seconds(

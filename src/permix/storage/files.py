@@ -310,6 +310,8 @@ class JsonlTail:
         now = read_file_state(self.path)
         if now is None or (self.state is not None and (now.inode != self.state.inode or now.size < self.offset)):
             self.restart()
+        elif self.state is not None and now.size < self.state.size:
+            self._partial_bytes = 0  # the next writer has cut the incomplete line, and may have written a shorter one
         self.state = now
         if now is None or now.size <= self.offset + self._partial_bytes:
             return []

@@ -572,7 +572,7 @@ def check_resumable(path: Path, config: BaseModel, known: Mapping[str, Any], new
     former, now = _read_former_config(path), _recorded_settings(config)
     requested, recorded = json.loads(json.dumps(known)), read_provenance(path)["identity"]
     requested = {key: one for key, one in requested.items() if key in recorded or key not in new_identity_keys}
-    before = {key: _part_with_keys_of(requested.get(key), one) for key, one in recorded.items() if key not in NEEDS_MODEL}
+    before = {key: part_with_keys_of(requested.get(key), one) for key, one in recorded.items() if key not in NEEDS_MODEL}
     for section in ("model", "judge"):
         was, asked = former.get(section), now.get(section)
         if not isinstance(was, Mapping) or not isinstance(asked, Mapping) or asked.get("same_weights"):
@@ -586,11 +586,11 @@ def check_resumable(path: Path, config: BaseModel, known: Mapping[str, Any], new
     _check_same_identity(path, before, requested, settings)
 
 
-def _part_with_keys_of(asked: Any, recorded: Any) -> Any:
+def part_with_keys_of(asked: Any, recorded: Any) -> Any:
     """The recorded value, without keys that the asked one lacks, at any depth."""
     if not isinstance(asked, Mapping) or not isinstance(recorded, Mapping):
         return recorded
-    return {key: _part_with_keys_of(value, recorded.get(key)) for key, value in asked.items()}
+    return {key: part_with_keys_of(value, recorded.get(key)) for key, value in asked.items()}
 
 
 def describe_setting_differences(
