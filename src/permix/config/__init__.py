@@ -36,6 +36,7 @@ from permix.config.data import (
     TaskConfig,
     ThinkingSwitch,
     configurable_backends,
+    normalize_address,
     rubric_entries,
 )
 from permix.config.stages import (
@@ -203,6 +204,7 @@ __all__ = [
     "format_validation_error",
     "load_config",
     "merge_values",
+    "normalize_address",
     "quote_input",
     "read_config_values",
     "require_own_folder",
