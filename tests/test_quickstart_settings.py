@@ -9,6 +9,7 @@ from permix.config import QuickstartConfig
 from permix.errors import ConfigError
 from permix.pipelines import quickstart
 from permix.pipelines.quickstart import preflight_quickstart, quickstart_parts, run_quickstart
+from permix.progress import command_output
 from permix.storage.files import write_json
 
 
@@ -49,3 +50,11 @@ def test_the_same_settings_go_on_also_where_the_folder_was_moved(folder: Path) -
 def test_a_dry_run_of_an_unknown_part_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="part = 'nonsense': must be one of base-"):
         preflight_quickstart(QuickstartConfig(out=tmp_path, part=("nonsense",)))
+
+
+def test_the_json_of_a_dry_run_has_the_time_that_the_text_shows(tmp_path: Path) -> None:
+    with command_output(as_json=True, is_quiet=True) as shown:
+        facts = preflight_quickstart(QuickstartConfig(out=tmp_path / "out", fast=True))
+    assert facts["time"].startswith("about 2 min")
+    assert shown.result["estimates"].keys() == {"model", "quickstart"}
+    assert shown.result["estimates"]["quickstart"] == {"seconds": 120.0}

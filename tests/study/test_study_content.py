@@ -268,7 +268,7 @@ def test_mappings_are_found() -> None:
 def test_a_key_that_is_added_to_a_mapping_is_another_setting(key: tuple[str, str], is_lacking: bool, tmp_path: Path) -> None:
     write_personas(tmp_path / "personas.jsonl", "poet")
     settings = study_of(tmp_path)
-    unit = settings.units()[1]
+    unit = next(unit for unit in settings.units() if unit.arm == "permix")
     study_units._write_record(unit, "train", finished=True)
     if is_lacking:  # the record of a version that did not have the setting
         record = read_json(unit.folder / "unit.json")

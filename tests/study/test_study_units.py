@@ -31,6 +31,7 @@ from permix.pipelines.study_units import (
     read_unit_record,
     run_unit,
 )
+from permix.progress import command_output
 from permix.rendering.table import format_p_value
 from permix.report.study import check_headlines, divide_into_pages, write_study_report
 from permix.storage.files import read_json, write_json
@@ -246,6 +247,36 @@ def test_a_model_that_another_command_asks_is_not_deleted(tmp_path: Path, monkey
     make_finished(asking, "talk")
     run_study(settings)
     assert not model.exists()
+
+
+def test_the_json_of_a_unit_says_whether_it_is_pending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_parts(monkeypatch, ["first"])
+    monkeypatch.setattr(study_module, "check_study", lambda _: None)
+    with command_output(as_json=True, is_quiet=True) as shown:
+        run_study(study(tmp_path, unit="rlvr-1"))
+    assert (shown.result["pending"], shown.result["failed"]) == (0, [])
+    monkeypatch.setattr(study_units, "run_part", lambda _: (_ for _ in ()).throw(DataError("x")))
+    with command_output(as_json=True, is_quiet=True) as shown, pytest.raises(DataError):
+        run_study(study(tmp_path, unit="rlvr-2"))
+    assert shown.result["pending"] == 1
+
+
+def test_the_json_of_a_report_has_every_page(tmp_path: Path) -> None:
+    evaluations = {"accuracy": ACCURACY, "more": ACCURACY | {"seed": 5}, "character": CHARACTER}
+    settings = study(tmp_path, evaluations=evaluations, arms={"rlvr": {"method": "rlvr"}})
+    base = settings.units()[0]
+    stability_run(base.parts["accuracy"].out, "base", "bundled", share(5))
+    stability_run(base.parts["more"].out, "base", "bundled", share(0))
+    with command_output(as_json=True, is_quiet=True) as shown:
+        write_study_report(settings, {"base": ["accuracy", "more"]}, tmp_path / "report", [base])
+    pages = shown.result["pages"]
+    on_disk = sorted(str(path.parent) for path in (tmp_path / "report").rglob("index.html"))
+    assert sorted(str(Path(page["paths"]["page"]).parent) for page in pages) == on_disk
+    assert [page["rows"][0]["mean"]["value"] for page in pages] == [1.0, 0.0]
+    assert all(page["arms"] for page in pages)
+    assert shown.result["rows"] == pages[0]["rows"]
+    assert shown.result["paths"]["page"] == tmp_path / "report" / "index.html"
+    assert shown.result["headlines"] == []
 
 
 def test_a_unit_alone_writes_the_file_of_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

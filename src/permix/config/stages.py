@@ -21,7 +21,9 @@ from permix.config.data import (
 )
 from permix.config.training import (
     IGNORED_FIELDS,
+    IGNORED_PLAN_FIELDS,
     NO_PERSONA_METHODS,
+    SUPERVISED_METHODS,
     CharacterConfig,
     DevEvalConfig,
     OptimConfig,
@@ -205,6 +207,9 @@ class TrainConfig(RunConfig):
                 f'"{"permix" if self.method == "rlvr" else "sft-personas"}"'
             )
         _require_defaults(self.train, IGNORED_FIELDS[self.method], "train.", f'with method "{self.method}"')
+        _require_defaults(self.plan, IGNORED_PLAN_FIELDS[self.method], "plan.", f'with method "{self.method}"')
+        if self.method in SUPERVISED_METHODS:
+            _require_defaults(self.character, tuple(CharacterConfig.model_fields), "character.", f'with method "{self.method}"')
         if self.method != "seqkd" and self.teacher != TeacherConfig():
             raise ValueError(f'teacher: method "{self.method}" uses no teacher; leave the section out, or give method "seqkd"')
         return self
@@ -295,6 +300,12 @@ class StabilityConfig(SharedRunConfig):
         check_contexts(self.contexts, self.context_turns, is_draft=bool(info.context and info.context.get("draft")))
         if self.contexts and self.strategy != "none":
             raise ValueError(f'contexts: strategy = "{self.strategy}" asks in one context; leave contexts out')
+        return self
+
+    @model_validator(mode="after")
+    def _check_strategy_questions(self) -> "StabilityConfig":
+        if self.strategy != "persona-search":
+            _require_defaults(self, ("strategy_questions",), "", 'without strategy = "persona-search"')
         return self
 
     @model_validator(mode="after")

@@ -35,7 +35,7 @@ from permix.errors import ConfigError, IncompleteRunError, PermixError
 from permix.inference.hardware import memory_limit, release_memory, visible_gpus
 from permix.pipelines.jobs import Job, run_jobs, thread_arguments
 from permix.pipelines.study_units import CHANGEABLE_SETTINGS, run_part
-from permix.progress import JobSize, MultiProgress, add_result, print_status
+from permix.progress import JobSize, MultiProgress, add_result, print_status, separate_result
 from permix.storage.files import read_json, write_json
 from permix.storage.run_dir import describe_setting_differences, part_with_keys_of
 from permix.storage.workers import claim_folder
@@ -370,8 +370,9 @@ def preflight_quickstart(config: QuickstartConfig) -> dict[str, str]:
     for stable in stability_configs:
         load_questions(stable.task)
         select_personas(stable.personas)
-    for training in train_configs:
-        preflight_training(training)
+    with separate_result():
+        for training in train_configs:
+            preflight_training(training)
     base = stability_configs[0]
     cells = STRATEGIES[base.strategy].initial_cells(prepare_stability(base).setup)
     groups = [RequestGroup([cell.messages for cell in cells], base.sampling.max_new_tokens, times=len(stability_configs))]
@@ -385,6 +386,7 @@ def preflight_quickstart(config: QuickstartConfig) -> dict[str, str]:
         "trainings": f"{len(train_configs)}, of {size.steps} steps",
     }
     time = {"time": f"about {size.minutes} min on 2 cores with the bundled model; nothing is subtracted for finished parts"}
+    add_result(estimates={"quickstart": {"seconds": 60.0 * size.minutes}})
     return parts | estimate_cost(groups, base.model, None) | time
 
 

@@ -85,7 +85,10 @@ def _run_chosen_unit(config: StudyConfig, unit: StudyUnit) -> None:
         check_study(config)
         _write_study_file(config)
     with _claimed(unit):
-        run_unit(config, unit)
+        try:
+            run_unit(config, unit)
+        finally:
+            add_result(paths={"study": config.out, "unit": unit.folder}, pending=int(not _is_finished(unit)), failed=[])
 
 
 def _write_study_file(config: StudyConfig) -> None:
