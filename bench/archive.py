@@ -66,10 +66,12 @@ def pack(folder: Path, target: Path) -> int:
 
 
 def _remove_command_paths(provenance: Path) -> None:
-    """Replace absolute paths in a run's command by their last part."""
+    """Replace absolute paths in the commands of a run's starts by their last part."""
     values = _read_object(provenance)
-    command = [Path(word).name if Path(word).is_absolute() else word for word in values.get("command", [])]
-    provenance.write_text(json.dumps(values | {"command": command}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    for start in (values, values.get("last_start", {})):
+        if start:
+            start["command"] = [Path(word).name if Path(word).is_absolute() else word for word in start.get("command", [])]
+    provenance.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ def test_a_file_that_names_another_folder_is_refused(
             monkeypatch.chdir(tmp_path / "elsewhere")
             folder = "../runs/one"
     file = Path(folder) / FILES[stage][1]
-    for refuse in (lambda: parse(stage, folder), lambda: read_stage_config(file)):
+    refusals: list[Callable[[], object]] = [lambda: parse(stage, folder), lambda: read_stage_config(file)]
+    for refuse in refusals:
         with pytest.raises(ConfigError, match=rf"names another folder than its own, {field} = runs/one: .*give --{field} "):
             refuse()
     if stage in ("train", "study"):

@@ -94,7 +94,7 @@ def test_an_interview_of_other_turns_and_a_judge(tmp_path: Path) -> None:
     run_interview(build_config(FidelityConfig, given, source="x"), MODEL)
     for changed in ({"interview": {"turns": 4}}, {"personas": {"n": 3, "include": ["character"]}}):
         asked = build_config(FidelityConfig, given | changed, source="x")
-        assert refused(lambda asked=asked: preflight_interview(asked)) == refused(lambda asked=asked: run_interview(asked, MODEL))  # type: ignore[misc]
+        assert refused(lambda asked=asked: preflight_interview(asked)) == refused(lambda asked=asked: run_interview(asked, MODEL))
     judge = {"name": "j", "backend": "openai", "base_url": "http://127.0.0.1:9/v1", "label": "j"}
     judging = {"run": tmp_path / "run", "judge": judge, "resamples": 100}
     scripted = ScriptedModel(lambda _: verdict(4))
@@ -102,5 +102,5 @@ def test_an_interview_of_other_turns_and_a_judge(tmp_path: Path) -> None:
     preflight_judging(build_config(JudgeConfig, judging, source="x"))
     for field in ({"temperature": 0.5}, {"reasons": False}):
         other = build_config(JudgeConfig, judging | {"judge": judge | field}, source="x")
-        said = refused(lambda other=other: preflight_judging(other))  # type: ignore[misc]
-        assert said == refused(lambda other=other: judge_fidelity_run(other, scripted))  # type: ignore[misc]
+        said = refused(lambda other=other: preflight_judging(other))
+        assert said == refused(lambda other=other: judge_fidelity_run(other, scripted))

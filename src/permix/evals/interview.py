@@ -50,7 +50,7 @@ from permix.personas.pool import PersonaPool, warn_of_misfits
 from permix.prompts import build_messages
 from permix.storage.cells import CellIndex, explain_missing, find_failures, read_run_cells
 from permix.storage.files import write_json
-from permix.storage.run_dir import RunDir, check_resumable
+from permix.storage.run_dir import RunDir, RunReader, check_resumable
 from permix.storage.workers import hold_shared_files
 from permix.trackers import log_measures
 from permix.types import Cell, CellKey, Completion, Message, Persona, Question, Sampling, digest, seed_from
@@ -357,6 +357,7 @@ def conduct_interviews(
     """Ask the pending turns of the personas in `own`, turn by turn; returns the answered turns of each of them."""
     personas = {persona.id: persona for persona in plan.pool.personas if persona.id in own}
     conversations: dict[str, tuple[InterviewTurn, ...]] = dict.fromkeys(personas, ())
+    asked_before = RunReader(run.path).grid.get("turns_asked", {})
     for turn in range(1, config.interview.turns + 1):
         # A missing answer stops its interview, since all later prompts contain that answer.
         questions = interviewer.next_questions(
@@ -373,7 +374,9 @@ def conduct_interviews(
             cell = known.get(CellKey(persona, question.id, 0))
             if cell is not None and cell.completion is not None:
                 conversations[persona] = (*conversations[persona], InterviewTurn(question, cell.completion.answer))
-        if run.shard is None:
+        # The turns of an interviewer model are known one after the other, also recorded ones; an earlier grid has them all.
+        is_whole = all(len(turns) >= len(asked_before.get(persona, ())) for persona, turns in conversations.items())
+        if run.shard is None and (is_whole or plan.question_orders is not None):
             write_json(run.path / "grid.json", describe_interview(config, plan, conversations))
         if run.stop_reason:
             break

@@ -330,7 +330,8 @@ def _run_strategy(
     descriptions: tuple[str, str],
 ) -> GridProgress:
     """Ask the initial cells of a strategy, then the follow-up cells that depend on them; `descriptions` has one text for each."""
-    write_json(run.path / "grid.json", strategy.describe_grid(setup, ()))
+    # With the follow-up cells that are decided by the records: a finished run that is started again keeps its result.
+    write_json(run.path / "grid.json", strategy.describe_grid(setup, strategy.followup_cells(setup, run.cells())))
     n_pending = answer_cells(initial_cells, descriptions[0])
     followups = strategy.followup_cells(setup, run.cells())
     if followups:

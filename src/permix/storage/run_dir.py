@@ -123,7 +123,15 @@ class _ConfigFields(_OpenDict, total=False):
     personagym: dict[str, Any] | None
 
 
+class _StartFields(_OpenDict, total=False):
+    command: list[str]
+    packages: dict[str, str]
+    revision: str | None
+
+
 class _ProvenanceFields(_OpenDict, total=False):
+    last_start: _StartFields
+    revisions: list[str | None]
     identity: dict[str, Any]
     packages: dict[str, str]
     command: list[str]
@@ -412,10 +420,14 @@ class RunDir:
                 _check_same_work(self.path, settings_now, grid)
             for one, values in changed:
                 write_json(one, values)
-        own = self._own_file(path.name)
+        own, start = self._own_file(path.name), collect_provenance()
         for one in dict.fromkeys((path, own)):
             if not one.exists():
-                write_json(one, {"format": RUN_FORMAT} | collect_provenance() | {"identity": requested})
+                write_json(one, {"format": RUN_FORMAT} | start | {"identity": requested})
+            elif one == own:
+                born = read_run_file(one)
+                if (with_start := add_start(born, start)) != born:
+                    write_json(one, with_start)
         for name in APPENDED_FILES:
             for file in worker_files(self.path / name) if self.shard is None else [self._own_file(name)]:
                 with guard_writes(file):
@@ -790,6 +802,34 @@ def collect_provenance() -> dict[str, Any]:
         "command": [Path(sys.argv[0]).name, *redact_arguments(sys.argv[1:])],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+_START_FIELDS = ("command", "revision", "permix", "packages")
+
+
+def add_start(provenance: Mapping[str, Any], start: Mapping[str, Any]) -> dict[str, Any]:
+    """The provenance of a run with its newest start, if that was by another command or code than the one before.
+
+    "last_start" is the newest start, and "revisions" are those of the code of all starts, in order.
+    """
+    before = last_start(provenance)
+    if all(before.get(name) == start[name] for name in _START_FIELDS):
+        return dict(provenance)
+    revisions = [*provenance.get("revisions", [provenance.get("revision")]), start["revision"]]
+    newest = {name: start[name] for name in (*_START_FIELDS, "created")}
+    return {**provenance, "last_start": newest, "revisions": list(dict.fromkeys(revisions))}
+
+
+def last_start(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The newest start of a run: its command, and the revision and the packages that it ran with."""
+    newest: Mapping[str, Any] = provenance.get("last_start", provenance)
+    return newest
+
+
+def revisions_text(provenance: Mapping[str, Any]) -> str:
+    """The revisions of the code that made the run, in the order of its starts."""
+    known = [one for one in provenance.get("revisions", [provenance.get("revision")]) if one]
+    return ", ".join(known)
 
 
 def _package_versions() -> Iterator[tuple[str, str]]:
