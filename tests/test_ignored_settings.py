@@ -4,7 +4,7 @@ from typing import Any, get_args
 
 import pytest
 
-from permix.config import CharacterConfig, StabilityConfig, StudyConfig, TrainConfig, build_config
+from permix.config import CharacterConfig, StudyConfig, TrainConfig, build_config
 from permix.config.training import TrainMethod
 from permix.errors import ConfigError
 
@@ -57,9 +57,3 @@ def test_a_study_leaves_out_what_all_arms_share_and_a_method_does_not_read() -> 
     assert {arm: bool(training.plan.tag_weights) for arm, training in trainings.items()} == {
         "permix": True, "rlvr": False, "sft": False, "sft-personas": True, "seqkd": True,
     }  # fmt: skip
-
-
-def test_questions_of_a_search_that_is_none() -> None:
-    build_config(StabilityConfig, {"strategy": "persona-search", "strategy_questions": 5}, source="x")
-    with pytest.raises(ConfigError, match="strategy_questions = 5: has no effect without strategy"):
-        build_config(StabilityConfig, {"strategy_questions": 5}, source="x")

@@ -303,12 +303,6 @@ class StabilityConfig(SharedRunConfig):
         return self
 
     @model_validator(mode="after")
-    def _check_strategy_questions(self) -> "StabilityConfig":
-        if self.strategy != "persona-search":
-            _require_defaults(self, ("strategy_questions",), "", 'without strategy = "persona-search"')
-        return self
-
-    @model_validator(mode="after")
     def _check_adaptive_allocation(self) -> "StabilityConfig":
         field = "budget" if self.budget is not None else "precision"
         value = getattr(self, field)

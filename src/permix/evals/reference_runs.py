@@ -16,7 +16,7 @@ from permix.storage.files import read_json
 from permix.storage.run_dir import RunReader, read_run_file
 from permix.types import digest
 
-REFERENCE_FIELDS = {"reference": "identifiability", "character_reference": "right and in character"}
+MEASURED_BY_REFERENCE = {"reference": "identifiability", "character_reference": "right and in character"}
 """For each field that names a reference run: what is measured with it."""
 
 _MARK_FIELD = "{}_mark"
@@ -38,11 +38,11 @@ def find_reference(run: Path, config: Mapping[str, Any], field: str = "reference
     if found:
         raise DataError(
             f"{run}: {found[0]} is not the reference run that it was measured with (another run has its name), so "
-            f"{REFERENCE_FIELDS[field]} cannot be measured; put {configured} beside the run, or run the run's command again to "
-            "measure with the one that is there"
+            f"{MEASURED_BY_REFERENCE[field]} cannot be measured; put {configured} beside the run, or run the run's "
+            "command again to measure with the one that is there"
         )
     raise DataError(
-        f"{run}: its reference run {configured} was not found; {REFERENCE_FIELDS[field]} cannot be measured without it"
+        f"{run}: its reference run {configured} was not found; {MEASURED_BY_REFERENCE[field]} cannot be measured without it"
     )
 
 
