@@ -86,7 +86,7 @@ def test_a_fidelity_run(changed: dict[str, Any], kind: str, tmp_path: Path) -> N
     preflight(build_config(FidelityConfig, given, source="x"))
     more = {**given, **{key: given.get(key, {}) | one if isinstance(one, dict) else one for key, one in changed.items()}}
     asked = build_config(FidelityConfig, more, source="x")
-    assert refused(lambda: preflight(asked)) == refused(lambda: run(asked, MODEL))  # type: ignore[operator]
+    assert refused(lambda: preflight(asked)) == refused(lambda: run(asked, MODEL))
 
 
 def test_an_interview_of_other_turns_and_a_judge(tmp_path: Path) -> None:
