@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from permix.config import BATCH_BACKEND, ModelConfig
 from permix.errors import ConfigError, IncompleteRunError
 from permix.inference.addresses import RecordedForm, ServerStatement
-from permix.inference.base import CompletionResult
+from permix.inference.base import CompletionResult, with_cut_off_thinking
 from permix.inference.batch_files import (
     MANIFEST_FILE,
     MAX_FILE_BYTES,
@@ -227,7 +227,7 @@ class BatchModel:
         if completions:
             self.counts.answered += 1
             self.counts.differing += any(one.text != completions[0].text for one in completions[1:])
-            return completions[0]
+            return with_cut_off_thinking(completions[0], self.config.thinking)
         if not found:
             return None
         self.counts.failed += 1

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ValidationError
 from permix import __version__
 from permix.config import ModelConfig
 from permix.errors import ConfigError, EndpointStoppedError
+from permix.inference.base import with_cut_off_thinking
 from permix.inference.endpoint_secrets import EndpointSecrets
 from permix.inference.http_client import (
     ConnectionFailedError,
@@ -286,7 +287,7 @@ class Endpoint:
                 body = changed
                 continue
             try:
-                return parse_chat_completion(raw)
+                return with_cut_off_thinking(parse_chat_completion(raw), self.config.thinking)
             except (MalformedReplyError, FilteredReplyError):
                 wasted.add_reply(raw)
                 raise
