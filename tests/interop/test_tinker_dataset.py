@@ -16,17 +16,28 @@ from permix.types import Message, PlanRow
 QUESTION = Message(role="user", content="What is 2 + 3?")
 
 
-class StandInRenderer:
-    """Tokens are the characters of the messages' texts."""
+class StandInTokenizer:
+    def decode(self, tokens: list[int]) -> str:
+        return "".join(map(chr, tokens))
 
-    def build_generation_prompt(self, messages: list[dict[str, Any]]) -> list[int]:
-        return [ord(one) for message in messages for one in message["content"]]
+
+class StandInRenderer:
+    """Tokens are the characters of the messages' texts, and of `opening`, with which an answer begins in the prompt."""
+
+    def __init__(self, opening: str = "") -> None:
+        self.opening = opening
+        self.tokenizer = StandInTokenizer()
+
+    def build_generation_prompt(self, messages: list[dict[str, Any]]) -> Any:
+        tokens = [ord(one) for text in (*(message["content"] for message in messages), self.opening) for one in text]
+        return SimpleNamespace(to_ints=lambda: tokens)
 
     def get_stop_sequences(self) -> list[str]:
         return []
 
     def parse_response(self, action: list[int]) -> tuple[dict[str, Any], bool]:
-        return {"role": "assistant", "content": "".join(map(chr, action))}, True
+        _, _, answer = "".join(map(chr, action)).rpartition("</think>")
+        return {"role": "assistant", "content": answer}, True
 
 
 @pytest.fixture
@@ -67,7 +78,7 @@ async def sample_group(builder: Any, policy: Callable[[str], Any], timeout_s: fl
 
     async def roll_out(env: Any) -> Any:
         prompt, _ = await env.initial_observation()
-        answer = await policy("".join(map(chr, prompt)))
+        answer = await policy("".join(map(chr, prompt.to_ints())))
         return await env.step([ord(one) for one in answer])
 
     def launch(env: Any) -> Any:
@@ -147,6 +158,29 @@ def test_also_when_the_answer_could_not_be_verified(dataset: Any, monkeypatch: p
         "none", "nurse", "poet", "troll",
     ]  # fmt: skip
     assert failed
+
+
+@pytest.mark.parametrize(
+    ("opening", "answer", "reward"),
+    [
+        ("<think>\n", "2 + 3 is 5, but", 0.0),  # its thinking never ends
+        ("<think>\n", "2 + 3 is 5, but</think>", 0.0),
+        ("<think>\n", "Hm.</think>It is 5.", 1.0),
+        ("<think>\n", "</think>It is 5.", 1.0),
+        ("<think>\n\n</think>\n\n", "It is 5.", 1.0),
+        ("", "It is 5.", 1.0),
+        ("", "<think>It is 5, but", 0.0),
+    ],
+)
+def test_thinking_that_the_prompt_opens_and_that_never_ends_is_no_answer(
+    dataset: Any, opening: str, answer: str, reward: float
+) -> None:
+    async def roll_out() -> float:
+        (env,) = await dataset.PlanGroupBuilder((ROWS[0],), StandInRenderer(opening)).make_envs()
+        await env.initial_observation()
+        return float((await env.step([ord(one) for one in answer])).reward)
+
+    assert asyncio.run(roll_out()) == reward
 
 
 def test_a_group_that_is_made_again_without_a_failure_is_the_same(dataset: Any) -> None:

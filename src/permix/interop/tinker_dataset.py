@@ -30,6 +30,7 @@ from permix.errors import PermixError
 from permix.plan import Plan, load_training_plan
 from permix.tasks import find_task
 from permix.tasks.base import verify_completion
+from permix.thinking import opening_tag_at_end, split_thinking
 from permix.types import PlanRow, last_user_text, reward_tags
 from permix.verification.math_verifier import Verifier
 
@@ -47,6 +48,7 @@ class PlanEnv(Env):  # type: ignore[misc]
         self.row, self.renderer = row, renderer
         self._started = [] if started is None else started
         self._task: asyncio.Task[Any] | None = None
+        self._opened = ""
 
     @property
     def has_failed(self) -> bool:
@@ -59,6 +61,7 @@ class PlanEnv(Env):  # type: ignore[misc]
         self._task = asyncio.current_task()  # each rollout is a task of its own
         self._started.append(self)
         prompt = self.renderer.build_generation_prompt([dict(message) for message in self.row.messages])
+        self._opened = opening_tag_at_end(self.renderer.tokenizer.decode(prompt.to_ints()))
         return prompt, self.renderer.get_stop_sequences()
 
     async def step(self, action: list[int], *, extra: Any = None) -> Any:
@@ -67,6 +70,9 @@ class PlanEnv(Env):  # type: ignore[misc]
         row = self.row
         message, _ = self.renderer.parse_response(action)
         text, question = renderers.get_text_content(message), last_user_text(row.messages)
+        # Where the prompt opens the thinking, renderers take thinking that never ends for the answer.
+        if self._opened and split_thinking(self._opened + self.renderer.tokenizer.decode(action)).unclosed:
+            text = ""
         verdict = await asyncio.to_thread(verify_completion, find_task(row.task), text, row.gold, Verifier(), question)
         if verdict.reward is None:
             raise UnverifiedAnswerError(
