@@ -157,13 +157,15 @@ def test_the_evaluation_uploads_nothing_and_asks_as_often_as_the_training(tmp_pa
 
 
 @pytest.mark.parametrize("thinking", ["on", "off"])
-def test_the_evaluation_thinks_as_the_training_does(thinking: str) -> None:
-    made = VERIFIERS.build_files(plan_export(sections={"model": {"thinking": thinking}}))
+def test_evaluations_think_as_the_training_does(thinking: str) -> None:
+    sections = {"model": {"thinking": thinking}, "dev_eval": {"every": 1}}
+    made = VERIFIERS.build_files(plan_export(sections=sections, dev_rows=(row(0, 0),)))
     rl, evaluation = (tomllib.loads(made.files[name].decode()) for name in ("rl.toml", "eval.toml"))
     is_on = thinking == "on"
     assert rl["orchestrator"]["renderer"]["enable_thinking"] == is_on
     switch = {"enable_thinking": is_on, "thinking": is_on}
     assert evaluation["sampling"]["extra_body"] == {"chat_template_kwargs": switch}
+    assert rl["orchestrator"]["eval"]["sampling"]["extra_body"] == {"chat_template_kwargs": switch}
     assert evaluation["sampling"]["extra_body"] == ModelConfig(thinking=thinking).extra_fields  # type: ignore[arg-type]
 
 
