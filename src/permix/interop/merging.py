@@ -95,17 +95,21 @@ INSPECT_GRADES = {"C": True, "I": False, "N": False}
 """inspect_ai's letters: correct, incorrect, no answer. Its P, partially correct, is neither right nor wrong."""
 
 
-def to_verdict(value: Any, extracted: str | None, *, field: str, where: str) -> Verdict:
-    """Convert a score of another program. Raises DataError, naming field and value, if it is neither 0, 1 nor missing."""
+def to_verdict(value: Any, extracted: str | None, *, field: str, where: str, can_rescore: bool = True) -> Verdict:
+    """Convert a score of another program. Raises DataError, naming field and value, if it is neither 0, 1 nor missing.
+
+    can_rescore: whether there is an answer that permix could score; the error then names --answer.
+    """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return Verdict(correct=None, extracted=extracted, error=f"{field} is {value}: not scored")
     if isinstance(value, str) and value in INSPECT_GRADES:
         return Verdict(correct=INSPECT_GRADES[value], extracted=extracted)
     if isinstance(value, bool | int | float) and value in (0, 1):
         return Verdict(correct=bool(value), extracted=extracted)
+    again = ", or score every answer again with --answer" if can_rescore else ""
     raise DataError(
         f"{where}: {field} = {value!r}: a verdict is right or wrong (1 or 0, true or false, C or I); choose another score with "
-        "--metric, or score every answer again with --answer"
+        f"--metric{again}"
     )
 
 
