@@ -248,14 +248,19 @@ def _parse_log_path(text: str, field: str) -> NamedLogPath:
     return NamedLogPath(name.strip() or None, Path(path).expanduser())
 
 
-def merge_logs(sources: Sequence[LogSource]) -> MergedLogs:
-    """Merge all sources into one grid. Raises DataError, naming field and log, if two sources do not belong to one run."""
+def merge_logs(sources: Sequence[LogSource], same_question: str = "where its id is the same") -> MergedLogs:
+    """Merge all sources into one grid. Raises DataError, naming field and log, if two sources do not belong to one run, or if a
+    persona has no question in common with the others.
+
+    same_question: when these logs have the same question twice, for that error.
+    """
     first = next((source for source in sources if source.model is None), sources[0])
     _require_equal_settings(sources)
     personas = _merge_personas(sources)
     by_key = _require_unique_cells(one for source in sources for one in source.logged_cells)
     if not by_key:
         raise DataError(f"{first.where}: has no answers")
+    _require_shared_questions(list(by_key.values()), same_question)
     questions = _merge_questions(first, [one for source in sources for one in source.question_ids], list(by_key.values()))
     samples = max(*(source.samples for source in sources), *(key.sample + 1 for key in by_key), 1)
     if (n_cells := (len(personas) + 1) * len(questions) * samples) > MAX_GRID_CELLS:
@@ -333,6 +338,24 @@ def _require_unique_cells(logged_cells: Iterable[LoggedCell]) -> dict[CellKey, L
             description = f"question {one.cell.question_id!r}, sample {one.cell.sample}, under {who}"
             raise DataError(f"{one.where}: {description}: occurs in {first.where} already")
     return by_key
+
+
+def _require_shared_questions(logged_cells: Sequence[LoggedCell], same_question: str) -> None:
+    """Raise DataError for a persona (or no persona) none of whose questions was asked under another one: each persona would have
+    a grid of its own, and no measure would compare anything."""
+    asked_under: dict[str, set[str | None]] = {}
+    for one in logged_cells:
+        asked_under.setdefault(one.cell.question_id, set()).add(one.cell.persona_id)
+    if len(set[str | None]().union(*asked_under.values())) == 1:
+        return
+    compared = set[str | None]().union(*(personas for personas in asked_under.values() if len(personas) > 1))
+    alone = next((one for one in logged_cells if one.cell.persona_id not in compared), None)
+    if alone is not None:
+        who = "no persona" if alone.cell.persona_id is None else f"persona {alone.cell.persona_id!r}"
+        raise DataError(
+            f"{alone.where}: {who}: no question that was asked with it was asked with another persona or with none, so there is "
+            f"nothing to compare; a question counts as the same {same_question}"
+        )
 
 
 def _merge_questions(source: LogSource, question_ids: Sequence[str], logged_cells: Sequence[LoggedCell]) -> tuple[Question, ...]:
