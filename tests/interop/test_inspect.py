@@ -379,7 +379,7 @@ def outputs(folder: Path, *given: tuple[str | None, Any, str]) -> Any:
 def an_output(text: Any, stop_reason: str, *, has_usage: bool = True, **fields: Any) -> Any:
     from inspect_ai.model import ModelOutput, ModelUsage
 
-    output = ModelOutput.from_content("m", text, stop_reason, **fields)  # type: ignore[arg-type]
+    output = ModelOutput.from_content("m", text, stop_reason, **fields)
     output.usage = ModelUsage(input_tokens=7, output_tokens=3, total_tokens=10) if has_usage else None
     return output
 
@@ -447,7 +447,7 @@ def scored(output: Any, thinking: Any = "default") -> Any:
     from permix.interop.inspect_task import permix_scorer
 
     state = TaskState(ModelName("mockllm/model"), 1, 1, "What is 2 + 2?", [], output=output)
-    return asyncio.run(permix_scorer("arithmetic", thinking)(state, Target("4")))  # type: ignore[arg-type]
+    return asyncio.run(permix_scorer("arithmetic", thinking)(state, Target("4")))
 
 
 def test_the_scorer_takes_no_thinking_for_an_answer(library: Any) -> None:

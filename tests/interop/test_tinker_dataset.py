@@ -144,7 +144,8 @@ def test_also_after_a_limit_of_time(dataset: Any) -> None:
 
 
 def test_also_when_the_answer_could_not_be_verified(dataset: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    verify, failed = dataset.verify_completion, []
+    verify = dataset.verify_completion
+    failed: list[str] = []
 
     def fail_once(task: Any, text: str, gold: str, verifier: Any, question: str) -> Any:
         verdict = verify(task, text, gold, verifier, question)

@@ -42,7 +42,10 @@ class StandInLoop:
 @pytest.fixture
 def agent(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The module with the agent loop, on top of the stand-ins; another test may import it on top of verl."""
-    contents = {"agent_loop": {"AgentLoopOutput": object}, "single_turn_agent_loop": {"SingleTurnAgentLoop": StandInLoop}}
+    contents: dict[str, dict[str, Any]] = {
+        "agent_loop": {"AgentLoopOutput": object},
+        "single_turn_agent_loop": {"SingleTurnAgentLoop": StandInLoop},
+    }
     package = "verl.experimental.agent_loop"
     for name in ("verl", "verl.experimental", package, *(f"{package}.{one}" for one in contents)):
         module = ModuleType(name)
