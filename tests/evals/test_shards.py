@@ -19,9 +19,10 @@ from permix import cli
 from permix.config import FidelityConfig, StabilityConfig, build_config
 from permix.errors import ConfigError
 from permix.evals.shards import assign_personas, assign_shards
-from permix.storage.cells import read_cells, read_run_cells
+from permix.storage.cells import read_run_cells
 from permix.storage.run_dir import RunDir, RunReader
 from permix.types import CellKey, Message, Shard
+from tests.cell_files import read_cells
 from tests.sample_runs import OPEN_QUESTIONS, asked_as, asked_what, fidelity_values, solve, stability_values, toml
 from tests.servers import OpenAIServer, Raw, error, openai_server
 

@@ -15,11 +15,12 @@ from permix.errors import ConfigError, DataError
 from permix.inference.base import REQUEST_CHANGES_FILE, remember_request_changes
 from permix.inference.cost import find_measured
 from permix.report.builder import run_report
-from permix.storage.cells import chosen_answers_note, has_records, read_cells, read_run_cells, record_files
+from permix.storage.cells import chosen_answers_note, has_records, read_run_cells, record_files
 from permix.storage.files import encode_line, jsonl_lines
 from permix.storage.run_dir import RunDir, RunReader
 from permix.storage.workers import hold_shared_files, worker_file, worker_files
 from permix.types import Cell, CellKey, Failure, Shard
+from tests.cell_files import read_cells
 from tests.sample_runs import answered, cell
 
 CONFIG, IDENTITY = StabilityConfig(label="base"), {"model": "abc", "seed": 0}

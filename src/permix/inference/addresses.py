@@ -215,19 +215,6 @@ def check_addresses(
     return AddressCheck(section, identity_key, fingerprint, recorded, former, tuple(new_uses))
 
 
-def record_address(
-    run: Path, model: Model, address: str, server_says: ServerStatement, confirmed_by: ConfirmedBy | None, section: str = "model"
-) -> None:
-    """Record in `run` that the model answers at `address`, if it is not recorded yet with this statement of the server.
-
-    `address` may be words, such as "batch files", for answers that come from elsewhere. Checks nothing: see `check_addresses`.
-    """
-    served: Any = model
-    record = ModelAddresses(name=model.name, request=served.request_digest, addresses=())
-    use = AddressUse(address=address, first_used=_now(), server_says=dict(server_says), confirmed_by=confirmed_by)
-    _add_use(run, section, record, use)
-
-
 def read_addresses(run: Path) -> dict[str, ModelAddresses]:
     """The addresses of each model of a run, by section; empty if the run recorded none. Raises DataError for a damaged file."""
     path = run / ADDRESSES_FILE

@@ -173,21 +173,16 @@ def has_records(run: Path) -> bool:
     return any(path.exists() for path in record_files(run))
 
 
-def read_cells(path: Path) -> CellIndex:
-    """The cells of one file of records, none if it is missing. Raises DataError naming the first line that is not a cell."""
-    return CellIndex([path], _read_summaries(path, 0))
-
-
 def read_run_cells(run: Path) -> CellIndex:
     """The cells of a run, merged from its files of records by the rule of this module; no cells without a file.
 
     Raises DataError naming the first line that is not a cell, or two files that asked a cell with different messages.
     """
     paths = record_files(run)
-    index = CellIndex(paths, _read_summaries(paths[0], 0))
+    index = CellIndex(paths, read_summaries(paths[0]))
     chosen: set[CellKey] = set()
     for number, path in enumerate(paths[1:], start=1):
-        found = _read_summaries(path, number)
+        found = read_summaries(path, number)
         if not index.summaries:
             index.summaries = found
             continue
@@ -228,7 +223,11 @@ def chosen_answers_note(cells: CellIndex) -> str | None:
     )
 
 
-def _read_summaries(path: Path, file: int) -> dict[CellKey, CellSummary]:
+def read_summaries(path: Path, file: int = 0) -> dict[CellKey, CellSummary]:
+    """The cells of one file of records, none if it is missing; `file` is its place in `CellIndex.paths`.
+
+    Raises DataError naming the first line that is not a cell.
+    """
     summaries: dict[CellKey, CellSummary] = {}
     offset = 0
     for number, line in jsonl_lines(path):
