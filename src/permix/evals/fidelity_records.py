@@ -4,15 +4,12 @@ Contract: `grid.json` holds the full texts of personas and questions, so a judge
 Fidelity answers have no verdict. A missing answer is counted and stays pending.
 """
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from permix.config import FidelityConfig, PersonasConfig
-from permix.errors import DataError, IncompleteRunError
 from permix.evals.grid import (
     NOTABLE_CUT_OFF_SHARE,
     CutOffCounts,
@@ -24,17 +21,14 @@ from permix.evals.grid import (
     run_cells,
     token_limit_text,
 )
-from permix.evals.shards import divide_cells, report_finished_shard
+from permix.evals.shards import OwnPart, divide_cells, end_run, missing_text
 from permix.inference.addresses import check_addresses
 from permix.inference.base import Model
-from permix.inference.batch_model import again_text, is_only_writing
 from permix.metrics.sequential import Round, count_cells
 from permix.personas.pool import PersonaPool, select_recorded_personas
 from permix.prompts import template_hash
-from permix.storage.cells import explain_missing, find_failures
 from permix.storage.files import write_json
 from permix.storage.run_dir import RunDir, RunReader
-from permix.storage.workers import hold_shared_files
 from permix.tasks.base import read_trained_on
 from permix.trackers import log_measures
 from permix.types import Cell, Message, Persona, Question, Record
@@ -100,35 +94,25 @@ def run_fidelity_cells(
     }
     endpoint, shard = check_addresses(model, config.out), config.worker_shard
     divided = None if shard is None else divide_cells(cells, shard)
-    own, part = (cells, "") if divided is None else (divided.own, f" of shard {shard}")
+    own = cells if divided is None else divided.own
     opened = RunDir.open(
         config.out, config, common | identity, own, endpoints=[endpoint], shard=shard, grid=grid_description
     )  # fmt: skip
+    name = config.label or model.name
+
+    def write_metrics() -> FidelityResult:
+        result = measure(config.out)
+        metrics = write_fidelity_metrics(config.out, result, measure_text(config.out), measure_more(config.out))
+        log_measures(config.report_to, config.out, name, metrics)
+        return result
+
     with opened as run:
         with run.track_usage():
-            pending = run_cells(model, own, config.sampling, run, None, f"fidelity {config.label or model.name}{part}")
-        failures = find_failures(run.cells(), scored=False) if pending else ()
-        why = explain_missing(failures, again_text(model), stop_reason=run.stop_reason)
-        missing = f"{config.out}: {pending} of {len(own)} answers{part} are missing{why}"
-        if divided is not None:
-            if pending:
-                raise IncompleteRunError(missing, pending)
-            run.close_records()
-            recorded = run.cells()
-            counts = Counter(divided.number_of[cell.key] for cell in cells if not recorded.has_completion(cell.key))
-            report_finished_shard(run.path, divided.shard, len(own), counts, "answers")
-        elif pending and is_only_writing(model):
-            raise IncompleteRunError(missing, pending)
-        with hold_shared_files(run.path) if divided else nullcontext():
-            try:
-                result = measure(run.path)
-            except DataError as error:
-                raise (IncompleteRunError(missing, pending) if pending else error) from error
-            metrics = write_fidelity_metrics(run.path, result, measure_text(run.path), measure_more(run.path))
-            log_measures(config.report_to, run.path, config.label or model.name, metrics)
-    if pending:
-        raise IncompleteRunError(missing, pending)
-    return result
+            description = f"fidelity {name}" + ("" if shard is None else f" of shard {shard}")
+            pending = run_cells(model, own, config.sampling, run, None, description)
+        part = None if divided is None else OwnPart(divided.shard, len(own), "answers", divided.count_without_completion)
+        missing = missing_text(run, model, pending, len(own), "answers")
+        return end_run(run, model, pending, missing, part, write_metrics)
 
 
 def write_fidelity_metrics(

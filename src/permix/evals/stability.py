@@ -32,14 +32,13 @@ from permix.evals.grid import (
     warn_trained_personas,
 )
 from permix.evals.in_character import check_right_in_character, measure_right_in_character
-from permix.evals.shards import ShardCells, divide_cells, report_finished_shard
+from permix.evals.shards import OwnPart, ShardCells, divide_cells, end_run, missing_text
 from permix.evals.strategies import STRATEGIES, measure_strategy
 from permix.evals.strategies.base import EvalSetup, Strategy, answer_comparison
 from permix.evals.strategies.persona_search import load_selection_questions
 from permix.inference import check_model, load_model
 from permix.inference.addresses import check_addresses
 from permix.inference.base import Model
-from permix.inference.batch_model import again_text, is_only_writing
 from permix.inference.cache import cached_model
 from permix.metrics import sequential, statistics
 from permix.metrics.linear_models import (
@@ -58,10 +57,9 @@ from permix.personas.recorded_turns import RecordedTurns, load_context_turns
 from permix.plan import read_plan
 from permix.progress import print_status
 from permix.prompts import require_system_template, template_hash, template_text
-from permix.storage.cells import cell_summaries, explain_missing, find_failures, has_records
+from permix.storage.cells import CellIndex, cell_summaries, has_records
 from permix.storage.files import write_json
 from permix.storage.run_dir import RunDir, RunReader
-from permix.storage.workers import hold_shared_files
 from permix.tasks import LoadedTask, load_selection
 from permix.tasks.base import Task, answer_token_limit, check_contamination, read_trained_on, verify_completion
 from permix.trackers import check_trackers, log_measures
@@ -266,24 +264,12 @@ def evaluate_setup(model: Model, config: StabilityConfig, task: Task, setup: Eva
                 progress = run_rounds(run, setup, config, stopping_rule, answer, description)
             else:
                 progress = _run_strategy(run, setup, first, strategy, answer, (description, f"{description}, {config.strategy}"))
-        failures = find_failures(run.cells(), scored=True) if progress.pending else ()
-        why = explain_missing(failures, again_text(model), stop_reason=run.stop_reason)
-        part = "" if shard is None else f" of shard {shard}"
-        missing = (
-            f"{config.out}: {progress.pending} of {progress.n_cells} cells{part}, with or without a persona, have no score{why}"
-        )
-        if divided is not None:
-            if progress.pending:
-                raise IncompleteRunError(missing, progress.pending)
-            return _finish_shard(run, config, model, divided, first)
+        lacking = ", with or without a persona, have no score"
+        missing = missing_text(run, model, progress.pending, progress.n_cells, "cells", lacking, scored=True)
         if progress.selection_pending:
             raise IncompleteRunError(f"{missing}; until then no persona can be chosen", progress.pending)
-        if progress.pending and is_only_writing(model):
-            raise IncompleteRunError(missing, progress.pending)
-        summary = _write_metrics(run.path, config, model)
-    if progress.pending:
-        raise IncompleteRunError(missing, progress.pending)
-    return summary
+        part = None if divided is None else OwnPart(divided.shard, len(own), "cells", partial(_count_pending, divided, first))
+        return end_run(run, model, progress.pending, missing, part, partial(_write_metrics, run.path, config, model))
 
 
 def _write_metrics(run: Path, config: StabilityConfig, model: Model) -> StabilitySummary:
@@ -295,25 +281,14 @@ def _write_metrics(run: Path, config: StabilityConfig, model: Model) -> Stabilit
     return summary
 
 
-def _finish_shard(
-    run: RunDir, config: StabilityConfig, model: Model, divided: ShardCells, grid: Sequence[Cell]
-) -> StabilitySummary:
-    """Say which parts are pending now that this worker's part is finished; if none is, write metrics.json and return it.
-
-    Raises OtherShardsPendingError if one is.
-    """
-    run.close_records()
-    summaries = run.cells().summaries
-    pending = Counter(
+def _count_pending(divided: ShardCells, grid: Sequence[Cell], recorded: CellIndex) -> Counter[int]:
+    """The number of cells that have no completion, or no score, by part."""
+    summaries = recorded.summaries
+    return Counter(
         divided.number_of[cell.key]
         for cell in grid
-        if (known := summaries.get(cell.key)) is None
-        or not known.has_completion
-        or (cell.gold is not None and known.reward is None)
+        if not recorded.has_completion(cell.key) or (cell.gold is not None and summaries[cell.key].reward is None)
     )
-    report_finished_shard(run.path, divided.shard, len(divided.own), pending, "cells")
-    with hold_shared_files(run.path):  # two workers that end at the same time write the same file, one after the other
-        return _write_metrics(run.path, config, model)
 
 
 def _score_answer(task: Task, verifier: Verifier, completion: str, gold: str, prompt: str) -> Verdict:
