@@ -7,7 +7,7 @@ cell of a persona is asked once per template and context; a cell without a perso
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +15,10 @@ import numpy as np
 
 from permix.config import FidelityConfig, ModelConfig, StabilityConfig
 from permix.errors import DataError, EndpointStoppedError
+from permix.inference import load_model
 from permix.inference.base import CellRequest, Model, collect
 from permix.inference.batch_model import pass_over_answered
+from permix.inference.cache import cached_model
 from permix.inference.cost import RequestGroup, estimate_cost, find_measured, runs_beside
 from permix.metrics.stability import StabilitySummary
 from permix.metrics.statistics import Array
@@ -129,6 +131,15 @@ def warn_trained_personas(model: ModelConfig, pool: PersonaPool) -> None:
     known = read_trained_on(Path(model.name)).persona_ids & {persona.id for persona in pool.personas}
     if known:
         print_status(f"note: the model was trained with {len(known)} of these {len(pool)} personas, such as {min(known)}")
+
+
+@contextmanager
+def open_evaluated_model(config: StabilityConfig | FidelityConfig, pool: PersonaPool, given: Model | None) -> Iterator[Model]:
+    """The given or the configured model, behind the cache if there is one, after a note if it was trained on these personas."""
+    warn_trained_personas(config.model, pool)
+    loaded = load_model(config.model, config.threads) if given is None else given
+    with cached_model(loaded, config.cache, config.out) as model:
+        yield model
 
 
 def describe_grid(

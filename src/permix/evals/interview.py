@@ -33,14 +33,13 @@ from permix.evals.fidelity_records import (
     turn_number,
     write_fidelity_metrics,
 )
-from permix.evals.grid import describe_grid, run_cells, warn_trained_personas
+from permix.evals.grid import describe_grid, open_evaluated_model, run_cells
 from permix.evals.shards import OwnPart, assign_personas, end_run, missing_text
 from permix.evals.text_metrics import measure_text_metrics
 from permix.inference import check_model, load_model
 from permix.inference.addresses import check_addresses
 from permix.inference.base import Model
 from permix.inference.batch_model import BatchModel
-from permix.inference.cache import cached_model
 from permix.inference.chat_template import encode_chat
 from permix.inference.cost import RequestGroup, estimate_cost, find_measured, runs_beside
 from permix.inference.hf import context_window, load_tokenizer, resolve_model_source
@@ -214,11 +213,9 @@ def run_interview(config: FidelityConfig, model: Model | None = None, given_pool
     """
     plan = prepare_interview(config, given_pool)
     check_interview_length(config, plan)
-    warn_trained_personas(config.model, plan.pool)
-    loaded = load_model(config.model, config.threads) if model is None else model
-    with cached_model(loaded, config.cache, config.out) as cached:
+    with open_evaluated_model(config, plan.pool, model) as asked:
         interviewer_model = load_model(config.interviewer, config.threads) if config.interviewer.is_model else None
-        return evaluate_interview(cached, config, plan, interviewer_model)
+        return evaluate_interview(asked, config, plan, interviewer_model)
 
 
 def preflight_interview(config: FidelityConfig) -> dict[str, str]:

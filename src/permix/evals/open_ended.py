@@ -18,12 +18,10 @@ from permix.evals.fidelity_records import (
     run_fidelity_cells,
     select_fidelity_personas,
 )
-from permix.evals.grid import PromptFormat, build_grid, describe_grid, warn_trained_personas
+from permix.evals.grid import PromptFormat, build_grid, describe_grid, open_evaluated_model
 from permix.evals.shards import estimate_shard
 from permix.evals.text_metrics import measure_text_metrics
-from permix.inference import load_model
 from permix.inference.base import Model
-from permix.inference.cache import cached_model
 from permix.metrics.identifiability import MIN_ANSWERS, Identifiability, summarize_identifiability
 from permix.personas.loading import load_roleplay
 from permix.personas.pool import PersonaPool, warn_of_misfits
@@ -44,28 +42,32 @@ def run_open_ended(
     `model`, `given_pool` and `given_questions` are Python objects that replace what the configuration names. Raises ConfigError
     if the configuration is invalid, IncompleteRunError if answers are missing, and DataError if there are too few to measure.
     """
+    pool, questions = prepare_open_ended(config, given_pool, given_questions)
+    with open_evaluated_model(config, pool, model) as asked:
+        return evaluate_open_ended(asked, config, pool, questions)
+
+
+def preflight_open_ended(config: FidelityConfig) -> dict[str, str]:
+    """Facts about the run without calling a model. Raises ConfigError or DataError if the configuration is invalid."""
+    pool, questions = prepare_open_ended(config)
+    facts = {"personas": str(len(pool)), "questions": str(len(questions)), "answers": str(len(pool) * len(questions))}
+    return facts | estimate_shard("fidelity", config, build_open_ended_cells(config, pool, questions))
+
+
+def prepare_open_ended(
+    config: FidelityConfig, given_pool: PersonaPool | None = None, given_questions: Sequence[Question] | None = None
+) -> tuple[PersonaPool, tuple[Question, ...]]:
+    """Choose personas and questions, and check embedder and reference; calls no model.
+
+    Raises ConfigError if the configuration is invalid, DataError for a reference that lacks answers.
+    """
     check_embedder(config.embedder)
     pool, questions = select_open_ended_personas(config, given_pool), load_open_questions(config, given_questions)
     if config.reference is not None:
         check_reference_answers(
             config.reference, {(persona.id, question.id) for persona in pool.personas for question in questions}
         )
-    warn_trained_personas(config.model, pool)
-    loaded = load_model(config.model, config.threads) if model is None else model
-    with cached_model(loaded, config.cache, config.out) as cached:
-        return evaluate_open_ended(cached, config, pool, questions)
-
-
-def preflight_open_ended(config: FidelityConfig) -> dict[str, str]:
-    """Facts about the run without calling a model. Raises ConfigError or DataError if the configuration is invalid."""
-    check_embedder(config.embedder)
-    pool, questions = select_open_ended_personas(config), load_open_questions(config)
-    if config.reference is not None:
-        check_reference_answers(
-            config.reference, {(persona.id, question.id) for persona in pool.personas for question in questions}
-        )
-    facts = {"personas": str(len(pool)), "questions": str(len(questions)), "answers": str(len(pool) * len(questions))}
-    return facts | estimate_shard("fidelity", config, build_open_ended_cells(config, pool, questions))
+    return pool, questions
 
 
 def build_open_ended_cells(config: FidelityConfig, pool: PersonaPool, questions: Sequence[Question]) -> list[Cell]:

@@ -26,20 +26,19 @@ from permix.evals.grid import (
     count_cut_off,
     describe_grid,
     estimate_cells,
+    open_evaluated_model,
     persona_and_baseline_scores,
     read_grid_results,
     run_cells,
-    warn_trained_personas,
 )
 from permix.evals.in_character import check_right_in_character, measure_right_in_character
 from permix.evals.shards import OwnPart, ShardCells, divide_cells, end_run, missing_text
 from permix.evals.strategies import STRATEGIES, measure_strategy
 from permix.evals.strategies.base import EvalSetup, Strategy, answer_comparison
 from permix.evals.strategies.persona_search import load_selection_questions
-from permix.inference import check_model, load_model
+from permix.inference import check_model
 from permix.inference.addresses import check_addresses
 from permix.inference.base import Model
-from permix.inference.cache import cached_model
 from permix.metrics import sequential, statistics
 from permix.metrics.linear_models import (
     ContextSummary,
@@ -215,11 +214,9 @@ def run_stability(
     the configuration is invalid, and IncompleteRunError at the end if cells have no score; the same call tries them again.
     """
     prepared = prepare_stability(config, task, pool)
-    warn_trained_personas(config.model, prepared.setup.pool)
-    loaded = load_model(config.model, config.threads) if model is None else model
-    asked = prepared.config if _gives_limit(config) else _limit_to_window(prepared.config, loaded)
-    with cached_model(loaded, config.cache, config.out) as cached:
-        return evaluate_setup(cached, asked, prepared.task, prepared.setup)
+    with open_evaluated_model(config, prepared.setup.pool, model) as asked:
+        limited = prepared.config if _gives_limit(config) else _limit_to_window(prepared.config, asked)
+        return evaluate_setup(asked, limited, prepared.task, prepared.setup)
 
 
 def _gives_limit(config: StabilityConfig) -> bool:
