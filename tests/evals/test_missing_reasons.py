@@ -14,7 +14,7 @@ from permix.errors import DataError
 from permix.evals.interview import prepare_interview, run_interview
 from permix.inference.base import remember_request_changes
 from permix.inference.request_body import FilteredReplyError, RequestBody
-from permix.storage.cells import (
+from permix.storage.failures import (
     JUDGE_OPTIONS,
     MODEL_OPTIONS,
     FailureCause,

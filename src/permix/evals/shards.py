@@ -22,7 +22,8 @@ from permix.evals.grid import estimate_cells
 from permix.inference.base import Model
 from permix.inference.batch_model import again_text, is_only_writing
 from permix.progress import add_result, print_status
-from permix.storage.cells import CellIndex, explain_missing, find_failures
+from permix.storage.cells import CellIndex
+from permix.storage.failures import explain_missing, find_failures
 from permix.storage.run_dir import RunDir
 from permix.storage.workers import hold_shared_files
 from permix.types import Cell, CellKey, Shard, digest

@@ -56,7 +56,7 @@ from permix.judges.validation import N_ADDED_CONTROLS, build_control_inputs
 from permix.personas.pool import PersonaPool
 from permix.progress import print_status
 from permix.prompts import template_text
-from permix.storage.cells import JUDGE_OPTIONS, explain_missing
+from permix.storage.failures import JUDGE_OPTIONS, explain_missing
 from permix.storage.files import write_json
 from permix.storage.run_dir import RunDir, RunReader
 from permix.trackers import check_trackers, log_measures

@@ -44,7 +44,8 @@ from permix.report.judges import (
     JudgeScoreEntry,
     read_judged_run,
 )
-from permix.storage.cells import JUDGE_OPTIONS, CellSummary, FailureReason, count_failures, find_failures
+from permix.storage.cells import CellSummary
+from permix.storage.failures import JUDGE_OPTIONS, FailureReason, count_failures, find_failures
 from permix.storage.files import read_json
 from permix.storage.run_dir import RunReader
 from permix.training.dev_eval import load_dev_curve

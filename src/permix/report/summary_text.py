@@ -38,7 +38,8 @@ from permix.report.judges import (
     trust_mark,
 )
 from permix.report.runs import ModelRuns
-from permix.storage.cells import chosen_answers_note, describe_cures, describe_reasons
+from permix.storage.cells import chosen_answers_note
+from permix.storage.failures import describe_cures, describe_reasons
 from permix.types import Estimate, count_text
 
 MAX_FAILURE_CHARS = 1200
