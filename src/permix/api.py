@@ -405,9 +405,9 @@ def judge(
 
     Raises IncompleteRunError if scores are missing; the same call asks for them.
     """
+    from permix.judges.judging import judge_fidelity_run
     from permix.judges.runner import judge_folder
     from permix.judges.summary import JudgeSummary
-    from permix.pipelines.fidelity import judge_fidelity_run
 
     batch = _batch_flags(batch_in, batch_out, batch_files, fields)
     section, given_model = _resolve_model(judge, name)

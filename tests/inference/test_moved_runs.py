@@ -30,7 +30,8 @@ from permix.inference.addresses import (
 )
 from permix.inference.openai import OpenAIModel
 from permix.inference.scripted import ScriptedModel
-from permix.pipelines.fidelity import judge_fidelity_run, run_fidelity
+from permix.judges.judging import judge_fidelity_run
+from permix.pipelines.fidelity import run_fidelity
 from permix.storage.files import read_json
 from tests.judges.judgeable import GOOD, answered_run, judge_stage
 from tests.sample_runs import asked_what, endpoint, fidelity_config, solve, stability_config, stability_values, toml

@@ -11,8 +11,9 @@ from permix import cli
 from permix.config import JudgeConfig, build_config
 from permix.errors import ConfigError, DataError, MissingScoresError
 from permix.inference.openai import OpenAIModel
+from permix.judges.judging import judge_fidelity_run
 from permix.judges.runner import judge_folders, latest_judgements, read_judge_calls
-from permix.pipelines.fidelity import judge_fidelity_run, run_fidelity
+from permix.pipelines.fidelity import run_fidelity
 from permix.pipelines.preflight import check_config
 from permix.storage.files import read_json
 from permix.trackers import flatten_measures
