@@ -10,13 +10,13 @@ import pytest
 import permix
 from permix.config import FidelityConfig, ReportConfig
 from permix.errors import ConfigError
-from permix.evals.answer_vectors import (
+from permix.evals.open_ended import (
     VECTORS_FILE,
     measure_or_explain,
     measure_recognisability,
     read_stored_vectors,
+    run_open_ended,
 )
-from permix.evals.open_ended import run_open_ended
 from permix.inference import embedder
 from permix.metrics.recognisability import Recognisability
 from permix.progress import print_status_once

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from permix.config import BACKENDS, DevEvalConfig, build_config
 from permix.errors import DataError
-from permix.evals import answer_vectors, open_ended, stability
+from permix.evals import open_ended, stability
 from permix.evals.drift_report import Drift, JudgeTurnScores, measure_drift
 from permix.evals.fidelity_records import cut_off_warning, fidelity_kind, is_interviewer_question
 from permix.evals.grid import CutOffCounts, GridResults, count_cut_off, grid_results
@@ -406,7 +406,7 @@ def _measure_model(label: str, runs: dict[str, Run]) -> ModelRuns:
     identifiability, reason = (None, "") if fidelity is None else _measure_identifiability(fidelity)
     in_character, other_reason = (None, "") if stable is None else _measure_right_in_character(stable)
     drift, drift_reason = (None, "") if talk is None else _measure_drift(talk)
-    recognisability, why_not = (None, "") if fidelity is None else answer_vectors.measure_or_explain(fidelity.path)
+    recognisability, why_not = (None, "") if fidelity is None else open_ended.measure_or_explain(fidelity.path)
     return ModelRuns(
         label=label,
         runs=runs,
