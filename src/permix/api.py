@@ -25,12 +25,12 @@ from permix.config import (
     TaskConfig,
     TrainConfig,
     build_config,
+    fidelity_kind,
     merge_values,
     read_config_values,
 )
 from permix.errors import RENAMED_SHARDS, ConfigError, DataError, IncompleteRunError, OtherShardsPendingError
-from permix.evals.fidelity_records import cut_off_warning, fidelity_kind
-from permix.evals.grid import GridResults, cell_row, count_cut_off, persona_rows, read_grid_results
+from permix.evals.grid import GridResults, cell_row, count_cut_off, cut_off_warning, persona_rows, read_grid_results
 from permix.evals.open_ended import measure_or_explain, measure_recognisability
 from permix.evals.stability import StabilityGrid, measure_contexts, measure_stability, read_stability_grid, run_stability
 from permix.evals.strategies import STRATEGIES

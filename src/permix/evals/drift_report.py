@@ -21,21 +21,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from permix.errors import DataError
-from permix.evals.fidelity_records import (
-    AskedQuestion,
-    bare_question_id,
-    question_text_lookup,
-    read_asked_questions,
-    turn_number,
-)
+from permix.evals.fidelity_records import AskedQuestion, bare_question_id, question_text_lookup, read_asked_questions, turn_number
 from permix.evals.grid import GridResults, grid_results
 from permix.metrics.identifiability import MIN_ANSWERS
-from permix.metrics.linear_models import (
-    QuestionIndex,
-    late_regressor,
-    slope_regressor,
-    turn_effect,
-)
+from permix.metrics.linear_models import QuestionIndex, late_regressor, slope_regressor, turn_effect
 from permix.metrics.persona_classifier import (
     Classifier,
     FeatureExtractor,

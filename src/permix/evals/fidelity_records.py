@@ -1,4 +1,4 @@
-"""Functions for all kinds of fidelity run: find the kind of a run, answer its cells, and read its questions.
+"""Functions for all kinds of fidelity run: choose its personas, answer its cells, and read its answers and questions.
 
 Contract: `grid.json` holds the full texts of personas and questions, so a judge can score the answers without the original files.
 Fidelity answers have no verdict. A missing answer is counted and stays pending.
@@ -7,24 +7,13 @@ Fidelity answers have no verdict. A missing answer is counted and stays pending.
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from permix.config import FidelityConfig, PersonasConfig
-from permix.evals.grid import (
-    NOTABLE_CUT_OFF_SHARE,
-    CutOffCounts,
-    ExpectedCells,
-    GridResults,
-    count_cut_off,
-    expected_grid_cells,
-    read_grid_results,
-    run_cells,
-    token_limit_text,
-)
+from permix.evals.grid import read_grid_results, run_cells
 from permix.evals.shards import OwnPart, divide_cells, end_run, missing_text
 from permix.inference.addresses import check_addresses
 from permix.inference.base import Model
-from permix.metrics.sequential import Round, count_cells
 from permix.personas.pool import PersonaPool, select_recorded_personas
 from permix.prompts import template_hash
 from permix.storage.files import write_json
@@ -32,8 +21,6 @@ from permix.storage.run_dir import RunDir, RunReader
 from permix.tasks.base import read_trained_on
 from permix.trackers import log_measures
 from permix.types import Cell, Message, Persona, Question, Record
-
-FidelityKind = Literal["open", "personagym", "interview"]
 
 FidelityResult = TypeVar("FidelityResult", bound=Record)
 
@@ -58,14 +45,6 @@ def describe_ids(personas: Sequence[Persona], questions: Sequence[AskedQuestion]
         "persona_texts": {persona.id: persona.text for persona in personas},
         "questions_asked": [question.model_dump() for question in questions],
     }
-
-
-def fidelity_kind(config: Mapping[str, Any]) -> FidelityKind:
-    """The kind of a fidelity run, from its config.json; "open" if the config has no section of another kind."""
-    if (config.get("interview") or {}).get("turns"):
-        return "interview"
-    gym = config.get("personagym") or {}
-    return "personagym" if gym.get("path") or gym.get("hub") else "open"
 
 
 def run_fidelity_cells(
@@ -122,75 +101,6 @@ def write_fidelity_metrics(
     metrics = result.model_dump(mode="json") | {"unjudged": text_metrics.model_dump(mode="json")} | dict(more)
     write_json(run / "metrics.json", metrics)
     return metrics
-
-
-def cut_off_warning(
-    run: RunReader, answers: GridResults, *, is_judged: bool = False, counts: CutOffCounts | None = None
-) -> str | None:
-    """One sentence on the answers of a stability or fidelity run that the token limit cut off; None if they are few.
-
-    `counts` are the `count_cut_off` of a stability run's answers, where they are known already. In a fidelity run only answers
-    with a persona count. Of answers to open questions that no judge scored there is no warning: identifiability compares the
-    beginnings of answers, as many tokens of each.
-    """
-    if run.stage == "stability":
-        counts = counts or count_cut_off(answers)
-        return counts.describe(_token_limit(run)) if counts.is_notable else None
-    if fidelity_kind(run.config) == "open" and not is_judged:
-        return None
-    ends = [one.cut_off for key, one in answers.grid_summaries.items() if key.persona_id is not None and one.cut_off is not None]
-    if sum(ends) <= NOTABLE_CUT_OFF_SHARE * len(ends):
-        return None
-    return (
-        f"{sum(ends) / len(ends):.0%} of the answers were cut off at {token_limit_text(_token_limit(run))}. What is measured of "
-        "them, and what judges score, is the incomplete answer"
-    )
-
-
-def _token_limit(run: RunReader) -> int | None:
-    limit = (run.config.get("sampling") or {}).get("max_new_tokens")
-    return None if limit is None else int(limit)
-
-
-def read_expected_cells(run: RunReader) -> ExpectedCells:
-    """The cells that a stability or fidelity run asks, from config.json and grid.json; for other runs they are unknown.
-
-    Raises DataError, KeyError, TypeError or ValueError if the files are invalid.
-    """
-    grid = run.grid
-    if not grid or run.stage not in ("stability", "fidelity"):
-        return ExpectedCells()
-    return _expected_fidelity_cells(grid, run.config) if run.stage == "fidelity" else _expected_stability_cells(grid)
-
-
-def _expected_stability_cells(asked: Mapping[str, Any]) -> ExpectedCells:
-    samples = int(asked["samples"])
-    crossed = asked.get("templates", ("",)), asked.get("contexts", ("",))
-    grid = expected_grid_cells(asked["persona_ids"], asked["question_ids"], samples, *crossed)
-    if not asked.get("rounds"):
-        return grid
-    return grid._replace(total=count_cells([Round.model_validate(one) for one in asked["rounds"]], samples))
-
-
-def _expected_fidelity_cells(asked: Mapping[str, Any], config: Mapping[str, Any]) -> ExpectedCells:
-    personas = frozenset[str | None](asked["persona_ids"])
-    match fidelity_kind(config):
-        case "interview":
-            # Includes turns whose question an interviewer model has not asked yet, but not the calls to that model ("ask-03").
-            turns = int(config["interview"]["turns"])
-            names = frozenset(f"turn-{turn:02}" for turn in range(1, turns + 1))
-            return ExpectedCells(
-                len(personas) * turns, personas=personas, questions=names | frozenset(asked.get("question_ids", ()))
-            )
-        case "personagym":
-            own = frozenset((one.get("persona_id"), one["id"]) for one in asked.get("questions_asked", ()))
-            alone = frozenset((None, id) for id in asked.get("asked_without_persona", ()))
-            return ExpectedCells(len(own) + len(alone), len(alone), pairs=own | alone)
-        case "open":
-            questions, samples = frozenset[str](asked["question_ids"]), int(asked["samples"])
-            return ExpectedCells(
-                len(personas) * len(questions) * samples, personas=personas, questions=questions, samples=samples
-            )
 
 
 def read_persona_cells(run: Path) -> list[Cell]:

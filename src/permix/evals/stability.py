@@ -77,6 +77,116 @@ class GridProgress(NamedTuple):
     selection_pending: bool = False
 
 
+def run_stability(
+    config: StabilityConfig, model: Model | None = None, task: LoadedTask | None = None, pool: PersonaPool | None = None
+) -> StabilitySummary:
+    """Start or resume a stability run; writes metrics.json and returns the stability measures.
+
+    With `config.shard` only the cells of that part are asked; OtherShardsPendingError is raised, and no metrics.json written, if
+    that part is finished and others are not.
+
+    `model`, `task` and `pool` are Python objects that replace what the configuration names. Raises ConfigError or DataError if
+    the configuration is invalid, and IncompleteRunError at the end if cells have no score; the same call tries them again.
+    """
+    prepared = prepare_stability(config, task, pool)
+    with open_evaluated_model(config, prepared.setup.pool, model) as asked:
+        limited = prepared.config if _gives_limit(config) else _limit_to_window(prepared.config, asked)
+        return evaluate_setup(asked, limited, prepared.task, prepared.setup)
+
+
+def _gives_limit(config: StabilityConfig) -> bool:
+    return "max_new_tokens" in config.sampling.model_fields_set
+
+
+def _limit_to_window(config: StabilityConfig, model: Model) -> StabilityConfig:
+    """Lower the limit that the task gives to half of the model's context window, where it is known: the prompt needs room too."""
+    window = getattr(model, "context_window", None)
+    if window is None or config.sampling.max_new_tokens <= window // 2:
+        return config
+    print_status(
+        f"note: sampling.max_new_tokens = {window // 2}, half of the model's context window, and not the task's own "
+        f"{config.sampling.max_new_tokens}"
+    )
+    return config.model_copy(update={"sampling": config.sampling.model_copy(update={"max_new_tokens": window // 2})})
+
+
+def evaluate_setup(model: Model, config: StabilityConfig, task: Task, setup: EvalSetup) -> StabilitySummary:
+    """Like `run_stability`, for a model that is already loaded and a prepared setup."""
+    strategy, stopping_rule = STRATEGIES[config.strategy], build_stopping_rule(config)
+    if stopping_rule:
+        setup = shuffle_questions(setup)
+        check_same_rounds(config.out, setup)
+    first = first_round_cells(setup, stopping_rule) if stopping_rule else strategy.initial_cells(setup)
+    shard = config.worker_shard
+    divided = None if shard is None else divide_cells(first, shard)
+    gains = ("strategy",) if strategy.is_full_grid else ()
+    identity, endpoint = stability_identity(config, task, model, setup.prompt_format.turns), check_addresses(model, config.out)
+    own, grid_json = first if divided is None else divided.own, None if divided is None else strategy.describe_grid(setup, ())
+    with RunDir.open(config.out, config, identity, own, gains, endpoints=[endpoint], shard=shard, grid=grid_json) as run:
+        description = f"stability {config.label or model.name}"
+        verifier = Verifier()
+        with run.track_usage():
+
+            def answer(cells: Sequence[Cell], description: str) -> int:
+                return run_cells(model, cells, config.sampling, run, partial(_score_answer, task, verifier), description)
+
+            if divided is not None:
+                progress = GridProgress(answer(own, f"{description}, shard {shard}"), len(own))
+            elif stopping_rule:
+                progress = run_rounds(run, setup, config, stopping_rule, answer, description)
+            else:
+                progress = _run_strategy(run, setup, first, strategy, answer, (description, f"{description}, {config.strategy}"))
+        lacking = ", with or without a persona, have no score"
+        missing = missing_text(run, model, progress.pending, progress.n_cells, "cells", lacking, scored=True)
+        if progress.selection_pending:
+            raise IncompleteRunError(f"{missing}; until then no persona can be chosen", progress.pending)
+        part = None if divided is None else OwnPart(divided.shard, len(own), "cells", partial(_count_pending, divided, first))
+        return end_run(run, model, progress.pending, missing, part, partial(_write_metrics, run.path, config, model))
+
+
+def _write_metrics(run: Path, config: StabilityConfig, model: Model) -> StabilitySummary:
+    answers = read_grid_results(run)
+    summary = measure_stability(run, answers)
+    metrics = dict(_metrics_json(summary, run, answers)) | _in_character_json(config, run, answers)
+    write_json(run / "metrics.json", metrics)
+    log_measures(config.report_to, run, config.label or model.name, metrics)
+    return summary
+
+
+def _count_pending(divided: ShardCells, grid: Sequence[Cell], recorded: CellIndex) -> Counter[int]:
+    """The number of cells that have no completion, or no score, by part."""
+    summaries = recorded.summaries
+    return Counter(
+        divided.number_of[cell.key]
+        for cell in grid
+        if not recorded.has_completion(cell.key) or (cell.gold is not None and summaries[cell.key].reward is None)
+    )
+
+
+def _score_answer(task: Task, verifier: Verifier, completion: str, gold: str, prompt: str) -> Verdict:
+    return verify_completion(task, completion, gold, verifier, prompt)
+
+
+def _run_strategy(
+    run: RunDir,
+    setup: EvalSetup,
+    initial_cells: Sequence[Cell],
+    strategy: Strategy,
+    answer_cells: CellRunner,
+    descriptions: tuple[str, str],
+) -> GridProgress:
+    """Ask the initial cells of a strategy, then the follow-up cells that depend on them; `descriptions` has one text for each."""
+    write_json(run.path / "grid.json", strategy.describe_grid(setup, ()))
+    n_pending = answer_cells(initial_cells, descriptions[0])
+    followups = strategy.followup_cells(setup, run.cells())
+    if followups:
+        write_json(run.path / "grid.json", strategy.describe_grid(setup, followups))
+        n_pending += answer_cells(followups, descriptions[1])
+    return GridProgress(
+        n_pending, len(initial_cells) + len(followups), selection_pending=strategy.selects_persona and not followups
+    )
+
+
 def build_stopping_rule(config: StabilityConfig) -> StoppingRule | None:
     """The stopping rule of a sequential run; None if neither `budget` nor `precision` is set."""
     rule = StoppingRule(config.budget, config.precision)
@@ -188,128 +298,6 @@ def _measure_progress(answers: GridResults, rounds: Sequence[Round], config: Sta
     ids = answers.persona_ids
     by_persona = sequential.measure_rounds(mean_P_Q, baseline_Q, rounds, ids, seed=config.seed, resamples=config.resamples)
     return sequential.sequential_progress(by_persona, ids)
-
-
-__all__ = [
-    "StabilityGrid",
-    "StabilitySummary",
-    "measure_contexts",
-    "measure_stability",
-    "prepare_stability",
-    "read_stability_grid",
-    "run_stability",
-    "summarize_stability",
-]
-
-
-def run_stability(
-    config: StabilityConfig, model: Model | None = None, task: LoadedTask | None = None, pool: PersonaPool | None = None
-) -> StabilitySummary:
-    """Start or resume a stability run; writes metrics.json and returns the stability measures.
-
-    With `config.shard` only the cells of that part are asked; OtherShardsPendingError is raised, and no metrics.json written, if
-    that part is finished and others are not.
-
-    `model`, `task` and `pool` are Python objects that replace what the configuration names. Raises ConfigError or DataError if
-    the configuration is invalid, and IncompleteRunError at the end if cells have no score; the same call tries them again.
-    """
-    prepared = prepare_stability(config, task, pool)
-    with open_evaluated_model(config, prepared.setup.pool, model) as asked:
-        limited = prepared.config if _gives_limit(config) else _limit_to_window(prepared.config, asked)
-        return evaluate_setup(asked, limited, prepared.task, prepared.setup)
-
-
-def _gives_limit(config: StabilityConfig) -> bool:
-    return "max_new_tokens" in config.sampling.model_fields_set
-
-
-def _limit_to_window(config: StabilityConfig, model: Model) -> StabilityConfig:
-    """Lower the limit that the task gives to half of the model's context window, where it is known: the prompt needs room too."""
-    window = getattr(model, "context_window", None)
-    if window is None or config.sampling.max_new_tokens <= window // 2:
-        return config
-    print_status(
-        f"note: sampling.max_new_tokens = {window // 2}, half of the model's context window, and not the task's own "
-        f"{config.sampling.max_new_tokens}"
-    )
-    return config.model_copy(update={"sampling": config.sampling.model_copy(update={"max_new_tokens": window // 2})})
-
-
-def evaluate_setup(model: Model, config: StabilityConfig, task: Task, setup: EvalSetup) -> StabilitySummary:
-    """Like `run_stability`, for a model that is already loaded and a prepared setup."""
-    strategy, stopping_rule = STRATEGIES[config.strategy], build_stopping_rule(config)
-    if stopping_rule:
-        setup = shuffle_questions(setup)
-        check_same_rounds(config.out, setup)
-    first = first_round_cells(setup, stopping_rule) if stopping_rule else strategy.initial_cells(setup)
-    shard = config.worker_shard
-    divided = None if shard is None else divide_cells(first, shard)
-    gains = ("strategy",) if strategy.is_full_grid else ()
-    identity, endpoint = stability_identity(config, task, model, setup.prompt_format.turns), check_addresses(model, config.out)
-    own, grid_json = first if divided is None else divided.own, None if divided is None else strategy.describe_grid(setup, ())
-    with RunDir.open(config.out, config, identity, own, gains, endpoints=[endpoint], shard=shard, grid=grid_json) as run:
-        description = f"stability {config.label or model.name}"
-        verifier = Verifier()
-        with run.track_usage():
-
-            def answer(cells: Sequence[Cell], description: str) -> int:
-                return run_cells(model, cells, config.sampling, run, partial(_score_answer, task, verifier), description)
-
-            if divided is not None:
-                progress = GridProgress(answer(own, f"{description}, shard {shard}"), len(own))
-            elif stopping_rule:
-                progress = run_rounds(run, setup, config, stopping_rule, answer, description)
-            else:
-                progress = _run_strategy(run, setup, first, strategy, answer, (description, f"{description}, {config.strategy}"))
-        lacking = ", with or without a persona, have no score"
-        missing = missing_text(run, model, progress.pending, progress.n_cells, "cells", lacking, scored=True)
-        if progress.selection_pending:
-            raise IncompleteRunError(f"{missing}; until then no persona can be chosen", progress.pending)
-        part = None if divided is None else OwnPart(divided.shard, len(own), "cells", partial(_count_pending, divided, first))
-        return end_run(run, model, progress.pending, missing, part, partial(_write_metrics, run.path, config, model))
-
-
-def _write_metrics(run: Path, config: StabilityConfig, model: Model) -> StabilitySummary:
-    answers = read_grid_results(run)
-    summary = measure_stability(run, answers)
-    metrics = dict(_metrics_json(summary, run, answers)) | _in_character_json(config, run, answers)
-    write_json(run / "metrics.json", metrics)
-    log_measures(config.report_to, run, config.label or model.name, metrics)
-    return summary
-
-
-def _count_pending(divided: ShardCells, grid: Sequence[Cell], recorded: CellIndex) -> Counter[int]:
-    """The number of cells that have no completion, or no score, by part."""
-    summaries = recorded.summaries
-    return Counter(
-        divided.number_of[cell.key]
-        for cell in grid
-        if not recorded.has_completion(cell.key) or (cell.gold is not None and summaries[cell.key].reward is None)
-    )
-
-
-def _score_answer(task: Task, verifier: Verifier, completion: str, gold: str, prompt: str) -> Verdict:
-    return verify_completion(task, completion, gold, verifier, prompt)
-
-
-def _run_strategy(
-    run: RunDir,
-    setup: EvalSetup,
-    initial_cells: Sequence[Cell],
-    strategy: Strategy,
-    answer_cells: CellRunner,
-    descriptions: tuple[str, str],
-) -> GridProgress:
-    """Ask the initial cells of a strategy, then the follow-up cells that depend on them; `descriptions` has one text for each."""
-    write_json(run.path / "grid.json", strategy.describe_grid(setup, ()))
-    n_pending = answer_cells(initial_cells, descriptions[0])
-    followups = strategy.followup_cells(setup, run.cells())
-    if followups:
-        write_json(run.path / "grid.json", strategy.describe_grid(setup, followups))
-        n_pending += answer_cells(followups, descriptions[1])
-    return GridProgress(
-        n_pending, len(initial_cells) + len(followups), selection_pending=strategy.selects_persona and not followups
-    )
 
 
 ASSUMED_DISCORDANCES = (0.1, 0.2, 0.3, 0.5)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from permix.config import JudgeConfig, JudgeModelConfig
 from permix.errors import ConfigError, DataError, MissingScoresError, error_context, option_context
-from permix.evals.fidelity_records import read_expected_cells
+from permix.evals.grid import read_expected_cells
 from permix.inference import check_model, load_model
 from permix.inference.addresses import check_addresses
 from permix.inference.base import Model

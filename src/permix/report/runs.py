@@ -14,12 +14,12 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import Field
 
-from permix.config import BACKENDS, DevEvalConfig, build_config
+from permix.config import BACKENDS, DevEvalConfig, build_config, fidelity_kind
 from permix.errors import DataError
 from permix.evals import open_ended, stability
 from permix.evals.drift_report import Drift, JudgeTurnScores, measure_drift
-from permix.evals.fidelity_records import cut_off_warning, fidelity_kind, is_interviewer_question
-from permix.evals.grid import CutOffCounts, GridResults, count_cut_off, grid_results
+from permix.evals.fidelity_records import is_interviewer_question
+from permix.evals.grid import CutOffCounts, GridResults, count_cut_off, cut_off_warning, grid_results
 from permix.evals.in_character import measure_right_in_character
 from permix.evals.stability import StabilityGrid, read_rounds
 from permix.evals.strategies import STRATEGIES, measure_strategy
