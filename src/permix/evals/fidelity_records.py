@@ -39,7 +39,7 @@ def select_fidelity_personas(config: FidelityConfig) -> tuple[PersonasConfig, Pe
     return select_recorded_personas(config.personas, read_trained_on(Path(config.model.name)).persona_ids)
 
 
-def describe_ids(personas: Sequence[Persona], questions: Sequence[AskedQuestion]) -> dict[str, object]:
+def describe_texts(personas: Sequence[Persona], questions: Sequence[AskedQuestion]) -> dict[str, object]:
     """Part of grid.json: the texts of personas and questions by id."""
     return {
         "persona_texts": {persona.id: persona.text for persona in personas},
@@ -107,17 +107,17 @@ def read_persona_cells(run: Path) -> list[Cell]:
     """Read the recorded cells with a persona, in the order of the grid, whoever finished first. If a run was made smaller, cells
     outside its present grid are left out.
     """
-    answers = read_grid_results(run)
-    axes = (answers.persona_ids, answers.question_ids, answers.templates, answers.contexts)
+    results = read_grid_results(run)
+    axes = (results.persona_ids, results.question_ids, results.templates, results.contexts)
     personas, questions, templates, contexts = ({id: place for place, id in enumerate(axis)} for axis in axes)
-    keys = [key for key in answers.grid_summaries if key.persona_id is not None]
+    keys = [key for key in results.grid_summaries if key.persona_id is not None]
     keys.sort(
         key=lambda key: (
             personas[key.persona_id or ""], templates[key.template], contexts[key.context], questions[key.question_id],
             key.sample,
         )
     )  # fmt: skip
-    return [answers.cells[key] for key in keys]
+    return [results.cells[key] for key in keys]
 
 
 class AnswerGrid(NamedTuple):

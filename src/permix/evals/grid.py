@@ -354,10 +354,10 @@ def token_limit_text(max_new_tokens: int | None) -> str:
     return "a token limit that is not recorded" if max_new_tokens is None else f"sampling.max_new_tokens = {max_new_tokens}"
 
 
-def count_cut_off(answers: GridResults) -> CutOffCounts:
+def count_cut_off(results: GridResults) -> CutOffCounts:
     """Count the answers of the grid that were cut off; additional cells of a strategy are left out."""
     known_by_persona, cut_by_persona, other_scores, n_unclosed = Counter[str](), Counter[str](), list[float](), 0
-    for key, one in answers.grid_summaries.items():
+    for key, one in results.grid_summaries.items():
         if one.cut_off is None:
             continue
         persona = key.persona_id or ""
@@ -376,7 +376,7 @@ def count_cut_off(answers: GridResults) -> CutOffCounts:
 
 
 def cut_off_warning(
-    run: RunReader, answers: GridResults, *, is_judged: bool = False, counts: CutOffCounts | None = None
+    run: RunReader, results: GridResults, *, is_judged: bool = False, counts: CutOffCounts | None = None
 ) -> str | None:
     """One sentence on the answers of a stability or fidelity run that the token limit cut off; None if they are few.
 
@@ -385,11 +385,11 @@ def cut_off_warning(
     beginnings of answers, as many tokens of each.
     """
     if run.stage == "stability":
-        counts = counts or count_cut_off(answers)
+        counts = counts or count_cut_off(results)
         return counts.describe(_token_limit(run)) if counts.is_notable else None
     if fidelity_kind(run.config) == "open" and not is_judged:
         return None
-    ends = [one.cut_off for key, one in answers.grid_summaries.items() if key.persona_id is not None and one.cut_off is not None]
+    ends = [one.cut_off for key, one in results.grid_summaries.items() if key.persona_id is not None and one.cut_off is not None]
     if sum(ends) <= NOTABLE_CUT_OFF_SHARE * len(ends):
         return None
     return (

@@ -26,7 +26,7 @@ from permix.errors import ConfigError, option_context
 from permix.evals.drift_report import Drift, measure_drift, read_train_examples
 from permix.evals.fidelity_records import (
     AskedQuestion,
-    describe_ids,
+    describe_texts,
     interviewer_question_id,
     question_at_turn,
     select_fidelity_personas,
@@ -421,7 +421,7 @@ def describe_interview(
     grid = describe_grid(
         plan.pool.personas, list({question.id: question for question in question_by_key.values()}.values()), samples=1
     )
-    return grid | describe_ids(plan.pool.personas, asked_questions) | {
+    return grid | describe_texts(plan.pool.personas, asked_questions) | {
         "turns_asked": {persona_id: [question.id for question in order] for persona_id, order in questions_of.items()}
     }  # fmt: skip
 

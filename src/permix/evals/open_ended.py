@@ -20,7 +20,7 @@ from permix.config import FidelityConfig
 from permix.errors import ConfigError, DataError, option_context
 from permix.evals.fidelity_records import (
     AskedQuestion,
-    describe_ids,
+    describe_texts,
     read_answer_grid,
     run_fidelity_cells,
     select_fidelity_personas,
@@ -95,7 +95,7 @@ def evaluate_open_ended(
     """Like `run_open_ended`, for a loaded model and chosen personas and questions."""
     cells = build_open_ended_cells(config, pool, questions)
     asked_questions = [AskedQuestion(id=question.id, text=question.text) for question in questions]
-    grid_json = describe_grid(pool.personas, questions, samples=1) | describe_ids(pool.personas, asked_questions)
+    grid_json = describe_grid(pool.personas, questions, samples=1) | describe_texts(pool.personas, asked_questions)
     measure = partial(measure_identifiability, reference=config.reference)
     return run_fidelity_cells(model, config, cells, grid_json, measure, measure_text_metrics, describe_recognisability)
 

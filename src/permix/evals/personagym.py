@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from permix.config import FidelityConfig
 from permix.errors import option_context
-from permix.evals.fidelity_records import AskedQuestion, describe_ids, read_asked_questions, run_fidelity_cells
+from permix.evals.fidelity_records import AskedQuestion, describe_texts, read_asked_questions, run_fidelity_cells
 from permix.evals.grid import PromptFormat, build_grid, describe_grid, open_evaluated_model
 from permix.evals.shards import estimate_shard
 from permix.evals.text_metrics import measure_text_metrics
@@ -143,7 +143,7 @@ def describe_personagym(
     questions_without_gold = [_to_question(question) for question in questions]
     return (
         describe_grid(personas, questions_without_gold, samples=1)
-        | describe_ids(personas, asked_questions)
+        | describe_texts(personas, asked_questions)
         | {"asked_without_persona": [question.id for question in without_persona]}
     )
 

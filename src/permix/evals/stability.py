@@ -145,9 +145,9 @@ def evaluate_setup(model: Model, config: StabilityConfig, task: Task, setup: Eva
 
 
 def _write_metrics(run: Path, config: StabilityConfig, model: Model) -> StabilitySummary:
-    answers = read_grid_results(run)
-    summary = measure_stability(run, answers)
-    metrics = dict(_metrics_json(summary, run, answers)) | _in_character_json(config, run, answers)
+    results = read_grid_results(run)
+    summary = measure_stability(run, results)
+    metrics = dict(_metrics_json(summary, run, results)) | _in_character_json(config, run, results)
     write_json(run / "metrics.json", metrics)
     log_measures(config.report_to, run, config.label or model.name, metrics)
     return summary
@@ -256,11 +256,11 @@ def run_rounds(
         write_json(run.path / "grid.json", _describe_rounds(setup, rounds))
         cells = _cells_of_rounds(setup, rounds)
         n_pending = answer_cells(cells, f"{description}, round {len(rounds)}")
-        answers = read_grid_results(run.path)
-        summaries = cell_summaries(answers.cells)
+        results = read_grid_results(run.path)
+        summaries = cell_summaries(results.cells)
         if not all(cell.key in summaries and summaries[cell.key].has_completion for cell in cells):
             return GridProgress(n_pending, len(cells))
-        progress = _measure_progress(answers, rounds, config)
+        progress = _measure_progress(results, rounds, config)
         print_status(f"round {len(rounds)}: {rounds[-1].until} questions, {len(cells)} cells; PSS {progress.pss}")
         following = sequential.next_round(
             rounds, progress, stopping_rule, n_questions=len(setup.questions), n_samples=setup.samples
@@ -293,9 +293,9 @@ def _describe_rounds(setup: EvalSetup, rounds: Sequence[Round]) -> dict[str, obj
     return grid_json | {"rounds": [one.model_dump() for one in rounds]}
 
 
-def _measure_progress(answers: GridResults, rounds: Sequence[Round], config: StabilityConfig) -> SequentialProgress:
-    mean_P_Q, baseline_Q = map(statistics.mean_over_samples, persona_and_baseline_scores(answers))
-    ids = answers.persona_ids
+def _measure_progress(results: GridResults, rounds: Sequence[Round], config: StabilityConfig) -> SequentialProgress:
+    mean_P_Q, baseline_Q = map(statistics.mean_over_samples, persona_and_baseline_scores(results))
+    ids = results.persona_ids
     by_persona = sequential.measure_rounds(mean_P_Q, baseline_Q, rounds, ids, seed=config.seed, resamples=config.resamples)
     return sequential.sequential_progress(by_persona, ids)
 
@@ -493,13 +493,13 @@ def grid_identity(config: StabilityConfig, task: Task) -> dict[str, Any]:
     }
 
 
-def _metrics_json(summary: StabilitySummary, run: Path, answers: GridResults) -> Mapping[str, Any]:
+def _metrics_json(summary: StabilitySummary, run: Path, results: GridResults) -> Mapping[str, Any]:
     """Content of metrics.json: stability measures; "pss_reason", why PSS has no value, only then; counts of answers that were cut
     off ("cut_off"); measures of a strategy ("strategy"), of several templates ("crossed") and of each context ("contexts").
     """
-    additional = {"strategy": measure_strategy(run, answers), "crossed": measure_template_effects(run, answers)}
-    contexts = measure_contexts(run, answers)
-    cut_off = {"cut_off": count_cut_off(answers).model_dump(mode="json")}
+    additional = {"strategy": measure_strategy(run, results), "crossed": measure_template_effects(run, results)}
+    contexts = measure_contexts(run, results)
+    cut_off = {"cut_off": count_cut_off(results).model_dump(mode="json")}
     reason = {} if summary.pss_reason is None else {"pss_reason": summary.pss_reason}
     return (
         summary.model_dump(mode="json")
@@ -510,38 +510,38 @@ def _metrics_json(summary: StabilitySummary, run: Path, answers: GridResults) ->
     )
 
 
-def _in_character_json(config: StabilityConfig, run: Path, answers: GridResults) -> dict[str, Any]:
+def _in_character_json(config: StabilityConfig, run: Path, results: GridResults) -> dict[str, Any]:
     """Part of metrics.json: "right_in_character", or why it could not be measured ("right_in_character_reason")."""
     if not config.right_in_character:
         return {}
     try:
-        found = measure_right_in_character(run, config.character_reference, answers)
+        found = measure_right_in_character(run, config.character_reference, results)
     except DataError as error:
         return {"right_in_character_reason": str(error)}
     return {"right_in_character": found.model_dump(mode="json")}
 
 
-def measure_template_effects(run: Path, answers: GridResults | None = None) -> TemplateEffects | None:
+def measure_template_effects(run: Path, results: GridResults | None = None) -> TemplateEffects | None:
     """Measure the effects of several templates from a run's records; None for a run with a single template.
 
-    `answers` are the results of `read_grid_results(run)`, if the caller has them already.
+    `results`: those of `read_grid_results(run)`, if the caller has them already.
     """
     reader = RunReader(run)
     config = reader.config
     if not config.get("templates"):
         return None
-    answers = answers or read_grid_results(run)
-    correct_P_Q_S, baseline_Q_S = persona_and_baseline_scores(answers)
+    results = results or read_grid_results(run)
+    correct_P_Q_S, baseline_Q_S = persona_and_baseline_scores(results)
     return summarize_template_effects(
-        split_by_template(correct_P_Q_S, answers.templates), baseline_Q_S, reader.grid["templates"],
+        split_by_template(correct_P_Q_S, results.templates), baseline_Q_S, reader.grid["templates"],
         seed=config["seed"], resamples=config["resamples"],
     )  # fmt: skip
 
 
-def measure_contexts(run: Path, answers: GridResults | None = None) -> tuple[ContextSummary, ...]:
-    """Measure the stability in each context from a run's records; empty for a run without contexts. `answers` as in
+def measure_contexts(run: Path, results: GridResults | None = None) -> tuple[ContextSummary, ...]:
+    """Measure the stability in each context from a run's records; empty for a run without contexts. `results` as in
     `measure_template_effects`."""
-    config, grids = RunReader(run).config, read_context_grids(run, answers)
+    config, grids = RunReader(run).config, read_context_grids(run, results)
     if not grids:
         return ()
     correct_X_P_Q_S, baselines_X_Q_S = zip(*((one.correct_P_Q_S, one.baseline_Q_S) for one in grids.values()), strict=True)
@@ -550,19 +550,19 @@ def measure_contexts(run: Path, answers: GridResults | None = None) -> tuple[Con
     )
 
 
-def read_context_grids(run: Path, answers: GridResults | None = None) -> dict[str, "StabilityGrid"]:
-    """Read the scores of a run by context; empty for a run without contexts. `answers` as in `measure_template_effects`.
+def read_context_grids(run: Path, results: GridResults | None = None) -> dict[str, "StabilityGrid"]:
+    """Read the scores of a run by context; empty for a run without contexts. `results` as in `measure_template_effects`.
 
     All contexts have the same baseline. With several templates axis S holds the samples of each template in turn.
     """
-    answers = answers or read_grid_results(run)
-    if answers.contexts == ("",):
+    results = results or read_grid_results(run)
+    if results.contexts == ("",):
         return {}
-    grid = read_stability_grid(run, answers)
-    correct_X_P_Q_S = split_by_context(grid.correct_P_Q_S, len(answers.templates), answers.contexts)
+    grid = read_stability_grid(run, results)
+    correct_X_P_Q_S = split_by_context(grid.correct_P_Q_S, len(results.templates), results.contexts)
     return {
         context: grid._replace(correct_P_Q_S=correct_P_Q_S)
-        for context, correct_P_Q_S in zip(answers.contexts, correct_X_P_Q_S, strict=True)
+        for context, correct_P_Q_S in zip(results.contexts, correct_X_P_Q_S, strict=True)
     }
 
 
@@ -584,10 +584,10 @@ class StabilityGrid(NamedTuple):
     question_ids: tuple[str, ...]
 
 
-def read_stability_grid(run: Path, answers: GridResults | None = None) -> StabilityGrid:
-    """Read the scores of a run; NaN if a cell has no record. `answers` as in `measure_template_effects`."""
-    answers = answers or read_grid_results(run)
-    return StabilityGrid(*persona_and_baseline_scores(answers), answers.persona_ids, answers.question_ids)
+def read_stability_grid(run: Path, results: GridResults | None = None) -> StabilityGrid:
+    """Read the scores of a run; NaN if a cell has no record. `results` as in `measure_template_effects`."""
+    results = results or read_grid_results(run)
+    return StabilityGrid(*persona_and_baseline_scores(results), results.persona_ids, results.question_ids)
 
 
 def first_round_grid(run: Path, grid: StabilityGrid) -> StabilityGrid:
@@ -600,13 +600,13 @@ def first_round_grid(run: Path, grid: StabilityGrid) -> StabilityGrid:
     return StabilityGrid(correct[:, :until], baseline[:until], personas, questions[:until])
 
 
-def measure_stability(run: Path, answers: GridResults | None = None, resamples: int | None = None) -> StabilitySummary:
+def measure_stability(run: Path, results: GridResults | None = None, resamples: int | None = None) -> StabilitySummary:
     """Compute every measure of a stability run from its records.
 
-    `answers` as in `measure_template_effects`; `resamples` replaces the number in the run's configuration.
+    `results` as in `measure_template_effects`; `resamples` replaces the number in the run's configuration.
     """
     config = RunReader(run).config
-    correct, baseline, personas, _ = read_stability_grid(run, answers)
+    correct, baseline, personas, _ = read_stability_grid(run, results)
     if not correct.size:
         raise DataError(f"{run}: has no cell of a persona, neither in grid.json nor in records.jsonl, so nothing can be measured")
     seed, resamples = config["seed"], resamples or config["resamples"]

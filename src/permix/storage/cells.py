@@ -102,11 +102,11 @@ def cell_line_key(cell: CellLine) -> CellKey:
 class CellIndex(Mapping[CellKey, Cell]):
     """The cells of files, by key. Accessing a cell parses it and keeps it; raises DataError if its line is not a valid cell.
 
-    `n_chosen`: the number of cells that several files answer differently, so that one answer of each was chosen.
+    `n_conflicting`: the number of cells that several files answer differently; one answer of each counts.
     """
 
     def __init__(self, paths: Sequence[Path], summaries: dict[CellKey, CellSummary]) -> None:
-        self.paths, self.summaries, self.n_chosen = tuple(paths), summaries, 0
+        self.paths, self.summaries, self.n_conflicting = tuple(paths), summaries, 0
         self._parsed: dict[CellKey, Cell] = {}
         self._open_files: dict[int, IO[bytes]] = {}
 
@@ -176,7 +176,7 @@ def read_run_cells(run: Path) -> CellIndex:
     """
     paths = record_files(run)
     index = CellIndex(paths, read_summaries(paths[0]))
-    chosen: set[CellKey] = set()
+    conflicting: set[CellKey] = set()
     for number, path in enumerate(paths[1:], start=1):
         found = read_summaries(path, number)
         if not index.summaries:
@@ -185,13 +185,13 @@ def read_run_cells(run: Path) -> CellIndex:
         for key, summary in found.items():
             known = index.summaries.setdefault(key, summary)
             if known is not summary:
-                index.summaries[key] = _better(index, key, known, summary, chosen)
-    index.n_chosen = len(chosen)
+                index.summaries[key] = _better(index, key, known, summary, conflicting)
+    index.n_conflicting = len(conflicting)
     return index
 
 
-def _better(index: CellIndex, key: CellKey, one: CellSummary, other: CellSummary, chosen: set[CellKey]) -> CellSummary:
-    """The record that counts of two files' records of a cell; adds the cell to `chosen` if their completions differ."""
+def _better(index: CellIndex, key: CellKey, one: CellSummary, other: CellSummary, conflicting: set[CellKey]) -> CellSummary:
+    """The record that counts of two files' records of a cell; adds the cell to `conflicting` if their completions differ."""
     if one.messages_hash != other.messages_hash:
         raise DataError(
             f"{index.paths[other.file]}: asked cell {key} with other messages than {index.paths[one.file].name}; "
@@ -201,7 +201,7 @@ def _better(index: CellIndex, key: CellKey, one: CellSummary, other: CellSummary
     if one.has_completion and other.has_completion:
         first, second = (parse_cell_line(line).get("completion") for line in lines.values())
         if first != second:
-            chosen.add(key)
+            conflicting.add(key)
     return min(lines, key=lambda summary: (*_rank(summary), hashlib.sha256(lines[summary]).digest()))
 
 
@@ -209,12 +209,12 @@ def _rank(summary: CellSummary) -> tuple[bool, bool]:
     return summary.reward is None, not summary.has_completion
 
 
-def chosen_answers_note(cells: CellIndex) -> str | None:
+def conflicting_answers_note(cells: CellIndex) -> str | None:
     """One sentence on the cells that several workers answered differently; None without any."""
-    if not cells.n_chosen:
+    if not cells.n_conflicting:
         return None
     return (
-        f"{cells.n_chosen} of {len(cells)} cells were answered by several workers, differently: one answer of each counts, "
+        f"{cells.n_conflicting} of {len(cells)} cells were answered by several workers, differently: one answer of each counts, "
         "a scored one before others and then by a hash of the record"
     )
 
