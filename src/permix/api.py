@@ -31,7 +31,7 @@ from permix.config import (
 )
 from permix.errors import RENAMED_SHARDS, ConfigError, DataError, IncompleteRunError, OtherShardsPendingError
 from permix.evals.grid import GridResults, cell_row, count_cut_off, cut_off_warning, persona_rows, read_grid_results
-from permix.evals.open_ended import measure_or_explain, measure_recognisability
+from permix.evals.open_ended import measure_recognisability, try_recognisability
 from permix.evals.stability import StabilityGrid, measure_contexts, measure_stability, read_stability_grid, run_stability
 from permix.evals.strategies import STRATEGIES
 from permix.inference import build_model_config
@@ -257,7 +257,7 @@ class FidelityRun(EvaluationRun):
         and of the answers' text ("text.words" ...): name, value, low, high, n."""
         from permix.evals.text_metrics import measure_text_metrics
 
-        recognised = measure_or_explain(self.path)[0] if self.kind == "open" else None
+        recognised = try_recognisability(self.path).value if self.kind == "open" else None
         rows = [] if recognised is None else estimate_rows(recognised, "recognisability.")
         return estimate_rows(self.summary) + rows + estimate_rows(measure_text_metrics(self.path), "text.")
 

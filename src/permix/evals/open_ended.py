@@ -38,7 +38,7 @@ from permix.progress import print_status_once
 from permix.prompts import persona_prompt
 from permix.storage.files import open_regular, replace_when_done
 from permix.storage.run_dir import RunReader, require_run
-from permix.types import Cell, Question, digest
+from permix.types import Cell, Measured, Question, digest
 
 VECTORS_FILE = "embeddings.npz"
 
@@ -254,14 +254,16 @@ def measure_recognisability(run: Path, resamples: int | None = None, *, embed: E
     return found.model_copy(update={"embedder": embedder.description})
 
 
-def measure_or_explain(run: Path, resamples: int | None = None) -> tuple[Recognisability | None, str]:
-    """(recognisability, ""), or (None, why it is not measured)."""
+def try_recognisability(run: Path, resamples: int | None = None) -> Measured[Recognisability]:
+    """`measure_recognisability`, or why it is not measured."""
     try:
-        return measure_recognisability(run, resamples), ""
-    except MissingEmbedderError as error:
-        return None, error.reason
+        return Measured(measure_recognisability(run, resamples))
     except (ConfigError, DataError) as error:
-        return None, str(error)
+        return Measured(None, _unmeasured_reason(error))
+
+
+def _unmeasured_reason(error: Exception) -> str:
+    return error.reason if isinstance(error, MissingEmbedderError) else str(error)
 
 
 def describe_recognisability(run: Path) -> Mapping[str, object]:
@@ -276,8 +278,7 @@ def describe_recognisability(run: Path) -> Mapping[str, object]:
     except (ConfigError, DataError) as error:
         if RunReader(run).config.get("embedder", "auto") != "none":
             print_status_once(f"note: recognisability was not measured: {error}")
-        reason = error.reason if isinstance(error, MissingEmbedderError) else str(error)
-        return {"recognisability": None, "recognisability_reason": reason}
+        return {"recognisability": None, "recognisability_reason": _unmeasured_reason(error)}
     return {"recognisability": found.model_dump(mode="json")}
 
 

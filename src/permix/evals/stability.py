@@ -369,12 +369,19 @@ def preflight_stability(config: StabilityConfig) -> dict[str, str]:
     return strategy_fact | facts | estimate_cells("stability", config, cells, n_later)
 
 
-def count_most_cells(config: StabilityConfig) -> tuple[int, int]:
-    """(most cells of a run without a shard, most new tokens of a completion). Raises as `prepare_stability` does."""
+class MostCells(NamedTuple):
+    """The most cells that a run without a shard asks, and the most new tokens of a completion."""
+
+    n_cells: int
+    max_new_tokens: int
+
+
+def count_most_cells(config: StabilityConfig) -> MostCells:
+    """Count without calling a model. Raises as `prepare_stability` does."""
     strategy, (config, _, setup) = STRATEGIES[config.strategy], prepare_stability(config)
     rule = build_stopping_rule(config)
     most = max_cells(setup, rule) if rule else len(strategy.initial_cells(setup)) + strategy.max_followups(setup)
-    return most, config.sampling.max_new_tokens
+    return MostCells(most, config.sampling.max_new_tokens)
 
 
 class PreparedStability(NamedTuple):

@@ -10,7 +10,7 @@ If the configuration names a judge, `permix judge` (`judges/judging.py`) scores 
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import get_args
+from typing import NamedTuple, get_args
 
 from permix.config import FidelityConfig, JudgeConfig, PersonaGymTask
 from permix.errors import ConfigError, error_context
@@ -124,11 +124,18 @@ def required_rubrics(config: FidelityConfig) -> Collection[str]:
     return config.personagym.tasks or get_args(PersonaGymTask) if config.kind == "personagym" else (IN_CHARACTER,)
 
 
-def count_later_calls(config: FidelityConfig, setup: JudgeSetup, n_answers: int) -> tuple[int, int]:
-    """(most calls of the judge at the end of a fidelity run with this number of answers, how many of them test the judge)."""
+class LaterCalls(NamedTuple):
+    """The most calls of the judge at the end of a fidelity run; `n_trials` of them test the judge."""
+
+    n_calls: int
+    n_trials: int
+
+
+def count_later_calls(config: FidelityConfig, setup: JudgeSetup, n_answers: int) -> LaterCalls:
+    """Count the calls for this number of answers."""
     calls = n_answers * (1 if config.kind == "personagym" else len(setup.rubrics))
     trials = N_ADDED_CONTROLS * min(config.judge.answers_per_control, calls)
-    return calls + trials, trials
+    return LaterCalls(calls + trials, trials)
 
 
 def _describe_later_judging(config: FidelityConfig, setup: JudgeSetup, n_answers: int) -> str:

@@ -126,12 +126,12 @@ def training_cost(training: TrainConfig) -> PartCost:
 def evaluation_cost(evaluation: StabilityConfig | FidelityConfig) -> PartCost:
     """The cost of an evaluation of one model."""
     if isinstance(evaluation, StabilityConfig):
-        cells, limit = count_most_cells(evaluation)
-        return PartCost(answers=cells, generated=cells * limit)
+        most = count_most_cells(evaluation)
+        return PartCost(answers=most.n_cells, generated=most.n_cells * most.max_new_tokens)
     answers = int(preflight_fidelity(evaluation)["answers"])
     calls = 0
     if evaluation.judge.name != "none":
-        calls, _ = count_later_calls(evaluation, load_judge_setup(evaluation.judge, required_rubrics(evaluation)), answers)
+        calls = count_later_calls(evaluation, load_judge_setup(evaluation.judge, required_rubrics(evaluation)), answers).n_calls
     return PartCost(
         answers=answers,
         judge_calls=calls,

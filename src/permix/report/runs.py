@@ -406,7 +406,7 @@ def _measure_model(label: str, runs: dict[str, Run]) -> ModelRuns:
     identifiability, reason = (None, "") if fidelity is None else _measure_identifiability(fidelity)
     in_character, other_reason = (None, "") if stable is None else _measure_right_in_character(stable)
     drift, drift_reason = (None, "") if talk is None else _measure_drift(talk)
-    recognisability, why_not = (None, "") if fidelity is None else open_ended.measure_or_explain(fidelity.path)
+    recognisability, why_not = (None, "") if fidelity is None else open_ended.try_recognisability(fidelity.path)
     return ModelRuns(
         label=label,
         runs=runs,
