@@ -17,9 +17,9 @@ from permix.evals.stability import evaluate_setup, measure_stability, prepare_st
 from permix.inference.scripted import ScriptedModel
 from permix.interop.inspect_logs import to_chat_message
 from permix.interop.stage import export_run, import_run
-from permix.storage.cells import read_cells
 from permix.storage.files import read_json
 from permix.types import CellKey, Completion, Message
+from tests.cell_files import read_cells
 from tests.interop.logs import own_run
 from tests.sample_runs import solve, stability_config, write_pool
 

@@ -12,9 +12,9 @@ from permix import cli
 from permix.errors import ConfigError, DataError
 from permix.evals.stability import read_stability_grid
 from permix.interop.stage import import_run
-from permix.storage.cells import read_cells
 from permix.storage.files import read_json
 from permix.types import Cell
+from tests.cell_files import read_cells
 from tests.interop.logs import RIGHT, Line, edit_lines, edit_results, importing, lines_of, recorded
 
 

@@ -16,8 +16,7 @@ from permix.config import ImportConfig, ImportedTrainConfig, build_config
 from permix.dashboard.live_metrics import newest_completions
 from permix.dashboard.run_monitor import RunMonitor
 from permix.errors import ConfigError, DataError
-from permix.interop.verl_plan import read_trained_plan
-from permix.interop.verl_rollouts import MAX_KNOWN_PROMPTS, PromptIndex, StepFile, compact_text, read_step
+from permix.interop.verl_dump import MAX_KNOWN_PROMPTS, PromptIndex, StepFile, compact_text, read_step, read_trained_plan
 from permix.pipelines import verl_import
 from permix.pipelines.preflight import check_config
 from permix.pipelines.verl_import import import_verl_training
@@ -283,7 +282,7 @@ def test_a_prompt_that_is_not_the_plans_is_refused(prompt: str, gold: str | None
 
 
 def test_known_prompts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("permix.interop.verl_rollouts.MAX_KNOWN_PROMPTS", 2)
+    monkeypatch.setattr("permix.interop.verl_dump.MAX_KNOWN_PROMPTS", 2)
     assert MAX_KNOWN_PROMPTS == 100_000
     index = PromptIndex(dumps.plan().rows, "the plan")
     for one in [*dumps.plan().rows, *dumps.plan().rows]:
@@ -295,7 +294,7 @@ def test_compact_text() -> None:
 
 
 def rollout(prompt: str, gold: str | None) -> Any:
-    from permix.interop.verl_rollouts import DumpedRollout
+    from permix.interop.verl_dump import DumpedRollout
 
     return DumpedRollout("here:1", prompt, "", gold, 1.0, True, None)
 

@@ -44,6 +44,7 @@ from permix.config.stages import (
     EngineFormat,
     ExportConfig,
     FidelityConfig,
+    FidelityKind,
     ImportConfig,
     ImportedFidelityConfig,
     ImportedModelConfig,
@@ -62,6 +63,7 @@ from permix.config.stages import (
     TrainableModelConfig,
     TrainConfig,
     ViewConfig,
+    fidelity_kind,
 )
 from permix.config.study import (
     BASE_UNIT,
@@ -158,6 +160,7 @@ __all__ = [
     "EngineFormat",
     "ExportConfig",
     "FidelityConfig",
+    "FidelityKind",
     "HeadlineConfig",
     "ImportConfig",
     "ImportedFidelityConfig",
@@ -199,6 +202,7 @@ __all__ = [
     "build_config",
     "configurable_backends",
     "describe_blank",
+    "fidelity_kind",
     "format_validation_error",
     "load_config",
     "merge_values",

@@ -31,8 +31,8 @@ from permix.inference.batch_files import (
     ResultIndex,
     batch_request_id,
     build_batch_request,
-    id_key,
-    name_files,
+    file_names_text,
+    packed_id,
     read_batch_result,
     size_text,
 )
@@ -243,7 +243,7 @@ class BatchModel:
         except UnicodeEncodeError as error:
             yield CompletionResult(index, Failure(type="UnicodeEncodeError", message=str(error)))
             return
-        if (key := id_key(custom_id)) not in self._written:
+        if (key := packed_id(custom_id)) not in self._written:
             self._written.add(key)
             self.requests.add(line)
             self._n_characters += sum(len(message["content"]) for message in request.messages)
@@ -351,7 +351,7 @@ def describe_batch(manifest: BatchManifest, folder: Path, config: ModelConfig, p
     tokens = manifest.prompt_characters / CHARACTERS_PER_TOKEN
     price = find_price(config, price_option)
     facts = {
-        "requests": f"{manifest.requests} in {len(files)} files, {size_text(manifest.bytes)}: {name_files(files)}",
+        "requests": f"{manifest.requests} in {len(files)} files, {size_text(manifest.bytes)}: {file_names_text(files)}",
         "prompt tokens": f"about {tokens:.0f} (estimate: {CHARACTERS_PER_TOKEN} characters a token)",
         "new tokens": f"at most {manifest.max_new_tokens}",
         "answer": f"{engine}{', and so for each file' if len(files) > 1 else ''}; or upload to a hosted batch API",

@@ -51,7 +51,7 @@ from permix.inference.request_body import (
     usage_count,
 )
 from permix.progress import print_status
-from permix.storage.cells import FailureCause, find_cause, find_cure
+from permix.storage.failures import FailureCause, find_cause, find_cure
 from permix.types import Completion, Failure, Request, Sampling
 
 MAX_RETRY_WAIT_S = 60.0

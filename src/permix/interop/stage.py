@@ -33,9 +33,7 @@ def export_run(config: ExportConfig) -> dict[str, str]:
     with option_context("run", config.run):
         run = read_exportable_run(config.run)
     if config.format == "lm-eval":
-        from permix.interop.lm_eval import write_lm_eval_logs
-
-        written = write_lm_eval_logs(run, config.out)
+        written = lm_eval.write_lm_eval_logs(run, config.out)
     else:
         from permix.interop.inspect_logs import write_inspect_log
 

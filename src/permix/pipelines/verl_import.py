@@ -30,15 +30,16 @@ from permix.config import (
 from permix.errors import ConfigError, DataError, option_context
 from permix.evals.grid import describe_grid
 from permix.evals.stability import measure_stability
-from permix.interop.verl_plan import TrainedPlan, read_trained_plan
-from permix.interop.verl_rollouts import (
+from permix.interop.verl_dump import (
     DumpedRollout,
     DumpedStep,
     PromptIndex,
     StepFile,
+    TrainedPlan,
     hash_beginning,
     list_step_files,
     read_step,
+    read_trained_plan,
     read_verl_metrics,
 )
 from permix.plan import write_plan
