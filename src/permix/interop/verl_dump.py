@@ -16,7 +16,10 @@ line for each rollout (`_dump_generations` in verl's trainers):
 No field of a training's dump names the row of the data. So the row is found by its right answer and its prompt: its messages, in
 their order, are in the text of `input`, whatever chat template is around them. White space, case and Unicode forms are not
 compared, since a tokenizer may change them. Of several rows the one with the most text counts: the prompt with a persona contains
-the prompt without one.
+the prompt without one. But a chat template that inserts a system message of its own, where none is sent, may insert the words of
+a persona ("You are a helpful assistant."). So the text around the messages counts too, which is the same in all prompts of a
+training: a row does not fit where more text stands around its system message than elsewhere. Where a template inserts exactly a
+persona's system message, the step and the number of the rollout decide; where they do not, the rollout is refused.
 
 A rollout whose verifier failed is not in the dump. verl fills the batch up with lines of zero reward and without text, which are
 no rollouts; they are left out here.
@@ -28,7 +31,7 @@ import re
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeGuard
 
@@ -308,54 +311,126 @@ def is_finite_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
+Prompt = tuple[str, ...]
+"""The messages of a row, each without white space (`compact_text`)."""
+
+Frame = tuple[str, ...]
+"""The text around the messages of a prompt: before the first one, between two, and after the last one."""
+
+
 class PromptIndex:
     """Finds the row of a plan by the prompt and the right answer of a rollout."""
 
     def __init__(self, rows: Sequence[PlanRow], source: str) -> None:
         """`source` names the plan in messages."""
         self._source = source
-        self._rows: dict[tuple[str, ...], list[PlanRow]] = {}
-        self._prompts: dict[str, dict[str, list[tuple[str, ...]]]] = {}
+        self._rows: dict[Prompt, list[PlanRow]] = {}
+        self._groups: dict[tuple[int, int], list[PlanRow]] = {}
+        self._prompts: dict[str, dict[str, list[Prompt]]] = {}
         """By right answer and last message, so that few prompts are compared with a text."""
-        self._found: dict[tuple[str, str | None], tuple[str, ...]] = {}
+        self._frames: dict[int, list[Frame]] | None = None
+        """What `learn` found (`_usual_frames`)."""
+        self._found: dict[tuple[str, str | None], tuple[Prompt, ...]] = {}
         for row in rows:
+            self._groups.setdefault((row.step, row.group), []).append(row)
             prompt = tuple(compact_text(message["content"]) for message in row.messages)
             known = self._rows.setdefault(prompt, [])
             if not known:
                 self._prompts.setdefault(row.gold, {}).setdefault(prompt[-1], []).append(prompt)
             known.append(row)
 
+    @property
+    def has_rivals(self) -> bool:
+        """Whether a question was asked with several prompts, so that one rollout may fit several of them."""
+        return any(len(prompts) > 1 for by_question in self._prompts.values() for prompts in by_question.values())
+
+    def learn(self, rollouts: Iterable[DumpedRollout]) -> None:
+        """Learn from all rollouts of a training what stands around their messages; only needed if the index `has_rivals`."""
+        read: dict[tuple[str, str | None], list[Frame]] = {}
+        for rollout in rollouts:
+            if (key := (rollout.prompt, rollout.gold)) not in read:
+                text = compact_text(rollout.prompt)
+                frames = (_frame(text, prompt) for prompt in self._fitting(text, rollout.gold))
+                read[key] = [frame for frame in frames if frame is not None]
+        self._frames = _usual_frames([frames for frames in read.values() if frames])
+
     def find_row(self, rollout: DumpedRollout, step: int) -> PlanRow:
         """The row behind a rollout: of rows with the same messages, the one of this step of the plan, or the nearest to it.
 
-        Raises DataError, naming file and line, if no row has these messages.
+        Raises DataError, naming file and line, if no row has these messages, or if rows with other messages fit as well.
         """
         key = (rollout.prompt, rollout.gold)
-        prompt = self._found.get(key)
-        if prompt is None:
+        prompts = self._found.get(key)
+        if prompts is None:
             if len(self._found) >= MAX_KNOWN_PROMPTS:
                 self._found.clear()
-            prompt = self._found[key] = self._find_prompt(rollout)
+            prompts = self._found[key] = self._find_prompts(rollout)
+        prompt = prompts[0] if len(prompts) == 1 else self._choose(prompts, rollout, step)
         return min(self._rows[prompt], key=lambda row: abs(row.step - step))
 
-    def _find_prompt(self, rollout: DumpedRollout) -> tuple[str, ...]:
-        text = compact_text(rollout.prompt)
-        golds = self._prompts.values() if rollout.gold is None else [self._prompts.get(rollout.gold, {})]
+    def _fitting(self, text: str, gold: str | None) -> list[Prompt]:
+        """The prompts whose messages are in the text, the one with the most text first."""
+        golds = self._prompts.values() if gold is None else [self._prompts.get(gold, {})]
         inside = [
             prompt
             for by_question in golds
             for question, prompts in by_question.items()
             if question in text
             for prompt in prompts
-            if _contains_in_order(text, prompt)
+            if _frame(text, prompt) is not None
         ]
-        longest = max((_length(prompt) for prompt in inside), default=0)
-        best = [prompt for prompt in inside if _length(prompt) == longest]
-        if len(best) == 1:
-            return best[0]
+        return sorted(inside, key=_length, reverse=True)
+
+    def _find_prompts(self, rollout: DumpedRollout) -> tuple[Prompt, ...]:
+        """The prompts that the rollout may have had, the likeliest first. Raises DataError if there is none."""
+        text = compact_text(rollout.prompt)
+        fitting = self._fitting(text, rollout.gold)
+        if self._frames is None:
+            fitting = [prompt for prompt in fitting if _length(prompt) == _length(fitting[0])]
+        elif len(fitting) > 1:
+            fitting = self._without_other_frames(text, fitting)
+        best = [prompt for prompt in fitting if _length(prompt) == _length(fitting[0])]
+        if len(best) != 1:
+            raise self._error(len(best), rollout, "was another plan trained?")
+        return tuple(fitting)
+
+    def _without_other_frames(self, text: str, fitting: Sequence[Prompt]) -> list[Prompt]:
+        """The prompts around which the text has no more than elsewhere; of those after the first only the ones around which it
+        has what it has elsewhere, or for which that is not known."""
+        assert self._frames is not None
+        kept = list[Prompt]()
+        for prompt in fitting:
+            frame = _frame(text, prompt)
+            assert frame is not None
+            known = self._frames.get(len(frame), [])
+            is_usual = not known or frame in known
+            if is_usual if kept else not any(_has_more_text(frame, one) for one in known):
+                kept.append(prompt)
+        return kept or list(fitting)
+
+    def _choose(self, prompts: Sequence[Prompt], rollout: DumpedRollout, step: int) -> Prompt:
+        """Of several prompts that the rollout may have had, the one that its step and its number in the group say."""
+        here = [prompt for prompt in prompts if any(self._is_asked(row, rollout, step) for row in self._rows[prompt])]
+        if len(here) == 1:
+            return here[0]
+        assert self._frames is not None
+        if not here and not all(len(prompt) + 1 in self._frames for prompt in prompts[1:]):
+            return prompts[0]
+        raise self._error(
+            len(prompts),
+            rollout,
+            "they cannot be told apart: where no system message is sent, the chat template inserts the words of a persona's",
+        )
+
+    def _is_asked(self, row: PlanRow, rollout: DumpedRollout, step: int) -> bool:
+        """Whether the step asks the row in the rollout of this number: the agent loop takes the rows of a group in turn."""
+        group = self._groups[row.step, row.group]
+        return row.step == step and (rollout.uid is None or group[rollout.session % len(group)] is row)
+
+    def _error(self, n_fitting: int, rollout: DumpedRollout, advice: str) -> DataError:
         gold = "" if rollout.gold is None else f" with the right answer {quote_value(rollout.gold)}"
-        found = f"{len(best)} prompts of {self._source}{gold} fit" if best else f"{self._source} has no prompt{gold} like"
-        raise DataError(f"{rollout.where}: {found} input = {quote_value(rollout.prompt)}; was another plan trained?")
+        found = f"{n_fitting} prompts of {self._source}{gold} fit" if n_fitting else f"{self._source} has no prompt{gold} like"
+        return DataError(f"{rollout.where}: {found} input = {quote_value(rollout.prompt)}; {advice}")
 
 
 MAX_KNOWN_PROMPTS = 100_000
@@ -367,17 +442,43 @@ def compact_text(text: str) -> str:
     return re.sub(r"\s+", "", unicodedata.normalize("NFKC", text)).casefold()
 
 
-def _contains_in_order(text: str, parts: Sequence[str]) -> bool:
-    place = 0
-    for part in parts:
+def _frame(text: str, prompt: Prompt) -> Frame | None:
+    """The text around the messages of a prompt; None if they are not in the text in their order."""
+    place, around = 0, list[str]()
+    for part in prompt:
         found = text.find(part, place)
         if found < 0:
-            return False
+            return None
+        around.append(text[place:found])
         place = found + len(part)
-    return True
+    return (*around, text[place:])
 
 
-def _length(prompt: Sequence[str]) -> int:
+def _has_more_text(frame: Frame, other: Frame) -> bool:
+    """Whether a frame has the text of another one and more beside the first message, as where a longer text contains it."""
+    same = frame[0].startswith(other[0]) and frame[1].endswith(other[1]) and frame[2:] == other[2:]
+    return same and frame[:2] != other[:2]
+
+
+def _usual_frames(texts: Collection[Sequence[Frame]]) -> dict[int, list[Frame]]:
+    """The frames that prompts have, by their length; none has the text of another one and more.
+
+    texts: of each prompt the frames by which it can be read, that of the row with the most text first.
+    """
+    usual: dict[int, list[Frame]] = {}
+    for _ in range(2):  # the first time shows what is around the longest rows, the second time which of these do not fit
+        found: dict[int, list[Frame]] = {}
+        for frames in texts:
+            fits = (one for one in frames if not any(_has_more_text(one, other) for other in usual.get(len(one), ())))
+            frame = next(fits, frames[0])
+            known = found.setdefault(len(frame), [])
+            if not any(frame == one or _has_more_text(frame, one) for one in known):
+                known[:] = [*(one for one in known if not _has_more_text(one, frame)), frame]
+        usual = found
+    return usual
+
+
+def _length(prompt: Prompt) -> int:
     return sum(map(len, prompt))
 
 

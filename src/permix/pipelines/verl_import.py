@@ -72,6 +72,8 @@ class VerlTraining(NamedTuple):
     dev_files: tuple[DumpedStep, ...]
     counts: Mapping[str, int]
     notes: tuple[str, ...]
+    index: PromptIndex
+    dev_index: PromptIndex
 
 
 def import_verl_training(config: ImportConfig, folder: Path) -> None:
@@ -120,11 +122,11 @@ def read_verl_training(config: ImportConfig, folder: Path) -> VerlTraining:
         metrics = read_verl_metrics(config.verl_log)
     with option_context("verl", folder):
         files = list_step_files(folder)
-        index, expected = PromptIndex(plan.rows, str(config.plan)), plan.count_rollouts()
+        if beyond := next((file for file in files if not 0 < file.step <= plan.plan.steps), None):
+            raise DataError(f"{beyond.path}: the plan has steps 1 to {plan.plan.steps}; was another plan trained?")
+        index, expected = _index_prompts(plan.rows, str(config.plan), files), plan.count_rollouts()
         log, whole, unread, counts = list[dict[str, Any]](), list[DumpedStep](), list[int](), Counter[str]()
         for file in files:
-            if not 0 < file.step <= plan.plan.steps:
-                raise DataError(f"{file.path}: the plan has steps 1 to {plan.plan.steps}; was another plan trained?")
             step = read_step(file)
             if step is None:
                 unread.append(file.step)
@@ -139,11 +141,20 @@ def read_verl_training(config: ImportConfig, folder: Path) -> VerlTraining:
             whole.append(step._replace(rollouts=()))
         if not whole:
             raise DataError(f"{folder}: has no whole step yet; import it again when verl has written one")
-    dev_files, unread_validations = _read_validations(config, plan)
+    dev_files, dev_index, unread_validations = _read_validations(config, plan)
     notes = [*_describe_gaps(folder, log, counts, unread), *_describe_missing_metrics(config, log, metrics)]
     if unread_validations:
         notes.append(f"{config.validation}: {_list_steps(unread_validations)}: still being written, left for the next import")
-    return VerlTraining(plan, tuple(whole), tuple(log), dev_files, counts, tuple(notes))
+    return VerlTraining(plan, tuple(whole), tuple(log), dev_files, counts, tuple(notes), index, dev_index)
+
+
+def _index_prompts(rows: Sequence[PlanRow], source: str, files: Sequence[StepFile]) -> PromptIndex:
+    """The index of these rows, which has learnt from all whole files what stands around the messages, if that matters."""
+    index = PromptIndex(rows, source)
+    if index.has_rivals:
+        steps = filter(None, map(read_step, files))
+        index.learn(rollout for step in steps for rollout in step.rollouts)
+    return index
 
 
 def _trace_step(step: DumpedStep, index: PromptIndex, plan: TrainedPlan) -> Iterator[TracedRollout]:
@@ -183,10 +194,10 @@ def _log_line(step: int, traced: Sequence[TracedRollout], n_expected: int, metri
     }
 
 
-def _read_validations(config: ImportConfig, plan: TrainedPlan) -> tuple[tuple[DumpedStep, ...], list[int]]:
-    """(whole validations without their rollouts, steps that are still being written). Raises DataError."""
+def _read_validations(config: ImportConfig, plan: TrainedPlan) -> tuple[tuple[DumpedStep, ...], PromptIndex, list[int]]:
+    """(whole validations without their rollouts, the dev prompts, steps that are still being written). Raises DataError."""
     if config.validation is None:
-        return (), []
+        return (), PromptIndex((), "the dev questions"), []
     if not plan.dev_rows:
         raise ConfigError(
             f"validation = {config.validation}: plan = {config.plan} has no dev questions; give the folder that "
@@ -194,8 +205,9 @@ def _read_validations(config: ImportConfig, plan: TrainedPlan) -> tuple[tuple[Du
         )
     whole, unread = list[DumpedStep](), list[int]()
     with option_context("validation", config.validation):
-        index = PromptIndex(plan.dev_rows, f"{config.plan}, dev questions")
-        for file in list_step_files(config.validation):
+        files = list_step_files(config.validation)
+        index = _index_prompts(plan.dev_rows, f"{config.plan}, dev questions", files)
+        for file in files:
             step = read_step(file)
             if step is None:
                 unread.append(file.step)
@@ -203,7 +215,7 @@ def _read_validations(config: ImportConfig, plan: TrainedPlan) -> tuple[tuple[Du
                 for one in step.rollouts:
                     index.find_row(one, 0)
                 whole.append(step._replace(rollouts=()))
-    return tuple(whole), unread
+    return tuple(whole), index, unread
 
 
 def _describe_gaps(
@@ -348,12 +360,12 @@ def _dev_eval_config(training: VerlTraining) -> DevEvalConfig:
 
 def _write_rollouts(out: Path, training: VerlTraining) -> None:
     plan = training.plan
-    index, samples = PromptIndex(plan.rows, "the plan"), ["# Samples of the rollouts\n"]
+    samples = ["# Samples of the rollouts\n"]
     every = (plan.train or OptimConfig()).samples_every
     with replace_when_done(out / "rollouts.jsonl") as scratch, scratch.open("wb") as file:
         for recorded in training.files:
             step = _read_again(recorded)
-            lines = [_rollout_line(step.step, one) for one in _trace_step(step, index, plan)]
+            lines = [_rollout_line(step.step, one) for one in _trace_step(step, training.index, plan)]
             file.write(b"".join(map(encode_line, lines)))
             if (step.step - 1) % every == 0 and lines:
                 samples.append(samples_text(step.step, lines))
@@ -392,7 +404,6 @@ def _rollout_line(step: int, one: TracedRollout) -> dict[str, Any]:
 
 def _write_dev_evaluations(out: Path, config: ImportConfig, training: VerlTraining, settings: DevEvalConfig) -> None:
     rows, label = training.plan.dev_rows, config.label or config.out.name
-    index = PromptIndex(rows, "the dev questions")
     personas = {row.persona_id: _persona_of(row) for row in rows if row.persona_id is not None}
     questions = {
         row.question_id: Question(id=row.question_id, task=row.task, text=row.messages[-1]["content"], gold=row.gold)
@@ -400,7 +411,7 @@ def _write_dev_evaluations(out: Path, config: ImportConfig, training: VerlTraini
     }
     lines = []
     for recorded in training.dev_files:
-        cells = list(_dev_cells(_read_again(recorded), index))
+        cells = list(_dev_cells(_read_again(recorded), training.dev_index))
         samples = max((cell.sample + 1 for cell in cells), default=1)
         stage = ImportedStabilityConfig(
             label=f"{label}, step {recorded.step}",
