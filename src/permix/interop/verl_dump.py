@@ -21,12 +21,13 @@ a persona ("You are a helpful assistant."). So the text around the messages coun
 training: a row does not fit where more text stands around its system message than elsewhere. Where a template inserts exactly a
 persona's system message, the step and the number of the rollout decide; where they do not, the rollout is refused.
 
-A rollout whose verifier failed is not in the dump. verl fills the batch up with lines of zero reward and without text, which are
-no rollouts; they are left out here.
+A rollout whose verifier failed, or whose prompt was too long, is not in the dump. verl fills the batch up with lines of zero
+reward and without text, which are no rollouts; they are left out here.
 """
 
 import hashlib
 import json
+import math
 import re
 import sys
 import unicodedata
@@ -226,6 +227,28 @@ def list_step_files(folder: Path) -> list[StepFile]:
     return sorted(found)
 
 
+RESTART_S = 30
+"""Seconds that verl needs at least to start. Files of an earlier step may be newer by less: their times are those of a copy."""
+
+
+def split_abandoned(files: Sequence[StepFile]) -> tuple[list[StepFile], list[int]]:
+    """(the dumps of one training, the steps whose dumps are of weights that were given up).
+
+    verl writes the steps in their order. Where it went back to a checkpoint, it writes the steps from there again, and later
+    ones are still those of before: they are older than an earlier step.
+    """
+    kept, abandoned, newest = list[StepFile](), list[int](), -math.inf
+    for file in files:
+        state = read_file_state(file.path)
+        if state is not None and state.modified < newest - RESTART_S:
+            abandoned.append(file.step)
+            continue
+        kept.append(file)
+        if state is not None:
+            newest = max(newest, state.modified)
+    return kept, abandoned
+
+
 def read_step(file: StepFile, n_bytes: int | None = None) -> DumpedStep | None:
     """Read a dump; None while verl is writing it: it is empty, or its last line has no end.
 
@@ -314,7 +337,7 @@ def is_finite_number(value: object) -> TypeGuard[float]:
 Prompt = tuple[str, ...]
 """The messages of a row, each without white space (`compact_text`)."""
 
-Frame = tuple[str, ...]
+PromptFrame = tuple[str, ...]
 """The text around the messages of a prompt: before the first one, between two, and after the last one."""
 
 
@@ -328,7 +351,7 @@ class PromptIndex:
         self._groups: dict[tuple[int, int], list[PlanRow]] = {}
         self._prompts: dict[str, dict[str, list[Prompt]]] = {}
         """By right answer and last message, so that few prompts are compared with a text."""
-        self._frames: dict[int, list[Frame]] | None = None
+        self._frames: dict[int, list[PromptFrame]] | None = None
         """What `learn` found (`_usual_frames`)."""
         self._found: dict[tuple[str, str | None], tuple[Prompt, ...]] = {}
         for row in rows:
@@ -346,7 +369,7 @@ class PromptIndex:
 
     def learn(self, rollouts: Iterable[DumpedRollout]) -> None:
         """Learn from all rollouts of a training what stands around their messages; only needed if the index `has_rivals`."""
-        read: dict[tuple[str, str | None], list[Frame]] = {}
+        read: dict[tuple[str, str | None], list[PromptFrame]] = {}
         for rollout in rollouts:
             if (key := (rollout.prompt, rollout.gold)) not in read:
                 text = compact_text(rollout.prompt)
@@ -442,7 +465,7 @@ def compact_text(text: str) -> str:
     return re.sub(r"\s+", "", unicodedata.normalize("NFKC", text)).casefold()
 
 
-def _frame(text: str, prompt: Prompt) -> Frame | None:
+def _frame(text: str, prompt: Prompt) -> PromptFrame | None:
     """The text around the messages of a prompt; None if they are not in the text in their order."""
     place, around = 0, list[str]()
     for part in prompt:
@@ -454,20 +477,20 @@ def _frame(text: str, prompt: Prompt) -> Frame | None:
     return (*around, text[place:])
 
 
-def _has_more_text(frame: Frame, other: Frame) -> bool:
+def _has_more_text(frame: PromptFrame, other: PromptFrame) -> bool:
     """Whether a frame has the text of another one and more beside the first message, as where a longer text contains it."""
     same = frame[0].startswith(other[0]) and frame[1].endswith(other[1]) and frame[2:] == other[2:]
     return same and frame[:2] != other[:2]
 
 
-def _usual_frames(texts: Collection[Sequence[Frame]]) -> dict[int, list[Frame]]:
+def _usual_frames(texts: Collection[Sequence[PromptFrame]]) -> dict[int, list[PromptFrame]]:
     """The frames that prompts have, by their length; none has the text of another one and more.
 
     texts: of each prompt the frames by which it can be read, that of the row with the most text first.
     """
-    usual: dict[int, list[Frame]] = {}
+    usual: dict[int, list[PromptFrame]] = {}
     for _ in range(2):  # the first time shows what is around the longest rows, the second time which of these do not fit
-        found: dict[int, list[Frame]] = {}
+        found: dict[int, list[PromptFrame]] = {}
         for frames in texts:
             fits = (one for one in frames if not any(_has_more_text(one, other) for other in usual.get(len(one), ())))
             frame = next(fits, frames[0])

@@ -41,6 +41,7 @@ from permix.interop.verl_dump import (
     read_step,
     read_trained_plan,
     read_verl_metrics,
+    split_abandoned,
 )
 from permix.plan import write_plan
 from permix.progress import print_status
@@ -124,7 +125,9 @@ def read_verl_training(config: ImportConfig, folder: Path) -> VerlTraining:
         files = list_step_files(folder)
         if beyond := next((file for file in files if not 0 < file.step <= plan.plan.steps), None):
             raise DataError(f"{beyond.path}: the plan has steps 1 to {plan.plan.steps}; was another plan trained?")
+        files, abandoned = split_abandoned(files)
         index, expected = _index_prompts(plan.rows, str(config.plan), files), plan.count_rollouts()
+        sizes = _GroupSizes(plan.config.group_size)
         log, whole, unread, counts = list[dict[str, Any]](), list[DumpedStep](), list[int](), Counter[str]()
         for file in files:
             step = read_step(file)
@@ -132,6 +135,7 @@ def read_verl_training(config: ImportConfig, folder: Path) -> VerlTraining:
                 unread.append(file.step)
                 continue
             traced = list(_trace_step(step, index, plan))
+            sizes.add(traced)
             log.append(_log_line(step.step, traced, expected[step.step - 1], metrics.get(step.step, {})))
             counts += Counter(
                 rollouts=len(traced),
@@ -141,10 +145,14 @@ def read_verl_training(config: ImportConfig, folder: Path) -> VerlTraining:
             whole.append(step._replace(rollouts=()))
         if not whole:
             raise DataError(f"{folder}: has no whole step yet; import it again when verl has written one")
-    dev_files, dev_index, unread_validations = _read_validations(config, plan)
-    notes = [*_describe_gaps(folder, log, counts, unread), *_describe_missing_metrics(config, log, metrics)]
-    if unread_validations:
-        notes.append(f"{config.validation}: {_list_steps(unread_validations)}: still being written, left for the next import")
+        sizes.check(folder)
+    dev_files, dev_index, dev_notes = _read_validations(config, plan)
+    notes = [
+        *_describe_left(folder, unread, abandoned),
+        *_describe_gaps(folder, log, counts, [*unread, *abandoned]),
+        *_describe_missing_metrics(config, log, metrics),
+        *dev_notes,
+    ]
     return VerlTraining(plan, tuple(whole), tuple(log), dev_files, counts, tuple(notes), index, dev_index)
 
 
@@ -168,6 +176,32 @@ def _trace_step(step: DumpedStep, index: PromptIndex, plan: TrainedPlan) -> Iter
                 f"{plan.config.group_size}; was the training started with another rollout.n?"
             )
     yield from sorted(traced, key=lambda one: (one.row.step, one.row.group, one.rollout.prompt_uid or "", one.rollout.session))
+
+
+MIN_GROUPS = 4
+"""A rollout of the same number is missing in so many groups only if verl was never asked for it."""
+
+
+class _GroupSizes:
+    """Whether verl was asked for as many rollouts of each question as the plan has; `size`: that number."""
+
+    def __init__(self, size: int) -> None:
+        self._size, self._numbers, self._groups = size, set[int](), set[str]()
+
+    def add(self, traced: Sequence[TracedRollout]) -> None:
+        for rollout, _ in traced:
+            if rollout.prompt_uid is not None:
+                self._numbers.add(rollout.session)
+                self._groups.add(rollout.prompt_uid)
+
+    def check(self, folder: Path) -> None:
+        """Raise DataError if the last rollouts of all groups are missing."""
+        found = max(self._numbers, default=self._size) + 1
+        if found < self._size and len(self._groups) >= MIN_GROUPS:
+            raise DataError(
+                f"{folder}: no question has more than {found} rollouts, and the plan has {self._size}; was the training started "
+                "with another rollout.n?"
+            )
 
 
 def _group_of(one: TracedRollout) -> tuple[int, int] | str:
@@ -194,8 +228,8 @@ def _log_line(step: int, traced: Sequence[TracedRollout], n_expected: int, metri
     }
 
 
-def _read_validations(config: ImportConfig, plan: TrainedPlan) -> tuple[tuple[DumpedStep, ...], PromptIndex, list[int]]:
-    """(whole validations without their rollouts, the dev prompts, steps that are still being written). Raises DataError."""
+def _read_validations(config: ImportConfig, plan: TrainedPlan) -> tuple[tuple[DumpedStep, ...], PromptIndex, list[str]]:
+    """(whole validations without their rollouts, the dev prompts, notes on validations that are left out). Raises DataError."""
     if config.validation is None:
         return (), PromptIndex((), "the dev questions"), []
     if not plan.dev_rows:
@@ -205,7 +239,7 @@ def _read_validations(config: ImportConfig, plan: TrainedPlan) -> tuple[tuple[Du
         )
     whole, unread = list[DumpedStep](), list[int]()
     with option_context("validation", config.validation):
-        files = list_step_files(config.validation)
+        files, abandoned = split_abandoned(list_step_files(config.validation))
         index = _index_prompts(plan.dev_rows, f"{config.plan}, dev questions", files)
         for file in files:
             step = read_step(file)
@@ -215,21 +249,30 @@ def _read_validations(config: ImportConfig, plan: TrainedPlan) -> tuple[tuple[Du
                 for one in step.rollouts:
                     index.find_row(one, 0)
                 whole.append(step._replace(rollouts=()))
-    return tuple(whole), index, unread
+    return tuple(whole), index, list(_describe_left(config.validation, unread, abandoned))
+
+
+def _describe_left(folder: Path, unread: Sequence[int], abandoned: Sequence[int]) -> Iterator[str]:
+    """Which files are left for the next import: those being written, and those of `split_abandoned`."""
+    if unread:
+        yield f"{folder}: {_list_steps(unread)}: still being written, left for the next import"
+    if abandoned:
+        yield (
+            f"{folder}: {_list_steps(abandoned)}: older than an earlier step, as where the training went back to a checkpoint "
+            "and has not written it again; left for the next import (a copy of the folder must keep the times of its files)"
+        )
 
 
 def _describe_gaps(
-    folder: Path, log: Sequence[Mapping[str, Any]], counts: Mapping[str, int], unread: Sequence[int]
+    folder: Path, log: Sequence[Mapping[str, Any]], counts: Mapping[str, int], left: Sequence[int]
 ) -> Iterator[str]:
-    if unread:
-        yield f"{folder}: {_list_steps(unread)}: still being written, left for the next import"
-    known = {line["step"] for line in log} | set(unread)
+    known = {line["step"] for line in log} | set(left)
     if gaps := [step for step in range(1, max(known)) if step not in known]:
         yield f"{folder}: has no file of {_list_steps(gaps)}"
     if counts["unscored"]:
         yield (
-            f"missing rollouts: {counts['unscored']} of {counts['rollouts'] + counts['unscored']}. Their verifier failed, so "
-            "verl left them out; they count as missing, not as wrong"
+            f"missing rollouts: {counts['unscored']} of {counts['rollouts'] + counts['unscored']} are not in the dump: their "
+            "verifier failed, their prompt was too long, or verl lost them; they count as missing, not as wrong"
         )
     if counts["moved"]:
         yield (
