@@ -73,8 +73,8 @@ class VerlTraining(NamedTuple):
     dev_files: tuple[DumpedStep, ...]
     counts: Mapping[str, int]
     notes: tuple[str, ...]
-    index: PromptIndex
-    dev_index: PromptIndex
+    prompts: PromptIndex
+    dev_prompts: PromptIndex
 
 
 def import_verl_training(config: ImportConfig, folder: Path) -> None:
@@ -408,7 +408,7 @@ def _write_rollouts(out: Path, training: VerlTraining) -> None:
     with replace_when_done(out / "rollouts.jsonl") as scratch, scratch.open("wb") as file:
         for recorded in training.files:
             step = _read_again(recorded)
-            lines = [_rollout_line(step.step, one) for one in _trace_step(step, training.index, plan)]
+            lines = [_rollout_line(step.step, one) for one in _trace_step(step, training.prompts, plan)]
             file.write(b"".join(map(encode_line, lines)))
             if (step.step - 1) % every == 0 and lines:
                 samples.append(samples_text(step.step, lines))
@@ -454,7 +454,7 @@ def _write_dev_evaluations(out: Path, config: ImportConfig, training: VerlTraini
     }
     lines = []
     for recorded in training.dev_files:
-        cells = list(_dev_cells(_read_again(recorded), training.dev_index))
+        cells = list(_dev_cells(_read_again(recorded), training.dev_prompts))
         samples = max((cell.sample + 1 for cell in cells), default=1)
         stage = ImportedStabilityConfig(
             label=f"{label}, step {recorded.step}",
