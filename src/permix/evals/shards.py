@@ -20,7 +20,7 @@ from permix.config import FidelityConfig
 from permix.errors import DataError, IncompleteRunError, OtherShardsPendingError
 from permix.evals.grid import estimate_cells
 from permix.inference.base import Model
-from permix.inference.batch_model import again_text, is_only_writing
+from permix.inference.batch_model import is_only_writing, next_start
 from permix.progress import add_result, print_status
 from permix.storage.cells import CellIndex
 from permix.storage.failures import explain_missing, find_failures
@@ -127,7 +127,7 @@ def missing_text(
     `scored`: a cell without a score is pending too, so its reason counts.
     """
     failures = find_failures(run.cells(), scored=scored) if n_pending else ()
-    why = explain_missing(failures, again_text(model), stop_reason=run.stop_reason)
+    why = explain_missing(failures, next_start(model), stop_reason=run.stop_reason)
     part = "" if run.shard is None else f" of shard {run.shard}"
     return f"{run.path}: {n_pending} of {n_asked} {unit}{part}{lacking}{why}"
 
