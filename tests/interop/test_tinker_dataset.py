@@ -147,8 +147,8 @@ def test_also_when_the_answer_could_not_be_verified(dataset: Any, monkeypatch: p
     verify = dataset.verify_completion
     failed: list[str] = []
 
-    def fail_once(task: Any, text: str, gold: str, verifier: Any, question: str) -> Any:
-        verdict = verify(task, text, gold, verifier, question)
+    def fail_once(task: Any, text: str, gold: str, question: str) -> Any:
+        verdict = verify(task, text, gold, question)
         if not failed:
             failed.append(text)
             return verdict.model_copy(update={"correct": None, "error": "out of memory"})

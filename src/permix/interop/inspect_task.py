@@ -32,7 +32,6 @@ from permix.interop.inspect_logs import PERMIX_METADATA_KEY, output_problem, sam
 from permix.tasks import find_task
 from permix.tasks.base import verify_completion
 from permix.types import Cell
-from permix.verification.math_verifier import Verifier
 
 
 @task  # type: ignore[untyped-decorator]
@@ -124,13 +123,13 @@ def generate_with_seed() -> Solver:
 def permix_scorer(task: str, thinking: ThinkingSwitch = "default") -> Scorer:
     """The verdict that `permix stability` gives the same answer: C, I, or unscored when the verifier failed or there is no answer
     of the model. thinking: whether the model was asked with its thinking switched on or off."""
-    verifier, permix_task = Verifier(), find_task(task)
+    permix_task = find_task(task)
 
     async def score(state: TaskState, target: Target) -> Score:
         if (why := output_problem(state.output)) is not None:
             return Score.unscored(reason=why)
         text = with_cut_off_thinking(to_completion(state.output), thinking).text
-        verdict = await asyncio.to_thread(verify_completion, permix_task, text, target.text, verifier, state.input_text)
+        verdict = await asyncio.to_thread(verify_completion, permix_task, text, target.text, state.input_text)
         if verdict.correct is None:
             return Score.unscored(answer=verdict.extracted, reason=verdict.error)
         return Score(value="C" if verdict.correct else "I", answer=verdict.extracted)

@@ -32,7 +32,6 @@ from permix.tasks import find_task
 from permix.tasks.base import verify_completion
 from permix.thinking import opening_tag_at_end, split_thinking
 from permix.types import PlanRow, last_user_text, reward_tags
-from permix.verification.math_verifier import Verifier
 
 
 class UnverifiedAnswerError(PermixError):
@@ -73,7 +72,7 @@ class PlanEnv(Env):  # type: ignore[misc]
         # Where the prompt opens the thinking, renderers take thinking that never ends for the answer.
         if self._opened and split_thinking(self._opened + self.renderer.tokenizer.decode(action)).unclosed:
             text = ""
-        verdict = await asyncio.to_thread(verify_completion, find_task(row.task), text, row.gold, Verifier(), question)
+        verdict = await asyncio.to_thread(verify_completion, find_task(row.task), text, row.gold, question)
         if verdict.reward is None:
             raise UnverifiedAnswerError(
                 f"step {row.step}, group {row.group}: the answer could not be verified: "

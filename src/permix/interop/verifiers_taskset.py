@@ -34,7 +34,6 @@ from permix.tasks import find_task
 from permix.tasks.base import verify_completion
 from permix.thinking import answer_of
 from permix.types import Message, PlanRow, last_user_text, reward_tags
-from permix.verification.math_verifier import Verifier
 
 
 class PlanData(vf.TaskData):  # type: ignore[misc]
@@ -70,7 +69,7 @@ class PlanTask(vf.Task[PlanData]):  # type: ignore[misc]
         data = self.data
         question = data.prompt if isinstance(data.prompt, str) else last_user_text([message_to_wire(one) for one in data.prompt])
         text = "" if data.opens_thinking and _is_cut_off_thinking(trace) else trace.last_reply
-        verdict = await asyncio.to_thread(verify_completion, find_task(data.task), text, data.gold, Verifier(), question)
+        verdict = await asyncio.to_thread(verify_completion, find_task(data.task), text, data.gold, question)
         if verdict.reward is None:
             raise vf.TaskError(f"the answer could not be verified: {verdict.error or 'the verifier gave no reason'}")
         # Recorded here and not by a metric of its own: an unscored metric would count as 0 in prime-rl's means.

@@ -15,7 +15,6 @@ from permix.tasks import find_task
 from permix.tasks.base import verify_completion
 from permix.tasks.code import register_suite
 from permix.types import last_user_text
-from permix.verification.math_verifier import Verifier
 from permix.verification.sandbox import Case, Suite
 
 ROLLOUT_FIELD = "permix_rollout"
@@ -50,7 +49,7 @@ def compute_score(
     about = extra_info or {}
     prompt = _question_prompt(about)
     task = find_task(str(about.get("task")))
-    verdict = verify_completion(task, str(about.get(COMPLETION_FIELD, solution_str)), ground_truth, Verifier(), prompt)
+    verdict = verify_completion(task, str(about.get(COMPLETION_FIELD, solution_str)), ground_truth, prompt)
     if verdict.reward is None:
         raise MissingRewardError(f"{data_source}: the verifier failed, so this rollout has no reward: {verdict.error}")
     # No key "acc": verl's validation counts a rollout without it as wrong.
