@@ -25,7 +25,7 @@ class Part:
 @pytest.fixture
 def taskset(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     pytest.importorskip("openai", reason="openai is not installed")
-    names = ("TaskData", "Task", "TasksetConfig", "Taskset", "HarnessConfig", "Harness", "ProgramResult")
+    names: tuple[str, ...] = ("TaskData", "Task", "TasksetConfig", "Taskset", "HarnessConfig", "Harness", "ProgramResult")
     names += ("SystemMessage", "UserMessage", "AssistantMessage")
     modules: dict[str, dict[str, Any]] = {
         "verifiers": {},
