@@ -9,7 +9,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
@@ -436,6 +436,16 @@ class Estimate(Record):
         shown = self.decimals if decimals is None else decimals
         interval = "" if self.low is None or self.high is None else f" [{self.low:+.2f}, {self.high:+.2f}]"
         return f"{self._rounded(shown):+.{shown}f}{interval}".replace("-", "−")
+
+
+_Value = TypeVar("_Value")
+
+
+class Measured(NamedTuple, Generic[_Value]):
+    """The value of a measure, or None and the reason that there is none."""
+
+    value: _Value | None
+    reason: str = ""
 
 
 def count_text(n: int, noun: str) -> str:

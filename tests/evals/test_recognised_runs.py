@@ -10,13 +10,13 @@ import pytest
 import permix
 from permix.config import FidelityConfig, ReportConfig
 from permix.errors import ConfigError
-from permix.evals.answer_vectors import (
+from permix.evals.open_ended import (
     VECTORS_FILE,
-    measure_or_explain,
     measure_recognisability,
     read_stored_vectors,
+    run_open_ended,
+    try_recognisability,
 )
-from permix.evals.open_ended import run_open_ended
 from permix.inference import embedder
 from permix.metrics.recognisability import Recognisability
 from permix.progress import print_status_once
@@ -143,7 +143,7 @@ def test_a_run_of_an_older_version_is_read(tmp_path: Path) -> None:
     values = read_json(config.out / "config.json")
     del values["embedder"]
     write_json(config.out / "config.json", values)
-    assert measure_or_explain(config.out) == (None, "the extra embed is not installed")
+    assert try_recognisability(config.out) == (None, "the extra embed is not installed")
     assert collect_models([config.out])[0].recognisability is None
 
 

@@ -45,6 +45,7 @@ from permix.config.stages import (
     EngineFormat,
     ExportConfig,
     FidelityConfig,
+    FidelityKind,
     ImportConfig,
     ImportedFidelityConfig,
     ImportedModelConfig,
@@ -63,6 +64,7 @@ from permix.config.stages import (
     TrainableModelConfig,
     TrainConfig,
     ViewConfig,
+    fidelity_kind,
 )
 from permix.config.study import (
     BASE_UNIT,
@@ -159,6 +161,7 @@ __all__ = [
     "EngineFormat",
     "ExportConfig",
     "FidelityConfig",
+    "FidelityKind",
     "HeadlineConfig",
     "ImportConfig",
     "ImportedFidelityConfig",
@@ -200,6 +203,7 @@ __all__ = [
     "build_config",
     "configurable_backends",
     "describe_blank",
+    "fidelity_kind",
     "format_validation_error",
     "load_config",
     "merge_values",

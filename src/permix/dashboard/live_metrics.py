@@ -121,7 +121,7 @@ def _right_in_character_measures(run: Path) -> Iterator[LiveMeasure]:
 
 
 def _fidelity_measures(run: Path, resamples: int | None) -> LiveMeasures:
-    from permix.evals.fidelity_records import fidelity_kind
+    from permix.config import fidelity_kind
     from permix.evals.text_metrics import measure_text_metrics
     from permix.storage.run_dir import RunReader
 
@@ -149,7 +149,7 @@ def _identifiability_measures(run: Path, resamples: int | None) -> Iterator[Live
 
 
 def _judge_measures(folder: Path, resamples: int | None) -> LiveMeasures:
-    from permix.evals.fidelity_records import fidelity_kind
+    from permix.config import fidelity_kind
     from permix.judges.results import read_judge_results
     from permix.judges.summary import summarize_judge
     from permix.report.judges import RUN_KIND_OF_FIDELITY, bootstrap_settings, listed_rubrics, score_name

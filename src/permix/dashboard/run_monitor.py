@@ -29,8 +29,7 @@ from permix.dashboard.progress import (
     expected_steps,
 )
 from permix.errors import DataError, PermixError
-from permix.evals.fidelity_records import read_expected_cells
-from permix.evals.grid import ExpectedCells
+from permix.evals.grid import ExpectedCells, read_expected_cells
 from permix.sanitize import escape_control, redact_command, redact_secrets, truncate
 from permix.storage.files import READ_CHUNK_BYTES, JsonlTail, open_regular, read_file_state
 from permix.storage.run_dir import RunReader

@@ -24,11 +24,11 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from permix.config import ENGINE_FIELDS, ModelConfig, build_config
+from permix.config import ENGINE_FIELDS, ModelConfig, build_config, fidelity_kind
 from permix.dashboard.folder import RunFolder, start_process
 from permix.dashboard.run_monitor import READ_ERRORS, RunMonitor, check_run_files, readable_error
 from permix.errors import ConfigError, DataError, PermixError
-from permix.evals.fidelity_records import fidelity_kind, read_persona_cells
+from permix.evals.fidelity_records import read_persona_cells
 from permix.inference import load_model
 from permix.metrics.identifiability import MIN_ANSWERS
 from permix.prompts import begins_with_you_are, build_messages, persona_prompt

@@ -58,7 +58,7 @@ from permix.report.runs import (
     model_label,
 )
 from permix.sanitize import escape_control
-from permix.storage.cells import chosen_answers_note
+from permix.storage.cells import conflicting_answers_note
 from permix.storage.files import write_json, write_text
 from permix.types import Estimate
 
@@ -324,7 +324,7 @@ def comparison_cautions(comparison: RunComparison) -> list[str]:
             cautions.append(f"**Incomplete**: {table.md_label(label)} has {format_ratio(scored, asked)} persona cells scored.")
         if (warning := run.cut_off_warning) is not None:
             cautions.append(f"**Cut off**: {table.md_label(label)}: {warning}.")
-        if (note := chosen_answers_note(run.cells)) is not None:
+        if (note := conflicting_answers_note(run.cells)) is not None:
             cautions.append(f"**Answered twice**: {table.md_label(label)}: {note}.")
     return cautions
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
+from permix.config import FidelityKind
 from permix.errors import DataError
 from permix.evals.drift_report import JudgeTurnScores
-from permix.evals.fidelity_records import FidelityKind
 from permix.judges.results import JudgeResults, read_judge_inputs, read_judge_results
 from permix.judges.runner import judge_folders
 from permix.judges.summary import (

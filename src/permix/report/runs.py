@@ -14,12 +14,12 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import Field
 
-from permix.config import BACKENDS, DevEvalConfig, build_config
+from permix.config import BACKENDS, DevEvalConfig, build_config, fidelity_kind
 from permix.errors import DataError
-from permix.evals import answer_vectors, open_ended, stability
+from permix.evals import open_ended, stability
 from permix.evals.drift_report import Drift, JudgeTurnScores, measure_drift
-from permix.evals.fidelity_records import cut_off_warning, fidelity_kind, is_interviewer_question
-from permix.evals.grid import CutOffCounts, GridResults, count_cut_off, grid_results
+from permix.evals.fidelity_records import is_interviewer_question
+from permix.evals.grid import CutOffCounts, GridResults, count_cut_off, cut_off_warning, grid_results
 from permix.evals.in_character import measure_right_in_character
 from permix.evals.stability import StabilityGrid, read_rounds
 from permix.evals.strategies import STRATEGIES, measure_strategy
@@ -44,7 +44,8 @@ from permix.report.judges import (
     JudgeScoreEntry,
     read_judged_run,
 )
-from permix.storage.cells import JUDGE_OPTIONS, CellSummary, FailureReason, count_failures, find_failures
+from permix.storage.cells import CellSummary
+from permix.storage.failures import JUDGE_OPTIONS, FailureReason, count_failures, find_failures
 from permix.storage.files import read_json
 from permix.storage.run_dir import RunReader
 from permix.training.dev_eval import load_dev_curve
@@ -405,7 +406,7 @@ def _measure_model(label: str, runs: dict[str, Run]) -> ModelRuns:
     identifiability, reason = (None, "") if fidelity is None else _measure_identifiability(fidelity)
     in_character, other_reason = (None, "") if stable is None else _measure_right_in_character(stable)
     drift, drift_reason = (None, "") if talk is None else _measure_drift(talk)
-    recognisability, why_not = (None, "") if fidelity is None else answer_vectors.measure_or_explain(fidelity.path)
+    recognisability, why_not = (None, "") if fidelity is None else open_ended.try_recognisability(fidelity.path)
     return ModelRuns(
         label=label,
         runs=runs,

@@ -19,14 +19,7 @@ from permix.judges.summary import JudgeSummary
 from permix.metrics.measures import measures_in
 from permix.metrics.stability import StabilitySummary
 from permix.metrics.statistics import SIGNIFICANCE_LEVEL
-from permix.rendering.table import (
-    difference_direction,
-    format_count,
-    format_dollars,
-    format_p_value,
-    format_ratio,
-    md_label,
-)
+from permix.rendering.table import difference_direction, format_count, format_dollars, format_p_value, format_ratio, md_label
 from permix.report.comparisons import Comparison
 from permix.report.judges import (
     KIND_TITLES,
@@ -38,7 +31,8 @@ from permix.report.judges import (
     trust_mark,
 )
 from permix.report.runs import ModelRuns
-from permix.storage.cells import chosen_answers_note, describe_cures, describe_reasons
+from permix.storage.cells import conflicting_answers_note
+from permix.storage.failures import describe_cures, describe_reasons
 from permix.types import Estimate, count_text
 
 MAX_FAILURE_CHARS = 1200
@@ -191,7 +185,7 @@ def incomplete_run_warnings(models: Sequence[ModelRuns]) -> list[str]:
         f"> **Answered twice**: {md_label(model.label)}, {md_label(kind)}: {note}."
         for model in models
         for kind, run in model.runs.items()
-        if kind in ("stability", *KIND_TITLES) and (note := chosen_answers_note(run.cells)) is not None
+        if kind in ("stability", *KIND_TITLES) and (note := conflicting_answers_note(run.cells)) is not None
     ]
     failed = [
         f"> **Failed**: {md_label(model.label)}, {md_label(kind)}: "
