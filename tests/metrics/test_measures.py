@@ -25,7 +25,8 @@ from permix.metrics.statistics import Array
 from permix.rendering.plots import dev_curve_panels
 from permix.report.builder import build_report
 from permix.report.comparisons import Comparison, compare_runs, comparison_markdown, terminal_comparison_tables
-from permix.report.methods import MethodDifference, PooledMethod, group_methods, method_difference, pool_seeds
+from permix.report.methods import group_methods
+from permix.report.pooled import MethodDifference, PooledMethod, method_difference, pool_seeds
 from permix.report.runs import ModelRow, collect_models
 from permix.training.dev_eval import dev_point_from_records
 from permix.training.model_card import draw_curves

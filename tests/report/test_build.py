@@ -17,7 +17,8 @@ from permix.config import ReportConfig
 from permix.errors import DataError
 from permix.report.builder import build_report, draw_report_figures, run_report
 from permix.report.comparisons import compare_models
-from permix.report.methods import group_methods, pool_seeds
+from permix.report.methods import group_methods
+from permix.report.pooled import pool_seeds
 from permix.report.runs import ModelRow, Run, collect_models, find_reference_run
 from permix.storage.run_dir import RUN_FORMAT
 from permix.types import Cell, Completion, Message, Verdict

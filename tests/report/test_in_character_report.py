@@ -12,7 +12,8 @@ from permix.metrics import statistics
 from permix.report.builder import build_report
 from permix.report.comparisons import compare_models, compare_runs
 from permix.report.html.charts import build_charts
-from permix.report.methods import group_methods, method_difference, pool_seeds
+from permix.report.methods import group_methods
+from permix.report.pooled import method_difference, pool_seeds
 from permix.report.runs import ModelRuns, collect_models
 from permix.report.score_plots import TRADEOFF_VIEWS, tradeoff_points
 from permix.report.tables import (

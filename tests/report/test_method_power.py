@@ -11,7 +11,8 @@ from permix import cli
 from permix.config import PowerConfig
 from permix.metrics.training_seeds import SeedDifference, SeedVarianceComponents, power_over_seeds, scale_questions
 from permix.report.method_power import describe_pilot, parse_effects, plan_power, seed_assumptions, upper_seed_variance
-from permix.report.methods import ComparedSeeds, MethodDifference, group_methods, method_difference, reference_differences
+from permix.report.methods import group_methods
+from permix.report.pooled import ComparedSeeds, MethodDifference, method_difference, reference_differences
 from permix.report.runs import collect_models
 from permix.types import Estimate
 from tests.seeded import stability_run, torn, write_study

@@ -14,7 +14,8 @@ from permix.report.html import charts, fidelity_charts
 from permix.report.html.charts import build_charts, persona_infos, thin_log, training_panel_keys
 from permix.report.html.values import json_estimate, json_number, printable_text, unique_display_names
 from permix.report.judges import JudgeScoreEntry
-from permix.report.methods import group_methods, pool_seeds
+from permix.report.methods import group_methods
+from permix.report.pooled import pool_seeds
 from permix.report.runs import ModelRuns, collect_models
 from permix.types import Cell, Completion, Estimate, Message, Verdict
 from tests.report.test_judged import by_hand, fives, judged_run, keen

@@ -11,7 +11,8 @@ from permix.metrics.recognisability import Recognisability
 from permix.rendering.table import format_p_value
 from permix.report.builder import build_report
 from permix.report.claim import build_claim
-from permix.report.methods import ReportMethod, group_methods, method_difference, pool_seeds, reference_differences
+from permix.report.methods import ReportMethod, group_methods
+from permix.report.pooled import method_difference, pool_seeds, reference_differences
 from permix.report.runs import ModelRuns, collect_models
 from permix.report.tables import method_table, pooled_recognisability_cell, seed_difference_table
 from permix.types import Estimate

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from permix.report.methods import ReportMethod, group_methods, method_names, pool_seeds, training_arrows
+from permix.report.methods import ReportMethod, group_methods, method_names, training_arrows
+from permix.report.pooled import pool_seeds
 from permix.report.runs import collect_models
 from permix.report.score_plots import TradeoffPoint, common_chance, plot_tradeoff, tradeoff_points
 from permix.types import Estimate

@@ -23,12 +23,12 @@ from permix.rendering.table import (
 )
 from permix.report.comparisons import compare_judge_scores
 from permix.report.judges import OPEN_ENDED_KIND, RUN_KIND_OF_FIDELITY, UNTRUSTED_MARK, score_name
-from permix.report.methods import (
+from permix.report.methods import ReportMethod
+from permix.report.pooled import (
     ComparedSeeds,
     MethodDifference,
     PairedModels,
     PooledContext,
-    ReportMethod,
     compare_stability,
     method_difference,
     pair_models,

@@ -41,15 +41,8 @@ from permix.report.html.values import model_looks, printable_text, unique_displa
 from permix.report.judge_tables import PublishedComparison, collect_published, published_json
 from permix.report.judges import PERSONAGYM_KIND, JudgedRun
 from permix.report.layout import build_document
-from permix.report.methods import (
-    MethodNumbers,
-    PooledMethod,
-    ReportMethod,
-    group_methods,
-    method_names,
-    reference_differences,
-    training_arrows,
-)
+from permix.report.methods import ReportMethod, group_methods, method_names, training_arrows
+from permix.report.pooled import MethodNumbers, PooledMethod, reference_differences
 from permix.report.runs import ModelRow, ModelRuns, collect_models
 from permix.report.score_plots import TRADEOFF_VIEWS, common_chance, plot_tradeoff, tradeoff_points
 from permix.report.tables import StrategyResult

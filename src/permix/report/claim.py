@@ -29,14 +29,8 @@ from permix.report.judges import (
     JudgeScoreDifference,
     score_name,
 )
-from permix.report.methods import (
-    MethodDifference,
-    MethodNumbers,
-    PooledMethod,
-    ReportMethod,
-    Role,
-    measured_models,
-)
+from permix.report.methods import ReportMethod, Role
+from permix.report.pooled import MethodDifference, MethodNumbers, PooledMethod, measured_models
 from permix.report.runs import ModelRuns
 from permix.types import Estimate, count_text
 

@@ -15,7 +15,8 @@ from permix.report.document import Document, DocumentPart, DocumentSection, Figu
 from permix.report.judge_tables import AS_PUBLISHED_NOTE as PUBLISHED_NOTE
 from permix.report.judge_tables import PublishedComparison, judge_section_parts, published_parts
 from permix.report.judges import KIND_TITLES
-from permix.report.methods import MethodDifference, PooledMethod, ReportMethod
+from permix.report.methods import ReportMethod
+from permix.report.pooled import MethodDifference, PooledMethod
 from permix.report.runs import ModelRuns
 
 REPORT_TITLE = "Stability and fidelity under personas"

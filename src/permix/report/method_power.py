@@ -1,7 +1,7 @@
 """`permix power`: how many questions and training seeds are needed to show a difference of two methods, from pilot runs.
 
 Contract: calls no model. The variances come from the difference of the two methods as the report computes it
-(`permix.report.methods.method_difference`), the power from `permix.metrics.training_seeds`. With one seed of a method the
+(`permix.report.pooled.method_difference`), the power from `permix.metrics.training_seeds`. With one seed of a method the
 variance of seeds is not known: assumed standard deviations replace it, and each line says so. The result is for the pilot runs'
 personas.
 """
@@ -24,7 +24,8 @@ from permix.metrics.statistics import TARGET_POWER
 from permix.metrics.training_seeds import SeedDifference, SeedVarianceComponents, power_over_seeds, scale_questions
 from permix.progress import add_result
 from permix.rendering.table import one_line
-from permix.report.methods import MethodDifference, ReportMethod, group_methods, measured_models, method_difference
+from permix.report.methods import ReportMethod, group_methods
+from permix.report.pooled import MethodDifference, measured_models, method_difference
 from permix.report.runs import collect_models
 from permix.sanitize import escape_control
 from permix.storage.files import write_json

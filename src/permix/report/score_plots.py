@@ -27,7 +27,8 @@ from permix.report.judges import (
     score_name,
     trust_mark,
 )
-from permix.report.methods import PooledMethod, ReportMethod
+from permix.report.methods import ReportMethod
+from permix.report.pooled import PooledMethod
 from permix.report.runs import ModelRuns
 from permix.sanitize import escape_for_figure as safe
 from permix.types import Estimate, JudgeControl

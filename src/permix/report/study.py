@@ -59,15 +59,8 @@ from permix.report.arm_differences import (
 from permix.report.builder import ReportAdditions, print_conclusion, write_pooled_report
 from permix.report.document import DocumentPart, DocumentSection, optional_section
 from permix.report.judges import OPEN_ENDED_KIND, RUN_KIND_OF_FIDELITY, UNTRUSTED_MARK
-from permix.report.methods import (
-    MethodNumbers,
-    PooledContext,
-    PooledMethod,
-    ReportMethod,
-    divide_by_context,
-    group_assigned_methods,
-    pool_context,
-)
+from permix.report.methods import ReportMethod, group_assigned_methods
+from permix.report.pooled import MethodNumbers, PooledContext, PooledMethod, divide_by_context, pool_context
 from permix.report.runs import ModelRuns, collect_models, strategy_kind, with_default_stability
 from permix.report.tables import front_table, pooled_identifiability_cell, pooled_measure_cell
 from permix.types import Estimate

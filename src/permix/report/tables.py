@@ -4,7 +4,7 @@ Contract: a number is shown as measured, with its interval and its n; a missing 
 may be hostile text.
 
 `front_table` is the first table of a report: `models_table`, a row for each model, or, with several training seeds,
-`method_table`, a row for each method with means over its seeds (`permix.report.methods`).
+`method_table`, a row for each method with means over its seeds (`permix.report.pooled`).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -46,7 +46,8 @@ from permix.rendering.table import (
     trusted_cell,
 )
 from permix.report.judges import OPEN_ENDED_KIND, UNTESTED_MARK, UNTRUSTED_MARK, trust_mark
-from permix.report.methods import ComparedSeeds, MethodDifference, PooledMethod, ReportMethod
+from permix.report.methods import ReportMethod
+from permix.report.pooled import ComparedSeeds, MethodDifference, PooledMethod
 from permix.report.runs import ModelRow, ModelRuns
 from permix.report.summary_text import TRUST_MARK_MEANINGS
 from permix.sanitize import escape_control, truncate

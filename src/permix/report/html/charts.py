@@ -34,7 +34,8 @@ from permix.report.comparisons import Comparison
 from permix.report.html import fidelity_charts as fidelity
 from permix.report.html.fidelity_charts import tradeoff_chart
 from permix.report.html.values import MAX_PERSONA_TEXT_CHARS, json_estimate, json_number, printable_text, unique_display_names
-from permix.report.methods import PooledMethod, ReportMethod
+from permix.report.methods import ReportMethod
+from permix.report.pooled import PooledMethod
 from permix.report.runs import ModelRuns, Run
 from permix.types import CellKey, Persona, canonical_text
 

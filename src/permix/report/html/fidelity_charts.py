@@ -33,7 +33,8 @@ from permix.report.judges import (
     score_name,
     trust_mark,
 )
-from permix.report.methods import PooledMethod, ReportMethod, training_arrows
+from permix.report.methods import ReportMethod, training_arrows
+from permix.report.pooled import PooledMethod
 from permix.report.runs import ModelRuns
 from permix.report.score_plots import CONTROL_NAMES
 from permix.report.score_plots import PERSONA_INTERVAL_NOTE as OVER_PERSONAS
