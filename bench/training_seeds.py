@@ -132,7 +132,7 @@ def simulate(study: Study, data_sets: int, resamples: int, seed: int) -> dict[st
     found: dict[str, list[SeedDifference]] = {}
     for place in range(data_sets):
         first, other = draw_study(study, rng)
-        for name, difference in seed_differences(first, other, "paired", {}, place, resamples).items():
+        for name, difference in seed_differences(other, first, "paired", {}, place, resamples).items():
             found.setdefault(name, []).append(difference)
     measures = {
         name: summarize(name, found[name], two[name] - one[name], study.seeds) for name in MEASURE_VIEWS["seed_differences"]

@@ -74,7 +74,7 @@ def test_each_model_has_its_numbers(models: list[ModelRuns]) -> None:
 
 def test_models_are_compared_cell_by_cell(models: list[ModelRuns]) -> None:
     by_label = {model.label: model for model in models}
-    difference = compare_models(by_label["rlvr"], by_label["mixed 1"]).right_in_character
+    difference = compare_models(by_label["mixed 1"], by_label["rlvr"]).right_in_character
     assert difference is not None
     assert difference.value == pytest.approx(0.6)
     assert difference.low is not None
@@ -176,7 +176,8 @@ def test_a_point_of_the_view_has_its_own_chance(models: list[ModelRuns]) -> None
 def test_models_with_other_classifiers_are_not_compared(tmp_path: Path) -> None:
     answered_run(tmp_path / "a", "a", "tiny", share(3), 0.0)
     answered_run(tmp_path / "b", "b", "other", share(4), 0.0)
-    compared = compare_models(*collect_models([tmp_path]))
+    against, model = collect_models([tmp_path])
+    compared = compare_models(model, against)
     assert compared.right_in_character is None
     assert compared.right_in_character_reasons == ("Not the same classifier of character (trained on other answers)",)
     assert compare_runs(tmp_path / "a", tmp_path / "b", resamples=100).right_in_character is None

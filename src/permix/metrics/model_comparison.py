@@ -71,7 +71,7 @@ def compare_right_in_character(
     """
     return MeasureDifference(
         name="right_in_character", first=first.share.value, other=other.share.value,
-        difference=right_in_character_difference([first], [other], seed, resamples),
+        difference=right_in_character_difference([other], [first], seed, resamples),
         p=swap_test_p(first, other, seed, resamples),
     )  # fmt: skip
 
@@ -150,7 +150,7 @@ def compare_models_paired(
     if scored_P.any():
         drawn = [one.name for one in measures if one.estimator == "posterior"]
         grids = [(rows_N_Q[:-1][scored_P], rows_N_Q[-1]) for rows_N_Q in (first_N_Q, other_N_Q)]
-        of_draws = posterior.posterior_differences(grids[:1], grids[1:], seed=seed)
+        of_draws = posterior.posterior_differences(grids[1:], grids[:1], seed=seed)
         differences |= {name: of_draws[name] for name in drawn}
         for value_by_name, grid in zip(values, grids, strict=True):
             estimates = posterior.posterior_estimates(*grid, seed=seed)
@@ -158,7 +158,7 @@ def compare_models_paired(
     first, other = ([(rows_N_Q[:-1], rows_N_Q[-1])] for rows_N_Q in (first_N_Q, other_N_Q))
     for one in resampled_measures:
         n = differences[one.name].n
-        differences[one.name] = difference_estimate(one, bootstrapped[one.name], n, first, other, of_draws)
+        differences[one.name] = difference_estimate(one, bootstrapped[one.name], n, other, first, of_draws)
     compared = tuple(
         MeasureDifference(
             name=one.name, first=values[0][one.name], other=values[1][one.name], difference=differences[one.name],

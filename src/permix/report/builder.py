@@ -185,7 +185,7 @@ def write_pooled_report(
     methods, which the caller uses too.
     """
     numbers = numbers or MethodNumbers()
-    comparisons = [compare_models(one, other) for one, other in comparison_pairs(models)]
+    comparisons = [compare_models(model, against) for model, against in comparison_pairs(models)]
     pooled = [numbers.pooled(method) for method in methods]
     captions, figures = draw_report_figures(models, methods, pooled, comparisons, out)
     differences = reference_differences(methods, numbers)
@@ -271,8 +271,8 @@ def _strategy_results(models: Sequence[ModelRuns]) -> list[StrategyResult]:
 
 
 def comparison_pairs(models: Sequence[ModelRuns]) -> list[tuple[ModelRuns, ModelRuns]]:
-    """Return pairs of models: the first model with every other one, then each model with the one before it."""
-    return [*((models[0], other) for other in models[1:]), *pairwise(models[1:])]
+    """Return pairs (model, against): every other model against the first, then each model against the one before it."""
+    return [*((model, models[0]) for model in models[1:]), *((model, before) for before, model in pairwise(models[1:]))]
 
 
 class ReportFigures(NamedTuple):

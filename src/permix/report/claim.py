@@ -131,7 +131,7 @@ class ComparisonPair(NamedTuple):
     """
 
     method: ReportMethod
-    reference: ReportMethod
+    against: ReportMethod
     other_variants: tuple[ReportMethod, ...] = ()
 
 
@@ -184,26 +184,27 @@ def _by_seed_count(methods: Sequence[ReportMethod]) -> list[ReportMethod]:
 
 
 def _comparison_claim(pair: ComparisonPair, base: ReportMethod | None, numbers: MethodNumbers) -> ReportClaim:
-    one, other, others = pair
-    change = numbers.difference(one, other)
-    pooled, reference_pooled = numbers.pooled(one), numbers.pooled(other)
+    method, against, other_variants = pair
+    change = numbers.difference(method, against)
+    pooled, pooled_against = numbers.pooled(method), numbers.pooled(against)
     findings = [
-        *_stability_findings(change, pooled, reference_pooled, [*one.models, *other.models]),
-        *_no_pss_findings(change, [one, other]),
-        *_distinctness_findings(change, pooled, reference_pooled),
-        *_judge_findings(one, other),
+        *_stability_findings(change, pooled, pooled_against, [*method.models, *against.models]),
+        *_no_pss_findings(change, [method, against]),
+        *_distinctness_findings(change, pooled, pooled_against),
+        *_judge_findings(method, against),
     ]
-    names = f"{md_label(one.name)}{_ROLE_DESCRIPTIONS[one.role]} against {md_label(other.name)}{_ROLE_DESCRIPTIONS[other.role]}"
-    cards = _comparison_cards(pair, change, pooled, reference_pooled)
+    names = " against ".join(f"{md_label(one.name)}{_ROLE_DESCRIPTIONS[one.role]}" for one in (method, against))
+    cards = _comparison_cards(pair, change, pooled, pooled_against)
+    one_seed = _one_seed_text(change, method, against)
     return ReportClaim(
-        _comparison_claim_sentence(md_label(one.name), md_label(other.name), cards, _one_seed_text(change, one, other)),
+        _comparison_claim_sentence(md_label(method.name), md_label(against.name), cards, one_seed),
         _join_support(
             names,
             findings or [Finding("they have no measure in common")],
             [
-                *_training_effect_sentences(base, one, other, numbers),
-                *_seed_sentences(change, one, other),
-                *_other_variants_sentences(others),
+                *_training_effect_sentences(base, method, against, numbers),
+                *_seed_sentences(change, method, against),
+                *_other_variants_sentences(other_variants),
             ],
         ),
         cards,
@@ -216,9 +217,9 @@ def _join_support(names: str, findings: Sequence[Finding], remarks: Sequence[str
     return " ".join([sentence, *([f"{support[0].upper()}{support[1:]}."] if support else []), *remarks])
 
 
-def _one_seed_text(change: MethodDifference, one: ReportMethod, other: ReportMethod) -> str:
+def _one_seed_text(change: MethodDifference, method: ReportMethod, against: ReportMethod) -> str:
     """Return what goes before a difference between trainings of one seed each: another seed may give another result."""
-    seeds = [n for method, n in zip((one, other), _seed_counts(change), strict=True) if method.role in ("rlvr", "permix")]
+    seeds = [n for one, n in zip((method, against), _seed_counts(change), strict=True) if one.role in ("rlvr", "permix")]
     return f"With one training seed{' each' if len(seeds) > 1 else ''}, " if set(seeds) == {1} else ""
 
 
@@ -243,21 +244,22 @@ def _join_words(words: Sequence[str], last: str = "and") -> str:
 
 
 def _comparison_cards(
-    pair: ComparisonPair, change: MethodDifference, pooled: PooledMethod, reference: PooledMethod
+    pair: ComparisonPair, change: MethodDifference, pooled: PooledMethod, pooled_against: PooledMethod
 ) -> tuple[ResultCard, ...]:
-    names = [one_line(method.name) for method in (pair.method, pair.reference)]
-    scored = _scored_coverage([*pair.method.models, *pair.reference.models])
+    methods = (pair.method, pair.against)
+    names = [one_line(method.name) for method in methods]
+    scored = _scored_coverage([model for method in methods for model in method.models])
     reason = _reasons_text(change.reasons) if change.reasons else "" if scored.is_complete else f"incomplete, {scored.text}"
 
     def card(topic: str, ours: Estimate | None, theirs: Estimate | None, by: Estimate | None, why: str) -> ResultCard:
         return _compared_card(ResultCard(topic, *_TITLES[topic], reason=why), names, (ours, theirs), by)
 
-    no_pss = "; ".join(f"of {one_line(one.name)} {one.pss_reason}" for one in (pair.method, pair.reference) if one.pss_reason)
+    no_pss = "; ".join(f"of {one_line(one.name)} {one.pss_reason}" for one in methods if one.pss_reason)
     return (
-        card("stability", pooled.pss, reference.pss, change.claimed_difference("pss"), reason or no_pss),
-        _character_card(pair, change, card("character", pooled.identifiability, reference.identifiability,
+        card("stability", pooled.pss, pooled_against.pss, change.claimed_difference("pss"), reason or no_pss),
+        _character_card(pair, change, card("character", pooled.identifiability, pooled_against.identifiability,
                         change.claimed_difference("identifiability"), _reasons_text(change.fidelity_reasons))),
-        card("accuracy", pooled.mean, reference.mean, change.claimed_difference("mean"), reason),
+        card("accuracy", pooled.mean, pooled_against.mean, change.claimed_difference("mean"), reason),
     )  # fmt: skip
 
 
@@ -279,18 +281,17 @@ def _character_card(pair: ComparisonPair, change: MethodDifference, by_classifie
     """Return the card of identifiability; where it is not compared, that of a judge trusted on both models, if there is one."""
     if change.identifiability is not None and change.identifiability.low is not None:
         return by_classifier
-    judged, reference_judged = (
-        [model for model in method.models if model.judged_runs] for method in (pair.method, pair.reference)
-    )
-    if len(judged) != 1 or len(reference_judged) != 1:
+    methods = (pair.method, pair.against)
+    judged, judged_against = ([model for model in method.models if model.judged_runs] for method in methods)
+    if len(judged) != 1 or len(judged_against) != 1:
         return by_classifier
-    trusted = [one for one in compare_judge_scores(reference_judged[0], judged[0])[0] if one.discriminates_persona]
+    trusted = [one for one in compare_judge_scores(judged[0], judged_against[0])[0] if one.discriminates_persona]
     if not trusted:
         return by_classifier
     first = trusted[0]
-    scores = [_score_by_judge(models[0], first.kind, first.scores.judge) for models in (judged, reference_judged)]
+    scores = [_score_by_judge(models[0], first.kind, first.scores.judge) for models in (judged, judged_against)]
     empty = ResultCard("character", *_judge_title(first.score_name, first.scores.judge), limits=_JUDGE_RANGE)
-    names = [one_line(method.name) for method in (pair.method, pair.reference)]
+    names = [one_line(method.name) for method in methods]
     return _compared_card(empty, names, scores, first.scores.persona_score)
 
 
@@ -402,7 +403,7 @@ def _single_claim_sentence(
 
 
 def _stability_findings(
-    change: MethodDifference, pooled: PooledMethod, reference_pooled: PooledMethod, models: Sequence[ModelRuns]
+    change: MethodDifference, pooled: PooledMethod, pooled_against: PooledMethod, models: Sequence[ModelRuns]
 ) -> list[Finding]:
     if change.reasons:
         return [Finding(f"not comparable in accuracy ({_reasons_text(change.reasons)})")]
@@ -413,7 +414,7 @@ def _stability_findings(
     if not scored.is_complete:
         return [Finding(f"not compared in accuracy, because the runs are incomplete ({scored.text})")]
     support = (
-        f"persona stability score (PSS) {_values_text(pooled.pss, reference_pooled.pss)}, "
+        f"persona stability score (PSS) {_values_text(pooled.pss, pooled_against.pss)}, "
         f"{format_count(pss.n)} questions, {scored.text}"
     )
     return [Finding(stability_claim(pss), support)]
@@ -441,7 +442,7 @@ def _scored_coverage(models: Sequence[ModelRuns]) -> _ScoredCoverage:
     return _ScoredCoverage(f"{count_text(personas, 'persona')}, {format_ratio(scored, asked)} persona cells scored", is_complete)
 
 
-def _distinctness_findings(change: MethodDifference, pooled: PooledMethod, reference_pooled: PooledMethod) -> list[Finding]:
+def _distinctness_findings(change: MethodDifference, pooled: PooledMethod, pooled_against: PooledMethod) -> list[Finding]:
     if change.fidelity_reasons:
         return [Finding(f"not comparable in how well personas are distinguished ({_reasons_text(change.fidelity_reasons)})")]
     difference = change.claimed_difference("identifiability")
@@ -449,7 +450,7 @@ def _distinctness_findings(change: MethodDifference, pooled: PooledMethod, refer
         return []
     chance = f" ({_chance_text(pooled.chance)})" if pooled.chance is not None else ""
     numbers = (
-        f"{_values_text(pooled.identifiability, reference_pooled.identifiability)}{chance}, "
+        f"{_values_text(pooled.identifiability, pooled_against.identifiability)}{chance}, "
         f"{format_count(difference.n)} open-ended questions"
     )
     return [
@@ -464,24 +465,24 @@ def _chance_text(chance: float) -> str:
     return f"chance {format_decimal(chance)} among {round(1 / chance)} personas"
 
 
-def _values_text(first: Estimate | None, other: Estimate | None) -> str:
-    decimals = min((one.decimals for one in (first, other) if one is not None), default=None)
-    return " against ".join(MISSING_TEXT if one is None else one.format_value(decimals) for one in (first, other))
+def _values_text(value: Estimate | None, against: Estimate | None) -> str:
+    decimals = min((one.decimals for one in (value, against) if one is not None), default=None)
+    return " against ".join(MISSING_TEXT if one is None else one.format_value(decimals) for one in (value, against))
 
 
-def _judge_findings(one: ReportMethod, other: ReportMethod) -> list[Finding]:
+def _judge_findings(method: ReportMethod, against: ReportMethod) -> list[Finding]:
     """Return findings by judges when each method has one judged model: what judges trusted on both say, and which are not
     trusted.
     """
-    judged, reference_judged = ([model for model in method.models if model.judged_runs] for method in (one, other))
-    if len(judged) != 1 or len(reference_judged) != 1:
+    judged, judged_against = ([model for model in each.models if model.judged_runs] for each in (method, against))
+    if len(judged) != 1 or len(judged_against) != 1:
         return []
-    differences, reasons = compare_judge_scores(reference_judged[0], judged[0])
+    differences, reasons = compare_judge_scores(judged[0], judged_against[0])
     refused = [Finding(f"judges' scores are not comparable ({_reasons_text(reasons)})")] if reasons else []
     return (
         [_judge_finding(each) for each in differences if each.discriminates_persona]
         + refused
-        + _untrusted_judge_findings([*reference_judged, *judged])
+        + _untrusted_judge_findings([*judged_against, *judged])
     )
 
 
@@ -509,27 +510,27 @@ def _untrusted_judge_findings(models: Iterable[ModelRuns]) -> list[Finding]:
 
 
 def _training_effect_sentences(
-    base: ReportMethod | None, one: ReportMethod, other: ReportMethod, numbers: MethodNumbers
+    base: ReportMethod | None, method: ReportMethod, against: ReportMethod, numbers: MethodNumbers
 ) -> list[str]:
     """Return what training changed against base, when the claim itself compares two trainings."""
-    if base is None or other.role == "base":
+    if base is None or against.role == "base":
         return []
-    change = numbers.difference(one, base)
+    change = numbers.difference(method, base)
     pairs = (
         ("PSS", change.claimed_difference("pss")),
         ("identifiability", change.claimed_difference("identifiability")),
         ("recognisability", change.claimed_difference("recognisability")),
     )
     texts = [f"{name} {value.format_difference()}" for name, value in pairs if value is not None and value.value is not None]
-    return [f"{md_label(one.name)} against {md_label(base.name)}, before training: {', '.join(texts)}."] if texts else []
+    return [f"{md_label(method.name)} against {md_label(base.name)}, before training: {', '.join(texts)}."] if texts else []
 
 
-def _seed_sentences(change: MethodDifference, one: ReportMethod, other: ReportMethod) -> list[str]:
+def _seed_sentences(change: MethodDifference, method: ReportMethod, against: ReportMethod) -> list[str]:
     """Return what the intervals of a comparison cover: the questions, or the questions and how many training seeds."""
     if change.pss is None and change.identifiability is None:
         return []
-    pairs = zip((one, other), _seed_counts(change), strict=True)
-    counts = [(method, n) for method, n in pairs if method.role != "base" and n]
+    pairs = zip((method, against), _seed_counts(change), strict=True)
+    counts = [(one, n) for one, n in pairs if one.role != "base" and n]
     distinct_counts = {n for _, n in counts}
     if not counts:
         return [f"{_INTERVAL_NOTE}."]

@@ -2,6 +2,9 @@
 
 Contract: everything is computed from the runs' records, as in the report. Two runs are compared only when questions, personas,
 prompts, sampling and scorer are the same; otherwise the comparison is refused and the reason is given. Names may be hostile text.
+
+A difference of two models, methods or arms is what is measured − what it is measured `against`, and functions take the two in
+this order. Only `permix compare` keeps the order of its command line: `first` and `other`, with other − first.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -45,8 +48,13 @@ from permix.rendering.table import (
     one_line,
     plain_text,
 )
-from permix.report.judges import INTERVIEW_KIND, JudgeScoreDifference, bootstrap_settings, judge_incompatibilities
-from permix.report.judges import judge_score_differences as judged_differences
+from permix.report.judges import (
+    INTERVIEW_KIND,
+    JudgeScoreDifference,
+    bootstrap_settings,
+    judge_incompatibilities,
+    judge_score_differences,
+)
 from permix.report.runs import (
     FIDELITY_RUN_KINDS,
     WHOLE_GRID_STRATEGIES,
@@ -82,34 +90,40 @@ class Comparison(MeasureRecord):
     judged_reasons: tuple[str, ...] = ()
 
 
-def compare_models(first: ModelRuns, other: ModelRuns) -> Comparison:
-    """Return other − first in every measure, each with the reasons where it is not compared."""
-    reasons, fidelity_reasons = stability_incompatibilities(first, other), identifiability_incompatibilities(first, other)
+def compare_models(model: ModelRuns, against: ModelRuns) -> Comparison:
+    """Return model − against in every measure, each with the reasons where it is not compared."""
+    reasons, fidelity_reasons = stability_incompatibilities(against, model), identifiability_incompatibilities(against, model)
     differences: dict[str, Estimate] = {}
-    if first.grid is not None and other.grid is not None and not reasons:
-        differences = compare_stability_grids(first.grid, other.grid, *bootstrap_settings(first.runs["stability"].config))
-    recognisability_reasons = recognisability_incompatibilities(first, other)
-    in_character_reasons = right_in_character_incompatibilities(first, other)
+    if model.grid is not None and against.grid is not None and not reasons:
+        differences = compare_stability_grids(model.grid, against.grid, *bootstrap_settings(against.runs["stability"].config))
+    recognisability_reasons = recognisability_incompatibilities(against, model)
+    in_character_reasons = right_in_character_incompatibilities(against, model)
     in_character = None
-    if first.right_in_character is not None and other.right_in_character is not None and not in_character_reasons:
-        settings = bootstrap_settings(first.runs["stability"].config)
-        in_character = right_in_character_difference([first.right_in_character], [other.right_in_character], *settings)
-    judged, judged_reasons = compare_judge_scores(first, other)
+    if model.right_in_character is not None and against.right_in_character is not None and not in_character_reasons:
+        settings = bootstrap_settings(against.runs["stability"].config)
+        in_character = right_in_character_difference([model.right_in_character], [against.right_in_character], *settings)
+    judged, judged_reasons = compare_judge_scores(model, against)
+    identifiability = recognisability = None
+    if not fidelity_reasons:
+        identifiability = _share_difference(model.identifiability, against.identifiability, against)
+    if not recognisability_reasons:
+        recognisability = _share_difference(model.recognisability, against.recognisability, against)
     return Comparison(
-        label=other.label, against=first.label, measures=differences,
-        identifiability=None if fidelity_reasons else _difference(first, first.identifiability, other.identifiability),
-        recognisability=None if recognisability_reasons else _difference(first, first.recognisability, other.recognisability),
+        label=model.label, against=against.label, measures=differences,
+        identifiability=identifiability, recognisability=recognisability,
         right_in_character=in_character, judged=judged, reasons=reasons, fidelity_reasons=fidelity_reasons,
         recognisability_reasons=recognisability_reasons, right_in_character_reasons=in_character_reasons,
         judged_reasons=judged_reasons,
     )  # fmt: skip
 
 
-def _difference(model: ModelRuns, first: "QuestionShares | None", other: "QuestionShares | None") -> Estimate | None:
-    """Return other − first, with the draws of the model's fidelity run; None where one was not measured."""
-    if first is None or other is None:
+def _share_difference(
+    shares: "QuestionShares | None", against: "QuestionShares | None", settings_of: ModelRuns
+) -> Estimate | None:
+    """Return shares − against, with the draws of this model's fidelity run; None where one was not measured."""
+    if shares is None or against is None:
         return None
-    return question_share_difference([first], [other], *bootstrap_settings(model.runs["fidelity"].config))
+    return question_share_difference([shares], [against], *bootstrap_settings(settings_of.runs["fidelity"].config))
 
 
 _STABILITY_TEMPLATE = "{} stable: under its worst persona it keeps a {} share of its best persona's accuracy"
@@ -274,7 +288,7 @@ def _compare_characters(first: Path, other: Path) -> CharacterComparison | None:
     if any(len(paths) != 1 for paths in found):
         return None
     one, two = (collect_models(paths)[0] for paths in found)
-    return CharacterComparison(one, two, compare_models(one, two))
+    return CharacterComparison(one, two, compare_models(two, one))
 
 
 def _require_two_paths(config: CompareConfig) -> None:
@@ -415,12 +429,13 @@ def _comparison_cells(difference: MeasureDifference | PersonaDifference, p: floa
     return (*values, signed, table.format_p_value(p))
 
 
-def compare_stability_grids(first: StabilityGrid, other: StabilityGrid, seed: int, resamples: int) -> dict[str, Estimate]:
-    """Return other − first in every measure of the view "differences", paired by persona and question.
+def compare_stability_grids(grid: StabilityGrid, against: StabilityGrid, seed: int, resamples: int) -> dict[str, Estimate]:
+    """Return grid − against in every measure of the view "differences", paired by persona and question.
 
     Both models use the same bootstrap draws of questions. `seed` and `resamples` are those of the bootstrap.
     """
-    return stability_differences([aligned_sample_means(first, first)], [aligned_sample_means(first, other)], seed, resamples)
+    means, means_against = (aligned_sample_means(against, each) for each in (grid, against))
+    return stability_differences([means], [means_against], seed, resamples)
 
 
 class QuestionShares(Protocol):
@@ -432,31 +447,31 @@ class QuestionShares(Protocol):
 
 
 def question_share_difference(
-    first: Sequence[QuestionShares],
-    other: Sequence[QuestionShares],
+    shares: Sequence[QuestionShares],
+    against: Sequence[QuestionShares],
     seed: int,
     resamples: int,
     change: statistics.Change = np.subtract,
 ) -> Estimate:
-    """Return other − first, or another change, in a share of answers, where each is the mean over its models.
+    """Return shares − against, or another change, in a share of answers, where each is the mean over its models.
 
     All models use the same bootstrap draws of questions; only questions that every model answered count. n is the number of
-    questions. The interval of other − first is that of `bootstrap_paired`.
+    questions. The interval of shares − against is that of `bootstrap_paired`.
     """
-    questions = sorted(set.intersection(*(set(one.right_by_question) for one in (*first, *other))))
+    questions = sorted(set.intersection(*(set(one.right_by_question) for one in (*shares, *against))))
     if not questions:
         return Estimate(value=None, n=0)
 
     def measures(counts_R_Q: Array) -> dict[str, Array]:
-        one, two = (mean_question_share(models, questions, counts_R_Q) for models in (first, other))
-        return {"difference": change(two, one)}
+        share, share_against = (mean_question_share(models, questions, counts_R_Q) for models in (shares, against))
+        return {"difference": change(share, share_against)}
 
     drawn = statistics.bootstrap(measures, len(questions), np.random.default_rng(seed), resamples, block_size=resamples)
     value, replicate_R = drawn["difference"]
     if change is not np.subtract:
         return statistics.bootstrap_estimate(float(value), replicate_R, len(questions))
-    one_Q, two_Q = (mean_question_share(models, questions, np.eye(len(questions))) for models in (first, other))
-    return statistics.bootstrap_paired(float(value), replicate_R, two_Q - one_Q)
+    share_Q, against_Q = (mean_question_share(models, questions, np.eye(len(questions))) for models in (shares, against))
+    return statistics.bootstrap_paired(float(value), replicate_R, share_Q - against_Q)
 
 
 def mean_question_share(models: Sequence[QuestionShares], questions: Sequence[str], counts_R_Q: Array) -> Array:
@@ -534,23 +549,23 @@ def recognisability_incompatibilities(first: ModelRuns, other: ModelRuns) -> tup
     )
 
 
-def compare_judge_scores(first: ModelRuns, other: ModelRuns) -> tuple[tuple[JudgeScoreDifference, ...], tuple[str, ...]]:
-    """Return the differences in judges' scores for each kind of run with the same setup for both models, and the reasons for
+def compare_judge_scores(model: ModelRuns, against: ModelRuns) -> tuple[tuple[JudgeScoreDifference, ...], tuple[str, ...]]:
+    """Return model − against in judges' scores for each kind of run with the same setup for both models, and the reasons for
     the other kinds.
     """
     differences: list[JudgeScoreDifference] = []
     reasons: list[str] = []
     for kind in FIDELITY_RUN_KINDS:
-        one, two = first.runs.get(kind), other.runs.get(kind)
-        if one is None or two is None or one.judged_run is None or two.judged_run is None:
+        run, run_against = model.runs.get(kind), against.runs.get(kind)
+        if run is None or run_against is None or run.judged_run is None or run_against.judged_run is None:
             continue
-        judges, other_judges = one.judged_run.results_by_judge, two.judged_run.results_by_judge
-        shared = [name for name in judges if name in other_judges]
-        reasons += [reason for name in shared for reason in judge_incompatibilities(judges[name], other_judges[name])]
-        if mismatches := _setup_mismatches(one, two, compare_messages=kind != INTERVIEW_KIND):
+        judges, judges_against = run.judged_run.results_by_judge, run_against.judged_run.results_by_judge
+        shared = [name for name in judges_against if name in judges]
+        reasons += [reason for name in shared for reason in judge_incompatibilities(judges_against[name], judges[name])]
+        if mismatches := _setup_mismatches(run_against, run, compare_messages=kind != INTERVIEW_KIND):
             reasons += mismatches
         else:
-            differences += judged_differences(one.judged_run, two.judged_run)
+            differences += judge_score_differences(run.judged_run, run_against.judged_run)
     return tuple(differences), tuple(dict.fromkeys(reasons))
 
 

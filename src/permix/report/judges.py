@@ -128,7 +128,7 @@ class JudgedRun(NamedTuple):
 
 
 class JudgeScoreDifference(Record):
-    """Other − first in one judge's scores of one kind of run."""
+    """Difference of two models in one judge's scores of one kind of run."""
 
     kind: str
     discriminates_persona: bool
@@ -178,17 +178,17 @@ def read_judged_run(run: Path, kind: str, config: Mapping[str, Any]) -> JudgedRu
     return JudgedRun(kind, {one.label: one for one in results}, judges, agreement, seed, resamples, folder_of)
 
 
-def judge_score_differences(first: JudgedRun, other: JudgedRun) -> list[JudgeScoreDifference]:
-    """Return the differences for each judge that scored both runs in the same way."""
-    return [
-        JudgeScoreDifference(
-            kind=first.kind,
-            discriminates_persona=bool(first.judges[label].discriminates_persona and other.judges[label].discriminates_persona),
-            scores=measure_score_difference(results, other.results_by_judge[label], seed=first.seed, resamples=first.resamples),
-        )
-        for label, results in first.results_by_judge.items()
-        if label in other.results_by_judge and not judge_incompatibilities(results, other.results_by_judge[label])
-    ]
+def judge_score_differences(run: JudgedRun, against: JudgedRun) -> list[JudgeScoreDifference]:
+    """Return run − against for each judge that scored both runs in the same way."""
+    differences = []
+    for label, results_against in against.results_by_judge.items():
+        results = run.results_by_judge.get(label)
+        if results is None or judge_incompatibilities(results_against, results):
+            continue
+        is_trusted = bool(against.judges[label].discriminates_persona and run.judges[label].discriminates_persona)
+        scores = measure_score_difference(results, results_against, seed=against.seed, resamples=against.resamples)
+        differences.append(JudgeScoreDifference(kind=against.kind, discriminates_persona=is_trusted, scores=scores))
+    return differences
 
 
 def judge_incompatibilities(one: JudgeResults, two: JudgeResults) -> tuple[str, ...]:

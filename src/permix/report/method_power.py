@@ -78,11 +78,11 @@ def run_power(config: PowerConfig) -> None:
     Raises ConfigError unless the runs are of two methods, and DataError where these cannot be compared.
     """
     effects = parse_effects(config.effects)
-    one, other = _two_methods(group_methods(collect_models(config.runs), config.methods))
-    change = method_difference(other, one)
+    against, method = _two_methods(group_methods(collect_models(config.runs), config.methods))
+    change = method_difference(method, against)
     if not change.over_seeds:
         why = "; ".join(escape_control(reason) for reason in (*change.reasons, *change.fidelity_reasons))
-        raise DataError(f"{one.name} and {other.name} cannot be compared: {why or 'they have no measure in common'}")
+        raise DataError(f"{against.name} and {method.name} cannot be compared: {why or 'they have no measure in common'}")
     lines = list(plan_power(change, effects, config))
     if not lines:
         raise DataError(f"effects: none of {', '.join(effects)} is measured in these runs")

@@ -98,7 +98,7 @@ class PooledMethod(MeasureRecord):
 
 
 class ComparedSeeds(Record):
-    """The training seeds behind a difference of two methods; numbers are those of (one, other).
+    """The training seeds behind a difference of two methods; numbers are those of (method, against).
 
     `n` counts the models that are compared, and `n_left_out` those whose seed the other method does not have.
     """
@@ -112,10 +112,10 @@ class MethodDifference(MeasureRecord):
     """One method minus another, as means over their seeds. Where they cannot be compared, numbers are missing and `reasons` say
     why.
 
-    `n_personas` counts the personas behind accuracy and PSS. `n_seeds` and `n_fidelity_seeds` count the models of (one, other)
-    that are compared. `over_seeds` has the measures of the view "seed_differences", "identifiability", "recognisability" and
-    "right_in_character" over questions, and over questions and training seeds. `compared_seeds` has the seeds of each measure;
-    `seed_pairing` and `fidelity_seed_pairing` are the pairings of stability and identifiability.
+    `n_personas` counts the personas behind accuracy and PSS. `n_seeds` and `n_fidelity_seeds` count the models of (method,
+    against) that are compared. `over_seeds` has the measures of the view "seed_differences", "identifiability", "recognisability"
+    and "right_in_character" over questions, and over questions and training seeds. `compared_seeds` has the seeds of each
+    measure; `seed_pairing` and `fidelity_seed_pairing` are the pairings of stability and identifiability.
     """
 
     VIEW = "differences"
@@ -243,25 +243,25 @@ _SHARE_INCOMPATIBILITIES: Mapping[ShareName, Callable[[ModelRuns, ModelRuns], tu
 }  # fmt: skip
 
 
-def method_difference(one: ReportMethod, other: ReportMethod, change: statistics.Change = np.subtract) -> MethodDifference:
-    """Return one − other, or another change from other to one, paired by persona and question.
+def method_difference(method: ReportMethod, against: ReportMethod, change: statistics.Change = np.subtract) -> MethodDifference:
+    """Return method − against, or another change from `against` to `method`, paired by persona and question.
 
     If the training seeds of the two differ and at least two are common, the models of these seeds alone are compared.
     """
-    (stable, fidelity), (other_stable, other_fidelity) = measured_models(one), measured_models(other)
-    stability = compare_stability(stable, other_stable, change)
-    identifiability = _compare_shares(fidelity, other_fidelity, "identifiability", change)
-    recognisability = _compare_recognisability(one, other, change)
-    in_character = _compare_right_in_character(stable, other_stable, change)
-    personas = {len(model.grid.persona_ids) for model in (*stable, *other_stable) if model.grid is not None}
+    (stable, fidelity), (stable_against, fidelity_against) = measured_models(method), measured_models(against)
+    stability = compare_stability(stable, stable_against, change)
+    identifiability = _compare_shares(fidelity, fidelity_against, "identifiability", change)
+    recognisability = _compare_recognisability(method, against, change)
+    in_character = _compare_right_in_character(stable, stable_against, change)
+    personas = {len(model.grid.persona_ids) for model in (*stable, *stable_against) if model.grid is not None}
     compared = [stability, identifiability, recognisability, in_character]
     return MethodDifference(
-        name=one.name, against=other.name, measures=dict(stability.measures),
+        name=method.name, against=against.name, measures=dict(stability.measures),
         identifiability=identifiability.measures.get("identifiability"),
         recognisability=recognisability.measures.get("recognisability"),
         n_personas=max(personas, default=0), n_seeds=stability.seeds.n, n_fidelity_seeds=identifiability.seeds.n,
         reasons=stability.reasons, fidelity_reasons=identifiability.reasons,
-        over_seeds={name: found for part in compared for name, found in part.over_seeds.items()},
+        over_seeds={name: each for part in compared for name, each in part.over_seeds.items()},
         compared_seeds={name: part.seeds for part in compared for name in (*part.measures, *part.over_seeds)},
         seed_pairing=stability.pairing, fidelity_seed_pairing=identifiability.pairing,
         right_in_character=in_character.measures.get("right_in_character"), right_in_character_reasons=in_character.reasons,
@@ -271,17 +271,18 @@ def method_difference(one: ReportMethod, other: ReportMethod, change: statistics
 class PairedModels(NamedTuple):
     """The models of two methods that are compared; in the same order of seeds if they are paired."""
 
-    one: Sequence[ModelRuns]
-    other: Sequence[ModelRuns]
+    models: Sequence[ModelRuns]
+    against: Sequence[ModelRuns]
     seeds: ComparedSeeds
 
     @property
     def all_models(self) -> list[ModelRuns]:
-        return [*self.other, *self.one]
+        """Those of `against` first: the first of all has the bootstrap's settings."""
+        return [*self.against, *self.models]
 
 
 class ComparedMeasures(NamedTuple):
-    """One − other of some measures, by name, and why there are none."""
+    """Models − against in some measures, by name, and why there are none."""
 
     seeds: ComparedSeeds
     reasons: tuple[str, ...] = ()
@@ -294,62 +295,63 @@ class ComparedMeasures(NamedTuple):
 
 
 def compare_stability(
-    one: Sequence[ModelRuns], other: Sequence[ModelRuns], change: statistics.Change = np.subtract
+    models: Sequence[ModelRuns], against: Sequence[ModelRuns], change: statistics.Change = np.subtract
 ) -> ComparedMeasures:
-    """Return one − other, or another change, in the measures of stability: of the view "differences", over questions, and of the
-    view "seed_differences", over questions and seeds.
+    """Return models − against, or another change, in the measures of stability: of the view "differences", over questions, and of
+    the view "seed_differences", over questions and seeds.
     """
-    pairs = pair_models(one, other)
+    pairs = pair_models(models, against)
     reasons = _seed_incompatibilities(pairs.all_models, stability_incompatibilities)
-    if not one or not other or reasons:
+    if not models or not against or reasons:
         return ComparedMeasures(pairs.seeds, reasons)
-    in_order = _in_order_of(one, pairs.one)
-    aligned = _aligned_grids([*pairs.other, *in_order])
-    grids, other_grids = aligned[len(pairs.other) :], aligned[: len(pairs.other)]
-    settings = bootstrap_settings(pairs.other[0].runs["stability"].config)
-    differences = stability_differences(other_grids, grids, *settings, change)
+    in_order = _in_order_of(models, pairs.models)
+    aligned = _aligned_grids([*pairs.against, *in_order])
+    grids, grids_against = aligned[len(pairs.against) :], aligned[: len(pairs.against)]
+    settings = bootstrap_settings(pairs.against[0].runs["stability"].config)
+    differences = stability_differences(grids, grids_against, *settings, change)
     grid_of = dict(zip(map(id, in_order), grids, strict=True))
-    by_seed = [grid_of[id(model)] for model in pairs.one]
-    over_seeds = seed_differences(other_grids, by_seed, pairs.seeds.pairing, differences, *settings, change)
+    by_seed = [grid_of[id(model)] for model in pairs.models]
+    over_seeds = seed_differences(by_seed, grids_against, pairs.seeds.pairing, differences, *settings, change)
     return ComparedMeasures(pairs.seeds, (), differences, over_seeds)
 
 
 def _compare_shares(
-    one: Sequence[ModelRuns], other: Sequence[ModelRuns], measure: ShareName, change: statistics.Change
+    models: Sequence[ModelRuns], against: Sequence[ModelRuns], measure: ShareName, change: statistics.Change
 ) -> ComparedMeasures:
-    pairs = pair_models(one, other)
+    pairs = pair_models(models, against)
     reasons = _seed_incompatibilities(pairs.all_models, _SHARE_INCOMPATIBILITIES[measure])
-    if not one or not other or reasons:
+    if not models or not against or reasons:
         return ComparedMeasures(pairs.seeds, reasons)
-    difference = _share_difference(pairs.other, _in_order_of(one, pairs.one), measure, change)
+    difference = _pooled_share_difference(_in_order_of(models, pairs.models), pairs.against, measure, change)
     over_seeds = _share_over_seeds(difference, pairs, measure, change)
     return ComparedMeasures(pairs.seeds, (), {measure: difference}, {measure: over_seeds})
 
 
-def _compare_recognisability(one: ReportMethod, other: ReportMethod, change: statistics.Change) -> ComparedMeasures:
+def _compare_recognisability(method: ReportMethod, against: ReportMethod, change: statistics.Change) -> ComparedMeasures:
     """Nothing where a method was not measured or the models were not measured alike."""
-    models = [[model for model in method.models if model.recognisability is not None] for method in (one, other)]
-    if _pooled_recognisability(one.models) is None or _pooled_recognisability(other.models) is None:
-        return ComparedMeasures(ComparedSeeds(n=(len(models[0]), len(models[1]))))
-    return _compare_shares(models[0], models[1], "recognisability", change)
+    models, models_against = ([model for model in each.models if model.recognisability is not None] for each in (method, against))
+    if _pooled_recognisability(method.models) is None or _pooled_recognisability(against.models) is None:
+        return ComparedMeasures(ComparedSeeds(n=(len(models), len(models_against))))
+    return _compare_shares(models, models_against, "recognisability", change)
 
 
 def _compare_right_in_character(
-    one: Sequence[ModelRuns], other: Sequence[ModelRuns], change: statistics.Change
+    stable: Sequence[ModelRuns], stable_against: Sequence[ModelRuns], change: statistics.Change
 ) -> ComparedMeasures:
-    (one, reasons_of_one), (other, reasons_of_other) = _right_in_character_models(one), _right_in_character_models(other)
-    pairs = pair_models(one, other)
+    models, reasons = _right_in_character_models(stable)
+    against, reasons_against = _right_in_character_models(stable_against)
+    pairs = pair_models(models, against)
     between = _seed_incompatibilities(pairs.all_models, right_in_character_incompatibilities)
-    reasons = tuple(dict.fromkeys([*reasons_of_one, *reasons_of_other, *between]))
-    if not one or not other or reasons:
+    reasons = tuple(dict.fromkeys([*reasons, *reasons_against, *between]))
+    if not models or not against or reasons:
         return ComparedMeasures(pairs.seeds, reasons)
-    settings = bootstrap_settings(pairs.other[0].runs["stability"].config)
-    results, other_results = _in_character_results(pairs.one), _in_character_results(pairs.other)
-    in_order = _in_character_results(_in_order_of(one, pairs.one))
-    difference = right_in_character_difference(other_results, in_order, *settings, change)
+    settings = bootstrap_settings(pairs.against[0].runs["stability"].config)
+    results, results_against = _in_character_results(pairs.models), _in_character_results(pairs.against)
+    in_order = _in_character_results(_in_order_of(models, pairs.models))
+    difference = right_in_character_difference(in_order, results_against, *settings, change)
     if change is not np.subtract:  # no headline has it
         return ComparedMeasures(pairs.seeds, (), {"right_in_character": difference})
-    over_seeds = right_in_character_seed_difference(other_results, results, pairs.seeds.pairing, difference, *settings)
+    over_seeds = right_in_character_seed_difference(results, results_against, pairs.seeds.pairing, difference, *settings)
     return ComparedMeasures(pairs.seeds, (), {"right_in_character": difference}, {"right_in_character": over_seeds})
 
 
@@ -372,11 +374,11 @@ class MethodNumbers:
             self._pooled[method.name] = pool_seeds(method)
         return self._pooled[method.name]
 
-    def difference(self, one: ReportMethod, other: ReportMethod) -> MethodDifference:
+    def difference(self, method: ReportMethod, against: ReportMethod) -> MethodDifference:
         """As `method_difference`."""
-        names = one.name, other.name
+        names = method.name, against.name
         if names not in self._differences:
-            self._differences[names] = method_difference(one, other)
+            self._differences[names] = method_difference(method, against)
         return self._differences[names]
 
 
@@ -388,39 +390,42 @@ def reference_differences(methods: Sequence[ReportMethod], numbers: MethodNumber
     numbers = numbers or MethodNumbers()
     if len(methods) < 2 or all(len(method.models) == 1 for method in methods):
         return []
-    reference = max((one for one in methods if one.role == "rlvr"), key=lambda one: len(one.models), default=methods[0])
-    return [numbers.difference(one, reference) for one in methods if one is not reference]
+    plain = (method for method in methods if method.role == "rlvr")
+    reference = max(plain, key=lambda method: len(method.models), default=methods[0])
+    return [numbers.difference(method, reference) for method in methods if method is not reference]
 
 
-def pair_models(one: Sequence[ModelRuns], other: Sequence[ModelRuns]) -> PairedModels:
+def pair_models(models: Sequence[ModelRuns], against: Sequence[ModelRuns]) -> PairedModels:
     """Return the models of two methods that are compared, and how their training seeds belong together.
 
     Methods that were trained with the same seeds are paired. If their seeds differ and at least two are common, the models of
     these are paired, and the others left out. A single model whose training is not known, such as the base model, counts as
     untrained.
     """
-    trainings = [[find_training_run(model) for model in models] for models in (one, other)]
-    counts = len(one), len(other)
-    if any(len(found) == 1 and found[0] is None for found in trainings):
-        return PairedModels(one, other, ComparedSeeds(pairing="untrained", n=counts))
-    seeds = [[None if training is None else training.seed for training in found] for found in trainings]
-    common = [seed for seed in seeds[1] if seed in seeds[0]]
-    is_known = all(None not in found and len(set(found)) == len(found) for found in seeds)
-    if not is_known or not common or (len(common) < 2 and set(seeds[0]) != set(seeds[1])):
-        return PairedModels(one, other, ComparedSeeds(pairing="unpaired", n=counts))
-    first, second = (dict(zip(found, models, strict=True)) for found, models in zip(seeds, (one, other), strict=True))
+    trainings, trainings_against = ([find_training_run(model) for model in each] for each in (models, against))
+    counts = len(models), len(against)
+    if [None] in (trainings, trainings_against):
+        return PairedModels(models, against, ComparedSeeds(pairing="untrained", n=counts))
+    seeds, seeds_against = (
+        [None if training is None else training.seed for training in each] for each in (trainings, trainings_against)
+    )
+    common = [seed for seed in seeds_against if seed in seeds]
+    is_known = all(None not in each and len(set(each)) == len(each) for each in (seeds, seeds_against))
+    if not is_known or not common or (len(common) < 2 and set(seeds) != set(seeds_against)):
+        return PairedModels(models, against, ComparedSeeds(pairing="unpaired", n=counts))
+    by_seed, by_seed_against = dict(zip(seeds, models, strict=True)), dict(zip(seeds_against, against, strict=True))
     n = len(common)
     paired = ComparedSeeds(pairing="paired", n=(n, n), n_left_out=(counts[0] - n, counts[1] - n))
-    return PairedModels([first[seed] for seed in common], [second[seed] for seed in common], paired)
+    return PairedModels([by_seed[seed] for seed in common], [by_seed_against[seed] for seed in common], paired)
 
 
 def _share_over_seeds(
     over_questions: Estimate, pairs: PairedModels, measure: ShareName, change: statistics.Change
 ) -> SeedDifference:
-    settings = bootstrap_settings(pairs.other[0].runs["fidelity"].config)
-    values, n_other = _shares_by_seed(_share_results(pairs.all_models, measure), settings), len(pairs.other)
-    first, second = values.seeds(slice(None, n_other)), values.seeds(slice(n_other, None))
-    difference = cover_seed_differences(over_questions, first, second, pairs.seeds.pairing, change=change)
+    settings = bootstrap_settings(pairs.against[0].runs["fidelity"].config)
+    values, n_against = _shares_by_seed(_share_results(pairs.all_models, measure), settings), len(pairs.against)
+    of_models, of_against = values.seeds(slice(n_against, None)), values.seeds(slice(None, n_against))
+    difference = cover_seed_differences(over_questions, of_models, of_against, pairs.seeds.pairing, change=change)
     return difference.limited(-1.0, np.inf if change is statistics.relative_change else 1.0)
 
 
@@ -516,12 +521,13 @@ def _pooled_share_over_seeds(pooled: Estimate, models: Sequence[ModelRuns], meas
     return limit_ends(cover_training_seeds(pooled, [values]).over_seeds, 0.0, 1.0)
 
 
-def _share_difference(
-    first: Sequence[ModelRuns], other: Sequence[ModelRuns], measure: ShareName, change: statistics.Change = np.subtract
+def _pooled_share_difference(
+    models: Sequence[ModelRuns], against: Sequence[ModelRuns], measure: ShareName, change: statistics.Change
 ) -> Estimate:
-    """Return other − first, or another change, paired by question."""
-    results = _share_results(first, measure), _share_results(other, measure)
-    return question_share_difference(*results, *bootstrap_settings(first[0].runs["fidelity"].config), change)
+    """Return models − against, or another change, paired by question."""
+    shares, shares_against = _share_results(models, measure), _share_results(against, measure)
+    settings = bootstrap_settings(against[0].runs["fidelity"].config)
+    return question_share_difference(shares, shares_against, *settings, change)
 
 
 def _share_results(models: Sequence[ModelRuns], measure: ShareName) -> list[Identifiability | Recognisability]:

@@ -253,13 +253,13 @@ class _StudyReport:
         found = []
         for page in self.pages:
             for name in (self.config.against_arm, BASE_UNIT):
-                other = None if name is None else page.method(self.arm_names[name])
+                against = None if name is None else page.method(self.arm_names[name])
                 for arm in self.arms:
-                    one = page.method(self.arm_names[arm])
-                    if one is not None and other is not None and one is not other:
-                        change = page.numbers.difference(one, other)
+                    method = page.method(self.arm_names[arm])
+                    if method is not None and against is not None and method is not against:
+                        difference = page.numbers.difference(method, against)
                         found += [
-                            compare_arms(one, other, evaluation, kind, found=change)
+                            compare_arms(method, against, evaluation, kind, difference=difference)
                             for kind, evaluation in page.evaluations.items()
                         ]
         return found
@@ -349,10 +349,10 @@ class _StudyReport:
         for page in self.pages:
             for kind, evaluation in page.evaluations.items():
                 if evaluation == headline.evaluation:
-                    one, other = (page.method(self.arm_names[name]) for name in (headline.arm, headline.against))
-                    if one is None or other is None:
+                    arm, against = (page.method(self.arm_names[name]) for name in (headline.arm, headline.against))
+                    if arm is None or against is None:
                         return None
-                    change = compare_arms(one, other, evaluation, kind, statistics.relative_change)
+                    change = compare_arms(arm, against, evaluation, kind, statistics.relative_change)
                     if headline.measure == SCORE and any(UNTRUSTED_MARK in name for name in change.scores):
                         self.untrusted_headlines.add(headline)
                     if not change.covers_seeds(headline.measure):
