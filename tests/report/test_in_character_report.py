@@ -15,7 +15,6 @@ from permix.report.html.charts import build_charts
 from permix.report.methods import group_methods
 from permix.report.pooled import method_difference, pool_seeds
 from permix.report.runs import ModelRuns, collect_models
-from permix.report.score_plots import TRADEOFF_VIEWS, tradeoff_points
 from permix.report.tables import (
     RIGHT_IN_CHARACTER_HEADING,
     method_table,
@@ -23,6 +22,7 @@ from permix.report.tables import (
     right_in_character_table,
     seed_difference_table,
 )
+from permix.report.tradeoff import build_tradeoffs
 from permix.types import Verdict
 from tests.seeded import PERSONAS, QUESTIONS, VOICES, Right, cell, share, torn, train_run, write_run
 
@@ -165,10 +165,10 @@ def test_the_report_draws_the_view_and_writes_the_numbers(study: Path, tmp_path:
 def test_a_point_of_the_view_has_its_own_chance(models: list[ModelRuns]) -> None:
     methods = group_methods(models)
     pooled = [pool_seeds(method) for method in methods]
-    points = {point.name: point for point in tradeoff_points(methods, pooled, view=TRADEOFF_VIEWS[1])}
-    assert points["base"].chance == pytest.approx(0.125, abs=0.06)
-    assert [x for x, _ in points["PerMix-RLVR"].seeds] == pytest.approx([0.8, 0.8])
-    assert tradeoff_points(methods, pooled) == []
+    (tradeoff,) = build_tradeoffs(models, methods, pooled, []).tradeoffs  # no model has identifiability
+    assert (tradeoff.view.measure, tradeoff.chance) == ("right_in_character", None)
+    assert tradeoff.points["base"].chance == pytest.approx(0.125, abs=0.06)
+    assert [x for x, _ in tradeoff.points["PerMix-RLVR"].seeds.values()] == pytest.approx([0.8, 0.8])
     chart = build_charts(models, methods, pooled, [])["tradeoff"]
     assert [measure["key"] for measure in chart["measures"]] == ["right_in_character"]
 

@@ -41,11 +41,12 @@ from permix.report.html.values import model_looks, printable_text, unique_displa
 from permix.report.judge_tables import PublishedComparison, collect_published, published_json
 from permix.report.judges import PERSONAGYM_KIND, JudgedRun
 from permix.report.layout import build_document
-from permix.report.methods import ReportMethod, group_methods, method_names, training_arrows
+from permix.report.methods import ReportMethod, group_methods, method_names
 from permix.report.pooled import MethodNumbers, PooledMethod, reference_differences
 from permix.report.runs import ModelRow, ModelRuns, collect_models
-from permix.report.score_plots import TRADEOFF_VIEWS, common_chance, plot_tradeoff, tradeoff_points
+from permix.report.score_plots import plot_tradeoff
 from permix.report.tables import StrategyResult
+from permix.report.tradeoff import build_tradeoffs
 from permix.storage.files import guard_writes, replace_when_done, write_json, write_text
 
 CARD_BEGIN, CARD_END = "<!-- permix report: begin -->", "<!-- permix report: end -->"
@@ -289,11 +290,7 @@ def draw_report_figures(
     comparisons: Sequence[Comparison],
     out: Path,
 ) -> ReportFigures:
-    """Draw every figure that the runs allow; without matplotlib none.
-
-    The trade-off figure leaves out every method with a model that cannot be compared with the first model, because an arrow to
-    that method would be such a comparison.
-    """
+    """Draw every figure that the runs allow; without matplotlib none."""
     can_draw = find_spec("matplotlib") is not None
     if not can_draw:
         print_status_once("note: no figures as PNG and SVG files, since matplotlib is not installed; index.html draws its own")
@@ -304,20 +301,14 @@ def draw_report_figures(
 
     styles = theme.styles_for((model.label for model in models), method_names(methods))
     summaries = {model.label: model.stability for model in models if model.stability is not None}
-    against_first = [one for one in comparisons if one.against == models[0].label]
-    incomparable = {
-        "identifiability": {one.label for one in against_first if one.reasons or one.fidelity_reasons},
-        "right_in_character": {one.label for one in against_first if one.reasons or one.right_in_character_reasons},
-    }
     logs = {model.label: model.runs["train"].log for model in models if "train" in model.runs}
     reward_logs = {name: log for name, log in logs.items() if any("reward" in step for step in log)}
     figures: dict[str, str] = {}
     looks_of = {method.name: styles[method.labels[0]] for method in methods}
-    for view in TRADEOFF_VIEWS:
-        if points := tradeoff_points(methods, pooled, incomparable[view.measure], view):
-            chance = common_chance(pooled) if view.measure == "identifiability" else None
-            draw(plot_tradeoff, points, training_arrows(methods), chance, out / view.file, looks_of, view)
-            figures[view.file] = view.title
+    for tradeoff in build_tradeoffs(models, methods, pooled, comparisons).tradeoffs:
+        if tradeoff.view.file is not None:
+            draw(plot_tradeoff, tradeoff, out / tradeoff.view.file, looks_of)
+            figures[tradeoff.view.file] = tradeoff.view.title
     if summaries:
         draw(plots.plot_persona_accuracy, summaries, out / "personas.png", styles)
         draw(plots.plot_lottery, summaries, out / "lottery.png", styles)
