@@ -1,4 +1,5 @@
-"""Holds tables as data (cells with text, number and source runs), writes them as Markdown and CSV, and formats numbers.
+"""Holds tables as data (cells with text, number and source runs), writes them as Markdown and CSV and for a terminal, and formats
+numbers.
 
 Contract: control and bidi characters in a cell's text are already visible codes, but the text is not escaped; the renderer
 escapes for its medium. A missing value is "–" in a document and empty in CSV, never 0.
@@ -12,6 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table as TerminalTable
+from rich.text import Text
 
 from permix.sanitize import escape_control, escape_markdown, truncate
 from permix.storage.files import replace_when_done
@@ -147,6 +152,16 @@ def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> st
     """A Markdown table; headings and cells must be Markdown already."""
     ruled = [headings, ["---"] * len(headings), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in ruled)
+
+
+def terminal_table() -> TerminalTable:
+    """A table for a terminal without columns and rows, in the style of all such tables."""
+    return TerminalTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+
+
+def terminal_text(cell: TableCell) -> Text:
+    """The cell in a table for a terminal, its note dim on a line of its own."""
+    return Text.assemble(cell.text, (f"\n{cell.note}" if cell.note else "", "dim"))
 
 
 def label_cell(text: str, width: int = LABEL_WIDTH) -> TableCell:

@@ -14,9 +14,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from pydantic import Field
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as TerminalTable
 from rich.text import Text
 
 from permix.config import CompareConfig
@@ -47,6 +46,7 @@ from permix.rendering.table import (
     markdown_table,
     one_line,
     plain_text,
+    terminal_table,
 )
 from permix.report.judges import (
     INTERVIEW_KIND,
@@ -349,7 +349,7 @@ def _count_persona_scores(run: Run) -> tuple[int, int]:
     return int((~np.isnan(correct_P_Q_S)).sum()), correct_P_Q_S.size
 
 
-def terminal_comparison_tables(comparison: RunComparison) -> list[Table]:
+def terminal_comparison_tables(comparison: RunComparison) -> list[TerminalTable]:
     """Return the tables for a terminal: the measures, the contexts of runs with contexts, and the personas, with the largest loss
     of accuracy first.
     """
@@ -361,13 +361,13 @@ def terminal_comparison_tables(comparison: RunComparison) -> list[Table]:
         "persona": _persona_rows(comparison.result),
     }
     for heading, lines in ((heading, lines) for heading, lines in parts.items() if lines or heading != "context"):
-        table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-        table.add_column(heading)
+        shown = terminal_table()
+        shown.add_column(heading)
         for column in (*labels, Text("second − first"), Text("p")):
-            table.add_column(column, overflow="fold")
+            shown.add_column(column, overflow="fold")
         for line in lines:
-            table.add_row(*(Text(escape_control(cell)) for cell in line))
-        tables.append(table)
+            shown.add_row(*(Text(escape_control(cell)) for cell in line))
+        tables.append(shown)
     return tables
 
 

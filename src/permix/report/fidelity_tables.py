@@ -7,7 +7,6 @@ and escaped when it is rendered, so it is displayed and never interpreted.
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table as TerminalTable
 from rich.text import Text
 
@@ -28,6 +27,8 @@ from permix.rendering.table import (
     md_label,
     one_line,
     tabulate,
+    terminal_table,
+    terminal_text,
     text_cell,
     trusted_cell,
 )
@@ -97,7 +98,7 @@ def terminal_drift_table(drift_by_model: Mapping[str, Drift]) -> TerminalTable:
     """Return a table for a terminal: a row for each measure and a column for each model, with the slope per turn above late −
     early.
     """
-    table = TerminalTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = terminal_table()
     table.add_column("change per turn")
     for model in drift_by_model:
         table.add_column(Text(truncate(escape_control(model), LABEL_WIDTH)), overflow="fold")
@@ -282,7 +283,7 @@ def terminal_text_metrics_table(metrics_by_run: Mapping[SourceRun, TextMetrics])
     """Return a table for a terminal of what is measured without a judge: a row for each metric of `TERMINAL_TEXT_METRICS`, and a
     column for each model and kind of run.
     """
-    table = TerminalTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = terminal_table()
     table.add_column("without a judge")
     for source in metrics_by_run:
         name = truncate(escape_control(label_with_kind(*source)), LABEL_WIDTH)
@@ -291,8 +292,7 @@ def terminal_text_metrics_table(metrics_by_run: Mapping[SourceRun, TextMetrics])
     for column in TEXT_METRIC_COLUMNS:
         if column.heading in TERMINAL_TEXT_METRICS:
             cells = (_text_metric_cell(column, one) for one in metrics_by_run.values())
-            texts = (Text.assemble(cell.text, (f"\n{cell.note}" if cell.note else "", "dim")) for cell in cells)
-            table.add_row(Text(column.heading), *texts)
+            table.add_row(Text(column.heading), *map(terminal_text, cells))
     return table
 
 

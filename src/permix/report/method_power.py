@@ -10,9 +10,8 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as TerminalTable
 from rich.text import Text
 from scipy.special import chdtri
 
@@ -23,7 +22,7 @@ from permix.metrics.stability import question_noise
 from permix.metrics.statistics import TARGET_POWER
 from permix.metrics.training_seeds import SeedDifference, SeedVarianceComponents, power_over_seeds, scale_questions
 from permix.progress import add_result
-from permix.rendering.table import one_line
+from permix.rendering.table import one_line, terminal_table
 from permix.report.methods import ReportMethod, group_methods
 from permix.report.pooled import MethodDifference, measured_models, method_difference
 from permix.report.runs import collect_models
@@ -214,9 +213,9 @@ def describe_pilot(change: MethodDifference, planned: Collection[str]) -> list[s
     return lines
 
 
-def terminal_power_table(lines: Sequence[PlannedPower], questions: Sequence[int]) -> Table:
+def terminal_power_table(lines: Sequence[PlannedPower], questions: Sequence[int]) -> TerminalTable:
     """Return the table for a terminal: a row for each line, a column for each number of questions."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = terminal_table()
     for heading in ("measure", "difference", "sd of pairs of seeds", "seeds", *(f"{n} questions" for n in questions)):
         table.add_column(heading, overflow="fold")
     previous = None

@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as TerminalTable
 from rich.text import Text
@@ -44,6 +43,7 @@ from permix.rendering.table import (
     one_line,
     plain_text,
     tabulate,
+    terminal_table,
     trusted_cell,
 )
 from permix.report.arm_differences import (
@@ -180,7 +180,7 @@ def terminal_arms_table(page: StudyPage) -> TerminalTable:
     """A table for a terminal: a row for each arm, or each model if no arm has several, without the folded columns."""
     shown = front_table(page.methods, page.pooled, [model.row for model in page.models])
     columns = [at for at, heading in enumerate(shown.headings) if heading not in shown.folded]
-    table = TerminalTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = terminal_table()
     for at in columns:
         table.add_column(Text(shown.headings[at]), overflow="fold")
     for row in shown.rows:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table as TerminalTable
 from rich.text import Text
 
@@ -43,6 +42,8 @@ from permix.rendering.table import (
     label_cell,
     one_line,
     tabulate,
+    terminal_table,
+    terminal_text,
     trusted_cell,
 )
 from permix.report.judges import OPEN_ENDED_KIND, UNTESTED_MARK, UNTRUSTED_MARK, trust_mark
@@ -207,25 +208,29 @@ def models_table(rows: Sequence[ModelRow]) -> Table:
     return tabulate("models", ["model", *headings], lines, folded=folded)
 
 
-NAME_WIDTH, VALUE_WIDTH = 19, len("0.123 [0.12, 0.12]")  # so three models fit into 80 columns without a line break in an interval
+# So three models fit into 80 columns without a line break in an interval.
+TERMINAL_NAME_WIDTH, TERMINAL_VALUE_WIDTH = 19, len("0.123 [0.12, 0.12]")
+
+
+def _terminal_measures_table(headings: Iterable[str]) -> TerminalTable:
+    """A table for a terminal without rows: a column for the names of measures, and one with each of these headings."""
+    table = terminal_table()
+    table.add_column("", width=TERMINAL_NAME_WIDTH)
+    for heading in headings:
+        shown = Text(truncate(escape_control(heading), LABEL_WIDTH))
+        table.add_column(shown, justify="left", overflow="fold", min_width=TERMINAL_VALUE_WIDTH)
+    return table
 
 
 def terminal_models_table(rows: Sequence[ModelRow]) -> TerminalTable:
     """Return a table for a terminal: a row for each measure and a column for each model. Measures that no model has
     are left out; PSS stays where a note says why it has no value. Below it is the meaning of the judges' marks that appear.
     """
-    table = TerminalTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("", width=NAME_WIDTH)
-    for row in rows:
-        table.add_column(
-            Text(truncate(escape_control(row.label), LABEL_WIDTH)), justify="left", overflow="fold", min_width=VALUE_WIDTH
-        )
+    table = _terminal_measures_table(row.label for row in rows)
     for column in columns_with_judges(rows):
         cells = [column.cell(row) for row in rows]
         if any(cell.text != MISSING_TEXT or cell.note for cell in cells):
-            table.add_row(
-                Text(truncate(escape_control(column.heading), HEADING_WIDTH)), *(_terminal_text(cell) for cell in cells)
-            )
+            table.add_row(Text(truncate(escape_control(column.heading), HEADING_WIDTH)), *map(terminal_text, cells))
     judged = [one for row in rows for one in row.judged if one.persona_score.value is not None]
     shown_marks = {trust_mark(one.discriminates_persona).strip() for one in judged}
     if meanings := [TRUST_MARK_MEANINGS[mark] for mark in (UNTRUSTED_MARK, UNTESTED_MARK) if mark in shown_marks]:
@@ -442,15 +447,10 @@ TERMINAL_COLUMNS = 3
 
 
 def _terminal_context_table(columns: Sequence[tuple[str, ContextSummary]]) -> TerminalTable:
-    table = TerminalTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("", width=NAME_WIDTH)
-    for heading, _ in columns:
-        table.add_column(
-            Text(truncate(escape_control(heading), LABEL_WIDTH)), justify="left", overflow="fold", min_width=VALUE_WIDTH
-        )
+    table = _terminal_measures_table(heading for heading, _ in columns)
     labels = [*(measure.label for measure in measures_in("contexts")), MEAN_MINUS_FIRST_LABEL]
     for place, label in enumerate(labels):
-        table.add_row(Text(label), *(_terminal_text(_context_cells(one)[place]) for _, one in columns))
+        table.add_row(Text(label), *(terminal_text(_context_cells(one)[place]) for _, one in columns))
     return table
 
 
@@ -523,15 +523,11 @@ def terminal_strategy_table(results: Sequence[StrategyResult]) -> TerminalTable:
     """Return a table for a terminal: a row for each measure and a column for each strategy. Measures that no strategy has are
     left out.
     """
-    table = TerminalTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("", width=NAME_WIDTH)
-    for one in results:
-        heading = truncate(escape_control(f"{one.label}, {one.summary.strategy}"), LABEL_WIDTH)
-        table.add_column(Text(heading), justify="left", overflow="fold", min_width=VALUE_WIDTH)
+    table = _terminal_measures_table(f"{one.label}, {one.summary.strategy}" for one in results)
     for column in STRATEGY_COLUMNS:
         cells = [column.cell(one.summary) for one in results]
         if any(cell.text != MISSING_TEXT for cell in cells):
-            table.add_row(Text(column.heading), *(_terminal_text(cell) for cell in cells))
+            table.add_row(Text(column.heading), *map(terminal_text, cells))
     table.add_row(Text("details"), *(Text(_details_text(one.summary)) for one in results))
     return table
 
@@ -548,10 +544,6 @@ def _persona_cell(persona: PersonaSummary | None) -> TableCell:
         return accuracy
     note = f"{persona.difference.format_difference()}, p = {format_p_value(persona.holm_p)}, {accuracy.note}".replace("= <", "<")
     return accuracy._replace(note=note)
-
-
-def _terminal_text(cell: TableCell) -> Text:
-    return Text.assemble(cell.text, (f"\n{cell.note}" if cell.note else "", "dim"))
 
 
 def method_table(methods: Sequence[ReportMethod], pooled: Sequence[PooledMethod]) -> Table:
