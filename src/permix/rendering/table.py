@@ -175,6 +175,11 @@ def text_cell(text: str, width: int, max_lines: int) -> TableCell:
     return TableCell(shown) if shown else EMPTY_ANSWER_CELL
 
 
+def quote_markdown(text: str, width: int, max_lines: int) -> str:
+    """Text of a model or user (untrusted) as Markdown: at most `max_lines` lines of `width` characters, escaped."""
+    return escape_markdown(truncate(escape_control(text).strip(), width, max_lines))
+
+
 def trusted_cell(text: str, note: str = "", number: Estimate | float | None = None) -> TableCell:
     """Text or a number that permix itself wrote; the missing cell for "–"."""
     return MISSING_CELL if text == MISSING_TEXT else TableCell(text, note, number, trusted_markup=True)
@@ -344,3 +349,9 @@ def format_ratio(done: int | None, total: int | None) -> str:
 
 def format_p_value(p: float | None) -> str:
     return MISSING_TEXT if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def p_text(p: float | None) -> str:
+    """ "p = 0.012" or "p < 0.001"."""
+    shown = format_p_value(p)
+    return f"p {shown}" if shown.startswith("<") else f"p = {shown}"

@@ -16,8 +16,8 @@ from permix.rendering.table import (
     difference_cell,
     difference_direction,
     estimate_cell,
-    format_p_value,
     label_cell,
+    p_text,
     tabulate,
     trusted_cell,
 )
@@ -263,7 +263,7 @@ def _difference_cell(difference: Estimate | None, found: SeedDifference | None, 
     notes = [SEEDS_NOT_COVERED]
     if found is not None:
         ends = found.over_seeds.format_difference().partition(" ")[2]
-        notes = [f"over {drawn} and seeds {ends}, p = {format_p_value(found.p)}".replace("= <", "<")]
+        notes = [f"over {drawn} and seeds {ends}, {p_text(found.p)}"]
     if difference_direction(difference if found is None else found.over_seeds) == NOT_SIGNIFICANT:
         notes.append(INTERVAL_INCLUDES_ZERO)
     return cell._replace(note="; ".join([cell.note, *notes]))

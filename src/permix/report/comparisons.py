@@ -68,7 +68,7 @@ from permix.report.runs import (
 from permix.sanitize import escape_control
 from permix.storage.cells import chosen_answers_note
 from permix.storage.files import write_json, write_text
-from permix.types import Estimate
+from permix.types import Estimate, true_minus
 
 
 class Comparison(MeasureRecord):
@@ -144,12 +144,8 @@ def stability_claim(pss: Estimate, p: float | None = None) -> str:
     """Return what a difference in PSS says about stability, with its value and, if given, the p of its test. The difference must
     have an interval.
     """
-    return f"{_STABILITY_CLAIMS[difference_direction(pss)]} (PSS {pss.format_difference()}{_p_text(p)})"
-
-
-def _p_text(p: float | None) -> str:
-    shown = table.format_p_value(p)
-    return "" if p is None else f", p {shown}" if shown.startswith("<") else f", p = {shown}"
+    tested = "" if p is None else f", {table.p_text(p)}"
+    return f"{_STABILITY_CLAIMS[difference_direction(pss)]} (PSS {pss.format_difference()}{tested})"
 
 
 _COMPARISON_NOTE = (
@@ -325,7 +321,8 @@ def comparison_claim(comparison: RunComparison) -> str:
     if pss.low is not None:
         stable = stability_claim(pss, pss_p)
     direction, name = difference_direction(mean), STABILITY_MEASURES["mean"].sentence_label
-    accuracy = f"{name} {direction} ({mean.format_difference()}{_p_text(mean_p)})"
+    tested = "" if mean_p is None else f", {table.p_text(mean_p)}"
+    accuracy = f"{name} {direction} ({mean.format_difference()}{tested})"
     return f"{two} against {one}: {stable}; {accuracy}."
 
 
@@ -425,7 +422,7 @@ def _persona_rows(result: PairedComparison) -> list[Sequence[str]]:
 
 def _comparison_cells(difference: MeasureDifference | PersonaDifference, p: float | None) -> tuple[str, ...]:
     signed = MISSING_TEXT if difference.difference.value is None else difference.difference.format_difference()
-    values = (table.format_decimal(value).replace("-", "−") for value in (difference.first, difference.other))
+    values = (true_minus(table.format_decimal(value)) for value in (difference.first, difference.other))
     return (*values, signed, table.format_p_value(p))
 
 

@@ -22,6 +22,7 @@ from permix.rendering.table import (
     label_cell,
     md_label,
     one_line,
+    quote_markdown,
     tabulate,
     text_cell,
     trusted_cell,
@@ -92,7 +93,8 @@ def completion_excerpts(models: Sequence[ModelRuns], kind: str) -> list[Document
             [_cut_text_cell(_asked_text(cells[key], kind)), *(_answer_cell(run.get(key)) for run in cells_by_model.values())]
             for key in persona_keys
         ]
-        parts.append(f"**{md_label(persona_id or '')}** – {_quote_markdown(_persona_text(cells[persona_keys[0]]))}")
+        persona_text = quote_markdown(_persona_text(cells[persona_keys[0]]), _MAX_LINE_CHARS, _MAX_LINES)
+        parts.append(f"**{md_label(persona_id or '')}** – {persona_text}")
         parts.append(tabulate(f"said-{kind.replace(', ', '-')}-{number}", ["asked", *map(one_line, cells_by_model)], lines))
     return parts
 
@@ -352,7 +354,7 @@ def _default_system_text(run: Run) -> str:
         return "the text that its chat template inserts, if any (not recorded)"
     text = identity["default_system"]
     source = "the system text" if "imported" in identity else "the chat template's default system text:"
-    return f"{source} “{_quote_markdown(text)}”" if text else "no known default system text"
+    return f"{source} “{quote_markdown(text, _MAX_LINE_CHARS, _MAX_LINES)}”" if text else "no known default system text"
 
 
 def _shared_keys(runs: Sequence[Mapping[CellKey, object]]) -> list[CellKey]:
@@ -397,7 +399,3 @@ def _answer_cell(cell: Asked | None) -> TableCell:
 
 def _cut_text_cell(text: str) -> TableCell:
     return text_cell(text, _MAX_LINE_CHARS, _MAX_LINES)
-
-
-def _quote_markdown(text: str) -> str:
-    return escape_markdown(truncate(escape_control(text).strip(), _MAX_LINE_CHARS, _MAX_LINES))

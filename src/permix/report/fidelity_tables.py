@@ -26,6 +26,7 @@ from permix.rendering.table import (
     label_cell,
     md_label,
     one_line,
+    quote_markdown,
     tabulate,
     terminal_table,
     terminal_text,
@@ -37,7 +38,7 @@ from permix.report.judges import INTERVIEW_KIND, OPEN_ENDED_KIND, trust_mark
 from permix.report.runs import ModelRuns
 from permix.report.summary_text import TRUST_MARKS_LEGEND
 from permix.sanitize import escape_control, escape_markdown, truncate
-from permix.types import Estimate
+from permix.types import Estimate, true_minus
 
 _DRIFT_HEADINGS = ["model", "measure", "mean", "change per turn", "late − early", "scored of asked"]
 
@@ -154,7 +155,8 @@ def interview_excerpt(models: Sequence[ModelRuns]) -> list[DocumentPart]:
     common = [id for id in first.persona_ids if all(id in one.persona_ids for one in interviews.values())]
     persona = (common or first.persona_ids)[0]
     shown = {name: one for name, one in interviews.items() if persona in one.persona_ids}
-    heading = f"**{md_label(persona)}** – {_quote_markdown(first.persona_texts[first.persona_ids.index(persona)])}"
+    persona_text = first.persona_texts[first.persona_ids.index(persona)]
+    heading = f"**{md_label(persona)}** – {quote_markdown(persona_text, _MAX_LINE_CHARS, _MAX_LINES)}"
     if len({_turns_of(one, persona)[0] for one in shown.values()}) == 1:
         return [heading, _conversation_table("interview", shown, persona)]
     several = [
@@ -204,15 +206,11 @@ def _format_slope(slope: Estimate) -> str:
     if slope.value is None:
         return MISSING_TEXT
     interval = "" if slope.low is None or slope.high is None else f" [{slope.low:+.3f}, {slope.high:+.3f}]"
-    return f"{slope.value:+.3f}{interval}".replace("-", "−")
+    return true_minus(f"{slope.value:+.3f}{interval}")
 
 
 def _scored_of_asked(series: TurnSeries) -> str:
     return format_ratio(series.n_scored, series.n_asked)
-
-
-def _quote_markdown(text: str) -> str:
-    return escape_markdown(truncate(escape_control(text).strip(), _MAX_LINE_CHARS, _MAX_LINES))
 
 
 _MAX_QUOTE_CHARS = 160

@@ -56,7 +56,7 @@ from permix.report.judges import (
 )
 from permix.report.runs import ModelRuns
 from permix.report.summary_text import TRUST_MARKS_LEGEND
-from permix.types import AnswerKey, Estimate, Record
+from permix.types import AnswerKey, Estimate, Record, true_minus
 
 
 class JudgeReliabilityRow(NamedTuple):
@@ -404,7 +404,7 @@ def _combined_trust(judges: Mapping[str, bool | None]) -> bool | None:
 def _run_row(name: str, result: PublishedAggregation, judges: Mapping[str, bool | None]) -> list[TableCell]:
     mark = trust_mark(_combined_trust(judges))
     judged_by = ", ".join(f"{one_line(judge)}{trust_mark(trusted)}" for judge, trusted in judges.items())
-    difference = format_decimal(result.difference) if result.difference is None else f"{result.difference:+.3f}".replace("-", "−")
+    difference = format_decimal(result.difference) if result.difference is None else true_minus(f"{result.difference:+.3f}")
     values = [result.persona_score, *result.tasks, result.permix_persona_score, result.difference, result.last_persona_score]
     texts = [*map(format_decimal, values[:-2]), difference, format_decimal(result.last_persona_score)]
     source = SourceRun(name, PERSONAGYM_KIND)

@@ -63,7 +63,7 @@ from permix.report.methods import ReportMethod, group_assigned_methods
 from permix.report.pooled import MethodNumbers, PooledContext, PooledMethod, divide_by_context, pool_context
 from permix.report.runs import ModelRuns, collect_models, strategy_kind, with_default_stability
 from permix.report.tables import front_table, pooled_identifiability_cell, pooled_measure_cell
-from permix.types import Estimate
+from permix.types import Estimate, true_minus
 
 UNTRUSTED_JUDGE_TEXT = (
     "the judge does not tell an answer's persona from a wrong one on all of these models, so the score means nothing"
@@ -568,7 +568,7 @@ def _change_cell(change: Estimate | None) -> TableCell:
 
 def format_change(value: float) -> str:
     """0.212 -> "+21.2 %"."""
-    return f"{100 * value:+.1f} %".replace("-", "−")
+    return true_minus(f"{100 * value:+.1f} %")
 
 
 def format_changes(change: Estimate) -> str:

@@ -41,6 +41,7 @@ from permix.rendering.table import (
     format_ratio,
     label_cell,
     one_line,
+    p_text,
     tabulate,
     terminal_table,
     terminal_text,
@@ -52,7 +53,7 @@ from permix.report.pooled import ComparedSeeds, MethodDifference, PooledMethod
 from permix.report.runs import ModelRow, ModelRuns
 from permix.report.summary_text import TRUST_MARK_MEANINGS
 from permix.sanitize import escape_control, truncate
-from permix.types import Estimate
+from permix.types import Estimate, true_minus
 
 DETAILS_WIDTH = 400
 
@@ -80,17 +81,13 @@ def recognisability_cell(row: ModelRow) -> TableCell:
     return _with_chance(estimate_cell(row.recognisability), row.chance)
 
 
-def _with_chance(cell: TableCell, chance: float | None) -> TableCell:
-    return cell._replace(note=cell.note and f"{cell.note}, chance {format_decimal(chance)}")
+def _with_chance(cell: TableCell, chance: float | None, name: str = "chance") -> TableCell:
+    return cell._replace(note=cell.note and f"{cell.note}, {name} {format_decimal(chance)}")
 
 
 def right_in_character_cell(row: ModelRow) -> TableCell:
     """Return the share of answers that are right and in character, with what chance gives next to n."""
-    return _with_by_chance(estimate_cell(row.right_in_character), row.right_in_character_by_chance)
-
-
-def _with_by_chance(cell: TableCell, by_chance: float | None) -> TableCell:
-    return cell._replace(note=cell.note and f"{cell.note}, by chance {format_decimal(by_chance)}")
+    return _with_chance(estimate_cell(row.right_in_character), row.right_in_character_by_chance, "by chance")
 
 
 def _measure_cell(row: ModelRow, name: str) -> TableCell:
@@ -542,7 +539,7 @@ def _persona_cell(persona: PersonaSummary | None) -> TableCell:
     accuracy = estimate_cell(persona.accuracy)
     if accuracy.text == TOO_FEW_TEXT:
         return accuracy
-    note = f"{persona.difference.format_difference()}, p = {format_p_value(persona.holm_p)}, {accuracy.note}".replace("= <", "<")
+    note = f"{persona.difference.format_difference()}, {p_text(persona.holm_p)}, {accuracy.note}"
     return accuracy._replace(note=note)
 
 
@@ -629,7 +626,7 @@ def pooled_right_in_character_cell(pooled: PooledMethod) -> TableCell:
     cell = _pooled_cell(pooled.right_in_character, pooled.right_in_character_reasons)
     if cell.number is None:
         return cell
-    return _with_seed_interval(_with_by_chance(cell, pooled.right_in_character_by_chance), pooled, "right_in_character")
+    return _with_seed_interval(_with_chance(cell, pooled.right_in_character_by_chance, "by chance"), pooled, "right_in_character")
 
 
 def _with_seed_interval(cell: TableCell, pooled: PooledMethod, name: str) -> TableCell:
@@ -637,7 +634,7 @@ def _with_seed_interval(cell: TableCell, pooled: PooledMethod, name: str) -> Tab
     interval = pooled.over_seeds.get(name)
     if cell.number is None or cell.text == TOO_FEW_TEXT or interval is None or interval.low is None or interval.high is None:
         return cell
-    ends = f"[{interval.low:.2f}, {interval.high:.2f}]".replace("-", "−")
+    ends = true_minus(f"[{interval.low:.2f}, {interval.high:.2f}]")
     return cell._replace(note=f"{cell.note}; over questions and seeds {ends}")
 
 
