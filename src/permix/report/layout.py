@@ -36,8 +36,8 @@ PERSONA_NOTE = (
 GRID_NOTE = "Each cell is one persona and one question: the mean score over its samples."
 
 LOTTERY_NOTE = (
-    "Expected accuracy if k personas are tried and the best one is kept. It is chosen with the right answers known, so "
-    " this is an upper bound."
+    "Expected accuracy if k personas are tried and the best one is kept. It is chosen with the right answers known, so this is "
+    "an upper bound."
 )
 
 TEMPLATE_NOTE = (
@@ -83,7 +83,7 @@ JUDGE_SCORES_NOTE = (
 
 DEV_EVAL_NOTE = (
     "Measured during training, on dev personas and dev questions, to choose the weights and when to stop. They are not results: "
-    " the best of several noisy numbers is too high. Results on the held-out split are in the table at the top."
+    "the best of several noisy numbers is too high. Results on the held-out split are in the table at the top."
 )
 
 
