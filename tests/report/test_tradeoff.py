@@ -71,7 +71,7 @@ def test_figure_and_page_have_the_same_points_arrows_and_chance(study: list[Repo
     models = [model for method in study for model in method.models]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("permix.report.builder.plot_tradeoff", lambda given, *_: drawn.append(given))
-        for name in ("plot_persona_accuracy", "plot_lottery", "plot_heatmap", "plot_identifiability_figures"):
+        for name in ("plot_persona_accuracy", "plot_best_of_k", "plot_heatmap", "plot_identifiability_figures"):
             patch.setattr(f"permix.rendering.plots.{name}", lambda *_: {})
         draw_report_figures(models, study, pooled, [refused], tmp_path)
     assert drawn == [tradeoff]

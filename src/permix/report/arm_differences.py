@@ -36,7 +36,7 @@ from permix.report.pooled import (
 from permix.report.tables import compared_seeds_text, difference_label
 from permix.types import Estimate
 
-SCORE = "score"
+JUDGE_SCORE_MEASURE = "score"
 """The measure of a headline that is a judge's mean score."""
 
 INTERVAL_INCLUDES_ZERO = "the interval includes 0"
@@ -75,7 +75,7 @@ class ArmDifference(NamedTuple):
 
     def _name_of(self, name: str) -> str:
         """The name of a headline's measure here; empty for a score where no judge has one."""
-        return next(iter(self.scores), "") if name == SCORE else name
+        return next(iter(self.scores), "") if name == JUDGE_SCORE_MEASURE else name
 
     def seeds_text(self, name: str) -> str:
         """Which seeds are behind a measure: "3 of each, paired; 5 further seeds of rlvr left out"."""

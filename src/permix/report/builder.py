@@ -311,7 +311,7 @@ def draw_report_figures(
             figures[tradeoff.view.file] = tradeoff.view.title
     if summaries:
         draw(plots.plot_persona_accuracy, summaries, out / "personas.png", styles)
-        draw(plots.plot_lottery, summaries, out / "lottery.png", styles)
+        draw(plots.plot_best_of_k, summaries, out / "lottery.png", styles)
         figures |= {"personas.png": "accuracy by persona", "lottery.png": "expected best of k personas"}
     for place, model in enumerate(models, start=1):
         if model.grid is not None:

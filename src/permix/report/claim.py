@@ -140,13 +140,13 @@ def build_claim(
 ) -> ReportClaim:
     """Return the claim above the report. Differences in `differences` and numbers in `pooled` are not computed again."""
     numbers = MethodNumbers(pooled, differences)
-    able = [method for method in methods if any(measured_models(method)) or any(model.judged_runs for model in method.models)]
-    chosen = choose_comparison(able)
+    measured = [method for method in methods if any(measured_models(method)) or any(model.judged_runs for model in method.models)]
+    chosen = choose_comparison(measured)
     if chosen is not None:
-        base = next((method for method in able if method.role == "base"), None)
+        base = next((method for method in measured if method.role == "base"), None)
         return _comparison_claim(chosen, base, numbers)
-    if able:
-        return _single_method_claim(able[0], numbers)
+    if measured:
+        return _single_method_claim(measured[0], numbers)
     models = [model for method in methods for model in method.models]
     if any(model.drift is not None or model.strategies for model in models):
         return ReportClaim(_NO_CLAIM_POSSIBLE)
@@ -185,17 +185,17 @@ def _by_seed_count(methods: Sequence[ReportMethod]) -> list[ReportMethod]:
 
 def _comparison_claim(pair: ComparisonPair, base: ReportMethod | None, numbers: MethodNumbers) -> ReportClaim:
     method, against, other_variants = pair
-    change = numbers.difference(method, against)
+    difference = numbers.difference(method, against)
     pooled, pooled_against = numbers.pooled(method), numbers.pooled(against)
     findings = [
-        *_stability_findings(change, pooled, pooled_against, [*method.models, *against.models]),
-        *_no_pss_findings(change, [method, against]),
-        *_distinctness_findings(change, pooled, pooled_against),
+        *_stability_findings(difference, pooled, pooled_against, [*method.models, *against.models]),
+        *_no_pss_findings(difference, [method, against]),
+        *_distinctness_findings(difference, pooled, pooled_against),
         *_judge_findings(method, against),
     ]
     names = " against ".join(f"{md_label(one.name)}{_ROLE_DESCRIPTIONS[one.role]}" for one in (method, against))
-    cards = _comparison_cards(pair, change, pooled, pooled_against)
-    one_seed = _one_seed_text(change, method, against)
+    cards = _comparison_cards(pair, difference, pooled, pooled_against)
+    one_seed = _one_seed_text(difference, method, against)
     return ReportClaim(
         _comparison_claim_sentence(md_label(method.name), md_label(against.name), cards, one_seed),
         _join_support(
@@ -203,7 +203,7 @@ def _comparison_claim(pair: ComparisonPair, base: ReportMethod | None, numbers: 
             findings or [Finding("they have no measure in common")],
             [
                 *_training_effect_sentences(base, method, against, numbers),
-                *_seed_sentences(change, method, against),
+                *_seed_sentences(difference, method, against),
                 *_other_variants_sentences(other_variants),
             ],
         ),
@@ -217,9 +217,9 @@ def _join_support(names: str, findings: Sequence[Finding], remarks: Sequence[str
     return " ".join([sentence, *([f"{support[0].upper()}{support[1:]}."] if support else []), *remarks])
 
 
-def _one_seed_text(change: MethodDifference, method: ReportMethod, against: ReportMethod) -> str:
+def _one_seed_text(difference: MethodDifference, method: ReportMethod, against: ReportMethod) -> str:
     """Return what goes before a difference between trainings of one seed each: another seed may give another result."""
-    seeds = [n for one, n in zip((method, against), _seed_counts(change), strict=True) if one.role in ("rlvr", "permix")]
+    seeds = [n for one, n in zip((method, against), _seed_counts(difference), strict=True) if one.role in ("rlvr", "permix")]
     return f"With one training seed{' each' if len(seeds) > 1 else ''}, " if set(seeds) == {1} else ""
 
 
@@ -244,22 +244,22 @@ def _join_words(words: Sequence[str], last: str = "and") -> str:
 
 
 def _comparison_cards(
-    pair: ComparisonPair, change: MethodDifference, pooled: PooledMethod, pooled_against: PooledMethod
+    pair: ComparisonPair, difference: MethodDifference, pooled: PooledMethod, pooled_against: PooledMethod
 ) -> tuple[ResultCard, ...]:
     methods = (pair.method, pair.against)
     names = [one_line(method.name) for method in methods]
     scored = _scored_coverage([model for method in methods for model in method.models])
-    reason = _reasons_text(change.reasons) if change.reasons else "" if scored.is_complete else f"incomplete, {scored.text}"
+    reason = _reasons_text(difference.reasons) or ("" if scored.is_complete else f"incomplete, {scored.text}")
 
     def card(topic: str, ours: Estimate | None, theirs: Estimate | None, by: Estimate | None, why: str) -> ResultCard:
         return _compared_card(ResultCard(topic, *_TITLES[topic], reason=why), names, (ours, theirs), by)
 
     no_pss = "; ".join(f"of {one_line(one.name)} {one.pss_reason}" for one in methods if one.pss_reason)
     return (
-        card("stability", pooled.pss, pooled_against.pss, change.claimed_difference("pss"), reason or no_pss),
-        _character_card(pair, change, card("character", pooled.identifiability, pooled_against.identifiability,
-                        change.claimed_difference("identifiability"), _reasons_text(change.fidelity_reasons))),
-        card("accuracy", pooled.mean, pooled_against.mean, change.claimed_difference("mean"), reason),
+        card("stability", pooled.pss, pooled_against.pss, difference.claimed_difference("pss"), reason or no_pss),
+        _character_card(pair, difference, card("character", pooled.identifiability, pooled_against.identifiability,
+                        difference.claimed_difference("identifiability"), _reasons_text(difference.fidelity_reasons))),
+        card("accuracy", pooled.mean, pooled_against.mean, difference.claimed_difference("mean"), reason),
     )  # fmt: skip
 
 
@@ -277,9 +277,9 @@ def _compared_card(
     return empty._replace(outcome=_OUTCOMES.get(direction, direction), values=known, difference=shown)
 
 
-def _character_card(pair: ComparisonPair, change: MethodDifference, by_classifier: ResultCard) -> ResultCard:
+def _character_card(pair: ComparisonPair, difference: MethodDifference, by_classifier: ResultCard) -> ResultCard:
     """Return the card of identifiability; where it is not compared, that of a judge trusted on both models, if there is one."""
-    if change.identifiability is not None and change.identifiability.low is not None:
+    if difference.identifiability is not None and difference.identifiability.low is not None:
         return by_classifier
     methods = (pair.method, pair.against)
     judged, judged_against = ([model for model in method.models if model.judged_runs] for method in methods)
@@ -403,11 +403,11 @@ def _single_claim_sentence(
 
 
 def _stability_findings(
-    change: MethodDifference, pooled: PooledMethod, pooled_against: PooledMethod, models: Sequence[ModelRuns]
+    difference: MethodDifference, pooled: PooledMethod, pooled_against: PooledMethod, models: Sequence[ModelRuns]
 ) -> list[Finding]:
-    if change.reasons:
-        return [Finding(f"not comparable in accuracy ({_reasons_text(change.reasons)})")]
-    pss = change.claimed_difference("pss")
+    if difference.reasons:
+        return [Finding(f"not comparable in accuracy ({_reasons_text(difference.reasons)})")]
+    pss = difference.claimed_difference("pss")
     if pss is None or pss.low is None:
         return []
     scored = _scored_coverage(models)
@@ -420,9 +420,9 @@ def _stability_findings(
     return [Finding(stability_claim(pss), support)]
 
 
-def _no_pss_findings(change: MethodDifference, methods: Sequence[ReportMethod]) -> list[Finding]:
+def _no_pss_findings(difference: MethodDifference, methods: Sequence[ReportMethod]) -> list[Finding]:
     """Return why PSS is not compared: the methods of which it has no value, and the reason."""
-    if change.reasons or change.pss is None or change.pss.low is not None:
+    if difference.reasons or difference.pss is None or difference.pss.low is not None:
         return []
     return [Finding(f"of {md_label(one.name)} {one.pss_reason}") for one in methods if one.pss_reason is not None]
 
@@ -442,23 +442,19 @@ def _scored_coverage(models: Sequence[ModelRuns]) -> _ScoredCoverage:
     return _ScoredCoverage(f"{count_text(personas, 'persona')}, {format_ratio(scored, asked)} persona cells scored", is_complete)
 
 
-def _distinctness_findings(change: MethodDifference, pooled: PooledMethod, pooled_against: PooledMethod) -> list[Finding]:
-    if change.fidelity_reasons:
-        return [Finding(f"not comparable in how well personas are distinguished ({_reasons_text(change.fidelity_reasons)})")]
-    difference = change.claimed_difference("identifiability")
-    if difference is None or difference.low is None:
+def _distinctness_findings(difference: MethodDifference, pooled: PooledMethod, pooled_against: PooledMethod) -> list[Finding]:
+    if difference.fidelity_reasons:
+        return [Finding(f"not comparable in how well personas are distinguished ({_reasons_text(difference.fidelity_reasons)})")]
+    identifiability = difference.claimed_difference("identifiability")
+    if identifiability is None or identifiability.low is None:
         return []
     chance = f" ({_chance_text(pooled.chance)})" if pooled.chance is not None else ""
     numbers = (
         f"{_values_text(pooled.identifiability, pooled_against.identifiability)}{chance}, "
-        f"{format_count(difference.n)} open-ended questions"
+        f"{format_count(identifiability.n)} open-ended questions"
     )
-    return [
-        Finding(
-            f"{_DISTINCTNESS_CLAIMS[difference_direction(difference)]} (identifiability {difference.format_difference()})",
-            f"identifiability {numbers}",
-        )
-    ]
+    text = _DISTINCTNESS_CLAIMS[difference_direction(identifiability)]
+    return [Finding(f"{text} (identifiability {identifiability.format_difference()})", f"identifiability {numbers}")]
 
 
 def _chance_text(chance: float) -> str:
@@ -486,10 +482,10 @@ def _judge_findings(method: ReportMethod, against: ReportMethod) -> list[Finding
     )
 
 
-def _judge_finding(change: JudgeScoreDifference) -> Finding:
-    scores = change.scores.persona_score
+def _judge_finding(difference: JudgeScoreDifference) -> Finding:
+    scores = difference.scores.persona_score
     direction = difference_direction(scores) if difference_direction(scores) != NOT_SIGNIFICANT else f"{NOT_SIGNIFICANT} in the"
-    name = f"{change.score_name} by judge {md_label(change.scores.judge)}"
+    name = f"{difference.score_name} by judge {md_label(difference.scores.judge)}"
     return Finding(
         f"{direction} {name} (1 to 5, {scores.format_difference()})",
         f"{name}: {format_count(scores.n)} personas, intervals over personas",
@@ -515,21 +511,21 @@ def _training_effect_sentences(
     """Return what training changed against base, when the claim itself compares two trainings."""
     if base is None or against.role == "base":
         return []
-    change = numbers.difference(method, base)
+    difference = numbers.difference(method, base)
     pairs = (
-        ("PSS", change.claimed_difference("pss")),
-        ("identifiability", change.claimed_difference("identifiability")),
-        ("recognisability", change.claimed_difference("recognisability")),
+        ("PSS", difference.claimed_difference("pss")),
+        ("identifiability", difference.claimed_difference("identifiability")),
+        ("recognisability", difference.claimed_difference("recognisability")),
     )
     texts = [f"{name} {value.format_difference()}" for name, value in pairs if value is not None and value.value is not None]
     return [f"{md_label(method.name)} against {md_label(base.name)}, before training: {', '.join(texts)}."] if texts else []
 
 
-def _seed_sentences(change: MethodDifference, method: ReportMethod, against: ReportMethod) -> list[str]:
+def _seed_sentences(difference: MethodDifference, method: ReportMethod, against: ReportMethod) -> list[str]:
     """Return what the intervals of a comparison cover: the questions, or the questions and how many training seeds."""
-    if change.pss is None and change.identifiability is None:
+    if difference.pss is None and difference.identifiability is None:
         return []
-    pairs = zip((method, against), _seed_counts(change), strict=True)
+    pairs = zip((method, against), _seed_counts(difference), strict=True)
     counts = [(one, n) for one, n in pairs if one.role != "base" and n]
     distinct_counts = {n for _, n in counts}
     if not counts:
@@ -538,34 +534,38 @@ def _seed_sentences(change: MethodDifference, method: ReportMethod, against: Rep
         trained = "One training seed each" if len(counts) > 1 else "One training seed"
         return [f"{_INTERVAL_NOTE}. {trained}; other seeds are not covered."]
     trained = _seed_counts_text(counts, shared=len(distinct_counts) == 1)
-    covered = [name for name in _CLAIMED_MEASURES if change.covers_seeds(name)]
+    covered = [name for name in _CLAIM_LABELS if difference.covers_seeds(name)]
     if not covered:
         return [f"{_INTERVAL_NOTE}, of means over {trained}; other seeds are not covered; each seed is shown below."]
-    shown = {name: change.claimed_difference(name) for name in _CLAIMED_MEASURES if name not in covered}
-    alone = [_CLAIMED_MEASURES[name] for name, one in shown.items() if one is not None and one.low is not None]
+    shown = {name: difference.claimed_difference(name) for name in _CLAIM_LABELS if name not in covered}
+    alone = [_CLAIM_LABELS[name] for name, one in shown.items() if one is not None and one.low is not None]
     exception = f", of {_join_words(alone)} over the questions alone" if alone else ""
     note = f"Brackets are 95 % intervals over questions and training seeds, of means over {trained}{exception}"
-    return [f"{note}; each seed is shown below.", *_left_out_sentences(change), _differences_over_questions(change, covered)]
+    return [
+        f"{note}; each seed is shown below.",
+        *_left_out_sentences(difference),
+        _differences_over_questions(difference, covered),
+    ]
 
 
-_CLAIMED_MEASURES = {"pss": "PSS", "identifiability": "identifiability", "mean": STABILITY_MEASURES["mean"].sentence_label}
+_CLAIM_LABELS = {"pss": "PSS", "identifiability": "identifiability", "mean": STABILITY_MEASURES["mean"].sentence_label}
 """The measures of the cards, and their names in a sentence."""
 
 
-def _left_out_sentences(change: MethodDifference) -> list[str]:
+def _left_out_sentences(difference: MethodDifference) -> list[str]:
     """Return which seeds are in a method's own mean and not in the difference."""
-    seeds = change.seeds_of("pss" if change.pss is not None else "identifiability")
-    counts = zip(seeds.n_left_out, (change.name, change.against), strict=True)
+    seeds = difference.seeds_of("pss" if difference.pss is not None else "identifiability")
+    counts = zip(seeds.n_left_out, (difference.name, difference.against), strict=True)
     parts = [f"{n} further seed{'s' if n > 1 else ''} of {md_label(name)}" for n, name in counts if n]
     if not parts:
         return []
     return [f"The difference is that of the seeds that both have; {' and '.join(parts)} count in the method's own mean alone."]
 
 
-def _differences_over_questions(change: MethodDifference, names: Sequence[str]) -> str:
+def _differences_over_questions(difference: MethodDifference, names: Sequence[str]) -> str:
     """Return the differences in these measures with their intervals over the questions alone."""
-    found = {name: change.over_seeds[name].over_questions for name in names}
-    parts = [f"{_CLAIMED_MEASURES[name]} {one.format_difference()}, {difference_direction(one)}" for name, one in found.items()]
+    found = {name: difference.over_seeds[name].over_questions for name in names}
+    parts = [f"{_CLAIM_LABELS[name]} {one.format_difference()}, {difference_direction(one)}" for name, one in found.items()]
     return f"Over the questions alone, which says nothing of other seeds: {'; '.join(parts)}."
 
 
@@ -575,9 +575,9 @@ def _seed_counts_text(counts: Sequence[tuple[ReportMethod, int]], *, shared: boo
     return " and ".join(f"{n} training seed{'s' if n > 1 else ''} of {md_label(method.name)}" for method, n in counts)
 
 
-def _seed_counts(change: MethodDifference) -> tuple[int, int]:
+def _seed_counts(difference: MethodDifference) -> tuple[int, int]:
     """Return the numbers of models behind a comparison: those of stability when it was compared, else those of fidelity."""
-    return change.n_seeds if change.pss is not None else change.n_fidelity_seeds
+    return difference.n_seeds if difference.pss is not None else difference.n_fidelity_seeds
 
 
 def _other_variants_sentences(others: Sequence[ReportMethod]) -> list[str]:

@@ -220,9 +220,9 @@ def run_compare(config: CompareConfig) -> None:
         write_text(config.out / "comparison.md", comparison_markdown(compared))
         paths = {"first": str(compared.first.path), "other": str(compared.other.path)}
         cut_off = dict(zip(paths, (one.model_dump(mode="json") for one in compared.cut_off), strict=True))
-        both = compared.right_in_character
-        in_character = {} if both is None else {"right_in_character": both.model_dump(mode="json")}
-        content = paths | compared.result.model_dump(mode="json") | in_character | {"cut_off": cut_off} | _contexts_json(compared)
+        in_character = compared.right_in_character
+        shares = {} if in_character is None else {"right_in_character": in_character.model_dump(mode="json")}
+        content = paths | compared.result.model_dump(mode="json") | shares | {"cut_off": cut_off} | _contexts_json(compared)
         if compared.characters is not None:
             content["characters"] = compared.characters.differences.model_dump(mode="json")
         write_json(config.out / "comparison.json", content)
@@ -388,11 +388,11 @@ def comparison_markdown(comparison: RunComparison) -> str:
 
 
 def _measure_rows(comparison: RunComparison) -> list[Sequence[str]]:
-    measures, both = comparison.result.measures, comparison.right_in_character
+    measures, in_character = comparison.result.measures, comparison.right_in_character
     cut_off = (format_ratio(one.n_cut_off, one.n_known) if one.n_known else MISSING_TEXT for one in comparison.cut_off)
     return [
         *((STABILITY_MEASURES[one.name].label, *_comparison_cells(one, one.p)) for one in measures),
-        *(() if both is None else (("right and in character", *_comparison_cells(both, both.p)),)),
+        *(() if in_character is None else (("right and in character", *_comparison_cells(in_character, in_character.p)),)),
         ("cut off, of answered", *cut_off, MISSING_TEXT, MISSING_TEXT),
     ]
 

@@ -35,7 +35,7 @@ PERSONA_NOTE = (
 
 GRID_NOTE = "Each cell is one persona and one question: the mean score over its samples."
 
-LOTTERY_NOTE = (
+BEST_OF_K_NOTE = (
     "Expected accuracy if k personas are tried and the best one is kept. It is chosen with the right answers known, so this is "
     "an upper bound."
 )
@@ -152,7 +152,7 @@ def _sections(
     )
     yield from optional_section("personas", "Accuracy by persona", by_persona, PERSONA_NOTE)
     yield from optional_section("heat-map", "Heat map", _figures_of_chart(figures, "grid"), GRID_NOTE)
-    yield from optional_section("best-of-k", "Best of k personas", _figures_of_chart(figures, "lottery"), LOTTERY_NOTE)
+    yield from optional_section("best-of-k", "Best of k personas", _figures_of_chart(figures, "lottery"), BEST_OF_K_NOTE)
     yield from optional_section("templates", "Templates", _template_parts(models), TEMPLATE_NOTE)
     contexts = {model.label: model.contexts for model in models if model.contexts}
     yield from optional_section("contexts", "Contexts", [tables.context_table(contexts)] if contexts else [], CONTEXT_NOTE)

@@ -78,20 +78,24 @@ def run_power(config: PowerConfig) -> None:
     """
     effects = parse_effects(config.effects)
     against, method = _two_methods(group_methods(collect_models(config.runs), config.methods))
-    change = method_difference(method, against)
-    if not change.over_seeds:
-        why = "; ".join(escape_control(reason) for reason in (*change.reasons, *change.fidelity_reasons))
+    difference = method_difference(method, against)
+    if not difference.over_seeds:
+        why = "; ".join(escape_control(reason) for reason in (*difference.reasons, *difference.fidelity_reasons))
         raise DataError(f"{against.name} and {method.name} cannot be compared: {why or 'they have no measure in common'}")
-    lines = list(plan_power(change, effects, config))
+    lines = list(plan_power(difference, effects, config))
     if not lines:
         raise DataError(f"effects: none of {', '.join(effects)} is measured in these runs")
     add_result(power=[line.model_dump(mode="json") for line in lines])
     console = Console()
-    for note in describe_pilot(change, {line.measure for line in lines}):
+    for note in describe_pilot(difference, {line.measure for line in lines}):
         console.print(one_line(note, 1000), markup=False, highlight=False, soft_wrap=not console.is_terminal)
     console.print(terminal_power_table(lines, config.questions))
     if config.out is not None:
-        content = {"against": change.against, "name": change.name, "power": [line.model_dump(mode="json") for line in lines]}
+        content = {
+            "against": difference.against,
+            "name": difference.name,
+            "power": [line.model_dump(mode="json") for line in lines],
+        }
         write_json(config.out / "power.json", content)
         add_result(paths={"power": config.out / "power.json"})
 
@@ -116,27 +120,29 @@ def parse_effects(given: Sequence[str]) -> dict[str, tuple[float, ...]]:
 
 def _two_methods(methods: Sequence[ReportMethod]) -> tuple[ReportMethod, ReportMethod]:
     """The two methods; the untrained base model, which fidelity runs refer to, counts only if one of two."""
-    able = [method for method in methods if any(measured_models(method))]
-    if len(able) > 2:
-        able = [method for method in able if method.role != "base"]
-    if len(able) != 2:
-        found = ", ".join(repr(one_line(method.name)) for method in able) or "none"
+    measured = [method for method in methods if any(measured_models(method))]
+    if len(measured) > 2:
+        measured = [method for method in measured if method.role != "base"]
+    if len(measured) != 2:
+        found = ", ".join(repr(one_line(method.name)) for method in measured) or "none"
         raise ConfigError(
-            f"runs: power takes stability or fidelity runs of two methods; found {len(able)}: {found}; name other runs, or say "
-            'with methods which models are one method ("NAME=LABEL,LABEL")'
+            f"runs: power takes stability or fidelity runs of two methods; found {len(measured)}: {found}; name other runs, or "
+            'say with methods which models are one method ("NAME=LABEL,LABEL")'
         )
-    return able[0], able[1]
+    return measured[0], measured[1]
 
 
-def plan_power(change: MethodDifference, effects: dict[str, tuple[float, ...]], config: PowerConfig) -> Iterator[PlannedPower]:
+def plan_power(
+    difference: MethodDifference, effects: dict[str, tuple[float, ...]], config: PowerConfig
+) -> Iterator[PlannedPower]:
     """One line for each measured difference, assumption about seeds and number of seeds."""
     for name, sizes in effects.items():
-        found = change.over_seeds.get(name)
+        found = difference.over_seeds.get(name)
         if found is None or found.components is None or found.over_questions.low is None:
             continue
         noise = question_noise(STABILITY_MEASURES[name]) if name in STABILITY_MEASURES else "shared"
         for effect in sizes:
-            for assumption in seed_assumptions(found, _pilot_seeds(change, name), config.seed_sds):
+            for assumption in seed_assumptions(found, _pilot_seeds(difference, name), config.seed_sds):
                 for seeds in config.seeds:
                     components = _planned_components(found.components, assumption)
                     power = {
@@ -160,9 +166,9 @@ def _planned_components(measured: SeedVarianceComponents, assumption: SeedAssump
     )
 
 
-def _pilot_seeds(change: MethodDifference, name: str) -> int:
+def _pilot_seeds(difference: MethodDifference, name: str) -> int:
     """The seeds that the variance of seeds is measured from; an untrained model has none and is the same beside each."""
-    compared = change.seeds_of(name)
+    compared = difference.seeds_of(name)
     return max(compared.n) if compared.pairing == "untrained" else min(compared.n)
 
 
@@ -193,18 +199,18 @@ def upper_seed_variance(components: SeedVarianceComponents, pilot_seeds: int) ->
     return max(0.0, (components.seed + components.own) * freedom / float(chdtri(freedom, UPPER_SHARE)) - components.own)
 
 
-def describe_pilot(change: MethodDifference, planned: Collection[str]) -> list[str]:
+def describe_pilot(difference: MethodDifference, planned: Collection[str]) -> list[str]:
     """Return sentences about what was measured and what the numbers are; `planned`: the measures of the lines."""
-    if any(change.seeds_of(name).pairing == "untrained" for name in planned):
+    if any(difference.seeds_of(name).pairing == "untrained" for name in planned):
         seeds = "the seeds of the method that is trained, against one model without a training"
     else:
         seeds = "equally many seeds of both methods, the same in both"
     lines = [
-        f"Power to show a difference of {change.name} against {change.against}, in per cent (two-sided .05, by the interval over "
-        f"questions and training seeds); * marks {100 * TARGET_POWER:.0f} or more. Planned: {seeds}, and the personas of these "
-        "runs."
+        f"Power to show a difference of {difference.name} against {difference.against}, in per cent (two-sided .05, by the "
+        f"interval over questions and training seeds); * marks {100 * TARGET_POWER:.0f} or more. Planned: {seeds}, and the "
+        "personas of these runs."
     ]
-    components = [change.over_seeds[name].components for name in planned]
+    components = [difference.over_seeds[name].components for name in planned]
     if any(one is not None and one.seed is None for one in components):
         lines.append(
             "A method has one training seed here. So it is not known how much seeds differ, nor how much of the question noise "

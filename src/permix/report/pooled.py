@@ -164,12 +164,12 @@ def pool_seeds(method: ReportMethod) -> PooledMethod:
     stable, fidelity = measured_models(method)
     reasons = _seed_incompatibilities(stable, stability_incompatibilities)
     fidelity_reasons = _seed_incompatibilities(fidelity, identifiability_incompatibilities)
-    both, both_reasons = _right_in_character_models(stable)
+    in_character, in_character_reasons = _right_in_character_models(stable)
     chances = {model.identifiability.chance for model in fidelity if model.identifiability is not None}
     measures = _pooled_stability(stable) if stable and not reasons else {}
     identifiability = _pooled_share(fidelity, "identifiability") if fidelity and not fidelity_reasons else None
     recognisability = _pooled_recognisability(method.models)
-    right_in_character = _pooled_right_in_character(both) if both and not both_reasons else None
+    right_in_character = _pooled_right_in_character(in_character) if in_character and not in_character_reasons else None
     over_seeds: dict[str, Estimate] = {}
     if measures and len(stable) > 1:
         over_seeds |= pool_over_seeds(_aligned_grids(stable), measures, *bootstrap_settings(stable[0].runs["stability"].config))
@@ -177,18 +177,18 @@ def pool_seeds(method: ReportMethod) -> PooledMethod:
     for name, pooled in shares.items():
         if pooled is not None and len(_share_results(method.models, name)) > 1:
             over_seeds[name] = _pooled_share_over_seeds(pooled, method.models, name)
-    if right_in_character is not None and len(both) > 1:
-        settings = bootstrap_settings(both[0].runs["stability"].config)
+    if right_in_character is not None and len(in_character) > 1:
+        settings = bootstrap_settings(in_character[0].runs["stability"].config)
         over_seeds["right_in_character"] = right_in_character_over_seeds(
-            _in_character_results(both), right_in_character, *settings
+            _in_character_results(in_character), right_in_character, *settings
         )
     return PooledMethod(
         name=method.name, labels=tuple(model.label for model in method.models), measures=measures,
         identifiability=identifiability, chance=chances.pop() if len(chances) == 1 else None, recognisability=recognisability,
         n_stability=len(stable), n_fidelity=len(fidelity), reasons=reasons, fidelity_reasons=fidelity_reasons,
         over_seeds=over_seeds, right_in_character=right_in_character,
-        right_in_character_by_chance=None if right_in_character is None else _mean_by_chance(both),
-        right_in_character_reasons=both_reasons,
+        right_in_character_by_chance=None if right_in_character is None else _mean_by_chance(in_character),
+        right_in_character_reasons=in_character_reasons,
     )  # fmt: skip
 
 

@@ -401,10 +401,10 @@ def model_label(run: Run, runs: Sequence[Run]) -> str:
 
 
 def _measure_model(label: str, runs: dict[str, Run]) -> ModelRuns:
-    stable, fidelity, talk = runs.get("stability"), runs.get("fidelity"), runs.get(INTERVIEW_KIND)
+    stable, fidelity, interview = runs.get("stability"), runs.get("fidelity"), runs.get(INTERVIEW_KIND)
     identifiability, reason = (None, "") if fidelity is None else _measure_identifiability(fidelity)
     in_character, other_reason = (None, "") if stable is None else _measure_right_in_character(stable)
-    drift, drift_reason = (None, "") if talk is None else _measure_drift(talk)
+    drift, drift_reason = (None, "") if interview is None else _measure_drift(interview)
     recognisability, why_not = (None, "") if fidelity is None else answer_vectors.measure_or_explain(fidelity.path)
     return ModelRuns(
         label=label,

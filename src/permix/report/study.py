@@ -48,7 +48,7 @@ from permix.rendering.table import (
 )
 from permix.report.arm_differences import (
     INTERVAL_INCLUDES_ZERO,
-    SCORE,
+    JUDGE_SCORE_MEASURE,
     SEEDS_NOT_COVERED,
     ArmDifference,
     arm_difference_table,
@@ -83,7 +83,7 @@ HEADLINES_NOTE = (
     "those of the publication."
 )
 
-CHOSEN_NOTE = "Only the arms and seeds that --only and --seeds chose; the report of the whole study is in report/."
+PARTIAL_STUDY_NOTE = "Only the arms and seeds that --only and --seeds chose; the report of the whole study is in report/."
 
 CONTEXTS_NOTE = "Within each context of the evaluation; the numbers of the arms are means over their training seeds."
 
@@ -117,7 +117,7 @@ class StudyPage(NamedTuple):
         return next((one for one in self.methods if one.name == name), None)
 
 
-def run_kind(evaluation: PartConfig) -> str:
+def evaluation_kind(evaluation: PartConfig) -> str:
     """The kind of run that an evaluation makes, as a report names it."""
     if isinstance(evaluation, FidelityConfig):
         return RUN_KIND_OF_FIDELITY[evaluation.kind]
@@ -140,7 +140,7 @@ def headline_measures(evaluation: PartConfig, kind: str) -> list[str]:
     """The measures of an evaluation, which its page shows as this kind of run, that can be compared between arms."""
     if not isinstance(evaluation, FidelityConfig):
         return [measure.name for measure in measures_in("differences")] if kind == "stability" else []
-    judged = [SCORE] if evaluation.judge.name != "none" else []
+    judged = [JUDGE_SCORE_MEASURE] if evaluation.judge.name != "none" else []
     return ["identifiability", *judged] if evaluation.kind == "open" else judged
 
 
@@ -227,9 +227,10 @@ class _StudyReport:
         arms = ", ".join(md_label(self.arm_names[arm]) for arm in self.arms)
         seeds = sorted({unit.seed for unit in self.units if unit.seed is not None})
         further = "".join(f" Evaluation {md_label(page.title)}: {page.folder.name}/index.html." for page in self.pages[1:])
+        partial = "" if len(self.units) == len(self.config.units()) else f" {PARTIAL_STUDY_NOTE}"
         return (
             f"A study: {arms} and the untrained model {md_label(self.arm_names[BASE_UNIT])}, training seeds "
-            f"{', '.join(map(str, seeds))}.{'' if len(self.units) == len(self.config.units()) else f' {CHOSEN_NOTE}'}{further}"
+            f"{', '.join(map(str, seeds))}.{partial}{further}"
         )
 
     @property
@@ -352,12 +353,12 @@ class _StudyReport:
                     arm, against = (page.method(self.arm_names[name]) for name in (headline.arm, headline.against))
                     if arm is None or against is None:
                         return None
-                    change = compare_arms(arm, against, evaluation, kind, statistics.relative_change)
-                    if headline.measure == SCORE and any(UNTRUSTED_MARK in name for name in change.scores):
+                    difference = compare_arms(arm, against, evaluation, kind, statistics.relative_change)
+                    if headline.measure == JUDGE_SCORE_MEASURE and any(UNTRUSTED_MARK in name for name in difference.scores):
                         self.untrusted_headlines.add(headline)
-                    if not change.covers_seeds(headline.measure):
+                    if not difference.covers_seeds(headline.measure):
                         self.headlines_without_seeds.add(headline)
-                    return change.of_measure(headline.measure)
+                    return difference.of_measure(headline.measure)
         return None
 
     def _headline_parts(self) -> list[DocumentPart]:
@@ -545,7 +546,7 @@ def divide_into_pages(base: StudyUnit) -> list[dict[str, str]]:
     """
     pages: list[tuple[tuple[str, str], dict[str, str]]] = []
     for name, part in base.parts.items():
-        kind, splits = run_kind(part), evaluation_splits(part)
+        kind, splits = evaluation_kind(part), evaluation_splits(part)
         page = next((one for of, one in pages if of == splits and kind not in one), None)
         if page is None:
             pages.append((splits, page := {}))

@@ -91,14 +91,14 @@ def right_in_character_cell(row: ModelRow) -> TableCell:
 
 
 def _measure_cell(row: ModelRow, name: str) -> TableCell:
-    return _explained(estimate_cell(row.measures.get(name)), name, row.pss_reason)
+    return _with_pss_reason(estimate_cell(row.measures.get(name)), name, row.pss_reason)
 
 
 _FRONT_MEASURES = frozenset(("pss", "worst", "mean", "baseline"))
 """The measures of the table of models and methods that are never folded."""
 
 
-def _explained(cell: TableCell, measure: str, pss_reason: str | None) -> TableCell:
+def _with_pss_reason(cell: TableCell, measure: str, pss_reason: str | None) -> TableCell:
     """The cell of PSS with the reason why it has no value; any other cell as it is."""
     without_value = measure == "pss" and pss_reason is not None and cell.text == MISSING_TEXT
     return cell._replace(note=pss_reason or "") if without_value else cell
@@ -579,11 +579,11 @@ def _method_row(method: ReportMethod, pooled: PooledMethod, row: ModelRow | None
     sourced = partial(_with_method_sources, method)
     scores = [MISSING_CELL if row is None else sourced(judge_score_cell(row, name), kind) for name, kind in judges.items()]
     cells = {one.name: pooled_measure_cell(pooled, one.name) for one in measures_in("method_table")}
-    first, *others = (sourced(_explained(cell, name, method.pss_reason), "stability") for name, cell in cells.items())
-    both = sourced(pooled_right_in_character_cell(pooled), "stability")
+    first, *others = (sourced(_with_pss_reason(cell, name, method.pss_reason), "stability") for name, cell in cells.items())
+    in_character = sourced(pooled_right_in_character_cell(pooled), "stability")
     characters = [pooled_identifiability_cell(pooled), pooled_recognisability_cell(pooled)]
     shown_characters = (sourced(cell, OPEN_ENDED_KIND) for cell in characters)
-    return [_method_name_cell(method), first, both, *shown_characters, *scores, *others]
+    return [_method_name_cell(method), first, in_character, *shown_characters, *scores, *others]
 
 
 def _with_method_sources(method: ReportMethod, cell: TableCell, kind: str) -> TableCell:
@@ -681,10 +681,10 @@ def compared_seeds_text(seeds: ComparedSeeds, name: str, against: str) -> str:
     return "; ".join([_PAIRING_TEXTS[seeds.pairing].format(*seeds.n), *left_out])
 
 
-def _seed_difference_cells(change: MethodDifference, name: str, found: SeedDifference) -> list[TableCell]:
-    seeds = TableCell(compared_seeds_text(change.seeds_of(name), change.name, change.against))
+def _seed_difference_cells(difference: MethodDifference, name: str, found: SeedDifference) -> list[TableCell]:
+    seeds = TableCell(compared_seeds_text(difference.seeds_of(name), difference.name, difference.against))
     over_questions = difference_cell(found.over_questions)
-    if not change.covers_seeds(name):
+    if not difference.covers_seeds(name):
         not_covered = trusted_cell("seeds not covered: one seed of a trained method")
         return [over_questions, MISSING_CELL, MISSING_CELL, not_covered, seeds]
     over_seeds = difference_cell(found.over_seeds)

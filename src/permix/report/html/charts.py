@@ -114,7 +114,7 @@ def build_charts(
     charts: dict[str, Any] = {
         "tradeoff": _tradeoff_chart(models, methods, build_tradeoffs(models, methods, pooled, comparisons)),
         "personas": _persona_chart(models, names),
-        "lottery": _lottery_chart(models, names),
+        "lottery": _best_of_k_chart(models, names),
         "training": _training_chart(models, names),
         "dev_evals": _dev_curve_chart({names[model.label]: model.dev_curve for model in models if model.dev_curve is not None}),
         "learnt": _learning_curve_chart(models, names),
@@ -221,7 +221,7 @@ def _persona_chart(models: Sequence[ModelRuns], display_names: Mapping[str, str]
     )
 
 
-def _lottery_chart(models: Sequence[ModelRuns], display_names: Mapping[str, str]) -> _ChartData:
+def _best_of_k_chart(models: Sequence[ModelRuns], display_names: Mapping[str, str]) -> _ChartData:
     summaries = {display_names[model.label]: model.stability for model in models if model.stability is not None}
     return (
         {}
