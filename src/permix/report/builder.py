@@ -70,7 +70,7 @@ def update_model_cards(models: Sequence[ModelRuns], markdown: str, figure: Path 
 
 
 def model_card_paths(models: Sequence[ModelRuns]) -> list[Path]:
-    """Return the paths of the cards of the models trained in these runs. Raises DataError when no run is a training or a card is
+    """The paths of the cards of the models trained in these runs. Raises DataError when no run is a training or a card is
     missing.
     """
     trained = [model.runs["train"].path for model in models if "train" in model.runs]
@@ -83,7 +83,7 @@ def model_card_paths(models: Sequence[ModelRuns]) -> list[Path]:
 
 
 def _with_report_block(card: Path, block: str) -> str:
-    """Return the card's text with `block` between the markers. Raises DataError when the card is not UTF-8 or its markers are
+    """The card's text with `block` between the markers. Raises DataError when the card is not UTF-8 or its markers are
     unpaired.
     """
     try:
@@ -272,7 +272,7 @@ def _strategy_results(models: Sequence[ModelRuns]) -> list[StrategyResult]:
 
 
 def comparison_pairs(models: Sequence[ModelRuns]) -> list[tuple[ModelRuns, ModelRuns]]:
-    """Return pairs (model, against): every other model against the first, then each model against the one before it."""
+    """Pairs (model, against): every other model against the first, then each model against the one before it."""
     return [*((model, models[0]) for model in models[1:]), *((model, before) for before, model in pairwise(models[1:]))]
 
 
@@ -346,7 +346,7 @@ def _plot_model_heatmap(model: ModelRuns, path: Path) -> None:
 
 
 def _report_json(models: Sequence[ModelRuns], comparisons: Sequence[Comparison], caption: str) -> dict[str, object]:
-    """Return the content of table.json: every number of the report, by label."""
+    """The content of table.json: every number of the report, by label."""
     return {
         "caption": caption,
         "rows": [model.row.model_dump(mode="json") for model in models],
@@ -396,12 +396,12 @@ def _report_json(models: Sequence[ModelRuns], comparisons: Sequence[Comparison],
 
 
 def _right_in_character_json(models: Sequence[ModelRuns]) -> dict[str, object]:
-    """Return right and in character by label, under its name; empty when no model has it."""
+    """Right and in character by label, under its name; empty when no model has it."""
     found = {model.label: model.right_in_character for model in models if model.right_in_character is not None}
     return {"right_in_character": {label: one.model_dump(mode="json") for label, one in found.items()}} if found else {}
 
 
 def _judges_json(run: JudgedRun) -> dict[str, object]:
-    """Return the results of a run's judges, and their agreement when there are at least two judges."""
+    """The results of a run's judges, and their agreement when there are at least two judges."""
     agreement = None if run.agreement is None else run.agreement.model_dump(mode="json")
     return {"judges": {name: one.model_dump(mode="json") for name, one in run.judges.items()}, "agreement": agreement}

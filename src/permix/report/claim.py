@@ -138,7 +138,7 @@ class ComparisonPair(NamedTuple):
 def build_claim(
     methods: Sequence[ReportMethod], differences: Sequence[MethodDifference] = (), pooled: Sequence[PooledMethod] = ()
 ) -> ReportClaim:
-    """Return the claim above the report. Differences in `differences` and numbers in `pooled` are not computed again."""
+    """The claim above the report. Differences in `differences` and numbers in `pooled` are not computed again."""
     numbers = MethodNumbers(pooled, differences)
     measured = [method for method in methods if any(measured_models(method)) or any(model.judged_runs for model in method.models)]
     chosen = choose_comparison(measured)
@@ -155,7 +155,7 @@ def build_claim(
 
 
 def _answers_text(label: str, metrics: TextMetrics) -> str:
-    """Return how many questions a model answered in character, and what is measured of the answers without a judge."""
+    """How many questions a model answered in character, and what is measured of the answers without a judge."""
     shares = {"out of character": metrics.break_rate.value, "cut off": metrics.truncated_share.value}
     measured = ", ".join(f"{share:.0%} {name}" for name, share in shares.items() if share is not None)
     return (
@@ -179,7 +179,7 @@ def choose_comparison(methods: Sequence[ReportMethod]) -> ComparisonPair | None:
 
 
 def _by_seed_count(methods: Sequence[ReportMethod]) -> list[ReportMethod]:
-    """Return the methods with most seeds first; methods with equally many seeds keep their order."""
+    """The methods with most seeds first; methods with equally many seeds keep their order."""
     return sorted(methods, key=lambda one: -len(one.models))
 
 
@@ -218,13 +218,13 @@ def _join_support(names: str, findings: Sequence[Finding], remarks: Sequence[str
 
 
 def _one_seed_text(difference: MethodDifference, method: ReportMethod, against: ReportMethod) -> str:
-    """Return what goes before a difference between trainings of one seed each: another seed may give another result."""
+    """What goes before a difference between trainings of one seed each: another seed may give another result."""
     seeds = [n for one, n in zip((method, against), _seed_counts(difference), strict=True) if one.role in ("rlvr", "permix")]
     return f"With one training seed{' each' if len(seeds) > 1 else ''}, " if set(seeds) == {1} else ""
 
 
 def _comparison_claim_sentence(name: str, against: str, cards: Sequence[ResultCard], one_seed: str) -> str:
-    """Return the sentence: in what the first method is better, in what it is worse, and where no difference is shown."""
+    """The sentence: in what the first method is better, in what it is worse, and where no difference is shown."""
     better, worse, equal = (
         [card.topic for card in cards if card.outcome == outcome] for outcome in (_BETTER, _WORSE, NOT_SIGNIFICANT)
     )
@@ -266,7 +266,7 @@ def _comparison_cards(
 def _compared_card(
     empty: ResultCard, names: Sequence[str], values: Sequence[Estimate | None], difference: Estimate | None
 ) -> ResultCard:
-    """Return the card with these numbers. A difference with a reason against it is neither judged nor shown."""
+    """The card with these numbers. A difference with a reason against it is neither judged nor shown."""
     known = tuple(
         NamedEstimate(name, one) for name, one in zip(names, values, strict=True) if one is not None and one.value is not None
     )
@@ -278,7 +278,7 @@ def _compared_card(
 
 
 def _character_card(pair: ComparisonPair, difference: MethodDifference, by_classifier: ResultCard) -> ResultCard:
-    """Return the card of identifiability; where it is not compared, that of a judge trusted on both models, if there is one."""
+    """The card of identifiability; where it is not compared, that of a judge trusted on both models, if there is one."""
     if difference.identifiability is not None and difference.identifiability.low is not None:
         return by_classifier
     methods = (pair.method, pair.against)
@@ -304,7 +304,7 @@ def _judge_title(score: str, judge: str) -> tuple[str, str]:
 
 
 def _single_method_cards(method: ReportMethod, pooled: PooledMethod) -> tuple[ResultCard, ...]:
-    """Return the cards of a method that is compared with nothing: PSS, character against chance, accuracy against no persona."""
+    """The cards of a method that is compared with nothing: PSS, character against chance, accuracy against no persona."""
     name, (stable, _) = one_line(method.name), measured_models(method)
     scored = _scored_coverage(stable)
     reason = _reasons_text(pooled.reasons) if pooled.reasons else "" if scored.is_complete else f"incomplete, {scored.text}"
@@ -361,13 +361,13 @@ def _persona_effect_outcome(models: Sequence[ModelRuns]) -> str:
 
 
 def _persona_effect_counts(models: Sequence[ModelRuns]) -> tuple[int, int]:
-    """Return the number of models with a significant persona effect, and the number of models that were tested."""
+    """The number of models with a significant persona effect, and the number of models that were tested."""
     p_values = [p for model in models if model.stability is not None and (p := model.stability.permutation_p.value) is not None]
     return sum(p < SIGNIFICANCE_LEVEL for p in p_values), len(p_values)
 
 
 def _no_persona_outcome(models: Sequence[ModelRuns]) -> str:
-    """Return how the mean over personas differs from no persona; of a single model, because this difference is not pooled."""
+    """How the mean over personas differs from no persona; of a single model, because this difference is not pooled."""
     differences = [model.stability.measures["mean_minus_baseline"] for model in models if model.stability is not None]
     direction = difference_direction(differences[0]) if len(differences) == 1 else _NOT_MEASURED
     return {
@@ -379,7 +379,7 @@ def _no_persona_outcome(models: Sequence[ModelRuns]) -> str:
 def _single_claim_sentence(
     name: str, pooled: PooledMethod, cards: Sequence[ResultCard], stable: Sequence[ModelRuns], pss_reason: str | None
 ) -> str:
-    """Return the sentence on one method: whether personas change its accuracy, and whether they are distinguished."""
+    """The sentence on one method: whether personas change its accuracy, and whether they are distinguished."""
     stability, character, _ = cards
     parts = [f"{name}: {pss_reason}"] if pss_reason is not None else []
     if stability.values and pooled.pss is not None:
@@ -421,7 +421,7 @@ def _stability_findings(
 
 
 def _no_pss_findings(difference: MethodDifference, methods: Sequence[ReportMethod]) -> list[Finding]:
-    """Return why PSS is not compared: the methods of which it has no value, and the reason."""
+    """Why PSS is not compared: the methods of which it has no value, and the reason."""
     if difference.reasons or difference.pss is None or difference.pss.low is not None:
         return []
     return [Finding(f"of {md_label(one.name)} {one.pss_reason}") for one in methods if one.pss_reason is not None]
@@ -467,7 +467,7 @@ def _values_text(value: Estimate | None, against: Estimate | None) -> str:
 
 
 def _judge_findings(method: ReportMethod, against: ReportMethod) -> list[Finding]:
-    """Return findings by judges when each method has one judged model: what judges trusted on both say, and which are not
+    """Findings by judges when each method has one judged model: what judges trusted on both say, and which are not
     trusted.
     """
     judged, judged_against = ([model for model in each.models if model.judged_runs] for each in (method, against))
@@ -493,7 +493,7 @@ def _judge_finding(difference: JudgeScoreDifference) -> Finding:
 
 
 def _untrusted_judge_findings(models: Iterable[ModelRuns]) -> list[Finding]:
-    """Return a finding for each judge whose scores mean nothing for one of these models, without repetition."""
+    """A finding for each judge whose scores mean nothing for one of these models, without repetition."""
     judges = [
         one for model in models for run in model.judged_runs for one in run.judges.values() if not one.discriminates_persona
     ]
@@ -508,7 +508,7 @@ def _untrusted_judge_findings(models: Iterable[ModelRuns]) -> list[Finding]:
 def _training_effect_sentences(
     base: ReportMethod | None, method: ReportMethod, against: ReportMethod, numbers: MethodNumbers
 ) -> list[str]:
-    """Return what training changed against base, when the claim itself compares two trainings."""
+    """What training changed against base, when the claim itself compares two trainings."""
     if base is None or against.role == "base":
         return []
     difference = numbers.difference(method, base)
@@ -522,7 +522,7 @@ def _training_effect_sentences(
 
 
 def _seed_sentences(difference: MethodDifference, method: ReportMethod, against: ReportMethod) -> list[str]:
-    """Return what the intervals of a comparison cover: the questions, or the questions and how many training seeds."""
+    """What the intervals of a comparison cover: the questions, or the questions and how many training seeds."""
     if difference.pss is None and difference.identifiability is None:
         return []
     pairs = zip((method, against), _seed_counts(difference), strict=True)
@@ -553,7 +553,7 @@ _CLAIM_LABELS = {"pss": "PSS", "identifiability": "identifiability", "mean": STA
 
 
 def _left_out_sentences(difference: MethodDifference) -> list[str]:
-    """Return which seeds are in a method's own mean and not in the difference."""
+    """Which seeds are in a method's own mean and not in the difference."""
     seeds = difference.seeds_of("pss" if difference.pss is not None else "identifiability")
     counts = zip(seeds.n_left_out, (difference.name, difference.against), strict=True)
     parts = [f"{n} further seed{'s' if n > 1 else ''} of {md_label(name)}" for n, name in counts if n]
@@ -563,7 +563,7 @@ def _left_out_sentences(difference: MethodDifference) -> list[str]:
 
 
 def _differences_over_questions(difference: MethodDifference, names: Sequence[str]) -> str:
-    """Return the differences in these measures with their intervals over the questions alone."""
+    """The differences in these measures with their intervals over the questions alone."""
     found = {name: difference.over_seeds[name].over_questions for name in names}
     parts = [f"{_CLAIM_LABELS[name]} {one.format_difference()}, {difference_direction(one)}" for name, one in found.items()]
     return f"Over the questions alone, which says nothing of other seeds: {'; '.join(parts)}."
@@ -576,7 +576,7 @@ def _seed_counts_text(counts: Sequence[tuple[ReportMethod, int]], *, shared: boo
 
 
 def _seed_counts(difference: MethodDifference) -> tuple[int, int]:
-    """Return the numbers of models behind a comparison: those of stability when it was compared, else those of fidelity."""
+    """The numbers of models behind a comparison: those of stability when it was compared, else those of fidelity."""
     return difference.n_seeds if difference.pss is not None else difference.n_fidelity_seeds
 
 
@@ -588,7 +588,7 @@ def _other_variants_sentences(others: Sequence[ReportMethod]) -> list[str]:
 
 
 def _single_method_claim(method: ReportMethod, numbers: MethodNumbers) -> ReportClaim:
-    """Return the claim about a single method: whether personas have an effect, the accuracy under the worst one, and
+    """The claim about a single method: whether personas have an effect, the accuracy under the worst one, and
     distinctness.
     """
     pooled, (stable, _) = numbers.pooled(method), measured_models(method)
@@ -648,7 +648,7 @@ def _identifiability_findings(pooled: PooledMethod) -> list[Finding]:
 
 
 def _trusted_judge_findings(models: Sequence[ModelRuns]) -> list[Finding]:
-    """Return the scores of trusted judges."""
+    """The scores of trusted judges."""
     return [
         Finding(
             f"{score_name(run.kind, one.tasks)} by judge {md_label(one.label)} {one.persona_score} of 5",

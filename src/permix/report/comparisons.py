@@ -91,7 +91,7 @@ class Comparison(MeasureRecord):
 
 
 def compare_models(model: ModelRuns, against: ModelRuns) -> Comparison:
-    """Return model − against in every measure, each with the reasons where it is not compared."""
+    """`model` − `against` in every measure, each with the reasons where it is not compared."""
     reasons, fidelity_reasons = stability_incompatibilities(against, model), identifiability_incompatibilities(against, model)
     differences: dict[str, Estimate] = {}
     if model.grid is not None and against.grid is not None and not reasons:
@@ -120,7 +120,7 @@ def compare_models(model: ModelRuns, against: ModelRuns) -> Comparison:
 def _share_difference(
     shares: "QuestionShares | None", against: "QuestionShares | None", settings_of: ModelRuns
 ) -> Estimate | None:
-    """Return shares − against, with the draws of this model's fidelity run; None where one was not measured."""
+    """`shares` − `against`, with the draws of this model's fidelity run; None where one was not measured."""
     if shares is None or against is None:
         return None
     return question_share_difference([shares], [against], *bootstrap_settings(settings_of.runs["fidelity"].config))
@@ -141,7 +141,7 @@ MIN_SCORED_SHARE = 0.9
 
 
 def stability_claim(pss: Estimate, p: float | None = None) -> str:
-    """Return what a difference in PSS says about stability, with its value and, if given, the p of its test. The difference must
+    """What a difference in PSS says about stability, with its value and, if given, the p of its test. The difference must
     have an interval.
     """
     tested = "" if p is None else f", {table.p_text(p)}"
@@ -256,7 +256,7 @@ def _compare_grids(grid: StabilityGrid, other_grid: StabilityGrid, seed: int, re
 
 
 def _contexts_json(comparison: RunComparison) -> dict[str, Any]:
-    """Return "contexts": the comparison within each context, by its name; nothing for runs without contexts."""
+    """ "contexts": the comparison within each context, by its name; nothing for runs without contexts."""
     found = {id: one.model_dump(mode="json") for id, one in comparison.contexts.items()}
     return {"contexts": found} if found else {}
 
@@ -279,7 +279,7 @@ def _compare_right_in_character(first: Run, other: Run, seed: int, resamples: in
 
 
 def _compare_characters(first: Path, other: Path) -> CharacterComparison | None:
-    """Return the comparison of the runs of open-ended questions in two folders; None unless each folder holds exactly one."""
+    """The comparison of the runs of open-ended questions in two folders; None unless each folder holds exactly one."""
     found = [[run.path for run in find_runs(path) if run.kind == "fidelity"] for path in (first, other)]
     if any(len(paths) != 1 for paths in found):
         return None
@@ -308,7 +308,7 @@ def _find_stability_run(path: Path) -> Run:
 
 
 def comparison_claim(comparison: RunComparison) -> str:
-    """Return the conclusion as one sentence in Markdown: stability, and the mean accuracy over the personas."""
+    """The conclusion as one sentence in Markdown: stability, and the mean accuracy over the personas."""
     one, two = map(table.md_label, comparison.labels)
     counts = [_count_persona_scores(run) for run in (comparison.first, comparison.other)]
     if any(scored < MIN_SCORED_SHARE * asked for scored, asked in counts):
@@ -327,7 +327,7 @@ def comparison_claim(comparison: RunComparison) -> str:
 
 
 def comparison_cautions(comparison: RunComparison) -> list[str]:
-    """Return what a reader must know about the two runs, in Markdown: cells without a score, and answers that were cut off."""
+    """What a reader must know about the two runs, in Markdown: cells without a score, and answers that were cut off."""
     cautions = []
     for label, run in zip(comparison.labels, (comparison.first, comparison.other), strict=True):
         scored, asked = _count_persona_scores(run)
@@ -341,13 +341,13 @@ def comparison_cautions(comparison: RunComparison) -> list[str]:
 
 
 def _count_persona_scores(run: Run) -> tuple[int, int]:
-    """Return how many cells with a persona have a score, and how many were asked."""
+    """How many cells with a persona have a score, and how many were asked."""
     correct_P_Q_S = read_stability_grid(run.path, run.grid_results).correct_P_Q_S
     return int((~np.isnan(correct_P_Q_S)).sum()), correct_P_Q_S.size
 
 
 def terminal_comparison_tables(comparison: RunComparison) -> list[TerminalTable]:
-    """Return the tables for a terminal: the measures, the contexts of runs with contexts, and the personas, with the largest loss
+    """The tables for a terminal: the measures, the contexts of runs with contexts, and the personas, with the largest loss
     of accuracy first.
     """
     labels = [Text(one_line(label)) for label in comparison.labels]
@@ -369,7 +369,7 @@ def terminal_comparison_tables(comparison: RunComparison) -> list[TerminalTable]
 
 
 def comparison_markdown(comparison: RunComparison) -> str:
-    """Return the tables as a Markdown document."""
+    """The tables as a Markdown document."""
     one, two = map(table.md_label, comparison.labels)
     contexts = [[table.md_label(line[0]), *line[1:]] for line in _context_rows(comparison)]
     parts = [
@@ -406,7 +406,7 @@ _CONTEXT_MEASURES = ("mean", "pss")
 
 
 def _context_rows(comparison: RunComparison) -> list[Sequence[str]]:
-    """Return mean and PSS within each context; empty for runs without contexts."""
+    """Mean and PSS within each context; empty for runs without contexts."""
     return [
         (f"{id}, {STABILITY_MEASURES[measure.name].label}", *_comparison_cells(measure, measure.p))
         for id, one in comparison.contexts.items()
@@ -427,7 +427,7 @@ def _comparison_cells(difference: MeasureDifference | PersonaDifference, p: floa
 
 
 def compare_stability_grids(grid: StabilityGrid, against: StabilityGrid, seed: int, resamples: int) -> dict[str, Estimate]:
-    """Return grid − against in every measure of the view "differences", paired by persona and question.
+    """`grid` − `against` in every measure of the view "differences", paired by persona and question.
 
     Both models use the same bootstrap draws of questions. `seed` and `resamples` are those of the bootstrap.
     """
@@ -450,7 +450,7 @@ def question_share_difference(
     resamples: int,
     change: statistics.Change = np.subtract,
 ) -> Estimate:
-    """Return shares − against, or another change, in a share of answers, where each is the mean over its models.
+    """`shares` − `against`, or another change, in a share of answers, where each is the mean over its models.
 
     All models use the same bootstrap draws of questions; only questions that every model answered count. n is the number of
     questions. The interval of shares − against is that of `bootstrap_paired`.
@@ -472,7 +472,7 @@ def question_share_difference(
 
 
 def mean_question_share(models: Sequence[QuestionShares], questions: Sequence[str], counts_R_Q: Array) -> Array:
-    """Return the share of answers to these questions that are attributed to their persona, as the mean over the models [R].
+    """The share of answers to these questions that are attributed to their persona, as the mean over the models [R].
 
     `counts_R_Q` says how often each bootstrap resample drew each question.
     """
@@ -482,7 +482,7 @@ def mean_question_share(models: Sequence[QuestionShares], questions: Sequence[st
 
 
 def stability_incompatibilities(first: ModelRuns, other: ModelRuns) -> tuple[str, ...]:
-    """Return why two models cannot be compared in accuracy or PSS; empty when they can be compared, or when one was
+    """Why two models cannot be compared in accuracy or PSS; empty when they can be compared, or when one was
     not measured.
     """
     if first.grid is None or other.grid is None:
@@ -493,13 +493,13 @@ def stability_incompatibilities(first: ModelRuns, other: ModelRuns) -> tuple[str
 def run_incompatibilities(
     first_run: Run, other_run: Run, first_grid: StabilityGrid, other_grid: StabilityGrid
 ) -> tuple[str, ...]:
-    """Return why the scores of two stability runs cannot be compared; empty when they can be."""
+    """Why the scores of two stability runs cannot be compared; empty when they can be."""
     first_ids, other_ids = ((set(grid.persona_ids), set(grid.question_ids)) for grid in (first_grid, other_grid))
     return _setup_mismatches(first_run, other_run) or (() if first_ids == other_ids else ("Not the same personas and questions",))
 
 
 def identifiability_incompatibilities(first: ModelRuns, other: ModelRuns) -> tuple[str, ...]:
-    """Return why two models cannot be compared in identifiability; empty when they can be compared, or when one was
+    """Why two models cannot be compared in identifiability; empty when they can be compared, or when one was
     not measured.
     """
     if first.identifiability is None or other.identifiability is None:
@@ -512,7 +512,7 @@ def identifiability_incompatibilities(first: ModelRuns, other: ModelRuns) -> tup
 
 
 def right_in_character_incompatibilities(first: ModelRuns, other: ModelRuns) -> tuple[str, ...]:
-    """Return why two models cannot be compared in right and in character; empty when they can be compared, or when one was not
+    """Why two models cannot be compared in right and in character; empty when they can be compared, or when one was not
     measured.
     """
     one, two = first.right_in_character, other.right_in_character
@@ -522,7 +522,7 @@ def right_in_character_incompatibilities(first: ModelRuns, other: ModelRuns) -> 
 
 
 def _persona_mismatches(one: RightInCharacter, two: RightInCharacter) -> tuple[str, ...]:
-    """Return why the classifiers of two results do not choose among the same personas; empty when they do."""
+    """Why the classifiers of two results do not choose among the same personas; empty when they do."""
     same = {persona.id for persona in one.personas} == {persona.id for persona in two.personas}
     return () if same else ("Not the same personas have enough answers for right and in character",)
 
@@ -535,7 +535,7 @@ def _in_character_mismatches(one: Run, two: Run) -> tuple[str, ...]:
 
 
 def recognisability_incompatibilities(first: ModelRuns, other: ModelRuns) -> tuple[str, ...]:
-    """Return why two models cannot be compared in recognisability; empty when they can be compared, or when one was not
+    """Why two models cannot be compared in recognisability; empty when they can be compared, or when one was not
     measured.
     """
     if first.recognisability is None or other.recognisability is None:
@@ -547,7 +547,7 @@ def recognisability_incompatibilities(first: ModelRuns, other: ModelRuns) -> tup
 
 
 def compare_judge_scores(model: ModelRuns, against: ModelRuns) -> tuple[tuple[JudgeScoreDifference, ...], tuple[str, ...]]:
-    """Return model − against in judges' scores for each kind of run with the same setup for both models, and the reasons for
+    """`model` − `against` in judges' scores for each kind of run with the same setup for both models, and the reasons for
     the other kinds.
     """
     differences: list[JudgeScoreDifference] = []
@@ -567,7 +567,7 @@ def compare_judge_scores(model: ModelRuns, against: ModelRuns) -> tuple[tuple[Ju
 
 
 def _setup_mismatches(first: Run, other: Run, *, compare_messages: bool = True) -> tuple[str, ...]:
-    """Return why two runs do not have the same setup, from their records and sampling settings; empty when they have.
+    """Why two runs do not have the same setup, from their records and sampling settings; empty when they have.
 
     `compare_messages`: whether the messages must be equal too. The messages of an interview contain the model's own earlier
     answers, so they always differ between models.
@@ -600,7 +600,7 @@ def _setup_mismatches(first: Run, other: Run, *, compare_messages: bool = True) 
 
 
 def _values_against(first: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """Return the fields that differ with both values, as in " (max_new_tokens 16 against 256)"; a value is one short line."""
+    """The fields that differ with both values, as in " (max_new_tokens 16 against 256)"; a value is one short line."""
     names = [name for name in dict.fromkeys([*first, *other]) if first.get(name) != other.get(name)]
     values = (f"{name} {_short_value(first.get(name))} against {_short_value(other.get(name))}".strip() for name in names)
     return f" ({', '.join(values)})" if names else ""
@@ -611,7 +611,7 @@ def _short_value(value: Any) -> str:
 
 
 def _counts_against(first: Collection[str | None], other: Collection[str | None]) -> str:
-    """Return the numbers of ids of both runs and of those in common, as in " (20 against 19, 19 in common)". None, which is no
+    """The numbers of ids of both runs and of those in common, as in " (20 against 19, 19 in common)". None, which is no
     persona, is named instead of counted.
     """
     one, two = (set(ids) - {None} for ids in (first, other))
@@ -624,7 +624,7 @@ def _task(run: Run) -> dict[str, Any]:
 
 
 def _interview_setup(run: Run) -> tuple[Any, Any]:
-    """Return the setup of an interview: the persona's template, and the interview's settings and questions.
+    """The setup of an interview: the persona's template, and the interview's settings and questions.
 
     When another model asked the questions, the run's path takes their place: two such interviews never have the same questions.
     """
@@ -637,7 +637,7 @@ def _identity_field(run: Run, name: str) -> Any:
 
 
 def _verifier_identity(run: Run) -> dict[str, Any]:
-    """Return the program that scores answers, with its version, because the version can change a verdict.
+    """The program that scores answers, with its version, because the version can change a verdict.
 
     Empty for open-ended answers, which have no scorer. An imported run may have been scored by another program.
     """
@@ -656,7 +656,7 @@ def _sampling_setup(run: Run) -> dict[str, Any]:
 
 
 def aligned_sample_means(first: StabilityGrid, other: StabilityGrid) -> tuple[Array, Array]:
-    """Return the sample means of `other` [P, Q], and the means of its baseline [Q], with personas and questions in the order of
+    """The sample means of `other` [P, Q], and the means of its baseline [Q], with personas and questions in the order of
     `first`.
     """
     persona_at = {id: place for place, id in enumerate(other.persona_ids)}

@@ -54,12 +54,12 @@ RUBRIC_MEAN_NAMES = {OPEN_ENDED_KIND: "mean over rubrics", INTERVIEW_KIND: "mean
 
 
 def score_name(kind: str, rubrics: Iterable[str]) -> str:
-    """Return the name of the mean of a judge's scores by these rubrics."""
+    """The name of the mean of a judge's scores by these rubrics."""
     return SCORE_NAMES[kind] if kind == PERSONAGYM_KIND or set(rubrics) <= {IN_CHARACTER} else RUBRIC_MEAN_NAMES[kind]
 
 
 def listed_rubrics(kind: str, rubrics: Iterable[str]) -> list[str]:
-    """Return the rubrics that get a row of their own next to the row of their mean.
+    """The rubrics that get a row of their own next to the row of their mean.
 
     Empty when there is one rubric and the mean's name already names it.
     """
@@ -141,7 +141,7 @@ class JudgeScoreDifference(Record):
 
 
 def judge_sources(label: str, kind: str, judge: str) -> tuple[SourceRun, SourceRun]:
-    """Return the two runs behind a judge's number: the judge's run and the run with the answers."""
+    """The two runs behind a judge's number: the judge's run and the run with the answers."""
     return SourceRun(label, f"{kind}, judge {judge}"), SourceRun(label, kind)
 
 
@@ -149,7 +149,7 @@ UNTRUSTED_MARK, UNTESTED_MARK = "†", "‡"
 
 
 def trust_mark(trusted: bool | None) -> str:
-    """Return the mark of a judge's number; empty for a judge that is trusted."""
+    """The mark of a judge's number; empty for a judge that is trusted."""
     return "" if trusted else f" {UNTESTED_MARK if trusted is None else UNTRUSTED_MARK}"
 
 
@@ -161,7 +161,7 @@ class BootstrapSettings(NamedTuple):
 
 
 def bootstrap_settings(config: Mapping[str, Any]) -> BootstrapSettings:
-    """Return the settings of a run's configuration; those of the commands where it has none."""
+    """The settings of a run's configuration; those of the commands where it has none."""
     return BootstrapSettings(int(config.get("seed", 0)), int(config.get("resamples", 2000)))
 
 
@@ -179,7 +179,7 @@ def read_judged_run(run: Path, kind: str, config: Mapping[str, Any]) -> JudgedRu
 
 
 def judge_score_differences(run: JudgedRun, against: JudgedRun) -> list[JudgeScoreDifference]:
-    """Return run − against for each judge that scored both runs in the same way."""
+    """`run` − `against` for each judge that scored both runs in the same way."""
     differences = []
     for label, results_against in against.results_by_judge.items():
         results = run.results_by_judge.get(label)
@@ -192,7 +192,7 @@ def judge_score_differences(run: JudgedRun, against: JudgedRun) -> list[JudgeSco
 
 
 def judge_incompatibilities(one: JudgeResults, two: JudgeResults) -> tuple[str, ...]:
-    """Return why the scores of two judges with the same name cannot be compared; empty when they can be."""
+    """Why the scores of two judges with the same name cannot be compared; empty when they can be."""
     return tuple(
         f"Not the same judge {one.label} ({first}; {second})"
         for first, second in zip(one.comparability_key, two.comparability_key, strict=True)

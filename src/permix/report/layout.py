@@ -98,7 +98,7 @@ def build_document(
     differences: Sequence[MethodDifference] = (),
     figure_files: Collection[str] = (),
 ) -> Document:
-    """Return the document. `figure_captions` says what each figure shows, by file name, and `figure_files` names those that were
+    """The document. `figure_captions` says what each figure shows, by file name, and `figure_files` names those that were
     drawn; `caption` is a paragraph in Markdown from the caller; `differences` are those of `reference_differences`.
     """
     figures = {
@@ -125,7 +125,7 @@ def build_document(
 
 
 def chart_name(file: str) -> str:
-    """Return the name of the page's chart that replaces a figure: "heatmap-3.png" gives "grid"."""
+    """The name of the page's chart that replaces a figure: "heatmap-3.png" gives "grid"."""
     stem = file.partition(".")[0].partition("-")[0]
     return {"heatmap": "grid", "probes": "dev_evals"}.get(stem, stem)
 

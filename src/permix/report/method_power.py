@@ -101,7 +101,7 @@ def run_power(config: PowerConfig) -> None:
 
 
 def parse_effects(given: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    """Return the differences by measure from texts like "pss=0.1"; the default ones without any. Raises ConfigError."""
+    """The differences by measure from texts like "pss=0.1"; the default ones without any. Raises ConfigError."""
     if not given:
         return DEFAULT_EFFECTS
     known = (*MEASURE_VIEWS["seed_differences"], "identifiability")
@@ -173,7 +173,7 @@ def _pilot_seeds(difference: MethodDifference, name: str) -> int:
 
 
 def seed_assumptions(found: SeedDifference, pilot_seeds: int, assumed_sds: Sequence[float]) -> list[SeedAssumption]:
-    """Return the standard deviations between pairs of seeds to plan with.
+    """The standard deviations between pairs of seeds to plan with.
 
     Several seeds: the measured one, and its upper bound. One seed: the assumed ones of a single method, times √2 for a pair.
     """
@@ -200,7 +200,7 @@ def upper_seed_variance(components: SeedVarianceComponents, pilot_seeds: int) ->
 
 
 def describe_pilot(difference: MethodDifference, planned: Collection[str]) -> list[str]:
-    """Return sentences about what was measured and what the numbers are; `planned`: the measures of the lines."""
+    """Sentences about what was measured and what the numbers are; `planned`: the measures of the lines."""
     if any(difference.seeds_of(name).pairing == "untrained" for name in planned):
         seeds = "the seeds of the method that is trained, against one model without a training"
     else:
@@ -220,7 +220,7 @@ def describe_pilot(difference: MethodDifference, planned: Collection[str]) -> li
 
 
 def terminal_power_table(lines: Sequence[PlannedPower], questions: Sequence[int]) -> TerminalTable:
-    """Return the table for a terminal: a row for each line, a column for each number of questions."""
+    """The table for a terminal: a row for each line, a column for each number of questions."""
     table = terminal_table()
     for heading in ("measure", "difference", "sd of pairs of seeds", "seeds", *(f"{n} questions" for n in questions)):
         table.add_column(heading, overflow="fold")

@@ -95,7 +95,7 @@ class TrainingRun(NamedTuple):
 
 
 def find_training_run(model: ModelRuns) -> TrainingRun | None:
-    """Return the model's training run, or None.
+    """The model's training run, or None.
 
     It is the training run in the report, or else the run whose folder `model` the model's evaluations used.
     """
@@ -112,12 +112,12 @@ def find_training_run(model: ModelRuns) -> TrainingRun | None:
 
 
 def untrained_model_names(model: ModelRuns) -> set[str]:
-    """Return the names under which an untrained model was asked. A training that started from this model names one of them."""
+    """The names under which an untrained model was asked. A training that started from this model names one of them."""
     return {resolve_model_name(run.model_name) for run in model.runs.values()}
 
 
 def resolve_model_name(model: str) -> str:
-    """Return a model's name; for a folder, its resolved path."""
+    """A model's name; for a folder, its resolved path."""
     return str(Path(model).resolve()) if Path(model).is_dir() else model
 
 
@@ -131,7 +131,7 @@ def _read_training_run(folder: Path) -> TrainingRun | None:
 
 
 def _drop_fields(value: Any, fields: set[str]) -> Any:
-    """Return the value without these fields, at every level."""
+    """The value without these fields, at every level."""
     if not isinstance(value, dict):
         return value
     return {name: _drop_fields(one, fields) for name, one in value.items() if name not in fields}
@@ -160,14 +160,14 @@ class ReportMethod(NamedTuple):
 
 
 def group_methods(models: Sequence[ModelRuns], specs: Sequence[str] = ()) -> list[ReportMethod]:
-    """Return the methods, in the order of their first model. Raises ConfigError when `specs` is malformed or names unknown
+    """The methods, in the order of their first model. Raises ConfigError when `specs` is malformed or names unknown
     labels.
     """
     return group_assigned_methods(models, _parse_method_specs(specs, [model.label for model in models]))
 
 
 def group_assigned_methods(models: Sequence[ModelRuns], assigned: Mapping[str, str]) -> list[ReportMethod]:
-    """Return the methods, in the order of their first model; `assigned` names the methods of some models, by label."""
+    """The methods, in the order of their first model; `assigned` names the methods of some models, by label."""
     trainings = {model.label: find_training_run(model) for model in models}
     groups: dict[str, list[ModelRuns]] = {}
     for model in models:
@@ -178,12 +178,12 @@ def group_assigned_methods(models: Sequence[ModelRuns], assigned: Mapping[str, s
 
 
 def method_names(methods: Sequence[ReportMethod]) -> dict[str, str]:
-    """Return {label: name of its method}."""
+    """{label: name of its method}."""
     return {label: method.name for method in methods for label in method.labels}
 
 
 def training_arrows(methods: Sequence[ReportMethod]) -> list[tuple[str, str]]:
-    """Return pairs of method names, one for each step of training: base to RLVR, RLVR to PerMix-RLVR.
+    """Pairs of method names, one for each step of training: base to RLVR, RLVR to PerMix-RLVR.
 
     Without an RLVR method, the second step starts from base.
     """
@@ -193,14 +193,14 @@ def training_arrows(methods: Sequence[ReportMethod]) -> list[tuple[str, str]]:
 
 
 def _group_key(label: str, training: TrainingRun | None, assigned: Mapping[str, str]) -> str:
-    """Return a key that is equal for models of the same method."""
+    """A key that is equal for models of the same method."""
     if label in assigned:
         return f"said {assigned[label]}"
     return f"alone {label}" if training is None else f"trained {json.dumps(training.recipe, sort_keys=True)}"
 
 
 def _parse_method_specs(specs: Sequence[str], labels: Sequence[str]) -> dict[str, str]:
-    """Return {label: name of the method} from the user's specifications."""
+    """{label: name of the method} from the user's specifications."""
     assigned: dict[str, str] = {}
     for one in specs:
         name, equals, listed = one.partition("=")
@@ -224,7 +224,7 @@ def _parse_method_specs(specs: Sequence[str], labels: Sequence[str]) -> dict[str
 
 
 def _group_role(group: Sequence[ModelRuns], trainings: Mapping[str, TrainingRun | None]) -> Role:
-    """Return the role that all models of a group share; "other" when they differ."""
+    """The role that all models of a group share; "other" when they differ."""
     names = (training.config.model.name for training in trainings.values() if training is not None)
     starts = {resolve_model_name(name) for name in names if name is not None}
     roles: set[Role] = set()
@@ -238,7 +238,7 @@ def _group_role(group: Sequence[ModelRuns], trainings: Mapping[str, TrainingRun 
 
 
 def _name_groups(groups: Sequence[Sequence[ModelRuns]], roles: Sequence[Role], assigned: Mapping[str, str]) -> list[str]:
-    """Return the name of each group.
+    """The name of each group.
 
     Names from the user and labels of single models are kept. Other groups are named after their role or, when another group has
     the same role, after their labels.
@@ -258,7 +258,7 @@ def _name_groups(groups: Sequence[Sequence[ModelRuns]], roles: Sequence[Role], a
 
 
 def _first_free_name(candidates: Sequence[str], used: Collection[str]) -> str:
-    """Return the first candidate that is not empty and not in use. Marks are added to the last candidate when all are in use."""
+    """The first candidate that is not empty and not in use. Marks are added to the last candidate when all are in use."""
     for name in candidates:
         if name and name not in used:
             return name
@@ -266,7 +266,7 @@ def _first_free_name(candidates: Sequence[str], used: Collection[str]) -> str:
 
 
 def common_label_prefix(labels: Sequence[str]) -> str:
-    """Return what the labels of several seeds begin with, in whole words: "replay" for "replay 1" and "replay 2". Empty when they
+    """What the labels of several seeds begin with, in whole words: "replay" for "replay 1" and "replay 2". Empty when they
     differ.
     """
     words = [re.findall(r"\d+|[^\W\d_]+|[\W_]+", label) for label in labels]

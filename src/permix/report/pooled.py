@@ -160,7 +160,7 @@ class MethodDifference(MeasureRecord):
 
 
 def pool_seeds(method: ReportMethod) -> PooledMethod:
-    """Return the pooled numbers of a method."""
+    """The pooled numbers of a method."""
     stable, fidelity = measured_models(method)
     reasons = _seed_incompatibilities(stable, stability_incompatibilities)
     fidelity_reasons = _seed_incompatibilities(fidelity, identifiability_incompatibilities)
@@ -208,7 +208,7 @@ class PooledContext(MeasureRecord):
 
 
 def divide_by_context(method: ReportMethod) -> dict[str, ReportMethod]:
-    """Return the method by context: its models with a stability run, whose grids are those of that context alone.
+    """The method by context: its models with a stability run, whose grids are those of that context alone.
 
     Only contexts that all of these models have; empty without contexts.
     """
@@ -222,7 +222,7 @@ def divide_by_context(method: ReportMethod) -> dict[str, ReportMethod]:
 
 
 def pool_context(method: ReportMethod, context: str) -> PooledContext:
-    """Return the pooled numbers of one part of `divide_by_context`."""
+    """The pooled numbers of one part of `divide_by_context`."""
     models = method.models
     reasons = _seed_incompatibilities(models, stability_incompatibilities)
     if reasons:
@@ -244,7 +244,7 @@ _SHARE_INCOMPATIBILITIES: Mapping[ShareName, Callable[[ModelRuns, ModelRuns], tu
 
 
 def method_difference(method: ReportMethod, against: ReportMethod, change: statistics.Change = np.subtract) -> MethodDifference:
-    """Return method − against, or another change from `against` to `method`, paired by persona and question.
+    """`method` − `against`, or another change from `against` to `method`, paired by persona and question.
 
     If the training seeds of the two differ and at least two are common, the models of these seeds alone are compared.
     """
@@ -297,7 +297,7 @@ class ComparedMeasures(NamedTuple):
 def compare_stability(
     models: Sequence[ModelRuns], against: Sequence[ModelRuns], change: statistics.Change = np.subtract
 ) -> ComparedMeasures:
-    """Return models − against, or another change, in the measures of stability: of the view "differences", over questions, and of
+    """`models` − `against`, or another change, in the measures of stability: of the view "differences", over questions, and of
     the view "seed_differences", over questions and seeds.
     """
     pairs = pair_models(models, against)
@@ -356,7 +356,7 @@ def _compare_right_in_character(
 
 
 def _in_order_of(models: Sequence[ModelRuns], kept: Sequence[ModelRuns]) -> list[ModelRuns]:
-    """Return the kept models in the order of all."""
+    """The kept models in the order of all."""
     ids = set(map(id, kept))
     return [model for model in models if id(model) in ids]
 
@@ -383,7 +383,7 @@ class MethodNumbers:
 
 
 def reference_differences(methods: Sequence[ReportMethod], numbers: MethodNumbers | None = None) -> list[MethodDifference]:
-    """Return every method minus the reference: the RLVR method with most training seeds, or else the first method.
+    """Every method minus the reference: the RLVR method with most training seeds, or else the first method.
 
     Empty where no method has several seeds. `numbers` of these methods, where some may be known.
     """
@@ -396,7 +396,7 @@ def reference_differences(methods: Sequence[ReportMethod], numbers: MethodNumber
 
 
 def pair_models(models: Sequence[ModelRuns], against: Sequence[ModelRuns]) -> PairedModels:
-    """Return the models of two methods that are compared, and how their training seeds belong together.
+    """The models of two methods that are compared, and how their training seeds belong together.
 
     Methods that were trained with the same seeds are paired. If their seeds differ and at least two are common, the models of
     these are paired, and the others left out. A single model whose training is not known, such as the base model, counts as
@@ -430,7 +430,7 @@ def _share_over_seeds(
 
 
 def _shares_by_seed(results: Sequence[Identifiability | Recognisability], settings: BootstrapSettings) -> SeedValues:
-    """Return the share of each model, on the questions that all of them answered, with the draws of questions."""
+    """The share of each model, on the questions that all of them answered, with the draws of questions."""
     questions = sorted(set.intersection(*(set(one.right_by_question) for one in results)))
 
     def values(counts_R_Q: Array) -> dict[str, Array]:
@@ -442,7 +442,7 @@ def _shares_by_seed(results: Sequence[Identifiability | Recognisability], settin
 
 
 def measured_models(method: ReportMethod) -> tuple[list[ModelRuns], list[ModelRuns]]:
-    """Return the models with a stability run, and the models with a fidelity run on shared questions."""
+    """The models with a stability run, and the models with a fidelity run on shared questions."""
     stable = [model for model in method.models if model.stability is not None and model.grid is not None]
     return stable, [model for model in method.models if model.identifiability is not None]
 
@@ -450,12 +450,12 @@ def measured_models(method: ReportMethod) -> tuple[list[ModelRuns], list[ModelRu
 def _seed_incompatibilities(
     models: Sequence[ModelRuns], incompatibilities: Callable[[ModelRuns, ModelRuns], tuple[str, ...]]
 ) -> tuple[str, ...]:
-    """Return why the numbers of these models cannot be pooled or compared: the differences between any of them and the first."""
+    """Why the numbers of these models cannot be pooled or compared: the differences between any of them and the first."""
     return tuple(dict.fromkeys(reason for model in models[1:] for reason in incompatibilities(models[0], model)))
 
 
 def _right_in_character_models(stable: Sequence[ModelRuns]) -> tuple[list[ModelRuns], tuple[str, ...]]:
-    """Return the models with right and in character, and why their numbers cannot be pooled.
+    """The models with right and in character, and why their numbers cannot be pooled.
 
     A seed without the measure is a reason too: the mean over the other seeds would look like the mean over all.
     """
@@ -476,7 +476,7 @@ def _pooled_right_in_character(models: Sequence[ModelRuns]) -> Estimate:
 
 
 def _mean_by_chance(models: Sequence[ModelRuns]) -> float | None:
-    """Return the mean over the seeds; None where one of them has no value."""
+    """The mean over the seeds; None where one of them has no value."""
     values = [one.share_by_chance.value for one in _in_character_results(models)]
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if len(known) == len(values) else None
@@ -490,7 +490,7 @@ def _pooled_stability(models: Sequence[ModelRuns]) -> dict[str, Estimate]:
 
 
 def _pooled_recognisability(models: Sequence[ModelRuns]) -> Estimate | None:
-    """Return the mean over the seeds; None unless every model with a fidelity run was measured alike."""
+    """The mean over the seeds; None unless every model with a fidelity run was measured alike."""
     measured = [model for model in models if model.recognisability is not None]
     n_runs = sum("fidelity" in model.runs for model in models)
     if not measured or len(measured) < n_runs or _seed_incompatibilities(measured, recognisability_incompatibilities):
@@ -499,7 +499,7 @@ def _pooled_recognisability(models: Sequence[ModelRuns]) -> Estimate | None:
 
 
 def _pooled_share(models: Sequence[ModelRuns], measure: ShareName) -> Estimate:
-    """Return the mean over the seeds of the share of answers attributed correctly, on the questions that all seeds answered."""
+    """The mean over the seeds of the share of answers attributed correctly, on the questions that all seeds answered."""
     results = _share_results(models, measure)
     if len(results) == 1:
         return results[0].accuracy
@@ -515,7 +515,7 @@ def _pooled_share(models: Sequence[ModelRuns], measure: ShareName) -> Estimate:
 
 
 def _pooled_share_over_seeds(pooled: Estimate, models: Sequence[ModelRuns], measure: ShareName) -> Estimate:
-    """Return the number of `_pooled_share` with an interval over questions and training seeds."""
+    """The number of `_pooled_share` with an interval over questions and training seeds."""
     run = next(model.runs["fidelity"] for model in models if "fidelity" in model.runs)
     values = _shares_by_seed(_share_results(models, measure), bootstrap_settings(run.config))
     return limit_ends(cover_training_seeds(pooled, [values]).over_seeds, 0.0, 1.0)
@@ -524,7 +524,7 @@ def _pooled_share_over_seeds(pooled: Estimate, models: Sequence[ModelRuns], meas
 def _pooled_share_difference(
     models: Sequence[ModelRuns], against: Sequence[ModelRuns], measure: ShareName, change: statistics.Change
 ) -> Estimate:
-    """Return models − against, or another change, paired by question."""
+    """`models` − `against`, or another change, paired by question."""
     shares, shares_against = _share_results(models, measure), _share_results(against, measure)
     settings = bootstrap_settings(against[0].runs["fidelity"].config)
     return question_share_difference(shares, shares_against, *settings, change)
@@ -536,6 +536,6 @@ def _share_results(models: Sequence[ModelRuns], measure: ShareName) -> list[Iden
 
 
 def _aligned_grids(models: Sequence[ModelRuns]) -> list[AccuracyGrid]:
-    """Return each model's scores (mean_P_Q, baseline_Q), with personas and questions in the order of the first model."""
+    """Each model's scores (mean_P_Q, baseline_Q), with personas and questions in the order of the first model."""
     grids = [model.grid for model in models if model.grid is not None]
     return [aligned_sample_means(grids[0], one) for one in grids]

@@ -321,7 +321,7 @@ def collect_models(paths: Sequence[Path], description: str = "measures") -> list
 
 
 def find_all_runs(paths: Sequence[Path]) -> list[Run]:
-    """Return the runs of all paths, each once. Raises DataError without paths, and as `find_runs` does."""
+    """The runs of all paths, each once. Raises DataError without paths, and as `find_runs` does."""
     if not paths:
         raise DataError("no runs: give run directories, or folders that contain some")
     return list({run.path.resolve(): run for path in paths for run in find_runs(path)}.values())
@@ -386,7 +386,7 @@ def strategy_kind(strategy: str) -> str:
 
 
 def model_label(run: Run, runs: Sequence[Run]) -> str:
-    """Return the run's label, or else its model's name. A training run without a label gets the label of the run that evaluated
+    """The run's label, or else its model's name. A training run without a label gets the label of the run that evaluated
     its model.
     """
     if run.label:
@@ -426,7 +426,7 @@ def _measure_model(label: str, runs: dict[str, Run]) -> ModelRuns:
 
 
 def _measure_identifiability(run: Run) -> tuple[Identifiability | None, str]:
-    """Return (identifiability, ""), or (None, reason) when the answers do not allow measuring it."""
+    """(identifiability, ""), or (None, reason) when the answers do not allow measuring it."""
     reference = find_reference_run(run)
     try:
         return open_ended.measure_identifiability(run.path, reference), ""
@@ -435,7 +435,7 @@ def _measure_identifiability(run: Run) -> tuple[Identifiability | None, str]:
 
 
 def _measure_right_in_character(run: Run) -> tuple[RightInCharacter | None, str]:
-    """Return (right and in character, ""), or (None, reason) when the answers do not allow it; nothing when the run does not ask
+    """(right and in character, ""), or (None, reason) when the answers do not allow it; nothing when the run does not ask
     for it.
     """
     if not run.config.get("right_in_character"):
@@ -448,7 +448,7 @@ def _measure_right_in_character(run: Run) -> tuple[RightInCharacter | None, str]
 
 
 def _measure_drift(run: Run) -> tuple[Drift | None, str]:
-    """Return (drift, ""), or (None, reason) when no measure can be computed; when the reference alone cannot be used, the other
+    """(drift, ""), or (None, reason) when no measure can be computed; when the reference alone cannot be used, the other
     measures and the reason.
     """
     scores, reason = _scores_by_judge(run), ""
@@ -471,7 +471,7 @@ _REFERENCE_FIELDS = {"reference": "identifiability", "character_reference": "rig
 
 
 def find_reference_run(run: Run, field: str = "reference") -> Path | None:
-    """Return the run whose answers train the classifier: the configured path, or a place next to this run when both were moved.
+    """The run whose answers train the classifier: the configured path, or a place next to this run when both were moved.
 
     None when no reference is configured. Raises DataError when the configured run is not found.
     """
@@ -488,5 +488,5 @@ def find_reference_run(run: Run, field: str = "reference") -> Path | None:
 
 
 def _sum_or_none(parts: Sequence[Any]) -> Any:
-    """Return the sum. None when there is no part or when one part is unknown, because an incomplete sum would mislead."""
+    """The sum. None when there is no part or when one part is unknown, because an incomplete sum would mislead."""
     return sum(parts) if parts and all(part is not None for part in parts) else None

@@ -74,7 +74,7 @@ def plot_judge_figures(
 
 
 def judge_figure_files(kind: str) -> tuple[str, str]:
-    """Return the file names of the two figures of a kind of run: scores, and validation."""
+    """The file names of the two figures of a kind of run: scores, and validation."""
     return f"judged-{KIND_FILE_STEMS[kind]}.png", f"trial-{KIND_FILE_STEMS[kind]}.png"
 
 
@@ -146,7 +146,7 @@ def plot_judge_reliability(runs: JudgedRuns, kind: str, path: Path) -> None:
 
 
 def _row_names(kind: str, judges: Sequence[JudgeSummary]) -> list[str]:
-    """Return the name of the mean, then the rubrics of any model that have their own row."""
+    """The name of the mean, then the rubrics of any model that have their own row."""
     tasks = [task for one in judges for task in one.tasks]
     return [score_name(kind, tasks), *listed_rubrics(kind, tasks)]
 

@@ -72,12 +72,12 @@ class ModelColumn(NamedTuple):
 
 
 def identifiability_cell(row: ModelRow) -> TableCell:
-    """Return identifiability with chance next to n, because identifiability cannot be read without chance."""
+    """Identifiability with chance next to n, because identifiability cannot be read without chance."""
     return _with_chance(estimate_cell(row.identifiability), row.chance)
 
 
 def recognisability_cell(row: ModelRow) -> TableCell:
-    """Return recognisability with chance next to n, which is that of identifiability."""
+    """Recognisability with chance next to n, which is that of identifiability."""
     return _with_chance(estimate_cell(row.recognisability), row.chance)
 
 
@@ -86,7 +86,7 @@ def _with_chance(cell: TableCell, chance: float | None, name: str = "chance") ->
 
 
 def right_in_character_cell(row: ModelRow) -> TableCell:
-    """Return the share of answers that are right and in character, with what chance gives next to n."""
+    """The share of answers that are right and in character, with what chance gives next to n."""
     return _with_chance(estimate_cell(row.right_in_character), row.right_in_character_by_chance, "by chance")
 
 
@@ -105,7 +105,7 @@ def _with_pss_reason(cell: TableCell, measure: str, pss_reason: str | None) -> T
 
 
 def cut_off_cell(row: ModelRow) -> TableCell:
-    """Return how many answers were cut off at the token limit and, if any were, the accuracy of those that were not."""
+    """How many answers were cut off at the token limit and, if any were, the accuracy of those that were not."""
     if not row.n_known_ends:
         return MISSING_CELL
     accuracy = "" if not row.n_cut_off or row.accuracy_of_others is None else format_decimal(row.accuracy_of_others)
@@ -150,7 +150,7 @@ def _asks_endpoint(row: ModelRow) -> bool:
 
 
 def columns_with_judges(rows: Sequence[ModelRow]) -> list[ModelColumn]:
-    """Return the columns: measures of stability, identifiability, recognisability where it was measured, one column for each
+    """The columns: measures of stability, identifiability, recognisability where it was measured, one column for each
     judge of these rows, counts and costs.
 
     Right and in character and the costs of an endpoint's model have columns only if some of these rows needs them.
@@ -179,12 +179,12 @@ def columns_with_judges(rows: Sequence[ModelRow]) -> list[ModelColumn]:
 
 
 def _trusted_judge_names(rows: Iterable[ModelRow]) -> set[str]:
-    """Return the names of the scores that mean something for at least one model."""
+    """The names of the scores that mean something for at least one model."""
     return {one.name for row in rows for one in row.judged if one.discriminates_persona}
 
 
 def judge_score_cell(row: ModelRow, name: str) -> TableCell:
-    """Return a judge's mean score, with a mark when the judge is not trusted."""
+    """A judge's mean score, with a mark when the judge is not trusted."""
     one = next((one for one in row.judged if one.name == name), None)
     if one is None or one.persona_score.value is None:
         return MISSING_CELL
@@ -194,7 +194,7 @@ def judge_score_cell(row: ModelRow, name: str) -> TableCell:
 
 
 def models_table(rows: Sequence[ModelRow]) -> Table:
-    """Return a table with a row for each model."""
+    """A table with a row for each model."""
     columns = columns_with_judges(rows)
     lines = [
         [label_cell(row.label), *(column.cell(row).with_sources(SourceRun(row.label, column.kind)) for column in columns)]
@@ -220,7 +220,7 @@ def _terminal_measures_table(headings: Iterable[str]) -> TerminalTable:
 
 
 def terminal_models_table(rows: Sequence[ModelRow]) -> TerminalTable:
-    """Return a table for a terminal: a row for each measure and a column for each model. Measures that no model has
+    """A table for a terminal: a row for each measure and a column for each model. Measures that no model has
     are left out; PSS stays where a note says why it has no value. Below it is the meaning of the judges' marks that appear.
     """
     table = _terminal_measures_table(row.label for row in rows)
@@ -236,7 +236,7 @@ def terminal_models_table(rows: Sequence[ModelRow]) -> TerminalTable:
 
 
 def persona_table(summaries: Mapping[str, StabilitySummary], cut_off: Mapping[str, CutOffCounts] | None = None) -> Table:
-    """Return a table with a row for each persona and a column for each model: accuracy, the difference to the baseline, and
+    """A table with a row for each persona and a column for each model: accuracy, the difference to the baseline, and
     Holm's p. A model of which an answer was cut off (`cut_off`, by model) has one more column: the share that was, by persona.
     """
     counts = {model: one for model, one in (cut_off or {}).items() if model in summaries and one.n_cut_off}
@@ -302,7 +302,7 @@ _CONTROL_HEADINGS = (
 
 
 def controls_table(results: Mapping[str, Identifiability]) -> Table:
-    """Return a table of identifiability next to its controls, which are at chance when the test is sound."""
+    """A table of identifiability next to its controls, which are at chance when the test is sound."""
     lines = []
     for model, result in results.items():
         control_accuracies = (result.question_only, result.length_only, result.permuted)
@@ -329,7 +329,7 @@ _IN_CHARACTER_HEADINGS = (
 
 
 def right_in_character_table(results: Mapping[str, RightInCharacter]) -> Table:
-    """Return a table of right and in character with its parts, and of the controls of `recognised`."""
+    """A table of right and in character with its parts, and of the controls of `recognised`."""
     lines = []
     for model, one in results.items():
         parts = (one.share, one.share_by_chance, one.right, one.recognised, one.recognised_if_right, one.recognised_if_wrong)
@@ -355,7 +355,7 @@ _RECOGNISABILITY_HEADINGS = (
 
 
 def recognisability_table(results: Mapping[str, Recognisability]) -> Table:
-    """Return a table of recognisability next to its controls."""
+    """A table of recognisability next to its controls."""
     lines = []
     for model, result in results.items():
         cells = [
@@ -372,7 +372,7 @@ def recognisability_table(results: Mapping[str, Recognisability]) -> Table:
 
 
 def recognisability_persona_table(results: Mapping[str, Recognisability]) -> Table:
-    """Return a table with a row for each persona and two columns for each model: the share of its answers that are recognised,
+    """A table with a row for each persona and two columns for each model: the share of its answers that are recognised,
     and the persona whose text most of the others are nearest to.
     """
     ids = dict.fromkeys(id for result in results.values() for id in result.persona_ids)
@@ -394,7 +394,7 @@ def _recognised_cells(model: str, result: Recognisability, persona_id: str) -> l
 
 
 def template_table(effects_by_model: Mapping[str, TemplateEffects]) -> Table:
-    """Return a table with a row for each model and template."""
+    """A table with a row for each model and template."""
     measures, lines = measures_in("templates"), []
     for model, effects in effects_by_model.items():
         for one in effects.templates:
@@ -410,7 +410,7 @@ MEAN_MINUS_FIRST_LABEL = "mean − first context"
 
 
 def context_table(contexts_by_model: Mapping[str, Sequence[ContextSummary]]) -> Table:
-    """Return a table with a row for each model and context."""
+    """A table with a row for each model and context."""
     measures, lines = measures_in("contexts"), []
     for model, contexts in contexts_by_model.items():
         for one in contexts:
@@ -456,7 +456,7 @@ def _stability_source(model: str) -> SourceRun:
 
 
 def variance_components_text(effects: TemplateEffects) -> str:
-    """Return how much personas, templates and their interaction change the accuracy, in words."""
+    """How much personas, templates and their interaction change the accuracy, in words."""
     parts = {
         "between personas": effects.persona_sd,
         "between templates": effects.template_sd,
@@ -491,7 +491,7 @@ STRATEGY_COLUMNS = (
 
 
 def tokens_cell(spent: StrategyTokens | None) -> TableCell:
-    """Return the total with its parts as a note: "812" above "700 read, 112 written"."""
+    """The total with its parts as a note: "812" above "700 read, 112 written"."""
     if spent is None:
         return MISSING_CELL
     return trusted_cell(
@@ -506,7 +506,7 @@ def _cost_ratio_cell(ratio: float | None) -> TableCell:
 
 
 def strategy_table(results: Sequence[StrategyResult]) -> Table:
-    """Return a table with a row for each model and strategy."""
+    """A table with a row for each model and strategy."""
     lines = []
     for model, one in results:
         source = SourceRun(model, f"stability, {one.strategy}")
@@ -517,7 +517,7 @@ def strategy_table(results: Sequence[StrategyResult]) -> Table:
 
 
 def terminal_strategy_table(results: Sequence[StrategyResult]) -> TerminalTable:
-    """Return a table for a terminal: a row for each measure and a column for each strategy. Measures that no strategy has are
+    """A table for a terminal: a row for each measure and a column for each strategy. Measures that no strategy has are
     left out.
     """
     table = _terminal_measures_table(f"{one.label}, {one.summary.strategy}" for one in results)
@@ -544,7 +544,7 @@ def _persona_cell(persona: PersonaSummary | None) -> TableCell:
 
 
 def method_table(methods: Sequence[ReportMethod], pooled: Sequence[PooledMethod]) -> Table:
-    """Return a table with a row for each method; `pooled` holds the numbers of each method. A measure that no method has is left
+    """A table with a row for each method; `pooled` holds the numbers of each method. A measure that no method has is left
     out.
 
     A judge's column holds only scores of methods with one model, because judges' scores are not pooled over seeds. Below a
@@ -569,7 +569,7 @@ def method_table(methods: Sequence[ReportMethod], pooled: Sequence[PooledMethod]
 
 
 def front_table(methods: Sequence[ReportMethod], pooled: Sequence[PooledMethod], rows: Sequence[ModelRow]) -> Table:
-    """Return the report's one table of models: a row for each model, or, where a method has several training seeds, a row for
+    """The report's one table of models: a row for each model, or, where a method has several training seeds, a row for
     each method.
     """
     return method_table(methods, pooled) if any(len(method.models) > 1 for method in methods) else models_table(rows)
@@ -587,7 +587,7 @@ def _method_row(method: ReportMethod, pooled: PooledMethod, row: ModelRow | None
 
 
 def _with_method_sources(method: ReportMethod, cell: TableCell, kind: str) -> TableCell:
-    """Return the cell with the runs behind it; its note says so where some training seeds of the method have no such run."""
+    """The cell with the runs behind it; its note says so where some training seeds of the method have no such run."""
     sources, n_seeds = [SourceRun(model.label, kind) for model in method.models if kind in model.runs], len(method.models)
     if 0 < len(sources) < n_seeds and cell.note:
         cell = cell._replace(note=f"{cell.note}; {len(sources)} of {n_seeds} training seeds")
@@ -601,28 +601,28 @@ def _method_name_cell(method: ReportMethod) -> TableCell:
 
 
 def _pooled_cell(estimate: Estimate | None, reasons: Sequence[str]) -> TableCell:
-    """Return the pooled number, or "not pooled" with the reasons when the seeds cannot be pooled."""
+    """The pooled number, or "not pooled" with the reasons when the seeds cannot be pooled."""
     return TableCell("not pooled", one_line("; ".join(reasons), DETAILS_WIDTH)) if reasons else estimate_cell(estimate)
 
 
 def pooled_measure_cell(pooled: PooledMethod, name: str) -> TableCell:
-    """Return a measure of stability of a method, with its interval over training seeds in the note."""
+    """A measure of stability of a method, with its interval over training seeds in the note."""
     return _with_seed_interval(_pooled_cell(pooled.measures.get(name), pooled.reasons), pooled, name)
 
 
 def pooled_identifiability_cell(pooled: PooledMethod) -> TableCell:
-    """Return the identifiability of a method, with its interval over training seeds in the note."""
+    """The identifiability of a method, with its interval over training seeds in the note."""
     cell = _pooled_cell(pooled.identifiability, pooled.fidelity_reasons)
     return cell if cell.number is None else _with_seed_interval(_with_chance(cell, pooled.chance), pooled, "identifiability")
 
 
 def pooled_recognisability_cell(pooled: PooledMethod) -> TableCell:
-    """Return the recognisability of a method, with its interval over training seeds in the note."""
+    """The recognisability of a method, with its interval over training seeds in the note."""
     return _with_seed_interval(_with_chance(estimate_cell(pooled.recognisability), pooled.chance), pooled, "recognisability")
 
 
 def pooled_right_in_character_cell(pooled: PooledMethod) -> TableCell:
-    """Return right and in character of a method, with its interval over training seeds in the note."""
+    """Right and in character of a method, with its interval over training seeds in the note."""
     cell = _pooled_cell(pooled.right_in_character, pooled.right_in_character_reasons)
     if cell.number is None:
         return cell
@@ -650,7 +650,7 @@ _PAIRING_TEXTS = {
 
 
 def seed_difference_table(differences: Sequence[MethodDifference]) -> Table | None:
-    """Return a table with a line for each difference of two methods and each measure; None without a difference."""
+    """A table with a line for each difference of two methods and each measure; None without a difference."""
     lines = [
         [
             label_cell(one.name),

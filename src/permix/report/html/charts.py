@@ -57,7 +57,7 @@ class PersonaInfo(NamedTuple):
 
 
 def persona_infos(models: Sequence[ModelRuns]) -> dict[str, PersonaInfo]:
-    """Return every persona of the stability runs, by id. When several runs asked a persona, the first run counts."""
+    """Every persona of the stability runs, by id. When several runs asked a persona, the first run counts."""
     infos: dict[str, PersonaInfo] = {}
     for model in models:
         if "stability" in model.runs:
@@ -109,7 +109,7 @@ def build_charts(
     pooled: Sequence[PooledMethod],
     comparisons: Sequence[Comparison],
 ) -> dict[str, Any]:
-    """Return the data of every chart that the runs allow. `pooled` holds the mean over the seeds of each of `methods`."""
+    """The data of every chart that the runs allow. `pooled` holds the mean over the seeds of each of `methods`."""
     names = unique_display_names(model.label for model in models)
     charts: dict[str, Any] = {
         "tradeoff": _tradeoff_chart(models, methods, build_tradeoffs(models, methods, pooled, comparisons)),
@@ -132,7 +132,7 @@ _HOLLOW_POINT_NOTE = "hollow: the judge does not tell right from wrong persona, 
 
 
 def _tradeoff_chart(models: Sequence[ModelRuns], methods: Sequence[ReportMethod], found: ReportTradeoffs) -> _ChartData:
-    """Return every trade-off; empty when no method has both PSS and a measure of fidelity."""
+    """Every trade-off; empty when no method has both PSS and a measure of fidelity."""
     if not found.tradeoffs:
         return {}
     labels, names = unique_display_names(model.label for model in models), unique_display_names(method.name for method in methods)
@@ -146,7 +146,7 @@ def _tradeoff_chart(models: Sequence[ModelRuns], methods: Sequence[ReportMethod]
 
 
 def _tradeoff_axis(tradeoff: Tradeoff) -> _ChartData:
-    """Return a measure for the x axis; `low` and `high` are the ends of its range."""
+    """A measure for the x axis; `low` and `high` are the ends of its range."""
     view, points, name = tradeoff.view, tradeoff.points.values(), tradeoff.view.axis_label
     seeds = "; small points: training seeds" if any(point.seeds for point in points) else ""
     if view.file is None:
@@ -165,7 +165,7 @@ def _tradeoff_axis(tradeoff: Tradeoff) -> _ChartData:
 def _tradeoff_point(
     method: ReportMethod, tradeoffs: Sequence[Tradeoff], labels: Mapping[str, str], name: str
 ) -> _ChartData | None:
-    """Return the points of a method by measure; None where it has none."""
+    """The points of a method by measure; None where it has none."""
     point_of = {printable_text(one.view.measure): one.points.get(method.name) for one in tradeoffs}
     known = {key: point for key, point in point_of.items() if point is not None}
     if not known:
@@ -276,13 +276,13 @@ def _training_chart(models: Sequence[ModelRuns], display_names: Mapping[str, str
 
 
 def training_panel_keys(log: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the keys of a training's panels: rewards and related values, or the loss of a training without rewards."""
+    """The keys of a training's panels: rewards and related values, or the loss of a training without rewards."""
     rewarded = any("reward" in step for step in log)
     return [key for key, _ in TRAINING_PANELS] if rewarded else [LOSS_PANEL[0], "completion_tokens"]
 
 
 def thin_log(log: Sequence[Mapping[str, Any]], keys: Sequence[str], stride: int) -> list[dict[str, Any]]:
-    """Return means over groups of `stride` successive steps, each at the last step of its group. Missing values do not enter a
+    """Means over groups of `stride` successive steps, each at the last step of its group. Missing values do not enter a
     mean.
     """
     groups = [log[start : start + stride] for start in range(0, len(log), stride)]
@@ -333,7 +333,7 @@ def _dev_curve_chart(curves: Mapping[str, DevCurve]) -> _ChartData:
 
 
 def _learning_curve_chart(models: Sequence[ModelRuns], display_names: Mapping[str, str]) -> _ChartData:
-    """Return identifiability by the number of questions that the classifier was trained on; empty when there is only one
+    """Identifiability by the number of questions that the classifier was trained on; empty when there is only one
     such number.
     """
     results = {display_names[model.label]: model.identifiability for model in models if model.identifiability is not None}
@@ -360,7 +360,7 @@ def _runs_of_kind(models: Sequence[ModelRuns], kind: str, display_names: Mapping
 
 
 def judge_score_charts(models: Sequence[ModelRuns], display_names: Mapping[str, str]) -> list[_ChartData]:
-    """Return the scores by task, with a panel for each judge; the list has an entry for each kind of run that was judged."""
+    """The scores by task, with a panel for each judge; the list has an entry for each kind of run that was judged."""
     return [_judge_score_chart(runs, kind) for kind in KIND_FILE_STEMS if (runs := _runs_of_kind(models, kind, display_names))]
 
 
@@ -378,7 +378,7 @@ def _judge_score_chart(runs: Mapping[str, JudgedRun], kind: str) -> _ChartData:
 
 
 def _judge_panel(judge: str, runs: Mapping[str, JudgedRun], kind: str) -> _ChartData:
-    """Return the mean over the tasks, then each task. With a single task only the mean is returned, since both are equal."""
+    """The mean over the tasks, then each task. With a single task only the mean is returned, since both are equal."""
     summaries = {label: run.judges[judge] for label, run in runs.items() if judge in run.judges}
     judged_tasks = [task for one in summaries.values() for task in one.tasks]
     tasks = listed_rubrics(kind, judged_tasks)
@@ -396,7 +396,7 @@ def _judge_panel(judge: str, runs: Mapping[str, JudgedRun], kind: str) -> _Chart
 
 
 def _judge_reliability_chart(models: Sequence[ModelRuns], display_names: Mapping[str, str]) -> _ChartData:
-    """Return how many answers got each score, in the measurement itself and under each control."""
+    """How many answers got each score, in the measurement itself and under each control."""
     kinds = [
         {
             "title": KIND_TITLES[kind],
@@ -428,7 +428,7 @@ def _judge_reliability_panel(label: str, run: JudgedRun, judge: str) -> _ChartDa
 
 
 def _confusion_chart(models: Sequence[ModelRuns], display_names: Mapping[str, str]) -> _ChartData:
-    """Return the confusion of personas for each model.
+    """The confusion of personas for each model.
 
     All models have the order of the first one, with the most identifiable persona first, so that two charts can be compared.
     """
@@ -454,7 +454,7 @@ def _confusion_chart(models: Sequence[ModelRuns], display_names: Mapping[str, st
 
 
 def _drift_chart(models: Sequence[ModelRuns], display_names: Mapping[str, str]) -> _ChartData:
-    """Return every measure by turn, in the order of the table."""
+    """Every measure by turn, in the order of the table."""
     drifts = {display_names[model.label]: model.drift for model in models if model.drift is not None}
     if not drifts:
         return {}
@@ -485,7 +485,7 @@ def _drift_chart(models: Sequence[ModelRuns], display_names: Mapping[str, str]) 
 
 
 def _drift_panel(key: str, name: str, judge: str | None) -> _ChartData:
-    """Return a panel. The axis is 1 to 5 for a judge's scores and begins at 0 for other measures."""
+    """A panel. The axis is 1 to 5 for a judge's scores and begins at 0 for other measures."""
     if judge is not None:
         return {"key": key, "name": f"judge {printable_text(judge)}", "low": 1, "high": 5}
     return {"key": key, "name": DRIFT_AXIS_LABELS[name].replace("\n", " "), "low": 0, "high": None}
