@@ -47,9 +47,9 @@ class IncompleteRunError(PermixError):
 
 
 class EndpointStoppedError(IncompleteRunError):
-    """An endpoint that had given answers of this run gives none any more, so it was asked no further.
+    """An endpoint has stopped answering during the run, so permix sends it no more requests.
 
-    `stop_reason`: that, without the words of the last failure.
+    `stop_reason` says so, without the message of the last failure.
     """
 
     def __init__(self, stop_reason: str, last_failure: str) -> None:

@@ -122,7 +122,7 @@ class Shard(NamedTuple):
 
 
 CONTEXTS = ("system", "user", "in-character")
-"""How a persona is brought in, besides "turns-1", "turns-2" and so on (`n_context_turns`). `prompts.build_messages` says how."""
+"""The contexts other than "turns-1", "turns-2" and so on (`n_context_turns`). `prompts.build_messages` says what each does."""
 
 MAX_CONTEXT_TURNS = 100
 

@@ -161,7 +161,7 @@ def report_command(args: Sequence[str]) -> None:
 
 
 def compare_command(args: Sequence[str]) -> None:
-    """Compare two stability runs: permix compare FIRST OTHER [--out DIR]."""
+    """Compare two stability runs: permix compare FIRST SECOND [--out DIR]. Every difference is second minus first."""
     settings = parse_config("compare", config.CompareConfig, insert_runs_option(args))
     from permix.report.comparisons import run_compare
 
@@ -463,18 +463,21 @@ OUTPUT_OPTIONS_HELP = (
 )
 
 
-DRY_RUN_HELP = "With --dry-run it prints what would be asked, and what that costs; it asks, loads and writes nothing."
+DRY_RUN_HELP = (
+    "With --dry-run the command prints how many requests it would send and what they would cost; it sends no request, loads no "
+    "model and writes nothing."
+)
 
 
 STUDY_HELP = (
-    "What a study consists of is in its file; --train.FIELD, --arms.NAME.FIELD and --evaluations.NAME.FIELD replace single "
-    "values of it, and --seeds is short for --only-seeds."
+    "A configuration file describes the arms, seeds and evaluations of the study; --train.FIELD, --arms.NAME.FIELD and "
+    "--evaluations.NAME.FIELD replace single values of the file, and --seeds is short for --only-seeds."
 )
 
 
 BATCH_HELP = (
-    "With --batch-out DIR it asks nothing: it writes the pending requests as OpenAI batch lines, in N files by --batch-files N. "
-    "With --batch-in DIR it reads the results of such lines; with both it writes what is pending afterwards."
+    "With --batch-out DIR the command sends nothing: it writes the pending requests as OpenAI batch lines, with --batch-files N "
+    "into N files. With --batch-in DIR it reads the results of such lines; with both flags it reads, then writes what is pending."
 )
 
 
@@ -539,7 +542,7 @@ COMMANDS = {
             asks_model=True, takes_batches=True,
         ),
         Command(report_command, "permix report runs/mine runs/other --out runs/report", "[RUN ...]"),
-        Command(compare_command, "permix compare runs/mine runs/other", "[FIRST OTHER]"),
+        Command(compare_command, "permix compare runs/mine runs/other", "[FIRST SECOND]"),
         Command(power_command, "permix power runs/pilot --seeds 3 5 8 --questions 100 200 400", "[RUN ...]"),
         Command(view_command, "permix view runs", "[DIR]"),
         Command(import_command, "permix import --lm-eval none=logs/plain pirate=logs/pirate --out runs/imported"),

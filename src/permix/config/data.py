@@ -146,20 +146,20 @@ class ModelConfig(ConfigSection):
     this process (vllm), or batch files (batch). With a base_url the default is the endpoint; with --batch-out or --batch-in and
     without an address, batch files."""
     base_url: str | tuple[str, ...] | None = None
-    """The endpoint's URL up to /v1, such as http://127.0.0.1:8000/v1 (backend "openai"). Requests are spread over several that
-    serve the same model, a persona's to one of them."""
+    """The endpoint's URL up to /v1, such as http://127.0.0.1:8000/v1 (backend "openai"). With several URLs of the same model,
+    requests are spread over them; all requests of a persona go to one URL."""
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the endpoint's API key; the key itself must not be in a file."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the weights; auto takes bfloat16 on hardware that multiplies it natively, else float32 (backend "vllm":
-    what the weights are stored in, of float32 16 bits)."""
+    """Precision of the weights; auto takes bfloat16 on hardware that multiplies it natively, else float32. With backend "vllm",
+    auto takes the precision in which the weights are stored, and 16 bits if they are stored in float32."""
     batch_size: int | None = Field(default=None, gt=0)
-    """Most requests generated together (backend "transformers"). When not given: on a CPU as many as a quarter of the free memory
-    holds, 16 to 128; on a GPU as many as half of it holds, 16 to 512; 64 for a network that cannot read a prompt once for many
-    answers. In bfloat16 the rounding depends on the batch, and so do some answers: give a number where two runs must agree."""
+    """Maximum number of requests generated together (backend "transformers"). When not given: on a CPU as many as fit into a
+    quarter of the free memory, 16 to 128; on a GPU as many as fit into half of it, 16 to 512; 64 for a network without shared
+    prefixes. In bfloat16 some answers depend on the batch through rounding: give a number if two runs must agree."""
     concurrency: int | None = Field(default=None, gt=0)
-    """Most requests sent to the endpoint at the same time, to each of several (backend "openai"). When not given, permix begins
-    with 16, and sends more, up to 512, while that gets more answers a second. An overloaded server (429) gets fewer."""
+    """Maximum number of requests sent at the same time to each endpoint (backend "openai"). When not given, permix begins with
+    16, and sends more, up to 512, while that gets more answers per second. An overloaded server (429) gets fewer."""
     tensor_parallel_size: int = Field(default=1, gt=0)
     """Number of GPUs that the weights are divided among (backend "vllm")."""
     data_parallel_size: int = Field(default=1, gt=0)

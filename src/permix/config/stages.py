@@ -252,8 +252,8 @@ class StabilityConfig(SharedRunConfig):
     """Maximum number of cells (persona × question × sample): further rounds ask only personas that may still be the worst or the
     best; the whole grid when not given."""
     precision: float | None = Field(default=None, gt=0, lt=1)
-    """Ask in rounds until the interval of PSS has this half width or less; each round asks only personas that may still be the
-    worst or the best, and at most task.n questions."""
+    """Ask in rounds until half the width of PSS's interval is at most this number. Rounds after the first ask only personas that
+    may still be the worst or the best; task.n is the largest number of questions."""
     right_in_character: bool = False
     """Also measure how many answers are right and recognisable as their persona's, by a text classifier (seconds to minutes of
     CPU time). On a finished run the same command adds the measure and asks the model nothing."""
