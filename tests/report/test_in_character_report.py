@@ -9,6 +9,7 @@ import pytest
 
 from permix.dashboard.live_metrics import measure_live
 from permix.metrics import statistics
+from permix.metrics.measures import CHARACTER_MEASURES
 from permix.report.builder import build_report
 from permix.report.comparisons import compare_models, compare_runs
 from permix.report.html.charts import build_charts
@@ -16,7 +17,6 @@ from permix.report.methods import group_methods
 from permix.report.pooled import method_difference, pool_seeds
 from permix.report.runs import ModelRuns, collect_models
 from permix.report.tables import (
-    RIGHT_IN_CHARACTER_HEADING,
     method_table,
     models_table,
     right_in_character_table,
@@ -25,6 +25,8 @@ from permix.report.tables import (
 from permix.report.tradeoff import build_tradeoffs
 from permix.types import Verdict
 from tests.seeded import PERSONAS, QUESTIONS, VOICES, Right, cell, share, torn, train_run, write_run
+
+RIGHT_IN_CHARACTER_HEADING = CHARACTER_MEASURES["right_in_character"].label
 
 
 def answered_run(path: Path, label: str, asked: str, right: Right, flat: float, **config: Any) -> Path:
@@ -94,6 +96,8 @@ def test_seeds_are_pooled(models: list[ModelRuns]) -> None:
     change = method_difference(methods["PerMix-RLVR"], methods["rlvr"])
     assert change.right_in_character is not None
     assert change.right_in_character.value == pytest.approx(0.6)
+    assert not change.covers_seeds("right_in_character")  # rlvr has one seed
+    assert change.claimed_difference("right_in_character") == change.right_in_character
 
 
 def test_a_seed_without_the_measure_is_not_left_out_silently(models: list[ModelRuns]) -> None:

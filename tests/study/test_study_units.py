@@ -291,7 +291,7 @@ def test_time_comes_from_finished_parts_then_from_rates(tmp_path: Path) -> None:
         ({"evaluations": {"a": ACCURACY | {"personas": {"pool": "nowhere.csv"}}}}, "nowhere.csv"),
         (
             {"headlines": [{"evaluation": "character", "measure": "pss", "arm": "rlvr", "against": "base", "published": 1}]},
-            "headlines: measure = 'pss' (headline 1): character has identifiability",
+            "headlines: measure = 'pss' (headline 1): character has identifiability, recognisability",
         ),
     ],
 )

@@ -7,7 +7,7 @@ import numpy as np
 
 from permix.judges.summary import score_change_over_seeds
 from permix.metrics import statistics
-from permix.metrics.measures import MEASURE_VIEWS, measures_in
+from permix.metrics.measures import MEASURE_VIEWS, character_measures_of, measures_in
 from permix.metrics.training_seeds import SeedDifference
 from permix.rendering.table import (
     NOT_SIGNIFICANT,
@@ -168,15 +168,18 @@ def stability_measures(difference: MethodDifference) -> Iterator[tuple[str, Esti
     """The differences of a stability evaluation by name."""
     yield from difference.measures.items()
     yield from _seed_measures(difference.measures, difference.over_seeds).items()
-    if difference.right_in_character is not None:
-        yield "right_in_character", difference.right_in_character
+    yield from _character_differences(difference, "stability")
 
 
 def character_measures(difference: MethodDifference) -> Iterator[tuple[str, Estimate]]:
     """The differences of an evaluation of characters by open-ended questions, by name."""
-    for name, share in (("identifiability", difference.identifiability), ("recognisability", difference.recognisability)):
-        if share is not None:
-            yield name, share
+    yield from _character_differences(difference, OPEN_ENDED_KIND)
+
+
+def _character_differences(difference: MethodDifference, kind: str) -> Iterator[tuple[str, Estimate]]:
+    for measure in character_measures_of(kind):
+        if (estimate := difference.estimate(measure.name)) is not None:
+            yield measure.name, estimate
 
 
 def _score_changes(

@@ -24,7 +24,7 @@ from permix.evals.grid import CutOffCounts
 from permix.evals.in_character import measure_right_in_character
 from permix.evals.stability import StabilityGrid, read_context_grids, read_stability_grid
 from permix.metrics import statistics
-from permix.metrics.measures import STABILITY_MEASURES, MeasureRecord
+from permix.metrics.measures import CHARACTER_MEASURES, STABILITY_MEASURES, CharacterRecord, character_measures_of
 from permix.metrics.model_comparison import (
     MeasureDifference,
     PairedComparison,
@@ -50,6 +50,7 @@ from permix.rendering.table import (
 )
 from permix.report.judges import (
     INTERVIEW_KIND,
+    OPEN_ENDED_KIND,
     JudgeScoreDifference,
     bootstrap_settings,
     judge_incompatibilities,
@@ -71,7 +72,7 @@ from permix.storage.files import write_json, write_text
 from permix.types import Estimate, true_minus
 
 
-class Comparison(MeasureRecord):
+class Comparison(CharacterRecord):
     """The differences between two models. If they cannot be compared, `measures` is empty and `reasons` say why."""
 
     VIEW = "differences"
@@ -165,16 +166,15 @@ class CharacterComparison(NamedTuple):
     @property
     def rows(self) -> list[tuple[str, str, str, str]]:
         """For each measure that both models have: its name, both values, and the difference or why there is none."""
-        one, two, found = self.first.row, self.other.row, self.differences
-        measures = (
-            ("identifiability", one.identifiability, two.identifiability, found.identifiability, found.fidelity_reasons),
-            ("recognisability", one.recognisability, two.recognisability, found.recognisability, found.recognisability_reasons),
-        )
-        return [
-            (name, str(first), str(other), "; ".join(reasons) if difference is None else difference.format_difference())
-            for name, first, other, difference, reasons in measures
-            if first is not None and other is not None
-        ]
+        rows = []
+        for measure in character_measures_of(OPEN_ENDED_KIND):
+            first, other = (model.character_estimate(measure.name) for model in (self.first, self.other))
+            difference = self.differences.estimate(measure.name)
+            reasons = "; ".join(self.differences.reasons_for(measure.name))
+            if first is not None and other is not None:
+                shown = reasons if difference is None else difference.format_difference()
+                rows.append((measure.label, str(first), str(other), shown))
+        return rows
 
 
 class RunComparison(NamedTuple):
@@ -389,10 +389,11 @@ def comparison_markdown(comparison: RunComparison) -> str:
 
 def _measure_rows(comparison: RunComparison) -> list[Sequence[str]]:
     measures, in_character = comparison.result.measures, comparison.right_in_character
+    label = CHARACTER_MEASURES["right_in_character"].label
     cut_off = (format_ratio(one.n_cut_off, one.n_known) if one.n_known else MISSING_TEXT for one in comparison.cut_off)
     return [
         *((STABILITY_MEASURES[one.name].label, *_comparison_cells(one, one.p)) for one in measures),
-        *(() if in_character is None else (("right and in character", *_comparison_cells(in_character, in_character.p)),)),
+        *(() if in_character is None else ((label, *_comparison_cells(in_character, in_character.p)),)),
         ("cut off, of answered", *cut_off, MISSING_TEXT, MISSING_TEXT),
     ]
 

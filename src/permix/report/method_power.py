@@ -17,7 +17,7 @@ from scipy.special import chdtri
 
 from permix.config import PowerConfig
 from permix.errors import ConfigError, DataError
-from permix.metrics.measures import MEASURE_VIEWS, STABILITY_MEASURES
+from permix.metrics.measures import CHARACTER_MEASURES, MEASURE_VIEWS, STABILITY_MEASURES
 from permix.metrics.stability import question_noise
 from permix.metrics.statistics import TARGET_POWER
 from permix.metrics.training_seeds import SeedDifference, SeedVarianceComponents, power_over_seeds, scale_questions
@@ -104,7 +104,7 @@ def parse_effects(given: Sequence[str]) -> dict[str, tuple[float, ...]]:
     """The differences by measure from texts like "pss=0.1"; the default ones without any. Raises ConfigError."""
     if not given:
         return DEFAULT_EFFECTS
-    known = (*MEASURE_VIEWS["seed_differences"], "identifiability")
+    known = (*MEASURE_VIEWS["seed_differences"], *CHARACTER_MEASURES)
     effects: dict[str, tuple[float, ...]] = {}
     for text in given:
         name, _, size = text.partition("=")

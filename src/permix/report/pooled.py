@@ -17,7 +17,7 @@ from pydantic import Field
 from permix.evals.stability import read_context_grids
 from permix.metrics import statistics
 from permix.metrics.identifiability import Identifiability
-from permix.metrics.measures import MeasureRecord, select_measures
+from permix.metrics.measures import CharacterRecord, MeasureRecord, select_measures
 from permix.metrics.posterior import AccuracyGrid
 from permix.metrics.recognisability import Recognisability
 from permix.metrics.right_in_character import (
@@ -57,7 +57,7 @@ from permix.report.runs import ModelRuns
 from permix.types import Estimate, Record
 
 
-class PooledMethod(MeasureRecord):
+class PooledMethod(CharacterRecord):
     """The numbers of a method: those of its model, or the means over its measured models (`n_stability`, `n_fidelity`).
 
     The n of an estimate counts what it counts for one model: questions for accuracy and PSS; for identifiability and
@@ -108,7 +108,7 @@ class ComparedSeeds(Record):
     n_left_out: tuple[int, int] = (0, 0)
 
 
-class MethodDifference(MeasureRecord):
+class MethodDifference(CharacterRecord):
     """One method minus another, as means over their seeds. Where they cannot be compared, numbers are missing and `reasons` say
     why.
 
@@ -151,8 +151,7 @@ class MethodDifference(MeasureRecord):
         """
         if self.covers_seeds(name):
             return self.over_seeds[name].over_seeds
-        others = {"identifiability": self.identifiability, "recognisability": self.recognisability}
-        return others[name] if name in others else self.measures.get(name)
+        return self.estimate(name)
 
     def seeds_of(self, name: str) -> ComparedSeeds:
         """The seeds behind this measure."""

@@ -29,7 +29,7 @@ from permix.judges.runner import find_judge_failures
 from permix.metrics.dev_curve import DevCurve
 from permix.metrics.identifiability import Identifiability
 from permix.metrics.linear_models import ContextSummary, TemplateEffects
-from permix.metrics.measures import MeasureRecord, select_measures
+from permix.metrics.measures import CHARACTER_MEASURES, CharacterRecord, select_measures
 from permix.metrics.recognisability import Recognisability
 from permix.metrics.right_in_character import RightInCharacter
 from permix.metrics.sequential import Round
@@ -172,7 +172,7 @@ class Run(RunReader):
         return self.usage.get("peak_mb")
 
 
-class ModelRow(MeasureRecord):
+class ModelRow(CharacterRecord):
     """One model of the main table. `n_scored` of `n_asked` counts persona cells. Tokens and seconds are None unless recorded.
 
     `pss_reason` says why PSS has no value, if that is known. `n_cut_off` of `n_known_ends` answers of the stability run were cut
@@ -238,6 +238,15 @@ class ModelRuns(NamedTuple):
     recognisability_reason: str = ""
     """Why recognisability was not measured, though there is a run of open-ended questions."""
 
+    def character_estimate(self, name: str) -> Estimate | None:
+        """A measure of `CHARACTER_MEASURES` by name; None if it was not measured."""
+        estimates = {
+            "right_in_character": None if self.right_in_character is None else self.right_in_character.share,
+            "identifiability": None if self.identifiability is None else self.identifiability.accuracy,
+            "recognisability": None if self.recognisability is None else self.recognisability.accuracy,
+        }
+        return estimates[name]
+
     @property
     def runs_with_judges(self) -> dict[str, Run]:
         """All runs by kind, with each judge's run as "KIND, judge LABEL"."""
@@ -289,13 +298,11 @@ class ModelRuns(NamedTuple):
             values["pss_reason"] = self.stability.pss_reason
             values |= {name: getattr(self.stability, name) for name in ("n_questions", "n_personas", "n_scored", "n_asked")}
         if self.identifiability is not None:
-            values |= {"identifiability": self.identifiability.accuracy, "chance": self.identifiability.chance}
+            values["chance"] = self.identifiability.chance
             values |= {"n_answers": self.identifiability.n_answered, "n_answers_asked": self.identifiability.n_asked}
         if self.right_in_character is not None:
-            values["right_in_character"] = self.right_in_character.share
             values["right_in_character_by_chance"] = self.right_in_character.share_by_chance.value
-        if self.recognisability is not None:
-            values["recognisability"] = self.recognisability.accuracy
+        values |= {name: self.character_estimate(name) for name in CHARACTER_MEASURES}
         values["judged"] = tuple(one for judged in self.judged_runs for one in judged.score_entries)
         if "train" in self.runs:
             values |= {"train_tokens": self.runs["train"].tokens, "train_cpu_s": self.runs["train"].cpu_seconds}

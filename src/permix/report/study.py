@@ -27,7 +27,7 @@ from permix.config import (
 )
 from permix.errors import ConfigError, DataError
 from permix.metrics import statistics
-from permix.metrics.measures import measures_in
+from permix.metrics.measures import character_measures_of, measures_in
 from permix.progress import MultiProgress, add_result
 from permix.rendering.table import (
     MISSING_CELL,
@@ -62,7 +62,7 @@ from permix.report.judges import OPEN_ENDED_KIND, RUN_KIND_OF_FIDELITY, UNTRUSTE
 from permix.report.methods import ReportMethod, group_assigned_methods
 from permix.report.pooled import MethodNumbers, PooledContext, PooledMethod, divide_by_context, pool_context
 from permix.report.runs import ModelRuns, collect_models, strategy_kind, with_default_stability
-from permix.report.tables import front_table, pooled_identifiability_cell, pooled_measure_cell
+from permix.report.tables import front_table, pooled_character_cell, pooled_measure_cell
 from permix.types import Estimate, true_minus
 
 UNTRUSTED_JUDGE_TEXT = (
@@ -141,7 +141,7 @@ def headline_measures(evaluation: PartConfig, kind: str) -> list[str]:
     if not isinstance(evaluation, FidelityConfig):
         return [measure.name for measure in measures_in("differences")] if kind == "stability" else []
     judged = [JUDGE_SCORE_MEASURE] if evaluation.judge.name != "none" else []
-    return ["identifiability", *judged] if evaluation.kind == "open" else judged
+    return [*(measure.name for measure in character_measures_of(kind)), *judged]
 
 
 def write_study_report(
@@ -511,7 +511,7 @@ def _overview_cells(method: ReportMethod, pooled: PooledMethod, kind: str, evalu
         }
     cells = {}
     if kind == OPEN_ENDED_KIND:
-        cells[f"identifiability, {evaluation}"] = pooled_identifiability_cell(pooled)
+        cells[f"identifiability, {evaluation}"] = pooled_character_cell(pooled, "identifiability")
     judged = [entry for model in method.models for entry in model.row.judged if entry.kind == kind]
     for name in dict.fromkeys(entry.name for entry in judged):
         scores = [entry for entry in judged if entry.name == name]

@@ -18,7 +18,7 @@ from permix.evals.grid import CutOffCounts, cell_row, persona_rows
 from permix.evals.strategies.base import StrategySummary, StrategyTokens
 from permix.metrics.identifiability import Identifiability
 from permix.metrics.linear_models import ContextSummary, TemplateEffects
-from permix.metrics.measures import measures_in
+from permix.metrics.measures import CHARACTER_MEASURES, measures_in
 from permix.metrics.recognisability import Recognisability
 from permix.metrics.right_in_character import RightInCharacter
 from permix.metrics.stability import PersonaSummary, StabilitySummary
@@ -57,8 +57,6 @@ from permix.types import Estimate, true_minus
 
 DETAILS_WIDTH = 400
 
-RIGHT_IN_CHARACTER_HEADING = "right and in character"
-
 HEADING_WIDTH = 80
 
 
@@ -71,23 +69,10 @@ class ModelColumn(NamedTuple):
     is_folded: bool = False
 
 
-def identifiability_cell(row: ModelRow) -> TableCell:
-    """Identifiability with chance next to n, because identifiability cannot be read without chance."""
-    return _with_chance(estimate_cell(row.identifiability), row.chance)
-
-
-def recognisability_cell(row: ModelRow) -> TableCell:
-    """Recognisability with chance next to n, which is that of identifiability."""
-    return _with_chance(estimate_cell(row.recognisability), row.chance)
-
-
-def _with_chance(cell: TableCell, chance: float | None, name: str = "chance") -> TableCell:
-    return cell._replace(note=cell.note and f"{cell.note}, {name} {format_decimal(chance)}")
-
-
-def right_in_character_cell(row: ModelRow) -> TableCell:
-    """The share of answers that are right and in character, with what chance gives next to n."""
-    return _with_chance(estimate_cell(row.right_in_character), row.right_in_character_by_chance, "by chance")
+def character_cell(record: ModelRow | PooledMethod, name: str) -> TableCell:
+    """A measure of character with chance next to n, because it cannot be read without chance."""
+    cell, chance = estimate_cell(record.estimate(name)), format_decimal(record.chance_of(name))
+    return cell._replace(note=cell.note and f"{cell.note}, {CHARACTER_MEASURES[name].chance_label} {chance}")
 
 
 def _measure_cell(row: ModelRow, name: str) -> TableCell:
@@ -170,12 +155,12 @@ def columns_with_judges(rows: Sequence[ModelRow]) -> list[ModelColumn]:
         *(_LOCAL_COST_COLUMNS if not all(at_endpoint) else ()),
         *(_ENDPOINT_COST_COLUMNS if any(at_endpoint) else ()),
     ]
-    characters = [ModelColumn("identifiability", identifiability_cell, OPEN_ENDED_KIND)]
-    if any(row.recognisability is not None for row in rows):
-        characters.append(ModelColumn("recognisability", recognisability_cell, OPEN_ENDED_KIND))
-    has_both = any(row.right_in_character is not None for row in rows)
-    in_character = [ModelColumn(RIGHT_IN_CHARACTER_HEADING, right_in_character_cell)] if has_both else []
-    return [*measures, *in_character, *characters, *by_judge, *_COUNT_AND_COST_COLUMNS, *evaluation_costs]
+    characters = [
+        ModelColumn(one.label, partial(character_cell, name=one.name), one.kind)
+        for one in CHARACTER_MEASURES.values()
+        if one.name == "identifiability" or any(row.estimate(one.name) is not None for row in rows)
+    ]
+    return [*measures, *characters, *by_judge, *_COUNT_AND_COST_COLUMNS, *evaluation_costs]
 
 
 def _trusted_judge_names(rows: Iterable[ModelRow]) -> set[str]:
@@ -553,7 +538,8 @@ def method_table(methods: Sequence[ReportMethod], pooled: Sequence[PooledMethod]
     rows = [_single_model_row(method) for method in methods]
     judges = {one.name: f"{one.kind}, judge {one.judge}" for row in rows if row for one in row.judged}
     first, *others = (measure.label for measure in measures_in("method_table"))
-    headings = ["model", first, RIGHT_IN_CHARACTER_HEADING, "identifiability", "recognisability", *judges, *others]
+    characters = [measure.label for measure in CHARACTER_MEASURES.values()]
+    headings = ["model", first, *characters, *judges, *others]
     lines = [_method_row(method, one, row, judges) for method, one, row in zip(methods, pooled, rows, strict=True)]
     kept = [
         column
@@ -562,7 +548,7 @@ def method_table(methods: Sequence[ReportMethod], pooled: Sequence[PooledMethod]
     ]
     kept_headings = [one_line(headings[column], HEADING_WIDTH) for column in kept]
     shown = {measure.label for measure in measures_in("method_table") if measure.name in _FRONT_MEASURES}
-    shown |= {"model", RIGHT_IN_CHARACTER_HEADING, "identifiability", "recognisability"}
+    shown |= {"model", *characters}
     shown |= set(_trusted_judge_names(row for row in rows if row is not None))
     folded = [one_line(heading, HEADING_WIDTH) for heading in headings if heading not in shown]
     return tabulate("methods", kept_headings, [[line[column] for column in kept] for line in lines], folded=folded)
@@ -580,10 +566,8 @@ def _method_row(method: ReportMethod, pooled: PooledMethod, row: ModelRow | None
     scores = [MISSING_CELL if row is None else sourced(judge_score_cell(row, name), kind) for name, kind in judges.items()]
     cells = {one.name: pooled_measure_cell(pooled, one.name) for one in measures_in("method_table")}
     first, *others = (sourced(_with_pss_reason(cell, name, method.pss_reason), "stability") for name, cell in cells.items())
-    in_character = sourced(pooled_right_in_character_cell(pooled), "stability")
-    characters = [pooled_identifiability_cell(pooled), pooled_recognisability_cell(pooled)]
-    shown_characters = (sourced(cell, OPEN_ENDED_KIND) for cell in characters)
-    return [_method_name_cell(method), first, in_character, *shown_characters, *scores, *others]
+    characters = (sourced(pooled_character_cell(pooled, one.name), one.kind) for one in CHARACTER_MEASURES.values())
+    return [_method_name_cell(method), first, *characters, *scores, *others]
 
 
 def _with_method_sources(method: ReportMethod, cell: TableCell, kind: str) -> TableCell:
@@ -610,23 +594,10 @@ def pooled_measure_cell(pooled: PooledMethod, name: str) -> TableCell:
     return _with_seed_interval(_pooled_cell(pooled.measures.get(name), pooled.reasons), pooled, name)
 
 
-def pooled_identifiability_cell(pooled: PooledMethod) -> TableCell:
-    """The identifiability of a method, with its interval over training seeds in the note."""
-    cell = _pooled_cell(pooled.identifiability, pooled.fidelity_reasons)
-    return cell if cell.number is None else _with_seed_interval(_with_chance(cell, pooled.chance), pooled, "identifiability")
-
-
-def pooled_recognisability_cell(pooled: PooledMethod) -> TableCell:
-    """The recognisability of a method, with its interval over training seeds in the note."""
-    return _with_seed_interval(_with_chance(estimate_cell(pooled.recognisability), pooled.chance), pooled, "recognisability")
-
-
-def pooled_right_in_character_cell(pooled: PooledMethod) -> TableCell:
-    """Right and in character of a method, with its interval over training seeds in the note."""
-    cell = _pooled_cell(pooled.right_in_character, pooled.right_in_character_reasons)
-    if cell.number is None:
-        return cell
-    return _with_seed_interval(_with_chance(cell, pooled.right_in_character_by_chance, "by chance"), pooled, "right_in_character")
+def pooled_character_cell(pooled: PooledMethod, name: str) -> TableCell:
+    """A measure of character of a method, with chance and its interval over training seeds in the note."""
+    reasons = pooled.reasons_for(name)
+    return _pooled_cell(None, reasons) if reasons else _with_seed_interval(character_cell(pooled, name), pooled, name)
 
 
 def _with_seed_interval(cell: TableCell, pooled: PooledMethod, name: str) -> TableCell:
@@ -667,8 +638,8 @@ def seed_difference_table(differences: Sequence[MethodDifference]) -> Table | No
 
 def difference_label(name: str) -> str:
     """The label of a measure of a difference of methods; any other name as it is."""
-    labels = {one.name: one.label for one in measures_in("seed_differences")} | {"right_in_character": RIGHT_IN_CHARACTER_HEADING}
-    return labels.get(name, name)
+    labels = {one.name: one.label for one in measures_in("seed_differences")}
+    return (labels | {one.name: one.label for one in CHARACTER_MEASURES.values()}).get(name, name)
 
 
 def compared_seeds_text(seeds: ComparedSeeds, name: str, against: str) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from types import MappingProxyType
 from typing import NamedTuple
 
+from permix.metrics.measures import CHARACTER_MEASURES
 from permix.rendering import theme
 from permix.report.comparisons import Comparison
 from permix.report.judges import JudgeScoreEntry
@@ -39,14 +40,18 @@ class TradeoffView(NamedTuple):
     limits: tuple[int, int] = (0, 1)
 
 
+def _counted(name: str) -> str:
+    return f"{CHARACTER_MEASURES[name].counted} ({CHARACTER_MEASURES[name].label})"
+
+
 IDENTIFIABILITY_VIEW = TradeoffView(
     "identifiability", "PSS against identifiability",
-    "identifiability: how often a classifier names the persona that wrote an answer", "answers (identifiability)", "tradeoff.png",
+    "identifiability: how often a classifier names the persona that wrote an answer", _counted("identifiability"), "tradeoff.png",
 )  # fmt: skip
 
 RIGHT_IN_CHARACTER_VIEW = TradeoffView(
     "right_in_character", "PSS against right and in character",
-    "right and in character: share of the task's answers", "questions (right and in character)",
+    "right and in character: share of the task's answers", _counted("right_in_character"),
     "tradeoff-right-in-character.png",
 )  # fmt: skip
 
@@ -139,8 +144,7 @@ def _incomparable_labels(first: ModelRuns, comparisons: Sequence[Comparison]) ->
     against_first = [one for one in comparisons if one.against == first.label]
     return {
         "pss": {one.label for one in against_first if one.reasons},
-        "identifiability": {one.label for one in against_first if one.fidelity_reasons},
-        "right_in_character": {one.label for one in against_first if one.right_in_character_reasons},
+        **{name: {one.label for one in against_first if one.reasons_for(name)} for name in CHARACTER_MEASURES},
         "judged": {one.label for one in against_first if one.judged_reasons},
     }
 
@@ -151,21 +155,12 @@ _MethodNumbers = tuple[ReportMethod, PooledMethod]
 def _character_points(view: TradeoffView, standing: Sequence[_MethodNumbers], excluded: Set[str]) -> dict[str, TradeoffPoint]:
     points = {}
     for method, mean in standing:
-        is_right = view is RIGHT_IN_CHARACTER_VIEW
-        x = mean.right_in_character if is_right else mean.identifiability
+        x = mean.estimate(view.measure)
         if mean.pss is not None and x is not None and x.value is not None and not excluded & set(method.labels):
-            chance = mean.right_in_character_by_chance if is_right else None
-            seeds = _seed_values(method, _right_share if is_right else _identified_share)
+            chance = None if view is IDENTIFIABILITY_VIEW else mean.chance_of(view.measure)
+            seeds = _seed_values(method, lambda model: model.character_estimate(view.measure))
             points[method.name] = TradeoffPoint(method.name, mean.pss, x, seeds, chance)
     return points
-
-
-def _identified_share(model: ModelRuns) -> Estimate | None:
-    return None if model.identifiability is None else model.identifiability.accuracy
-
-
-def _right_share(model: ModelRuns) -> Estimate | None:
-    return None if model.right_in_character is None else model.right_in_character.share
 
 
 def _judge_score_entries(methods: Sequence[ReportMethod], excluded: Set[str]) -> dict[str, dict[str, JudgeScoreEntry]]:
