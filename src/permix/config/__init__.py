@@ -35,6 +35,7 @@ from permix.config.data import (
     TaskConfig,
     ThinkingSwitch,
     configurable_backends,
+    normalize_address,
     rubric_entries,
 )
 from permix.config.stages import (
@@ -202,6 +203,7 @@ __all__ = [
     "format_validation_error",
     "load_config",
     "merge_values",
+    "normalize_address",
     "quote_input",
     "read_config_values",
     "resolve_mix",

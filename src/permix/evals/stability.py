@@ -39,7 +39,7 @@ from permix.evals.strategies.persona_search import load_selection_questions
 from permix.inference import check_model, load_model
 from permix.inference.addresses import check_addresses
 from permix.inference.base import Model
-from permix.inference.batch_model import again_text, is_only_writing
+from permix.inference.batch_model import is_only_writing, next_start
 from permix.inference.cache import cached_model
 from permix.metrics import sequential, statistics
 from permix.metrics.linear_models import (
@@ -267,7 +267,7 @@ def evaluate_setup(model: Model, config: StabilityConfig, task: Task, setup: Eva
             else:
                 progress = _run_strategy(run, setup, first, strategy, answer, (description, f"{description}, {config.strategy}"))
         failures = find_failures(run.cells(), scored=True) if progress.pending else ()
-        why = explain_missing(failures, again_text(model), stop_reason=run.stop_reason)
+        why = explain_missing(failures, next_start(model), stop_reason=run.stop_reason)
         part = "" if shard is None else f" of shard {shard}"
         missing = (
             f"{config.out}: {progress.pending} of {progress.n_cells} cells{part}, with or without a persona, have no score{why}"
