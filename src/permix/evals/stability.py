@@ -65,8 +65,8 @@ from permix.storage.workers import hold_shared_files
 from permix.tasks import LoadedTask, load_selection
 from permix.tasks.base import Task, answer_token_limit, check_contamination, read_trained_on, verify_completion
 from permix.trackers import check_trackers, log_measures
-from permix.types import Cell, Verdict, count_text, digest
-from permix.verification.math_verifier import VERIFIER_VERSION, Verifier
+from permix.types import Cell, count_text, digest
+from permix.verification.math_verifier import VERIFIER_VERSION
 
 CellRunner = Callable[[Sequence[Cell], str], int]
 """(cells, description) -> number of these cells that are pending afterwards."""
@@ -254,11 +254,10 @@ def evaluate_setup(model: Model, config: StabilityConfig, task: Task, setup: Eva
     own, grid_json = first if divided is None else divided.own, None if divided is None else strategy.describe_grid(setup, ())
     with RunDir.open(config.out, config, identity, own, gains, endpoints=[endpoint], shard=shard, grid=grid_json) as run:
         description = f"stability {config.label or model.name}"
-        verifier = Verifier()
         with run.track_usage():
 
             def answer(cells: Sequence[Cell], description: str) -> int:
-                return run_cells(model, cells, config.sampling, run, partial(_score_answer, task, verifier), description)
+                return run_cells(model, cells, config.sampling, run, partial(verify_completion, task), description)
 
             if divided is not None:
                 progress = GridProgress(answer(own, f"{description}, shard {shard}"), len(own))
@@ -314,10 +313,6 @@ def _finish_shard(
     report_finished_shard(run.path, divided.shard, len(divided.own), pending, "cells")
     with hold_shared_files(run.path):  # two workers that end at the same time write the same file, one after the other
         return _write_metrics(run.path, config, model)
-
-
-def _score_answer(task: Task, verifier: Verifier, completion: str, gold: str, prompt: str) -> Verdict:
-    return verify_completion(task, completion, gold, verifier, prompt)
 
 
 def _run_strategy(
