@@ -161,10 +161,10 @@ def test_models_are_compared_by_question_and_only_by_the_same_embedder(tmp_path:
     other = write_encoder(tmp_path / "other", seed=3)
     runs.append(make_run(tmp_path / "three", embedder=str(other), label="three").out)
     one, two, three = collect_models(runs)
-    same = compare_models(one, two)
+    same = compare_models(two, one)
     assert same.recognisability is not None
     assert (same.recognisability.value, same.recognisability.n, same.recognisability_reasons) == (0, 12, ())
-    against = compare_models(one, three)
+    against = compare_models(three, one)
     assert against.recognisability is None
     assert against.recognisability_reasons[0].startswith("Not the same embedder (tiny (")
     assert against.fidelity_reasons == same.fidelity_reasons  # the embedder has no part in identifiability

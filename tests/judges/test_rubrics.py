@@ -17,7 +17,7 @@ from permix.judges.prompts import judge_template_hash, load_rubrics
 from permix.judges.runner import judge_folders, read_judge_calls
 from permix.judges.types import IN_CHARACTER
 from permix.report.builder import build_report
-from permix.report.html.fidelity_charts import judge_score_charts
+from permix.report.html.charts import judge_score_charts
 from permix.report.runs import collect_models
 from permix.storage.files import read_json
 from tests.judges.judgeable import answered_run, judge_stage, verdict

@@ -220,7 +220,7 @@ def measure_persona_ensemble(
         (statistics.mean_over_samples(one_P_Q_S), statistics.mean_over_samples(baseline_Q_S))
         for one_P_Q_S in (plain_P_Q_S, correct_P_Q_S)
     )
-    gains = stability_differences([plain], [paired], seed, resamples)
+    gains = stability_differences([paired], [plain], seed, resamples)
     complete = [pair for pair in pairs if pair.winner is not None]
     disagreed = [pair for pair in complete if pair.resolution == "ask"]
     one_sided = [pair for pair in complete if None in (recorded_answer(pair.persona)[1], recorded_answer(pair.neutral)[1])]
