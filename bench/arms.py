@@ -27,7 +27,6 @@ from permix.training.rewards import Rollout, verify_completions
 from permix.training.rollouts import samples_from_trl_batch
 from permix.training.trl_setup import grpo_arguments
 from permix.types import Verdict
-from permix.verification.math_verifier import Verifier
 
 MATMUL_S = 0.2
 """Seconds for which matrices of each shape are multiplied to measure the machine's rate."""
@@ -140,11 +139,9 @@ class _NoMoreRequestsError(Exception):
     """Ends `train()` when the parent process sends None."""
 
 
-class _AlwaysRightVerifier(Verifier):
-    """Calls every answer right, so that verification takes no time in either arm."""
-
-    def check(self, answer: str | None, gold: str, question: str = "") -> Verdict:
-        return Verdict(correct=True, extracted=answer)
+def _always_right(answer: str | None, gold: str, question: str = "") -> Verdict:
+    """Call every answer right, so that verification takes no time in either arm."""
+    return Verdict(correct=True, extracted=answer)
 
 
 class _NullRecorder:
@@ -319,7 +316,7 @@ def grpo_config(setup: Setup) -> GRPOConfig:
 def _permix_trainer(setup: Setup) -> ControlledTrainer:
     return PermixTrainer(
         plan=setup.plan,
-        verifier=_AlwaysRightVerifier(),
+        check=_always_right,
         recorder=_NullRecorder(),
         config=setup.stage.train,
         **_shared_arguments(setup),
@@ -327,11 +324,9 @@ def _permix_trainer(setup: Setup) -> ControlledTrainer:
 
 
 def _trl_trainer(setup: Setup) -> ControlledTrainer:
-    verifier = _AlwaysRightVerifier()
-
     def reward(completions: list[Any], task: list[str], gold: list[str], **_: Any) -> list[Any]:
         texts = [messages[0]["content"] for messages in completions]
-        return [verdict.reward for verdict in verify_completions(texts, task, gold, verifier)]
+        return [verdict.reward for verdict in verify_completions(texts, task, gold, check=_always_right)]
 
     rows = [{"prompt": [dict(turn) for turn in row.messages], "task": row.task, "gold": row.gold} for row in setup.plan.rows]
     trainer = TrlTrainer(reward_funcs=reward, train_dataset=Dataset.from_list(rows), **_shared_arguments(setup))

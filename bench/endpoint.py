@@ -24,6 +24,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,7 +43,6 @@ from permix.storage.run_dir import RunDir, cpu_seconds
 from permix.tasks import TASKS, load_questions
 from permix.tasks.base import verify_completion
 from permix.types import Cell, Completion, Request, Sampling
-from permix.verification.math_verifier import Verifier
 
 SAMPLING = Sampling()
 
@@ -214,14 +214,13 @@ def run_grid(config: ModelConfig, _: int, cells: Sequence[Cell]) -> None:
     task = TASKS["arithmetic"]
     with tempfile.TemporaryDirectory() as scratch:
         stage = StabilityConfig(out=Path(scratch) / "run", model=config)
-        verifier = Verifier()
         with RunDir.open(stage.out, stage, {"model": config.name}, cells) as run:
             pending = run_cells(
                 OpenAIModel(config),
                 cells,
                 SAMPLING,
                 run,
-                lambda text, gold, prompt: verify_completion(task, text, gold, verifier, prompt),
+                partial(verify_completion, task),
                 "grid",
             )
     if pending:

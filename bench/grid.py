@@ -34,7 +34,6 @@ from permix.personas.pool import select_personas
 from permix.tasks import load_questions
 from permix.tasks.base import verify_completion
 from permix.types import Cell
-from permix.verification.math_verifier import Verifier
 
 LM_EVAL, OURS = "lm_eval", "ours"
 PILOT_QUESTIONS, PILOT_TOKENS = 64, 48
@@ -148,9 +147,8 @@ class GridBenchmark:
             OURS: [text for block in blocks for text in block.ours.texts],
         }
         golds = [cell.gold or "" for block in blocks for cell in block.cells]
-        verifier = Verifier()
         verdicts = {
-            name: [verify_completion(self.task, text, gold, verifier) for text, gold in zip(of_arm, golds, strict=True)]
+            name: [verify_completion(self.task, text, gold) for text, gold in zip(of_arm, golds, strict=True)]
             for name, of_arm in texts.items()
         }
         extracted = [[verdict.extracted for verdict in of_arm] for of_arm in verdicts.values()]

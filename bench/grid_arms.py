@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import groupby
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,7 +23,6 @@ from permix.storage.run_dir import RunDir, cpu_seconds
 from permix.tasks import TASKS
 from permix.tasks.base import verify_completion
 from permix.types import Cell, Sampling
-from permix.verification.math_verifier import Verifier
 
 MISSING = "lm-evaluation-harness is not installed: pip install '.[bench]'"
 
@@ -111,14 +111,13 @@ class PermixArm:
     def answer(self, cells: Sequence[Cell]) -> list[str]:
         with tempfile.TemporaryDirectory() as scratch:
             config = StabilityConfig(out=Path(scratch) / "run")
-            verifier = Verifier()
             with RunDir.open(config.out, config, {"sampling": self.sampling.model_dump()}) as run:
                 run_cells(
                     self.model,
                     cells,
                     self.sampling,
                     run,
-                    lambda text, gold, prompt: verify_completion(TASKS["gsm8k"], text, gold, verifier, prompt),
+                    partial(verify_completion, TASKS["gsm8k"]),
                     "ours",
                 )
                 answered = run.cells()

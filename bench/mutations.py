@@ -18,7 +18,7 @@ from pathlib import Path
 
 from permix.tasks import TASKS, verify_completion
 from permix.verification.latex import clean_latex
-from permix.verification.math_verifier import Verifier, answers_equal
+from permix.verification.math_verifier import answers_equal
 
 UNITS = ("cm", "feet", "miles", "hours", "minutes", "dollars", "degrees", "kg")
 
@@ -143,7 +143,7 @@ def read_golds(path: Path) -> list[str]:
 
 def figures(golds: Iterable[str], seed: int = 0) -> Iterator[dict[str, object]]:
     """Yield one figure for each kind of change, and one for the rewritings."""
-    rng, verifier = random.Random(seed), Verifier()
+    rng = random.Random(seed)
     tried: dict[str, int] = defaultdict(int)
     otherwise: dict[str, list[list[str]]] = defaultdict(list)
     for gold in golds:
@@ -154,7 +154,7 @@ def figures(golds: Iterable[str], seed: int = 0) -> Iterator[dict[str, object]]:
                     otherwise[kind].append([gold, changed])
         for completion in rewritings(gold):
             tried["rewritten"] += 1
-            if not verify_completion(TASKS["math"], completion, gold, verifier).correct:
+            if not verify_completion(TASKS["math"], completion, gold).correct:
                 otherwise["rewritten"].append([gold, completion])
     for kind, n in sorted(tried.items()):
         yield {"figure": "mutation", "kind": kind, "n": n, "otherwise": len(otherwise[kind]), "which": otherwise[kind][:20]}

@@ -27,7 +27,6 @@ from permix.tasks import TASKS, find_task, verify_completion
 from permix.tasks.arithmetic import ARITHMETIC_LEVELS
 from permix.types import Question
 from permix.verification.latex import formulas_in
-from permix.verification.math_verifier import Verifier
 
 WRAPPINGS = {
     "F": "%s",
@@ -68,14 +67,13 @@ def policies() -> Mapping[str, Callable[[Question], list[str]]]:
     }
 
 
-def earned(questions: Sequence[Question], policy: Callable[[Question], list[str]], verifier: Verifier) -> int:
+def earned(questions: Sequence[Question], policy: Callable[[Question], list[str]]) -> int:
     """Return the number of questions on which the policy earns the reward."""
 
     def earns(question: Question) -> bool:
         task = TASKS[question.task]
         return any(
-            verify_completion(task, completion, question.gold, verifier, task.prompt(question)).correct
-            for completion in policy(question)
+            verify_completion(task, completion, question.gold, task.prompt(question)).correct for completion in policy(question)
         )
 
     return sum(map(earns, questions))
@@ -85,7 +83,7 @@ def figures(task: str, level: str, questions: Sequence[Question]) -> Iterator[di
     """Yield one figure for each policy."""
     ((_, guessed),) = Counter(question.gold for question in questions).most_common(1)
     for name, policy in policies().items():
-        n = earned(questions, policy, Verifier())
+        n = earned(questions, policy)
         yield {
             "figure": "reward hack", "task": task, "level": level, "policy": name, "earned": n, "n": len(questions),
             "share": round(n / len(questions), 4), "guess": round(guessed / len(questions), 4), "above_guess": n > guessed,

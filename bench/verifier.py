@@ -27,7 +27,6 @@ from scipy.stats import binomtest
 
 from permix.storage.run_dir import RunReader
 from permix.tasks import TASKS, verify_completion
-from permix.verification.math_verifier import Verifier
 
 
 class Labelled(NamedTuple):
@@ -71,8 +70,7 @@ def read(path: Path) -> Iterator[Labelled]:
 
 def by_permix(cases: Sequence[Labelled]) -> list[bool | None]:
     """Return permix's verdicts."""
-    verifier = Verifier()
-    return [verify_completion(TASKS[case.task], case.completion, case.gold, verifier, case.question).correct for case in cases]
+    return [verify_completion(TASKS[case.task], case.completion, case.gold, case.question).correct for case in cases]
 
 
 def by_math_verify(cases: Sequence[Labelled]) -> list[bool | None]:

@@ -32,7 +32,6 @@ from permix.config import ExportConfig
 from permix.pipelines.engine_export import export_plan
 from permix.plan import Plan, read_plan
 from permix.types import PlanRow, Verdict, seed_from
-from permix.verification.math_verifier import Verifier
 
 UNREADABLE = "no score can be had"
 """The completion on which the scorer fails."""
@@ -309,14 +308,13 @@ def group_deviations(rollouts: Sequence[Mapping[str, Any]]) -> list[tuple[float,
     return [by_group[rollout["step"], rollout["group"]] for rollout in rollouts]
 
 
-class RecordedVerifier(Verifier):
+class RecordedRewards:
     """Returns the recorded rewards as verdicts, in order."""
 
     def __init__(self, rewards: Sequence[float | None]) -> None:
-        super().__init__()
         self.rewards = iter(rewards)
 
-    def check(self, answer: str | None, gold: str, question: str = "") -> Verdict:
+    def __call__(self, answer: str | None, gold: str, question: str = "") -> Verdict:
         reward = next(self.rewards)
         return Verdict(correct=None, error="no score") if reward is None else Verdict(correct=reward == 1.0)
 
@@ -349,7 +347,7 @@ def permix_advantages(model: Path, plan: Plan, rollouts: Sequence[Mapping[str, A
     plan = Plan(tuple(row.model_copy(update={"task": "arithmetic"}) for row in plan.rows), plan.metadata)
     config = OptimConfig(lr=1e-4, max_new_tokens=4, microbatch_tokens=64, precision="float32", save_every=1000)
     trainer = RecordingTrainer(
-        plan=plan, verifier=RecordedVerifier([rollout["reward"] for rollout in rollouts]), recorder=Recorder(), config=config,
+        plan=plan, check=RecordedRewards([rollout["reward"] for rollout in rollouts]), recorder=Recorder(), config=config,
         args=grpo_arguments(config, plan, out), model=load_causal_lm(str(model), torch.float32, "cpu").train(),
         processing_class=load_tokenizer(str(model)),
     )  # fmt: skip

@@ -10,8 +10,9 @@ from permix.config import FidelityConfig, JudgeConfig, TrainConfig, build_config
 from permix.errors import MissingScoresError
 from permix.evals.open_ended import run_open_ended
 from permix.inference.scripted import ScriptedModel
+from permix.judges.judging import judge_fidelity_run, load_judge_setup, preflight_judging
 from permix.judges.runner import read_judge_calls
-from permix.pipelines.fidelity import count_later_calls, judge_fidelity_run, load_judge_setup, preflight_judging, required_rubrics
+from permix.pipelines.fidelity import count_later_calls, required_rubrics
 from permix.pipelines.study_cost import evaluation_cost
 from permix.pipelines.train import estimate_training, training_requests
 from permix.progress import separate_result

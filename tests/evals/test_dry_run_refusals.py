@@ -11,7 +11,7 @@ from permix.evals.interview import preflight_interview, run_interview
 from permix.evals.open_ended import preflight_open_ended, run_open_ended
 from permix.evals.stability import preflight_stability, run_stability
 from permix.inference.scripted import ScriptedModel
-from permix.pipelines.fidelity import judge_fidelity_run, preflight_judging
+from permix.judges.judging import judge_fidelity_run, preflight_judging
 from tests.judges.judgeable import verdict
 
 MODEL = ScriptedModel(lambda request: f"{request.seed} words of an answer to it: 5")

@@ -10,11 +10,10 @@ import pytest
 from permix import cli
 from permix.config import TaskConfig, build_config
 from permix.errors import ConfigError, DataError
-from permix.storage.cells import read_cells
 from permix.tasks import TASKS, load_questions
 from permix.tasks.base import ALTERNATIVE, verify_completion
 from permix.types import Question
-from permix.verification.math_verifier import Verifier
+from tests.cell_files import read_cells
 from tests.sample_runs import endpoint, stability_values, toml
 from tests.servers import openai_server
 
@@ -172,7 +171,7 @@ USER = [{"role": "user", "content": "What is 3+4?"}]
 def test_rows_as_published_are_read_without_an_option(row: dict[str, Any], answer: str, gold: str, tmp_path: Path) -> None:
     question = one(tmp_path, row, answer)
     assert (question.text, question.gold) == ("What is 3+4?", gold)
-    assert verify_completion(TASKS[f"own-{answer}"], question.solution or "", gold, Verifier()).correct or answer == "math"
+    assert verify_completion(TASKS[f"own-{answer}"], question.solution or "", gold).correct or answer == "math"
 
 
 @pytest.mark.parametrize(
@@ -274,9 +273,7 @@ def test_an_unclear_choice_is_refused(row: dict[str, Any], words: str, tmp_path:
 
 def test_of_several_accepted_texts_any_is_right(tmp_path: Path) -> None:
     gold = one(tmp_path, {"question": "Capital?", "answer": ["Paris", "Lutetia", "Paris"]}, "exact").gold
-    right = {
-        text: verify_completion(TASKS["own-exact"], text, gold, Verifier()).correct for text in ("paris.", "Lutetia", "Rome")
-    }
+    right = {text: verify_completion(TASKS["own-exact"], text, gold).correct for text in ("paris.", "Lutetia", "Rome")}
     assert right == {"paris.": True, "Lutetia": True, "Rome": False}
 
 
@@ -367,8 +364,7 @@ def test_kinds_of_files(tmp_path: Path, name: str, content: bytes) -> None:
 def test_answers_are_compared_as_the_owner_says(
     answer: str, completion: str, gold: str, extracted: str | None, correct: bool
 ) -> None:
-    verifier = Verifier()
-    found = verify_completion(TASKS[f"own-{answer}"], completion, gold, verifier)
+    found = verify_completion(TASKS[f"own-{answer}"], completion, gold)
     assert (found.extracted, found.correct) == (extracted, correct)
 
 
@@ -410,9 +406,9 @@ def test_any_of_the_accepted_answers_is_right(
 ) -> None:
     [question] = own(write(tmp_path / "qa.jsonl", [{"question": "Which?", **row}]), answer)
     assert question.gold.split(ALTERNATIVE) == gold
-    task, verifier = TASKS[f"own-{answer}"], Verifier()
-    assert [verify_completion(task, one, question.gold, verifier).correct for one in right] == [True] * len(right)
-    assert [verify_completion(task, one, question.gold, verifier).correct for one in wrong] == [False] * len(wrong)
+    task = TASKS[f"own-{answer}"]
+    assert [verify_completion(task, one, question.gold).correct for one in right] == [True] * len(right)
+    assert [verify_completion(task, one, question.gold).correct for one in wrong] == [False] * len(wrong)
 
 
 @pytest.mark.parametrize(

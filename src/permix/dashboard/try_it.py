@@ -24,11 +24,11 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from permix.config import ENGINE_FIELDS, ModelConfig, build_config
+from permix.config import ENGINE_FIELDS, ModelConfig, build_config, fidelity_kind
 from permix.dashboard.folder import RunFolder, start_process
 from permix.dashboard.run_monitor import READ_ERRORS, RunMonitor, check_run_files, readable_error
 from permix.errors import ConfigError, DataError, PermixError
-from permix.evals.fidelity_records import fidelity_kind, read_persona_cells
+from permix.evals.fidelity_records import read_persona_cells
 from permix.inference import load_model
 from permix.metrics.identifiability import MIN_ANSWERS
 from permix.prompts import begins_with_you_are, build_messages, persona_prompt
@@ -37,7 +37,6 @@ from permix.storage.cells import record_files
 from permix.storage.files import JsonlWriter, open_regular, read_file_state
 from permix.tasks import AnswerKind, find_task, verify_completion
 from permix.types import Cell, Completion, Failure, Message, Persona, Request, Sampling, digest
-from permix.verification.math_verifier import Verifier
 
 ASK_S, IDLE_ASK_S = 300.0, 60.0
 """Longest time for one question, all models together, and how long the process waits for the next question, in seconds."""
@@ -70,13 +69,13 @@ class ModelChoice(NamedTuple):
         return "" if self.config.capabilities.is_local else truncate(escape_control(", ".join(self.config.base_urls)), 200)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the choice as data for JSON."""
+        """The choice as data for JSON."""
         labels = dict.fromkeys(str((run.published or {}).get("label", "")) for run in self.runs)
         return {"id": self.id, "name": self.name, "origin": self.origin, "runs": list(labels)[:5]}
 
 
 def find_models(monitors: Sequence[RunMonitor]) -> tuple[dict[str, ModelChoice], list[str]]:
-    """Return the models of the runs by id, trained ones first, and notes that say which cannot be asked and why."""
+    """The models of the runs by id, trained ones first, and notes that say which cannot be asked and why."""
     found: dict[str, ModelChoice] = {}
     notes: list[str] = []
     for run in monitors:
@@ -158,7 +157,7 @@ class RunPrompts(NamedTuple):
     note: str
 
     def to_json(self) -> dict[str, Any]:
-        """Return both lists as data for JSON, with texts cut and made printable."""
+        """Both lists as data for JSON, with texts cut and made printable."""
         questions = list(self.questions.items())[:_MAX_CHOICES]
         return {
             "personas": [{"id": id, "shown": _printable(id, 80), "text": _printable(text)} for id, text in self.personas.items()],
@@ -175,7 +174,7 @@ def _printable(text: str, width: int = _SHOWN_CHARS) -> str:
 
 
 def read_prompts(run: RunMonitor) -> RunPrompts:
-    """Return the personas and questions in the first `MAX_PROMPT_BYTES` of a run's records.
+    """The personas and questions in the first `MAX_PROMPT_BYTES` of a run's records.
 
     Raises DataError if the run may not be read (`check_run_files`). Lines that are no cell are passed over.
     """
@@ -261,7 +260,7 @@ class TriedQuestion(NamedTuple):
     seed: int
 
 
-class _Asked(NamedTuple):
+class _AskedModel(NamedTuple):
     """One model in the process that asks: its configuration, and its open-ended fidelity runs."""
 
     config: ModelConfig
@@ -290,7 +289,7 @@ class TryIt:
         self._answers: list[dict[str, Any]] = []
 
     def choices(self) -> dict[str, Any]:
-        """Return the models that may be asked, and the runs whose personas and questions may be used, as data for JSON."""
+        """The models that may be asked, and the runs whose personas and questions may be used, as data for JSON."""
         monitors = self.folder.monitors
         models, notes = find_models(monitors)
         runs = [run.published or {} for run in monitors if run.stage in ("stability", "fidelity") and run.state != "broken"]
@@ -303,7 +302,7 @@ class TryIt:
         }
 
     def prompts(self, id: str) -> dict[str, Any]:
-        """Return the personas and questions of a run, as data for JSON. Raises ConfigError for an unknown run, DataError."""
+        """The personas and questions of a run, as data for JSON. Raises ConfigError for an unknown run, DataError."""
         return read_prompts(self._find_run(id)).to_json()
 
     def _find_run(self, id: str) -> RunMonitor:
@@ -368,7 +367,7 @@ class TryIt:
         )
 
     def answers(self) -> dict[str, Any]:
-        """Return the last question and the answers to it so far, as data for JSON."""
+        """The last question and the answers to it so far, as data for JSON."""
         with self._lock:
             question, answers = self._question, list(self._answers)
             waiting = [{"id": one.id, "name": one.name} for one in self._asked[len(answers) :]]
@@ -431,7 +430,7 @@ class TryIt:
         _kill(process)
 
     def _release_process(self) -> Any:
-        """Return the process, or None; from then on it is no longer used. The caller holds the lock, and kills it."""
+        """Stop using the process, and return it, or None. The caller holds the lock, and kills it."""
         self._cancel_timer()
         self._stopped = self._number
         process, self._process = self._process, None
@@ -445,7 +444,7 @@ class TryIt:
     def _work(self, question: TriedQuestion, chosen: Sequence[ModelChoice]) -> None:
         """Let the process answer, and take over each answer as it comes."""
         deadline, reason = time.monotonic() + ASK_S, "it failed here; the terminal of permix view shows why"
-        asked = [_Asked(one.config, tuple(run.path for run in one.runs if _is_open_fidelity(run))) for one in chosen]
+        asked = [_AskedModel(one.config, tuple(run.path for run in one.runs if _is_open_fidelity(run))) for one in chosen]
         try:
             pipe = self._open_process()
             pipe.send((question, asked))
@@ -478,7 +477,7 @@ class TryIt:
                 self._idle_timer.start()
 
     def _open_process(self) -> Any:
-        """Return the pipe to the process, which is started if there is none. Raises EOFError if the question was stopped."""
+        """The pipe to the process, which is started if there is none. Raises EOFError if the question was stopped."""
         with self._lock:
             if self._process is not None:
                 return self._pipe
@@ -583,7 +582,7 @@ def _require_on_this_machine(config: ModelConfig) -> None:
         )
 
 
-def _answer(question: TriedQuestion, asked: _Asked, models: _LoadedModel) -> dict[str, Any]:
+def _answer(question: TriedQuestion, asked: _AskedModel, models: _LoadedModel) -> dict[str, Any]:
     """Ask one model. What goes wrong is one line, `error`."""
     try:
         return _answer_or_raise(question, asked, models)
@@ -592,7 +591,7 @@ def _answer(question: TriedQuestion, asked: _Asked, models: _LoadedModel) -> dic
         return {"error": _error_line(error)}
 
 
-def _answer_or_raise(question: TriedQuestion, asked: _Asked, models: _LoadedModel) -> dict[str, Any]:
+def _answer_or_raise(question: TriedQuestion, asked: _AskedModel, models: _LoadedModel) -> dict[str, Any]:
     config = asked.config
     if not config.capabilities.is_local:
         config = config.model_copy(update={"retries": min(config.retries, 1), "timeout_s": min(config.timeout_s, ASK_S / 2)})
@@ -635,13 +634,13 @@ def _score(question: TriedQuestion, completion: Completion) -> dict[str, Any]:
     if task.scorer is not None:
         return {"unscored": f"not scored: answers of {task.name} are programs, and they are not run here"}
     prompt = question.messages[-1]["content"]
-    verdict = verify_completion(task, completion.text, question.gold, Verifier(), prompt)
+    verdict = verify_completion(task, completion.text, question.gold, prompt)
     if verdict.correct is None:
         return {"unscored": f"not scored: {verdict.error}"}
     return {"extracted": verdict.extracted, "correct": verdict.correct}
 
 
-def _attribution(question: TriedQuestion, completion: Completion, asked: _Asked) -> dict[str, Any]:
+def _attribution(question: TriedQuestion, completion: Completion, asked: _AskedModel) -> dict[str, Any]:
     """The persona that the classifier of identifiability names for the answer, or why it is not asked.
 
     Nothing without a persona, and for a model without an open-ended fidelity run.

@@ -25,7 +25,6 @@ from permix.storage.run_dir import RunDir
 from permix.tasks import TASKS
 from permix.tasks.base import verify_completion
 from permix.types import Cell, count_text, digest
-from permix.verification.math_verifier import Verifier
 
 
 def export_run(config: ExportConfig) -> dict[str, str]:
@@ -33,9 +32,7 @@ def export_run(config: ExportConfig) -> dict[str, str]:
     with option_context("run", config.run):
         run = read_exportable_run(config.run)
     if config.format == "lm-eval":
-        from permix.interop.lm_eval import write_lm_eval_logs
-
-        written = write_lm_eval_logs(run, config.out)
+        written = lm_eval.write_lm_eval_logs(run, config.out)
     else:
         from permix.interop.inspect_logs import write_inspect_log
 
@@ -89,6 +86,15 @@ def describe_import(config: ImportConfig) -> dict[str, str]:
     }
 
 
+LM_EVAL_SAME_QUESTION = "where its task and its doc_hash are"
+
+INSPECT_SAME_QUESTION = (
+    "where the sample's id is, if each persona has a log of its own; in a log of several personas where the words are, apart "
+    "from the system message; if the persona is in the user's message, give every sample the metadata "
+    'permix = {"question_id": ID}, with one ID for each question'
+)
+
+
 def read_import_logs(config: ImportConfig) -> MergedLogs:
     """Read all logs of the configuration and merge them into one grid. Raises ConfigError or DataError if that fails."""
     if bool(config.lm_eval) == bool(config.inspect):
@@ -100,7 +106,7 @@ def read_import_logs(config: ImportConfig) -> MergedLogs:
         raise ConfigError(f"answer = {config.answer!r}: permix scores every answer again; leave metric and filter out")
     if config.inspect and config.filter:
         raise ConfigError(f"filter = {config.filter!r}: inspect_ai has no filters; give --metric, the name of a scorer")
-    merged = merge_logs(_read_sources(config))
+    merged = merge_logs(_read_sources(config), LM_EVAL_SAME_QUESTION if config.lm_eval else INSPECT_SAME_QUESTION)
     if not merged.personas:
         raise ConfigError(f"{merged.first.where}: no log has a persona: name the persona of a log with NAME=PATH")
     return merged
@@ -140,12 +146,11 @@ def import_identity(merged: MergedLogs, config: ImportConfig) -> dict[str, Any]:
 def rescore_cells(cells: Sequence[Cell], answer: str) -> list[Cell]:
     """The cells with verdicts of the task own-ANSWER. That task extracts the gold answer from the log's target."""
     task = TASKS[f"own-{answer}"]
-    verifier = Verifier()
 
     def rescore(cell: Cell) -> Cell:
         if cell.completion is None or cell.gold is None:
             return cell
         gold = task.extract_answer(cell.gold) or cell.gold
-        return cell.model_copy(update={"verdict": verify_completion(task, cell.completion.text, gold, verifier, cell.prompt)})
+        return cell.model_copy(update={"verdict": verify_completion(task, cell.completion.text, gold, cell.prompt)})
 
     return [rescore(cell) for cell in cells]

@@ -28,7 +28,6 @@ from permix.storage.rows import quote_value
 from permix.tasks import LoadedTask, find_task
 from permix.tasks.base import Task, verify_completion
 from permix.types import Persona, digest, last_user_text, seed_from
-from permix.verification.math_verifier import Verifier
 
 PERSONA_COLUMNS = ("persona_id", "persona_tags")
 
@@ -188,7 +187,6 @@ class VerifiableReward:
     def __init__(self, task: Task, answer_column: str) -> None:
         self.task, self.answer_column = task, answer_column
         self.__name__ = f"{task.name}_reward"
-        self._verifier = Verifier()
         self._gold_by_answer: dict[str, str | None] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -203,7 +201,7 @@ class VerifiableReward:
         rewards = [
             None
             if gold is None
-            else verify_completion(self.task, _completion_text(completion), gold, self._verifier, _question_text(prompt)).reward
+            else verify_completion(self.task, _completion_text(completion), gold, _question_text(prompt)).reward
             for prompt, completion, gold in zip(
                 prompts or [None] * len(completions), completions, self._golds(len(completions), columns), strict=True
             )
@@ -229,7 +227,7 @@ class VerifiableReward:
 
     def _gold(self, answer: str) -> str | None:
         if answer not in self._gold_by_answer:
-            self._gold_by_answer[answer] = find_gold(self.task, answer, self._verifier)
+            self._gold_by_answer[answer] = find_gold(self.task, answer)
             if self._gold_by_answer[answer] is None:
                 print_status(
                     f"note: {self.__name__}: {quote_value(answer)} is not an answer that can be verified; its rewards are None"
@@ -237,7 +235,7 @@ class VerifiableReward:
         return self._gold_by_answer[answer]
 
 
-def find_gold(task: Task, answer: str, verifier: Verifier) -> str | None:
+def find_gold(task: Task, answer: str) -> str | None:
     """The gold answer for an entry of the answer column; for a worked solution its final answer ("... #### 72" -> "72").
 
     None if the task does not accept the answer itself as right, since then every completion would be wrong.
@@ -245,7 +243,7 @@ def find_gold(task: Task, answer: str, verifier: Verifier) -> str | None:
     if task.scorer is not None:
         return answer
     gold = answer if task.answers_match is not None else task.extract_answer(answer) or answer.strip()
-    return None if verify_completion(task, f"\\boxed{{{gold}}}", gold, verifier).correct is False else gold
+    return None if verify_completion(task, f"\\boxed{{{gold}}}", gold).correct is False else gold
 
 
 def _question_text(prompt: Any) -> str:

@@ -19,10 +19,11 @@ from permix.evals.personagym import describe_personagym, select_personagym_quest
 from permix.evals.stability import build_stopping_rule, grid_identity, prepare_stability, shuffle_questions
 from permix.evals.strategies import STRATEGIES
 from permix.inference.hf import resolve_model_source
+from permix.judges.judging import load_judge_setup
 from permix.judges.prompts import judge_template_hash, score_examples_hash
 from permix.judges.results import JUDGE_INPUTS_FILE
 from permix.judges.runner import judge_folder
-from permix.pipelines.fidelity import load_judge_setup, required_rubrics
+from permix.pipelines.fidelity import required_rubrics
 from permix.pipelines.study_units import read_unit_record
 from permix.pipelines.train import source_identity, training_identity
 from permix.progress import command_output
