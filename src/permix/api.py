@@ -28,10 +28,12 @@ from permix.config import (
     fidelity_kind,
     merge_values,
     read_config_values,
+    require_own_folder,
 )
 from permix.errors import RENAMED_SHARDS, ConfigError, DataError, IncompleteRunError, OtherShardsPendingError
 from permix.evals.grid import GridResults, cell_row, count_cut_off, cut_off_warning, persona_rows, read_grid_results
 from permix.evals.open_ended import measure_recognisability, try_recognisability
+from permix.evals.reference_runs import find_reference
 from permix.evals.stability import StabilityGrid, measure_contexts, measure_stability, read_stability_grid, run_stability
 from permix.evals.strategies import STRATEGIES
 from permix.inference import build_model_config
@@ -186,8 +188,8 @@ class StabilityRun(EvaluationRun):
         """
         from permix.evals.in_character import measure_right_in_character
 
-        path = reference or self.config.get("character_reference")
-        return measure_right_in_character(self.path, None if path is None else Path(path), self._results)
+        path = find_reference(self.path, self.config, "character_reference") if reference is None else Path(reference)
+        return measure_right_in_character(self.path, path, self._results)
 
     @property
     def contexts(self) -> tuple[ContextSummary, ...]:
@@ -235,8 +237,7 @@ class FidelityRun(EvaluationRun):
 
         if self.kind == "personagym":
             return count_personagym_answers(self.path)
-        reference_path = self.config.get("reference")
-        reference = None if reference_path is None else Path(reference_path)
+        reference = find_reference(self.path, self.config)
         return measure_drift(self.path, reference) if self.kind == "interview" else measure_identifiability(self.path, reference)
 
     @cached_property
@@ -441,7 +442,10 @@ def train(config: str | Path | Mapping[str, Any] | TrainConfig | None = None, **
         key: {**values[key], **value} if isinstance(value, Mapping) and isinstance(values.get(key), Mapping) else value
         for key, value in fields.items()
     }
-    return run_training(build_config(TrainConfig, values | merged, source=source))
+    stage = build_config(TrainConfig, values | merged, source=source)
+    if isinstance(config, str | Path) and "out" not in fields:
+        require_own_folder(Path(config), stage)
+    return run_training(stage)
 
 
 def study(config: str | Path | Mapping[str, Any] | StudyConfig, **fields: Any) -> Path:
@@ -460,6 +464,8 @@ def study(config: str | Path | Mapping[str, Any] | StudyConfig, **fields: Any) -
     else:
         values, source = config.model_dump(exclude_unset=True) if isinstance(config, StudyConfig) else dict(config), "study"
     stage = build_config(StudyConfig, merge_values(values, fields), source=source)
+    if isinstance(config, str | Path) and "out" not in fields:
+        require_own_folder(Path(config), stage)
     page = run_study(stage)
     if page is None:
         why = f'unit = "{stage.unit}" runs one unit' if stage.unit is not None else "no evaluation is finished"

@@ -222,7 +222,8 @@ def test_check_says_what_will_be_asked_and_asks_nothing(tmp_path: Path) -> None:
     facts = check_config(config_file(tmp_path, prices=str(prices)))
     tried = sum(one.control != "none" for one in parts(run))
     assert (facts["answers"], facts["answers to try the judge"]) == (str(len(parts(run)) - tried), str(tried))
-    assert (facts["requests"], facts["new tokens"]) == (str(len(parts(run))), f"at most {256 * len(parts(run))}")
+    n = len(parts(run))  # and each once more, if its reply has no score (judge.attempts = 2)
+    assert (facts["requests"], facts["new tokens"]) == (f"{n}, then at most {n} more", f"at most {2 * 256 * n}")
     assert facts["cost"].startswith("at most 0.")
     assert "no price" in check_config(config_file(tmp_path))["cost"]
     with pytest.raises(ConfigError, match=r"judge: model\.base_url"):

@@ -15,6 +15,7 @@ from permix.config.base import (
     load_config,
     quote_input,
     read_config_values,
+    require_own_folder,
     section_prefixes,
 )
 from permix.config.data import (
@@ -82,6 +83,7 @@ from permix.config.training import (
     CHANGEABLE_FIELDS,
     DEFAULT_MIX,
     IGNORED_FIELDS,
+    IGNORED_PLAN_FIELDS,
     NO_PERSONA_METHODS,
     RUNTIME_ONLY_FIELDS,
     SUPERVISED_METHODS,
@@ -144,6 +146,7 @@ __all__ = [
     "ENGINE_FORMATS",
     "FILE_ONLY_FIELDS",
     "IGNORED_FIELDS",
+    "IGNORED_PLAN_FIELDS",
     "NO_PERSONA_METHODS",
     "OVERRIDABLE_SECTIONS",
     "OWN_OBJECT_NAME",
@@ -210,6 +213,7 @@ __all__ = [
     "normalize_address",
     "quote_input",
     "read_config_values",
+    "require_own_folder",
     "resolve_mix",
     "rubric_entries",
     "section_prefixes",

@@ -22,7 +22,9 @@ from permix.config.data import (
 )
 from permix.config.training import (
     IGNORED_FIELDS,
+    IGNORED_PLAN_FIELDS,
     NO_PERSONA_METHODS,
+    SUPERVISED_METHODS,
     CharacterConfig,
     DevEvalConfig,
     OptimConfig,
@@ -206,6 +208,9 @@ class TrainConfig(RunConfig):
                 f'"{"permix" if self.method == "rlvr" else "sft-personas"}"'
             )
         _require_defaults(self.train, IGNORED_FIELDS[self.method], "train.", f'with method "{self.method}"')
+        _require_defaults(self.plan, IGNORED_PLAN_FIELDS[self.method], "plan.", f'with method "{self.method}"')
+        if self.method in SUPERVISED_METHODS:
+            _require_defaults(self.character, tuple(CharacterConfig.model_fields), "character.", f'with method "{self.method}"')
         if self.method != "seqkd" and self.teacher != TeacherConfig():
             raise ValueError(f'teacher: method "{self.method}" uses no teacher; leave the section out, or give method "seqkd"')
         return self

@@ -32,7 +32,7 @@ from permix.errors import DataError, PermixError
 from permix.evals.grid import ExpectedCells, read_expected_cells
 from permix.sanitize import escape_control, redact_command, redact_secrets, truncate
 from permix.storage.files import READ_CHUNK_BYTES, JsonlTail, open_regular, read_file_state
-from permix.storage.run_dir import RunReader
+from permix.storage.run_dir import RunReader, last_start
 from permix.storage.workers import LOCK_FILE, lock_files, worker_files
 from permix.types import digest
 
@@ -435,9 +435,9 @@ class RunMonitor:
         return str(section.get("name") or "") if isinstance(section, Mapping) else ""
 
     def _command_text(self) -> str:
-        """The command that started the run; if it is unknown, one that resumes the run from its configuration."""
+        """The command of the run's newest start; if it is unknown, one that resumes the run from its configuration."""
         try:
-            typed = (self._run or RunReader(self.path)).provenance["command"]
+            typed = last_start((self._run or RunReader(self.path)).provenance)["command"]
             return redact_command([word[:_MAX_FIELD_CHARS] for word in typed[:_MAX_COMMAND_WORDS]])
         except READ_ERRORS:
             return redact_command(["permix", self.stage or "STAGE", str(self.path / "config.json")])

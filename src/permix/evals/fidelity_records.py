@@ -10,12 +10,12 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 from permix.config import FidelityConfig, PersonasConfig
-from permix.evals.grid import read_grid_results, run_cells
+from permix.evals.grid import fidelity_identity, read_grid_results, run_cells
+from permix.evals.reference_runs import describe_reference
 from permix.evals.shards import OwnPart, divide_cells, end_run, missing_text
 from permix.inference.addresses import check_addresses
 from permix.inference.base import Model
 from permix.personas.pool import PersonaPool, select_recorded_personas
-from permix.prompts import template_hash
 from permix.storage.files import write_json
 from permix.storage.run_dir import RunDir, RunReader
 from permix.tasks.base import read_trained_on
@@ -65,12 +65,7 @@ def run_fidelity_cells(
     metrics.json. `identity` is added to the identity of the run. Raises IncompleteRunError if answers are missing, or the
     DataError of `measure` if no answer is missing.
     """
-    common = {
-        "model": model.fingerprint,
-        "template": template_hash(config.personas.template),
-        "sampling": config.sampling.model_dump(),
-        "seed": config.seed,
-    }
+    common = {"model": model.fingerprint} | fidelity_identity(config)
     endpoint, shard = check_addresses(model, config.out), config.worker_shard
     divided = None if shard is None else divide_cells(cells, shard)
     own = cells if divided is None else divided.own
@@ -97,8 +92,10 @@ def run_fidelity_cells(
 def write_fidelity_metrics(
     run: Path, result: Record, text_metrics: Record, more: Mapping[str, object] = MappingProxyType({})
 ) -> dict[str, Any]:
-    """Write metrics.json and return it: the measures of the kind, under "unjudged" the text metrics of all kinds, and `more`."""
+    """Write metrics.json and return it: the measures of the kind, under "unjudged" the text metrics of all kinds, `more`, and the
+    mark of the reference run."""
     metrics = result.model_dump(mode="json") | {"unjudged": text_metrics.model_dump(mode="json")} | dict(more)
+    metrics |= describe_reference(run)
     write_json(run / "metrics.json", metrics)
     return metrics
 

@@ -17,7 +17,7 @@ from permix.config import FidelityConfig, ModelConfig, StabilityConfig, fidelity
 from permix.errors import DataError, EndpointStoppedError
 from permix.inference import load_model
 from permix.inference.base import CellRequest, Model, collect
-from permix.inference.batch_model import pass_over_answered
+from permix.inference.batch_model import BatchModel, pass_over_answered
 from permix.inference.cache import cached_model
 from permix.inference.cost import RequestGroup, estimate_cost, find_measured, runs_beside
 from permix.metrics.sequential import Round, count_cells
@@ -26,14 +26,16 @@ from permix.metrics.statistics import Array
 from permix.personas.pool import PersonaPool
 from permix.personas.recorded_turns import RecordedTurns, choose_turns
 from permix.progress import ProgressBar, print_status, progress_bar
-from permix.prompts import build_messages, template_id, template_text
+from permix.prompts import build_messages, template_hash, template_id, template_text
 from permix.storage.cells import CellIndex, CellSummary, cell_summaries, read_run_cells
-from permix.storage.run_dir import RunDir, RunReader, check_cells_unchanged
+from permix.storage.run_dir import RunDir, RunReader, check_cells_unchanged, check_resumable
 from permix.tasks.base import read_trained_on
 from permix.types import (
     Cell,
     CellKey,
+    Completion,
     Estimate,
+    Failure,
     Message,
     Persona,
     Question,
@@ -522,14 +524,19 @@ def run_cells(
     requests = [CellRequest.for_cell(cell) for cell in pending if not _has_completion(known.get(cell.key))]
     pass_over_answered(model, lambda: _answered_requests(cells, known), sampling)
     finished = failed = 0
+    if isinstance(model, BatchModel):
+        run.count_answers(None)
 
     def score_and_append(cell: Cell, bar: ProgressBar) -> None:
         nonlocal finished, failed
-        scored = _score(cell, scorer)
-        run.append([scored])
+        scored = run.append_result(_score(cell, scorer))
         finished += _is_done(scored, scorer)
         failed += not _is_done(scored, scorer)
         bar.advance(status=f"{failed} without a result" if failed else "")
+
+    def record_answer(one: CellRequest, result: Completion | Failure, bar: ProgressBar) -> None:
+        run.count_answers(isinstance(result, Completion))
+        score_and_append(one.cell_with(result), bar)
 
     with progress_bar(description, len(cells), "cells") as bar:
         bar.start_at(len(cells) - len(pending))
@@ -540,7 +547,7 @@ def run_cells(
                 model,
                 sampling,
                 lambda: [] if run.stop_reason else requests,
-                lambda one, result, bar: score_and_append(one.cell_with(result), bar),
+                record_answer,
                 lambda _: nullcontext(bar),
                 run.path,
                 max_rounds=1,
@@ -558,15 +565,24 @@ def estimate_cells(
 
     Raises ConfigError if the run in `config.out` asked one of these cells with other messages or another seed.
     """
+    if isinstance(config, FidelityConfig):
+        check_resumable(config.out, config, fidelity_identity(config))
     recorded = read_run_cells(config.out)
     check_cells_unchanged(recorded, cells)
     limit = config.sampling.max_new_tokens
     pending = [cell.messages for cell in cells if not recorded.has_completion(cell.key)]
-    is_part = config.shard is not None
-    n_recorded = len(cells) - len(pending) if is_part else recorded.n_completions
-    groups = [RequestGroup(pending, limit, max(0, n_later - (n_recorded - (len(cells) - len(pending)))))]
+    groups = [RequestGroup(pending, limit, n_later)]
     measured = find_measured(runs_beside(config.out), stage, config.model, limit)
-    return estimate_cost(groups, config.model, measured, n_recorded=n_recorded)
+    return estimate_cost(groups, config.model, measured, n_recorded=len(cells) - len(pending))
+
+
+def fidelity_identity(config: FidelityConfig) -> dict[str, Any]:
+    """The part of a fidelity run's identity that needs no model."""
+    return {
+        "template": template_hash(config.personas.template),
+        "sampling": config.sampling.model_dump(),
+        "seed": config.seed,
+    }
 
 
 def _answered_requests(cells: Sequence[Cell], known: CellIndex) -> Iterator[Request]:

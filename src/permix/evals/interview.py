@@ -19,7 +19,7 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from permix.config import FidelityConfig, InterviewConfig
 from permix.errors import ConfigError, option_context
@@ -33,7 +33,7 @@ from permix.evals.fidelity_records import (
     turn_number,
     write_fidelity_metrics,
 )
-from permix.evals.grid import describe_grid, open_evaluated_model, run_cells
+from permix.evals.grid import describe_grid, fidelity_identity, open_evaluated_model, run_cells
 from permix.evals.shards import OwnPart, assign_personas, end_run, missing_text
 from permix.evals.text_metrics import measure_text_metrics
 from permix.inference import check_model, load_model
@@ -45,10 +45,10 @@ from permix.inference.cost import RequestGroup, estimate_cost, find_measured, ru
 from permix.inference.hf import context_window, load_tokenizer, resolve_model_source
 from permix.personas.loading import load_roleplay
 from permix.personas.pool import PersonaPool, warn_of_misfits
-from permix.prompts import build_messages, template_hash
+from permix.prompts import build_messages
 from permix.storage.cells import CellIndex, read_run_cells
 from permix.storage.files import write_json
-from permix.storage.run_dir import RunDir
+from permix.storage.run_dir import RunDir, RunReader, check_resumable
 from permix.trackers import log_measures
 from permix.types import Cell, CellKey, Completion, Message, Persona, Question, Sampling, digest, seed_from
 
@@ -98,6 +98,9 @@ INTERVIEWER_ATTEMPTS = 3
 MAX_INTERVIEW_QUESTION_CHARS = 600
 
 INTERVIEWER_SAMPLING = Sampling(temperature=0.7, top_p=0.95, max_new_tokens=120)
+
+MOST_QUESTION_TOKENS = INTERVIEWER_ATTEMPTS * INTERVIEWER_SAMPLING.max_new_tokens
+"""The most new tokens of an interviewer model for one question."""
 
 
 INTERVIEWER_PROMPT = (
@@ -236,6 +239,9 @@ def _estimate_interview(config: FidelityConfig, plan: InterviewPlan) -> dict[str
 
     Earlier answers, and the questions of an interviewer model, count with their greatest length in the prompts of later turns.
     """
+    orders = (plan.question_orders or {}).values()
+    asked_by = {} if plan.question_orders is None else {"asked by": digest(*(one.text for order in orders for one in order))}
+    check_resumable(config.out, config, _plan_identity(config, plan, asked_by))
     turns, limit, recorded = config.interview.turns, config.sampling.max_new_tokens, read_run_cells(config.out)
     answered = [key for key, one in recorded.summaries.items() if one.has_completion]
     n_answered = Counter(key.persona_id for key in answered if turn_number(key.question_id) is not None)
@@ -262,7 +268,7 @@ def _estimate_interview(config: FidelityConfig, plan: InterviewPlan) -> dict[str
     n_asked = len({key[:2] for key in answered if turn_number(key.question_id) is None})
     asking = [interviewer_messages(())] * (len(plan.pool) * turns - n_asked)
     unusable = len(asking) * (INTERVIEWER_ATTEMPTS - 1)
-    group = RequestGroup(asking, question_limit, n_later=unusable, answer_tokens=INTERVIEWER_ATTEMPTS * answer_tokens)
+    group = RequestGroup(asking, question_limit, n_repeats=unusable, answer_tokens=INTERVIEWER_ATTEMPTS * answer_tokens)
     return facts | estimate_cost(
         [group], config.interviewer, None, n_recorded=n_asked, price_option="interviewer.prices", prefix="interviewer: "
     )
@@ -345,6 +351,7 @@ def conduct_interviews(
     """Ask the pending turns of the personas in `own`, turn by turn; returns the answered turns of each of them."""
     personas = {persona.id: persona for persona in plan.pool.personas if persona.id in own}
     conversations: dict[str, tuple[InterviewTurn, ...]] = dict.fromkeys(personas, ())
+    asked_before = RunReader(run.path).grid.get("turns_asked", {})
     for turn in range(1, config.interview.turns + 1):
         # A missing answer stops its interview, since all later prompts contain that answer.
         questions = interviewer.next_questions(
@@ -361,7 +368,9 @@ def conduct_interviews(
             cell = known.get(CellKey(persona, question.id, 0))
             if cell is not None and cell.completion is not None:
                 conversations[persona] = (*conversations[persona], InterviewTurn(question, cell.completion.answer))
-        if run.shard is None:
+        # The turns of an interviewer model are known one after the other, also recorded ones; an earlier grid has them all.
+        is_whole = all(len(turns) >= len(asked_before.get(persona, ())) for persona, turns in conversations.items())
+        if run.shard is None and (is_whole or plan.question_orders is not None):
             write_json(run.path / "grid.json", describe_interview(config, plan, conversations))
         if run.stop_reason:
             break
@@ -453,17 +462,13 @@ def check_interview_length(config: FidelityConfig, plan: InterviewPlan) -> None:
 def _identity(model: Model, config: FidelityConfig, plan: InterviewPlan, interviewer_model: Model | None) -> dict[str, object]:
     """The identity of the run. It contains all personas, since the question orders depend on all of them."""
     texts = [] if plan.question_orders is None else [one.text for order in plan.question_orders.values() for one in order]
-    return {
-        "model": model.fingerprint,
-        "template": template_hash(config.personas.template),
-        "sampling": config.sampling.model_dump(),
-        "seed": config.seed,
-        "interview": {
-            "turns": config.interview.turns,
-            "personas": digest(*(persona.model_dump_json() for persona in plan.pool.personas)),
-            "asked by": digest(*texts) if interviewer_model is None else interviewer_model.fingerprint,
-        },
-    }
+    asked_by = digest(*texts) if interviewer_model is None else interviewer_model.fingerprint
+    return {"model": model.fingerprint} | _plan_identity(config, plan, {"asked by": asked_by})
+
+
+def _plan_identity(config: FidelityConfig, plan: InterviewPlan, asked_by: Mapping[str, str]) -> dict[str, Any]:
+    personas = digest(*(persona.model_dump_json() for persona in plan.pool.personas))
+    return fidelity_identity(config) | {"interview": {"turns": config.interview.turns, "personas": personas, **asked_by}}
 
 
 def _make_interviewer(plan: InterviewPlan, interviewer_model: Model | None, run: RunDir, seed: int) -> Interviewer:

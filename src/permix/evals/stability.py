@@ -32,6 +32,7 @@ from permix.evals.grid import (
     run_cells,
 )
 from permix.evals.in_character import check_right_in_character, measure_right_in_character
+from permix.evals.reference_runs import describe_reference
 from permix.evals.shards import OwnPart, ShardCells, divide_cells, end_run, missing_text
 from permix.evals.strategies import STRATEGIES, measure_strategy
 from permix.evals.strategies.base import EvalSetup, Strategy, answer_comparison
@@ -56,9 +57,9 @@ from permix.personas.recorded_turns import RecordedTurns, load_context_turns
 from permix.plan import read_plan
 from permix.progress import print_status
 from permix.prompts import require_system_template, template_hash, template_text
-from permix.storage.cells import CellIndex, cell_summaries, has_records
+from permix.storage.cells import CellIndex, cell_summaries, has_records, read_run_cells
 from permix.storage.files import write_json
-from permix.storage.run_dir import RunDir, RunReader
+from permix.storage.run_dir import RunDir, RunReader, check_resumable
 from permix.tasks import LoadedTask, load_selection
 from permix.tasks.base import Task, answer_token_limit, check_contamination, read_trained_on, verify_completion
 from permix.trackers import check_trackers, log_measures
@@ -171,7 +172,8 @@ def _run_strategy(
     descriptions: tuple[str, str],
 ) -> GridProgress:
     """Ask the initial cells of a strategy, then the follow-up cells that depend on them; `descriptions` has one text for each."""
-    write_json(run.path / "grid.json", strategy.describe_grid(setup, ()))
+    # With the follow-up cells that are decided by the records: a finished run that is started again keeps its result.
+    write_json(run.path / "grid.json", strategy.describe_grid(setup, strategy.followup_cells(setup, run.cells())))
     n_pending = answer_cells(initial_cells, descriptions[0])
     followups = strategy.followup_cells(setup, run.cells())
     if followups:
@@ -344,8 +346,11 @@ def power_analysis(config: StabilityConfig) -> dict[str, str]:
 def preflight_stability(config: StabilityConfig) -> dict[str, str]:
     """Facts about the run without calling a model. Raises ConfigError or DataError if the configuration is invalid."""
     template_text(config.personas.template)
-    strategy, (config, _, setup) = STRATEGIES[config.strategy], prepare_stability(config)
+    strategy, gives_limit = STRATEGIES[config.strategy], _gives_limit(config)
+    config, task, setup = prepare_stability(config)
+    gains = ("strategy",) if strategy.is_full_grid else ()
     check_model(config.model, contact=False)
+    check_resumable(config.out, config, _known_identity(config, task, setup, gives_limit=gives_limit), gains)
     facts = {"questions": str(len(setup.questions)), "personas": f"{len(setup.pool)}, and no persona"}
     if (shard := config.worker_shard) is not None:
         grid = strategy.initial_cells(setup)
@@ -356,10 +361,15 @@ def preflight_stability(config: StabilityConfig) -> dict[str, str]:
         check_same_rounds(config.out, setup)
         cells, maximum = first_round_cells(setup, stopping_rule), max_cells(setup, stopping_rule)
         facts |= {"questions": f"{facts['questions']} at most", "cells": f"{len(cells)} first, at most {maximum}"}
-        n_later = maximum - len(cells)
+        if rounds := read_rounds(config.out):  # the cells of all rounds that are decided
+            cells = _cells_of_rounds(setup, rounds)
+        n_later = max(0, maximum - len(cells))
     else:
         cells, n_later = strategy.initial_cells(setup), strategy.max_followups(setup)
         facts |= {"cells": f"{len(cells)}" + (f", then at most {n_later}" if n_later else "")}
+        if n_later:  # those that the recorded answers decide
+            decided = strategy.followup_cells(setup, read_run_cells(config.out))
+            cells, n_later = [*cells, *decided], max(0, n_later - len(decided))
     strategy_fact = {} if config.strategy == "none" else {"strategy": config.strategy}
     return strategy_fact | facts | estimate_cells("stability", config, cells, n_later)
 
@@ -482,6 +492,16 @@ def stability_identity(config: StabilityConfig, task: Task, model: Model, turns:
     return plain if config.strategy == "none" else plain | {"strategy": config.strategy}
 
 
+def _known_identity(config: StabilityConfig, task: Task, setup: EvalSetup, *, gives_limit: bool) -> dict[str, Any]:
+    """The part of the identity that needs no model. A limit that is not given may be lowered to the model's window."""
+    turns = setup.prompt_format.turns
+    known = grid_identity(config, task) | ({} if turns is None else {"context_turns": turns.content_hash})
+    known["sampling"] = config.sampling.model_dump(exclude=set() if gives_limit else {"max_new_tokens"})
+    if config.contexts:
+        known["contexts"] = list(config.contexts)
+    return known if config.strategy == "none" else known | {"strategy": config.strategy}
+
+
 def grid_identity(config: StabilityConfig, task: Task) -> dict[str, Any]:
     """The part of the identity that does not depend on model and sampling."""
     return {
@@ -520,7 +540,7 @@ def _in_character_json(config: StabilityConfig, run: Path, results: GridResults)
         found = measure_right_in_character(run, config.character_reference, results)
     except DataError as error:
         return {"right_in_character_reason": str(error)}
-    return {"right_in_character": found.model_dump(mode="json")}
+    return {"right_in_character": found.model_dump(mode="json")} | describe_reference(run, "character_reference")
 
 
 def measure_template_effects(run: Path, results: GridResults | None = None) -> TemplateEffects | None:

@@ -521,7 +521,7 @@ def _parse_line(line: bytes, path: Path, number: int) -> DatasetRow:
 
 def _parse_utf8_json(raw: bytes, path: Path, first_line: int) -> Any:
     try:
-        text = raw.decode("utf-8")
+        text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = first_line + raw[: error.start].count(b"\n")
         raise DataError(f"{path}:{line}: not UTF-8") from error

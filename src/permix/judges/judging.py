@@ -15,7 +15,7 @@ from permix.evals.grid import read_expected_cells
 from permix.inference import check_model, load_model
 from permix.inference.addresses import check_addresses
 from permix.inference.base import Model
-from permix.inference.batch_model import next_start
+from permix.inference.batch_model import BatchModel, next_start
 from permix.inference.cost import Price, RequestGroup, estimate_cost, find_measured, runs_beside
 from permix.judges.prompts import (
     ExamplesByQuestion,
@@ -47,7 +47,7 @@ from permix.judges.validation import build_control_inputs
 from permix.progress import print_status
 from permix.storage.failures import JUDGE_OPTIONS, NextStart, explain_missing
 from permix.storage.files import write_json
-from permix.storage.run_dir import RunDir, RunReader
+from permix.storage.run_dir import RunDir, RunReader, check_resumable
 from permix.trackers import check_trackers, log_measures
 from permix.types import Sampling
 
@@ -81,10 +81,14 @@ def judge_fidelity_run(config: JudgeConfig, given_model: Model | None = None) ->
     with RunDir.open(folder, named, identity, endpoints=[endpoint]) as run:
         inputs = [prompt.judge_input for prompt in prompts]
         write_json(folder / JUDGE_INPUTS_FILE, describe_judge_inputs(setup.discriminates_personas, inputs))
+        n_before = len(read_judge_calls(folder))
         with run.track_usage(), error_context("judge"):
-            outcome = request_pending_scores(
-                model, prompts, folder, build_call_settings(named, setup.price), f"judge {judge_label(named.judge)}"
-            )
+            try:
+                outcome = request_pending_scores(
+                    model, prompts, folder, build_call_settings(named, setup.price), f"judge {judge_label(named.judge)}"
+                )
+            finally:
+                run.count_answers(None if isinstance(model, BatchModel) else len(read_judge_calls(folder)) - n_before)
         print_status(f"judge {judge_label(named.judge)}: {_totals_text(outcome)}")
         _print_missing(named.run, count_answers(inputs))
         _write_metrics(named, folder, pending=outcome.n_pending)
@@ -106,18 +110,21 @@ def preflight_judging(config: JudgeConfig) -> dict[str, str]:
 
 
 def _estimate_judging(config: JudgeConfig, setup: JudgeSetup, prompts: Sequence[JudgePrompt]) -> dict[str, str]:
-    """The cost of the calls that have no score yet, if each prompt takes a single call."""
+    """The cost of the calls that have no score yet. A prompt takes several calls where a reply has no score."""
     folder = judge_folder(config.run, judge_label(config.judge))
+    check_resumable(folder, _with_label(config), _known_judge_identity(config, setup))
     latest = latest_judgements(read_judge_calls(folder))
     scored = {(key, call.prompt_hash) for key, call in latest.items() if call.score is not None}
     pending = [prompt for prompt in prompts if (prompt.judge_input.key, prompt.hash) not in scored]
     folders = [folder, *(one for run in runs_beside(config.run) for one in judge_folders(run) if one != folder)]
     limit = config.judge.max_new_tokens
     measured = find_measured(folders, "judge", config.judge, limit, section="judge")
+    dollars = max_total_cost(pending, build_call_settings(config, setup.price))
+    repeats = len(pending) * (config.judge.attempts - 1)
     return estimate_cost(
-        [RequestGroup([prompt.messages for prompt in pending], limit)], config.judge, measured,
+        [RequestGroup([prompt.messages for prompt in pending], limit, n_repeats=repeats)], config.judge, measured,
         n_recorded=len(prompts) - len(pending), price_option="judge.prices",
-        max_dollars=max_total_cost(pending, build_call_settings(config, setup.price)),
+        max_dollars=None if dollars is None else dollars * config.judge.attempts,
     )  # fmt: skip
 
 
@@ -175,8 +182,12 @@ def _with_label(config: JudgeConfig) -> JudgeConfig:
 
 
 def _judge_identity(config: JudgeConfig, judge_setup: JudgeSetup, model: Model) -> dict[str, Any]:
+    return {"judge": model.fingerprint} | _known_judge_identity(config, judge_setup)
+
+
+def _known_judge_identity(config: JudgeConfig, judge_setup: JudgeSetup) -> dict[str, Any]:
+    """The part of the identity that needs no model."""
     return {
-        "judge": model.fingerprint,
         "rubrics": judge_template_hash(judge_setup.rubrics, config.judge.reasons),
         "reasons": config.judge.reasons,
         "examples": score_examples_hash(judge_setup.examples),

@@ -132,10 +132,10 @@ class LaterCalls(NamedTuple):
 
 
 def count_later_calls(config: FidelityConfig, setup: JudgeSetup, n_answers: int) -> LaterCalls:
-    """Count the calls for this number of answers."""
-    calls = n_answers * (1 if config.kind == "personagym" else len(setup.rubrics))
-    trials = N_ADDED_CONTROLS * min(config.judge.answers_per_control, calls)
-    return LaterCalls(calls + trials, trials)
+    """Count the calls for this number of answers. A score takes several calls where a reply has none."""
+    scores = n_answers * (1 if config.kind == "personagym" else len(setup.rubrics))
+    trials = N_ADDED_CONTROLS * min(config.judge.answers_per_control, scores)
+    return LaterCalls((scores + trials) * config.judge.attempts, trials * config.judge.attempts)
 
 
 def _describe_later_judging(config: FidelityConfig, setup: JudgeSetup, n_answers: int) -> str:

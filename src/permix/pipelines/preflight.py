@@ -155,6 +155,7 @@ def read_stage_config(path: Path) -> config.AnyConfig:
         raise ConfigError(f"{path}: stage = {config.quote_input(name)}: must be one of {stages}")
     stage_config = config.build_config(config.CONFIGS_BY_STAGE[name], values, source=str(path))
     check_task_name(stage_config, str(path))
+    config.require_own_folder(path, stage_config)
     return stage_config
 
 

@@ -31,6 +31,7 @@ from permix.report.document import DocumentPart, Folded
 from permix.report.judges import INTERVIEW_KIND, KIND_TITLES, OPEN_ENDED_KIND, PERSONAGYM_KIND
 from permix.report.runs import ModelRuns, Run
 from permix.sanitize import escape_control, escape_markdown, truncate
+from permix.storage.run_dir import last_start, revisions_text
 from permix.types import Cell as Asked
 from permix.types import CellKey, count_text, digest
 
@@ -211,7 +212,7 @@ def _address_tables(runs: Sequence[tuple[str, str, Run]]) -> Iterable[Table]:
 
 def _packages_text(run: Run) -> str:
     """The versions of packages; first, which models an engine ran: "model by vllm 0.33.0; permix 0.1.0, torch 2.14.0"."""
-    versions = run.provenance.get("packages", {})
+    versions = last_start(run.provenance).get("packages", {})
     packages = ", ".join(f"{package} {version}" for package, version in versions.items())
     return "; ".join([*_engine_texts(run.config, versions), packages])
 
@@ -226,8 +227,8 @@ def _engine_texts(config: Mapping[str, Any], versions: Mapping[str, str]) -> Ite
 
 
 def command_text(run: Run) -> str:
-    """The command as it was typed, with secrets removed."""
-    return sanitize.redact_command(run.provenance.get("command", []))
+    """The command of the newest start as it was typed, with secrets removed."""
+    return sanitize.redact_command(last_start(run.provenance).get("command", []))
 
 
 def settings_hash(run: Run) -> str:
@@ -241,7 +242,7 @@ def _provenance_row(name: str, kind: str, run: Run, packages: int) -> list[Table
         command_text(run),
         seed_text(run),
         settings_hash(run),
-        str(run.provenance.get("revision") or ""),
+        revisions_text(run.provenance),
         str(packages),
     ]
     cells = [_cut_text_cell(text) if text.strip() else trusted_cell("–") for text in texts]

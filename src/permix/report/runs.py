@@ -14,13 +14,14 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import Field
 
-from permix.config import BACKENDS, DevEvalConfig, build_config, fidelity_kind
+from permix.config import BACKENDS, BATCH_BACKEND, DevEvalConfig, build_config, fidelity_kind
 from permix.errors import DataError
 from permix.evals import open_ended, stability
 from permix.evals.drift_report import Drift, JudgeTurnScores, measure_drift
 from permix.evals.fidelity_records import is_interviewer_question
 from permix.evals.grid import CutOffCounts, GridResults, count_cut_off, cut_off_warning, grid_results
 from permix.evals.in_character import measure_right_in_character
+from permix.evals.reference_runs import find_reference
 from permix.evals.stability import StabilityGrid, read_rounds
 from permix.evals.strategies import STRATEGIES, measure_strategy
 from permix.evals.strategies.base import StrategySummary
@@ -47,7 +48,7 @@ from permix.report.judges import (
 from permix.storage.cells import CellSummary
 from permix.storage.failures import JUDGE_OPTIONS, FailureReason, count_failures, find_failures
 from permix.storage.files import read_json
-from permix.storage.run_dir import RunReader
+from permix.storage.run_dir import UNTIMED, RunReader
 from permix.training.dev_eval import load_dev_curve
 from permix.types import CellKey, Estimate
 
@@ -148,6 +149,12 @@ class Run(RunReader):
         return self.usage.get("wall_seconds")
 
     @property
+    def n_timed_answers(self) -> int | None:
+        """How many answers the wall seconds took; of a run of an earlier version all of them. None for answers of batch files."""
+        timed = int(self.usage.get("answers", self.n_answered))
+        return None if timed == UNTIMED or self.config.get("model", {}).get("backend") == BATCH_BACKEND else timed
+
+    @property
     def asks_endpoint(self) -> bool:
         """Whether the model answers elsewhere (an endpoint, batch files), so this machine's CPU seconds are not the answers'."""
         backend = BACKENDS.get(str(self.config.get("model", {}).get("backend")))
@@ -179,7 +186,7 @@ class ModelRow(CharacterRecord):
     `pss_reason` says why PSS has no value, if that is known. `n_cut_off` of `n_known_ends` answers of the stability run were cut
     off at the token limit; `accuracy_of_others` is the accuracy of those that were not. `judged` has one entry for each judge and
     kind of fidelity run. `right_in_character_by_chance` is what classifiers trained on shuffled labels give. `eval_wall_s` and
-    `eval_requests` (answers of the evaluations) are None for a model in this process.
+    `eval_requests` (answers of the evaluations that took these seconds) are None for a model in this process.
     """
 
     VIEW = "table_row"
@@ -290,7 +297,7 @@ class ModelRuns(NamedTuple):
         }
         if evaluations and all(run.asks_endpoint for run in evaluations):
             values["eval_wall_s"] = _sum_or_none([run.wall_seconds for run in evaluations])
-            values["eval_requests"] = sum(run.n_answered for run in evaluations)
+            values["eval_requests"] = _sum_or_none([run.n_timed_answers for run in evaluations])
         if self.cut_off is not None:
             values |= {"n_cut_off": self.cut_off.n_cut_off, "n_known_ends": self.cut_off.n_known}
             values["accuracy_of_others"] = self.cut_off.accuracy_of_others
@@ -474,25 +481,12 @@ def _scores_by_judge(run: Run) -> dict[str, JudgeTurnScores]:
     return {} if run.judged_run is None else run.judged_run.scores_by_judge
 
 
-_REFERENCE_FIELDS = {"reference": "identifiability", "character_reference": "right and in character"}
-"""For each field that names a reference run: what is measured with it."""
-
-
 def find_reference_run(run: Run, field: str = "reference") -> Path | None:
-    """The run whose answers train the classifier: the configured path, or a place next to this run when both were moved.
+    """The run whose answers train the classifier (`permix.evals.reference_runs.find_reference`).
 
-    None when no reference is configured. Raises DataError when the configured run is not found.
+    None when no reference is configured. Raises DataError when the configured run is not found, or another one is in its place.
     """
-    configured = run.config.get(field)
-    if configured is None:
-        return None
-    recorded, parent = Path(configured), run.path.parent
-    for candidate in (recorded, parent.parent / recorded.parent.name / recorded.name, parent / recorded.name):
-        if is_run(candidate) and candidate.resolve() != run.path.resolve():
-            return candidate
-    raise DataError(
-        f"{run.path}: its reference run {configured} was not found; {_REFERENCE_FIELDS[field]} cannot be measured without it"
-    )
+    return find_reference(run.path, run.config, field)
 
 
 def _sum_or_none(parts: Sequence[Any]) -> Any:

@@ -28,7 +28,7 @@ from permix.config import (
 from permix.errors import ConfigError, DataError
 from permix.metrics import statistics
 from permix.metrics.measures import character_measures_of, measures_in
-from permix.progress import MultiProgress, add_result
+from permix.progress import MultiProgress, add_result, separate_result
 from permix.rendering.table import (
     MISSING_CELL,
     NOT_SIGNIFICANT,
@@ -157,11 +157,12 @@ def write_study_report(
         raise DataError(f"{config.out}: no evaluation is finished yet, so there is nothing to report")
     first, *others = report.pages
     progress = MultiProgress([1.0] * len(report.pages))
+    results: dict[str, dict[str, Any]] = {}
     for number, page in enumerate(others):
-        with progress.part(number, f"page of {page.title}"):
+        with progress.part(number, f"page of {page.title}"), separate_result() as results[page.title]:
             caption = f"Evaluation {md_label(page.title)} of the study."
             write_pooled_report(page.models, page.methods, page.folder, caption, numbers=page.numbers)
-    with progress.part(len(others), f"page of {first.title}, and all comparisons"):
+    with progress.part(len(others), f"page of {first.title}, and all comparisons"), separate_result() as results[first.title]:
         document = write_pooled_report(
             first.models, first.methods, first.folder, report.caption, report.additions, numbers=first.numbers
         )
@@ -173,7 +174,19 @@ def write_study_report(
         console.print(terminal_arms_table(page))
     for line in (*report.headline_sentences, *(str(page.folder / "index.html") for page in report.pages)):
         console.print(plain_text(line), markup=False, highlight=False, soft_wrap=True)
+    add_result(
+        **results[first.title],
+        headlines=[plain_text(line) for line in report.headline_sentences],
+        pages=[{"title": page.title, **results[page.title], "arms": _arms_rows(page)} for page in report.pages],
+    )
     add_result(paths={"report": out / "report.md", "page": out / "index.html", "table": out / "table.json"})
+
+
+def _arms_rows(page: StudyPage) -> list[dict[str, str]]:
+    """The rows of `terminal_arms_table`: the text of each cell by its heading."""
+    shown = front_table(page.methods, page.pooled, [model.row for model in page.models])
+    columns = [(at, heading) for at, heading in enumerate(shown.headings) if heading not in shown.folded]
+    return [{heading: row[at].text for at, heading in columns} for row in shown.rows]
 
 
 def terminal_arms_table(page: StudyPage) -> TerminalTable:

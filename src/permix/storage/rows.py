@@ -5,7 +5,6 @@ missing path, a directory, an unknown suffix, bytes that are not text, bad synta
 byte-order mark and with Windows line ends. The cells of a CSV file may be separated by commas, semicolons, tabs or |.
 """
 
-import codecs
 import csv
 import io
 import json
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from permix.errors import DataError, closest_match
+from permix.sanitize import detect_encoding
 
 CSV_SUFFIXES = (".csv", ".tsv")
 
@@ -91,7 +91,7 @@ def _numbered_lines(text: str) -> Iterable[tuple[int, str]]:
 
 def decode_text(name: str, raw: bytes) -> str:
     """The text of a file in UTF-8 or UTF-16. Raises DataError, naming the line, for bytes that are neither."""
-    encoding = _detect_encoding(raw)
+    encoding = detect_encoding(raw)
     try:
         return raw.decode(encoding)
     except UnicodeDecodeError as error:
@@ -101,14 +101,6 @@ def decode_text(name: str, raw: bytes) -> str:
             f"{name}:{line}: not {name_of_encoding} text: byte 0x{raw[error.start]:02x} is not {name_of_encoding}; save the file "
             "with the encoding UTF-8"
         ) from error
-
-
-def _detect_encoding(raw: bytes) -> str:
-    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "utf-16"
-    if b"\0" in raw[:2]:  # the other half of an ASCII character, in UTF-16 without a byte-order mark
-        return "utf-16-be" if raw[:1] == b"\0" else "utf-16-le"
-    return "utf-8-sig"
 
 
 def parse_json(text: str, name: str, first_line: int = 1) -> Any:

@@ -32,6 +32,7 @@ from permix.report.excerpts import command_text, seed_text, settings_hash
 from permix.report.runs import ModelRuns, Run
 from permix.sanitize import escape_control, truncate
 from permix.storage.files import write_text
+from permix.storage.run_dir import revisions_text
 from permix.types import Estimate
 
 _MAX_FACT_CHARS = 2000
@@ -62,7 +63,7 @@ def _run_facts(label: str, kind: str, run: Run) -> dict[str, str]:
         "command": command_text(run),
         "configuration": settings_hash(run),
         "seed": seed_text(run),
-        "revision": str(run.provenance.get("revision") or ""),
+        "revision": revisions_text(run.provenance),
         "created": str(run.provenance.get("created") or ""),
     }
     return {name: truncate(escape_control(text).replace("\n", " "), _MAX_FACT_CHARS) for name, text in facts.items()}
