@@ -98,6 +98,17 @@ def verify_completion(task: Task, completion: str, gold: str, verifier: Verifier
 
 MAX_SHOWN_ERROR_CHARS = 300
 
+_WAYS_TO_SAY = ("\\boxed{{{}}}", "<answer>{}</answer>", "{}")
+
+
+def can_be_right(task: Task, gold: str, verifier: Verifier) -> bool:
+    """Whether a completion that states the gold as its answer is right, or whether the verifier fails on it.
+
+    Otherwise every completion would be wrong.
+    """
+    said = gold.split(ALTERNATIVE)[0]
+    return any(verify_completion(task, way.format(said), gold, verifier).correct is not False for way in _WAYS_TO_SAY)
+
 
 def _verify(task: Task, completion: str, gold: str, verifier: Verifier, question: str) -> Verdict:
     answer = task.extract_answer(completion, question)
