@@ -35,6 +35,7 @@ from permix.config.data import (
     TaskConfig,
     ThinkingSwitch,
     configurable_backends,
+    require_answer_kind,
     rubric_entries,
 )
 from permix.config.stages import (
@@ -204,6 +205,7 @@ __all__ = [
     "merge_values",
     "quote_input",
     "read_config_values",
+    "require_answer_kind",
     "resolve_mix",
     "rubric_entries",
     "section_prefixes",
