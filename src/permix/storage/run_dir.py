@@ -561,6 +561,8 @@ class _HashedSettings(NamedTuple):
 
 _MODEL_WORDS = "other weights, another tokenizer, chat template or precision, under the same {section}.name"
 
+_FUNCTION_WORDS = "another function or object of the same name: its source, or a value that it carries, was another one"
+
 _HASHED_SETTINGS: Mapping[str, _HashedSettings] = {
     "model": _HashedSettings(("model",), _MODEL_WORDS.format(section="model")),
     "judge": _HashedSettings(("judge",), _MODEL_WORDS.format(section="judge")),
@@ -607,7 +609,8 @@ def _describe_difference(key: str, known: Any, asked: Any, settings: _Settings) 
     ]
     moved = [name for name, *_ in differing if name.endswith(".base_url")]
     if len(moved) == len(differing):  # an address alone is no other identity
-        yield hashed.words
+        is_function = (settings[1].get(key) or {}).get("backend") == "python" if key in ("model", "judge") else False
+        yield _FUNCTION_WORDS if is_function else hashed.words
     yield from (_show_difference(*one) for one in differing)
 
 
