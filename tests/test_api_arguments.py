@@ -474,6 +474,7 @@ NO_PERSONA = r'must be a text that completes "You are \.\.\.", a dict with text 
     [
         ({"task": ["What is 2 + 2?"]}, DataError, rf"^task\[0\] = 'What is 2 \+ 2\?': {NO_QUESTION}"),
         ({"task": [*SUMS, ("2 + 2?", 4)]}, DataError, rf"^task\[4\] = \('2 \+ 2\?', 4\): {NO_QUESTION}"),
+        ({"task": SUMS[0]}, DataError, r"^task: a dict has the fields of a \[task\] section; give questions as a list of dicts"),
         ({"task": 5}, DataError, rf"^task = 5: must be a task, its name, a file, or a list of which each item {NO_QUESTION}"),
         ({"task": None}, DataError, "^task = None: must be a task"),
         ({"task": iter([])}, ConfigError, "there are no questions"),
@@ -514,6 +515,8 @@ def test_wrong_arguments_are_refused_in_one_line(settings: dict[str, Any], kind:
         (lambda: permix.load_personas(""), ConfigError, "^path = '': is empty"),
         (lambda: permix.load_personas("x.csv", column=""), ConfigError, "^load_personas: column = '': is empty"),
         (lambda: permix.load_personas().select(n=2.5), ConfigError, r"^n = 2\.5: must be a whole number"),  # type: ignore[arg-type]
+        (lambda: permix.load_personas().select(include_tags="expert"), ConfigError, "^include_tags = 'expert': must be a"),
+        (lambda: permix.load_model(None), ConfigError, "^model = None: must be a folder, a hub id, or the URL"),  # type: ignore[arg-type]
         (lambda: permix.open_run(None), ConfigError, "^path = None: must be a text or a Path"),  # type: ignore[arg-type]
         (lambda: permix.write_report(None), ConfigError, "^path = None: must be a text or a Path"),  # type: ignore[arg-type]
         (lambda: permix.compare(None, "x"), ConfigError, "^path = None: must be"),  # type: ignore[arg-type]

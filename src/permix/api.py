@@ -284,7 +284,7 @@ _AGAIN = "run the same command again"
 
 _KEEP = 'give out="..." to keep the answers (error.run holds them now), and make the same call again'
 
-_FLAG = re.compile(r"(?<![\w/.-])--([a-z_]+(?:[.-][a-z_]+)*)")
+_FLAG = re.compile(r"(?<![\w/.-])--([a-z_]+(?:[.-][a-z_]+)*)(?![\w=-])")
 
 
 def _in_words_of_python(function: Callable[_ParametersT, _ResultT]) -> Callable[_ParametersT, _ResultT]:
@@ -375,7 +375,7 @@ def evaluate_stability(
     in a row is asked no more. After Ctrl-C the same call resumes the run.
     """
     if config.get("plan_power") is not None:
-        raise ConfigError("plan_power: asks no model, so it has no effect here; permix stability --plan-power prints the numbers")
+        raise ConfigError("plan_power: asks no model, so it has no effect here; the command permix stability prints the numbers")
     batch = _batch_flags(batch_in, batch_out, batch_files, config)
     section, given_model = _resolve_model(model, name)
     section = _batch_section(section, batch, given_model)
@@ -673,6 +673,8 @@ def _resolve_task(task: TaskLike, n: int | None, answer: str | None) -> tuple[Ma
         is_file = Path(task).suffix in (*DATASET_SUFFIXES, *CSV_SUFFIXES)
         return ({"path": task, **overrides} if is_file else {"name": find_task(str(task)).name, **overrides}), None
     if isinstance(task, Mapping):
+        if "question" in task:
+            raise DataError("task: a dict has the fields of a [task] section; give questions as a list of dicts, one for each")
         return {**task, **overrides}, None
     if isinstance(task, Task):
         loaded = load_task_object(_with_source(task), n)

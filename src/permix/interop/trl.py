@@ -27,7 +27,8 @@ from permix.prompts import persona_message, template_text
 from permix.storage.rows import given_fields, is_data_frame, is_missing_value, is_real_number, quote_value
 from permix.tasks import LoadedTask, find_task, is_permix_task, own_task
 from permix.tasks.base import ALTERNATIVE, Task, can_be_right, verify_completion
-from permix.tasks.custom import ACCEPTED_ANSWERS_COLUMN, scalar_text
+from permix.tasks.custom import ACCEPTED_ANSWERS_COLUMN, parse_gold, scalar_text
+from permix.tasks.datasets import DatasetRow
 from permix.tasks.multiple_choice import CHOICE_LETTERS, same_letter
 from permix.types import Persona, digest, last_user_text, seed_from
 from permix.verification.math_verifier import Verifier
@@ -271,7 +272,13 @@ def find_gold(task: Task, answer: object, verifier: Verifier, *, any_of: bool = 
         return None
     if task.scorer is not None:
         return str(answer) if isinstance(answer, str) else text
-    gold = text if task.answers_match is not None else task.extract_answer(text) or text
+    if task.name in ("own-number", "own-exact"):
+        try:
+            gold, _ = parse_gold(task.name, DatasetRow("", {"answer": text}), "answer")  # as in a file
+        except DataError:
+            return None
+    else:
+        gold = text if task.answers_match is not None else task.extract_answer(text) or text
     return gold if can_be_right(task, gold, verifier) else None
 
 

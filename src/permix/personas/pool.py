@@ -74,6 +74,8 @@ class PersonaPool(Record):
         selection is part of a larger one. Raises ConfigError for an unknown tag, and if there are fewer than `n` personas.
         """
         for field, tags in (("include_tags", include_tags), ("exclude_tags", exclude_tags)):
+            if isinstance(tags, str):
+                raise ConfigError(f'{field} = {quote_value(tags)}: must be a list of tags, such as ["{tags}"]')
             for tag in tags:
                 self._require_tag(tag, field)
         candidates = [

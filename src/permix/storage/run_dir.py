@@ -570,6 +570,7 @@ _HASHED_SETTINGS: Mapping[str, _HashedSettings] = {
     "interview.personas": _HashedSettings(("personas",), "other personas"),
     "template": _HashedSettings(("personas.template", "templates"), "another text of personas.template"),
     "context_turns": _HashedSettings(("context_turns",), "other recorded turns behind context_turns"),
+    "task_source": _HashedSettings((), "another source of the task or its scorer (task_source)"),
     "prompt": _HashedSettings(("task.prompt_template",), "another prompt of the task"),
     "plan": _HashedSettings(("plan", "plan_file", "task", "personas"), "a plan of other rows (questions, personas or prompts)"),
     "rubrics": _HashedSettings(("judge.rubrics",), "other texts of the rubrics or of the judge's prompt"),
