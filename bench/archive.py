@@ -1,12 +1,12 @@
-"""The recorded runs of a study as one compressed file a unit: a folder of run directories becomes UNIT.tar.xz, and back.
-
-Packing takes the finished units of a study (by its study.json and each unit's unit.json), and single finished runs in its folder,
-such as recorded turns. It leaves out what `bench.record` leaves out and the folder of the trained model, and refuses runs that
-name a path of this machine. What has its file already is packed again only with --again. The bytes depend on the content alone:
-sorted names, no times, no owners. Unpacking never replaces a folder.
+"""Packs the recorded runs of a study, one compressed file UNIT.tar.xz a unit, and unpacks them.
 
     python -m bench.archive pack runs/study docs/recorded/study
     python -m bench.archive unpack docs/recorded/study runs/study
+
+Packing takes the finished units of a study (according to its study.json and each unit's unit.json), and single finished runs in
+its folder, such as recorded turns. It leaves out what `bench.record` leaves out and the folder of the trained model, and refuses
+runs that contain a path of this machine. A unit whose file exists is packed again only with --again. The bytes depend on the
+content alone: names are sorted, and there are no times and no owners. Unpacking never replaces a folder.
 """
 
 import argparse
@@ -23,27 +23,27 @@ from bench.record import record
 
 SUFFIX = ".tar.xz"
 LEFT_OUT = ("model", "log.txt", ".lock*", "embeddings.npz")
-"""Of a unit, besides what `bench.record` leaves out. The vectors of texts are large, and the extra embed computes them again."""
+"""Files of a unit that are left out, as those of `bench.record` are. Vectors of texts are large and can be computed again."""
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a folder of a study is a unit with all its parts finished, or a single run with its measures."""
+    """Return whether a folder is a unit of a study with all its parts finished, or a single run with its measures."""
     if (folder / "config.json").exists():
         return (folder / "metrics.json").exists()
     unit, study = folder / "unit.json", folder.parent / "study.json"
     if not unit.exists() or not study.exists():
         return False
-    finished = set(_read(unit)["finished"])
-    return finished >= set(_read(study)["evaluations"]) | ({"train"} if (folder / "train").exists() else set())
+    finished = set(_read_object(unit)["finished"])
+    return finished >= set(_read_object(study)["evaluations"]) | ({"train"} if (folder / "train").exists() else set())
 
 
 def pack(folder: Path, target: Path) -> int:
-    """Write the recorded runs of a unit, or a single run, to the file `target`; returns its bytes."""
+    """Write the recorded runs of a unit, or a single run, to the file `target`; return the bytes of the file."""
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         copied, recorded = Path(scratch) / "copied" / folder.name, Path(scratch) / "recorded" / folder.name
         shutil.copytree(folder, copied, ignore=shutil.ignore_patterns(*LEFT_OUT, "checkpoints"))
         for provenance in copied.rglob("provenance.json"):
-            _level_command(provenance)
+            _remove_command_paths(provenance)
         record(copied, recorded)
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive:
@@ -56,16 +56,16 @@ def pack(folder: Path, target: Path) -> int:
     return len(data)
 
 
-def _level_command(provenance: Path) -> None:
-    """Keep only the last part of the absolute paths in a run's command."""
-    born = _read(provenance)
-    command = [Path(word).name if Path(word).is_absolute() else word for word in born.get("command", [])]
-    provenance.write_text(json.dumps(born | {"command": command}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+def _remove_command_paths(provenance: Path) -> None:
+    """Replace absolute paths in a run's command by their last part."""
+    values = _read_object(provenance)
+    command = [Path(word).name if Path(word).is_absolute() else word for word in values.get("command", [])]
+    provenance.write_text(json.dumps(values | {"command": command}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _read(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+def _read_object(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return values
 
 
 def _add(archive: tarfile.TarFile, path: Path, name: Path) -> None:
@@ -76,9 +76,9 @@ def _add(archive: tarfile.TarFile, path: Path, name: Path) -> None:
 
 
 def unpack(packed: Path, target: Path) -> bool:
-    """Write the runs of a packed unit below `target`; returns False if its folder is there already.
+    """Write the runs of a packed unit to a folder in `target`; return False if that folder exists.
 
-    Raises tarfile.FilterError for an entry that leads out of `target`.
+    Raises tarfile.FilterError for an entry whose path leads out of `target`.
     """
     if (target / packed.name.removesuffix(SUFFIX)).exists():
         return False
@@ -89,23 +89,23 @@ def unpack(packed: Path, target: Path) -> bool:
 
 
 def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(prog="python -m bench.archive", description=(__doc__ or "").partition(":")[0])
-    options.add_argument("action", choices=["pack", "unpack"])
-    options.add_argument("source", type=Path, help="pack: a study's folder; unpack: a folder of packed units")
-    options.add_argument("target", type=Path, help="where they are to lie")
-    options.add_argument("--again", action="store_true", help="pack what has its file already, too")
-    return options
+    parser = argparse.ArgumentParser(prog="python -m bench.archive", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("action", choices=["pack", "unpack"])
+    parser.add_argument("source", type=Path, help="pack: a study's folder; unpack: a folder of packed units")
+    parser.add_argument("target", type=Path, help="pack: the folder for the packed units; unpack: the folder for their runs")
+    parser.add_argument("--again", action="store_true", help="also pack units whose file exists")
+    return parser
 
 
 def main() -> None:
-    given = parser().parse_args()
-    if given.action == "unpack":
-        for packed in sorted(given.source.glob(f"*{SUFFIX}")):
-            print(f"{packed.name}: {'unpacked' if unpack(packed, given.target) else 'is there already'}")
+    options = parser().parse_args()
+    if options.action == "unpack":
+        for packed in sorted(options.source.glob(f"*{SUFFIX}")):
+            print(f"{packed.name}: {'unpacked' if unpack(packed, options.target) else 'exists already'}")
         return
-    for folder in sorted(path for path in given.source.iterdir() if path.is_dir() and is_finished(path)):
-        target = given.target / f"{folder.name}{SUFFIX}"
-        if given.again or not target.exists():
+    for folder in sorted(path for path in options.source.iterdir() if path.is_dir() and is_finished(path)):
+        target = options.target / f"{folder.name}{SUFFIX}"
+        if options.again or not target.exists():
             print(f"{target}: {pack(folder, target) / 1000:.0f} kB")
 
 

@@ -1,7 +1,7 @@
-"""One trainer in a process of its own that stops before every optimizer step and waits for orders: an arm of `bench.train_step`.
+"""The two arms of `bench.train_step`: a trainer that waits for a request before every optimizer step and reports its time.
 
-The trainer's own `train()` runs; what is added only watches the clock, and stands in for the rollouts where an order names a
-batch. Both arms get their weights, arguments and threads from the functions that `permix train` uses.
+The trainer's own `train()` runs. What this module adds reads the clock, and replaces the generation of rollouts where a request
+names a batch. Both arms get their weights, arguments and threads from the functions that `permix train` uses.
 """
 
 import contextlib
@@ -27,122 +27,125 @@ from permix.training.rewards import Rollout, verify_completions
 from permix.training.rollouts import samples_from_trl_batch
 from permix.training.trl_setup import grpo_arguments
 from permix.types import Verdict
-from permix.verification.math_verifier import Verifier
 
-ENOUGH_S = 0.2
-"""How long each shape of matrix is multiplied to learn the machine's rate."""
+MATMUL_S = 0.2
+"""Seconds for which matrices of each shape are multiplied to measure the machine's rate."""
 
 
 class Setup(NamedTuple):
-    """What an arm is made from. `micro_batch` is TRL's rows a pass; None is our trainer."""
+    """The settings of an arm. `micro_batch` is the rows of a forward pass of TRL; None selects permix's trainer."""
 
     stage: TrainConfig
     plan: Plan
     micro_batch: int | None
 
 
-class Step(NamedTuple):
-    """An order for one optimizer step, with these advantages. The paths are files of tensors."""
+class StepRequest(NamedTuple):
+    """Asks for one optimizer step with these advantages, one for each rollout. The paths are files of tensors."""
 
     advantages: list[float]
     batch: Path | None = None
-    """Train on these rollouts instead of generating some."""
+    """The rollouts to train on; None: the trainer generates them."""
     keep: Path | None = None
-    """Write the rollouts here."""
+    """Where to write the rollouts."""
     gradient: Path | None = None
-    """Write the gradient here, before it is clipped."""
+    """Where to write the gradient, before it is clipped."""
 
 
-class Logps(NamedTuple):
-    """An order to write the training log-probabilities [B, T] of a batch."""
+class LogprobsRequest(NamedTuple):
+    """Asks for the training log-probabilities `logp_B_T` of a batch, written to the file `out`."""
 
     batch: Path
     out: Path
 
 
-class Rate(NamedTuple):
-    """An order to multiply matrices of the model's shapes: by `rows` tokens when decoding, by `tokens` when training."""
+class MatmulRateRequest(NamedTuple):
+    """Asks for the rate of products with the model's matrices: of `rows` tokens as in decoding, of `tokens` as in training."""
 
     rows: int
     tokens: int
 
 
 class Ready(NamedTuple):
-    """What an arm says when it has been made."""
+    """The first message of an arm, sent when its trainer is built."""
 
     resident: int
-    """Bytes of memory."""
+    """Bytes of memory in use."""
     weights: int
     """Bytes of the trained weights."""
     bfloat16: bool
     """Whether the forward pass multiplies in bfloat16."""
     micro_tokens: int
-    """Our tokens a pass; 0 for TRL, which counts rows."""
+    """Tokens of a forward pass of permix's trainer; 0 for TRL, which counts rows."""
 
 
-class Lengths(NamedTuple):
-    """Tokens of a prompt and of its completions."""
+class GroupLengths(NamedTuple):
+    """The number of tokens of a group's prompt and of each of its completions."""
 
     prompt: int
     completions: list[int]
 
 
-class Report(NamedTuple):
-    """Of one step: seconds (of CPU; on a GPU of wall time) by part, all of it, what was in it, and the peak of memory so far."""
+class StepReport(NamedTuple):
+    """The reply to a `StepRequest`. Seconds are CPU seconds, on a GPU wall seconds."""
 
     seconds: dict[str, float]
-    lengths: list[Lengths]
+    """By part: generation, forward, backward, optimizer."""
+    lengths: list[GroupLengths]
     peak: int
+    """Peak memory of the process so far, in bytes."""
 
     @property
-    def whole(self) -> float:
+    def step_seconds(self) -> float:
+        """The seconds of the whole step."""
         return sum(self.seconds.values())
 
     @property
-    def training(self) -> float:
-        return self.whole - self.seconds["generation"]
+    def training_seconds(self) -> float:
+        """The seconds of the step without generation."""
+        return self.step_seconds - self.seconds["generation"]
 
     @property
     def tokens(self) -> int:
-        """Completion tokens."""
-        return sum(sum(one.completions) for one in self.lengths)
+        """The number of completion tokens of all groups."""
+        return sum(sum(group.completions) for group in self.lengths)
 
 
-class Rates(NamedTuple):
-    """Matrix operations a second, and how many a forward pass needs."""
+class MatmulRates(NamedTuple):
+    """The floating-point operations a second of this machine, and the operations that a forward pass needs."""
 
     decoding: float
+    """Operations a second in matrix products of the shapes of decoding."""
     training: float
-    a_token: float
-    """Operations of all layers on one token, attention's scores aside."""
-    a_prediction: float
-    """Of the head, for one place that is predicted from."""
-    a_glance: float
-    """Of all layers' scores, for one token that sees one other."""
+    """The same in those of a forward and a backward pass."""
+    per_token: float
+    """Operations of the layers' matrices for one token, without attention scores and head."""
+    per_prediction: float
+    """Operations of the head for one position."""
+    per_attended_pair: float
+    """Operations of all layers' attention for one token that attends to one other."""
 
-    def forward(self, lengths: Sequence[Lengths]) -> float:
-        """Operations of reading each prompt once and all but the last token of every completion."""
+    def forward(self, lengths: Sequence[GroupLengths]) -> float:
+        """Return the operations of a forward pass over each prompt, once, and over every completion without its last token."""
         total = 0.0
         for prompt, completions in lengths:
-            read = sum(one - 1 for one in completions)
-            seen = prompt * (prompt + 1) / 2 + sum((one - 1) * prompt + one * (one - 1) / 2 for one in completions)
-            total += self.a_token * (prompt + read) + self.a_prediction * (1 + read) + self.a_glance * seen
+            inputs = sum(n - 1 for n in completions)
+            pairs = prompt * (prompt + 1) / 2 + sum((n - 1) * prompt + n * (n - 1) / 2 for n in completions)
+            total += self.per_token * (prompt + inputs) + self.per_prediction * (1 + inputs) + self.per_attended_pair * pairs
         return total
 
 
-class _OverError(Exception):
-    """No more orders."""
+class _NoMoreRequestsError(Exception):
+    """Ends `train()` when the parent process sends None."""
 
 
-class _Right(Verifier):
-    """Every answer is right: the reward costs nothing, in both arms."""
-
-    def check(self, answer: str | None, gold: str, question: str = "") -> Verdict:
-        return Verdict(correct=True, extracted=answer)
+def _always_right(answer: str | None, gold: str, question: str = "") -> Verdict:
+    """Call every answer right, so that verification takes no time in either arm."""
+    return Verdict(correct=True, extracted=answer)
 
 
-class _Nowhere:
-    """A recorder that keeps nothing."""
+class _NullRecorder:
+    """A recorder that writes nothing."""
 
     def log_rollouts(self, step: int, rollouts: Sequence[Rollout]) -> None: ...
 
@@ -151,7 +154,9 @@ class _Nowhere:
     def log_plan(self, plan: Plan, blocks: Sequence[dict[str, Any]]) -> None: ...
 
 
-class _Gate(TrainerCallback):  # type: ignore[misc]
+class _BeforeStep(TrainerCallback):  # type: ignore[misc]
+    """Calls a function before every optimizer step."""
+
     def __init__(self, wait: Callable[[], None]) -> None:
         self._wait = wait
 
@@ -159,93 +164,100 @@ class _Gate(TrainerCallback):  # type: ignore[misc]
         self._wait()
 
 
-class Conducted(GRPOTrainer):  # type: ignore[misc]
-    """Before each step, reports the last one and waits for an order."""
+class ControlledTrainer(GRPOTrainer):  # type: ignore[misc]
+    """A trainer that, before each step, reports the last step and waits for a request."""
 
-    def conduct(self, line: Connection) -> None:
-        self._line = line
-        self._order: Step | None = None
+    def serve(self, connection: Connection) -> None:
+        """Send `Ready`, then train step by step as requested until a request is None."""
+        self._connection = connection
+        self._request: StepRequest | None = None
         self._batch: dict[str, Any] | None = None
         self._parts: dict[str, float] = {}
-        self._lengths: list[Lengths] = []
-        self.add_callback(_Gate(self._wait))
+        self._lengths: list[GroupLengths] = []
+        self.add_callback(_BeforeStep(self._wait))
         backward = self.accelerator.backward
 
-        def timed(*given: Any, **more: Any) -> None:
-            with self._part("backward"):
-                backward(*given, **more)
+        def timed_backward(*args: Any, **kwargs: Any) -> None:
+            with self._timed("backward"):
+                backward(*args, **kwargs)
 
-        self.accelerator.backward = timed
-        weights = sum(one.numel() * one.element_size() for one in self.model.parameters())
-        line.send(Ready(resident(), weights, bool(self.args.bf16), self.micro_tokens()))
-        with contextlib.suppress(_OverError):
+        self.accelerator.backward = timed_backward
+        weights = sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
+        connection.send(Ready(resident_bytes(), weights, bool(self.args.bf16), self.micro_tokens()))
+        with contextlib.suppress(_NoMoreRequestsError):
             self.train()
 
     def _wait(self) -> None:
-        if self._order is not None:
-            self._line.send(self._report())
-        while not isinstance(order := self._line.recv(), Step):
-            match order:
-                case Logps():
-                    torch.save(self.logps(torch.load(order.batch)), order.out)
-                    self._line.send(None)
-                case Rate():
-                    self._line.send(rates(self.model, order, torch.bfloat16 if self.args.bf16 else torch.float32))
+        """Report the last step, and answer requests until one is for the next step."""
+        if self._request is not None:
+            self._connection.send(self._report())
+        while not isinstance(request := self._connection.recv(), StepRequest):
+            match request:
+                case LogprobsRequest():
+                    torch.save(self.logps(torch.load(request.batch)), request.out)
+                    self._connection.send(None)
+                case MatmulRateRequest():
+                    dtype = torch.bfloat16 if self.args.bf16 else torch.float32
+                    self._connection.send(measure_matmul_rates(self.model, request, dtype))
                 case _:
-                    raise _OverError
-        self._order = order
-        self._batch = torch.load(order.batch) if order.batch else None
-        self._parts = dict.fromkeys(("generation", "backward", "inside"), 0.0)
+                    raise _NoMoreRequestsError
+        self._request = request
+        self._batch = torch.load(request.batch) if request.batch else None
+        # "training_step" contains "generation" and "backward".
+        self._parts = dict.fromkeys(("generation", "backward", "training_step"), 0.0)
         self._started = now()
 
-    def _report(self) -> Report:
-        spent, parts = now() - self._started, self._parts
-        forward = parts["inside"] - parts["generation"] - parts["backward"]
+    def _report(self) -> StepReport:
+        step_seconds, parts = now() - self._started, self._parts
+        forward = parts["training_step"] - parts["generation"] - parts["backward"]
         seconds = {
             "generation": parts["generation"],
             "forward": forward,
             "backward": parts["backward"],
-            "optimizer": spent - parts["inside"],
+            "optimizer": step_seconds - parts["training_step"],
         }
-        return Report(seconds, self._lengths, peak())
+        return StepReport(seconds, self._lengths, peak_bytes())
 
     @contextlib.contextmanager
-    def _part(self, name: str) -> Iterator[None]:
+    def _timed(self, name: str) -> Iterator[None]:
         started = now()
         yield
         self._parts[name] += now() - started
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        assert self._order is not None
-        with self._part("generation"):
+        assert self._request is not None
+        with self._timed("generation"):
             scored = self._batch or dict(super()._generate_and_score_completions(inputs))
-            scored["advantages"] = torch.tensor(self._order.advantages, device=self.accelerator.device)
-        if self._order.keep:
-            torch.save({name: scored[name] for name in BATCH}, self._order.keep)
-        self._lengths = lengths_of(scored, self.num_generations)
+            scored["advantages"] = torch.tensor(self._request.advantages, device=self.accelerator.device)
+        if self._request.keep:
+            torch.save({name: scored[name] for name in BATCH_FIELDS}, self._request.keep)
+        self._lengths = group_lengths(scored, self.num_generations)
         return scored
 
-    def training_step(self, *given: Any, **more: Any) -> torch.Tensor:
-        assert self._order is not None
-        with self._part("inside"):
-            loss: torch.Tensor = super().training_step(*given, **more)
-        if self._order.gradient and self.accelerator.sync_gradients:
-            torch.save(torch.cat([one.grad.flatten().cpu() for one in self.model.parameters()]), self._order.gradient)
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        assert self._request is not None
+        with self._timed("training_step"):
+            loss: torch.Tensor = super().training_step(*args, **kwargs)
+        if self._request.gradient and self.accelerator.sync_gradients:
+            torch.save(
+                torch.cat([parameter.grad.flatten().cpu() for parameter in self.model.parameters()]), self._request.gradient
+            )
         return loss
 
     def micro_tokens(self) -> int:
+        """Return the tokens of a forward pass; 0 if passes are limited in rows."""
         return 0
 
     def logps(self, batch: dict[str, Any]) -> torch.Tensor:
-        """Training log-probabilities [B, T] by what the trainer's own loss asks, in the passes of its training."""
+        """Return `logp_B_T` as the trainer's own loss computes it, in passes of the same size as in training."""
         raise NotImplementedError
 
 
-class Ours(Conducted, PlanGRPOTrainer):
-    """`permix.training.grpo_trainer.PlanGRPOTrainer`, conducted."""
+class PermixTrainer(ControlledTrainer, PlanGRPOTrainer):
+    """`permix.training.grpo_trainer.PlanGRPOTrainer`, controlled by requests."""
 
     def _log_rollouts(self) -> None:
-        """Rollouts that are given were not generated here, and a run leaves nothing behind."""
+        """Write nothing: rollouts that a request names were not generated by this trainer."""
 
     def micro_tokens(self) -> int:
         return self._gradient_step.microbatch_tokens
@@ -257,34 +269,37 @@ class Ours(Conducted, PlanGRPOTrainer):
         return logp_B_T
 
 
-class Trls(Conducted):
-    """`trl.GRPOTrainer`, conducted."""
+class TrlTrainer(ControlledTrainer):
+    """`trl.GRPOTrainer`, controlled by requests."""
 
     def logps(self, batch: dict[str, Any]) -> torch.Tensor:
-        ids, mask = (torch.cat([batch[f"prompt_{one}"], batch[f"completion_{one}"]], dim=1) for one in ("ids", "mask"))
+        ids_B_T, mask_B_T = (torch.cat([batch[f"prompt_{kind}"], batch[f"completion_{kind}"]], dim=1) for kind in ("ids", "mask"))
         keep, rows = batch["completion_ids"].shape[1], self.args.per_device_train_batch_size
         with torch.no_grad():
-            logp_B_T, *_ = self._get_per_token_logps_and_entropies(self.model, ids, mask, keep, batch_size=rows)
+            logp_B_T, *_ = self._get_per_token_logps_and_entropies(self.model, ids_B_T, mask_B_T, keep, batch_size=rows)
         return torch.as_tensor(logp_B_T).float().cpu()
 
 
-def run_arm(setup: Setup, line: Connection) -> None:
-    """What the process does, from its making to the end of the orders."""
-    sys.stdout = sys.stderr  # the figures alone go to stdout
+def run_arm(setup: Setup, connection: Connection) -> None:
+    """Build the trainer and serve requests until one is None. A `bench.process.Worker` runs this function."""
+    sys.stdout = sys.stderr  # stdout is for figures only, and the parent prints them
     set_threads(setup.stage.threads)
-    (_ours if setup.micro_batch is None else _trls)(setup).conduct(line)
+    (_permix_trainer if setup.micro_batch is None else _trl_trainer)(setup).serve(connection)
 
 
-def _shared(setup: Setup) -> dict[str, Any]:
+def _shared_arguments(setup: Setup) -> dict[str, Any]:
     return {
         "model": load_causal_lm(setup.stage.model.name, torch.float32, pick_device()).train(),
         "processing_class": load_tokenizer(setup.stage.model.name),
-        "args": arguments(setup),
+        "args": grpo_config(setup),
     }
 
 
-def arguments(setup: Setup) -> GRPOConfig:
-    """`permix train`'s, for TRL in micro-batches that add up to the same step."""
+def grpo_config(setup: Setup) -> GRPOConfig:
+    """Return the arguments that `permix train` uses; for TRL with micro-batches that add up to the same step.
+
+    Raises SystemExit if the rows of a step are not a multiple of the micro-batch.
+    """
     args = grpo_arguments(setup.stage.train, setup.plan, setup.stage.out)
     if setup.micro_batch is not None:
         args.loss_type = setup.stage.train.loss
@@ -298,49 +313,60 @@ def arguments(setup: Setup) -> GRPOConfig:
     return args
 
 
-def _ours(setup: Setup) -> Conducted:
-    return Ours(plan=setup.plan, verifier=_Right(), recorder=_Nowhere(), config=setup.stage.train, **_shared(setup))
+def _permix_trainer(setup: Setup) -> ControlledTrainer:
+    return PermixTrainer(
+        plan=setup.plan,
+        check=_always_right,
+        recorder=_NullRecorder(),
+        config=setup.stage.train,
+        **_shared_arguments(setup),
+    )
 
 
-def _trls(setup: Setup) -> Conducted:
-    verifier = _Right()
-
+def _trl_trainer(setup: Setup) -> ControlledTrainer:
     def reward(completions: list[Any], task: list[str], gold: list[str], **_: Any) -> list[Any]:
-        return [one.reward for one in verify_completions([said[0]["content"] for said in completions], task, gold, verifier)]
+        texts = [messages[0]["content"] for messages in completions]
+        return [verdict.reward for verdict in verify_completions(texts, task, gold, check=_always_right)]
 
-    rows = [{"prompt": [dict(one) for one in row.messages], "task": row.task, "gold": row.gold} for row in setup.plan.rows]
-    trainer = Trls(reward_funcs=reward, train_dataset=Dataset.from_list(rows), **_shared(setup))
+    rows = [{"prompt": [dict(turn) for turn in row.messages], "task": row.task, "gold": row.gold} for row in setup.plan.rows]
+    trainer = TrlTrainer(reward_funcs=reward, train_dataset=Dataset.from_list(rows), **_shared_arguments(setup))
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-BATCH = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages", "num_items_in_batch")
-"""What TRL's generation leaves for its loss."""
+BATCH_FIELDS = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages", "num_items_in_batch")
+"""The fields of TRL's generation that its loss reads."""
 
 
-def lengths_of(scored: dict[str, Any], group_size: int) -> list[Lengths]:
-    prompts, completions = (scored[f"{one}_mask"].sum(1).tolist() for one in ("prompt", "completion"))
-    return [Lengths(prompts[at], completions[at : at + group_size]) for at in range(0, len(prompts), group_size)]
+def group_lengths(batch: dict[str, Any], group_size: int) -> list[GroupLengths]:
+    """Return the lengths of each group of a batch."""
+    prompts, completions = (batch[f"{part}_mask"].sum(1).tolist() for part in ("prompt", "completion"))
+    return [GroupLengths(prompts[row], completions[row : row + group_size]) for row in range(0, len(prompts), group_size)]
 
 
 def now() -> float:
-    """Seconds of CPU time of this process; on a GPU, of wall time after all that was asked of it."""
+    """Return the CPU seconds of this process; on a GPU wall seconds, after all kernels have finished."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         return time.perf_counter()
     return time.process_time()
 
 
-def resident() -> int:
-    return int(torch.cuda.memory_allocated()) if torch.cuda.is_available() else _of_status("VmRSS")
+def resident_bytes() -> int:
+    """Return the memory in use: of this process, or of its allocations on the GPU."""
+    return int(torch.cuda.memory_allocated()) if torch.cuda.is_available() else _proc_status_bytes("VmRSS")
 
 
-def peak() -> int:
-    return int(torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else _of_status("VmHWM")
+def peak_bytes() -> int:
+    """Return the peak memory: of this process, or of its allocations on the GPU."""
+    return int(torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else _proc_status_bytes("VmHWM")
 
 
-def _of_status(name: str) -> int:
-    """Bytes, of this process alone: what getrusage tells survives exec. 0 where /proc is missing."""
+def _proc_status_bytes(name: str) -> int:
+    """Return a field of /proc/self/status in bytes; 0 where /proc is missing.
+
+    The peak of getrusage would not do: a process inherits it through exec from the program that started it.
+    """
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith(name):
@@ -348,28 +374,29 @@ def _of_status(name: str) -> int:
     return 0
 
 
-def rates(network: Any, order: Rate, dtype: torch.dtype) -> Rates:
-    """The rate of the machine on this network's own matrices, and how much work they are."""
+def measure_matmul_rates(network: Any, request: MatmulRateRequest, dtype: torch.dtype) -> MatmulRates:
+    """Measure the machine's rate on matrices of this network's shapes, and count the operations that the network needs."""
     head = network.get_output_embeddings().weight
-    shapes = [tuple(one.weight.shape) for one in network.modules() if isinstance(one, torch.nn.Linear) and one.weight is not head]
+    linear = [module for module in network.modules() if isinstance(module, torch.nn.Linear)]
+    shapes = [tuple(module.weight.shape) for module in linear if module.weight is not head]
     config = network.config.get_text_config()
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     shapes_and_head = [*shapes, tuple(head.shape)]
-    return Rates(
-        decoding=_rate(shapes_and_head, order.rows, dtype, backward=False),
-        training=_rate(shapes_and_head, order.tokens, dtype, backward=True),
-        a_token=2.0 * sum(map(math.prod, shapes)),
-        a_prediction=2.0 * head.numel(),
-        a_glance=4.0 * config.num_hidden_layers * config.num_attention_heads * size,
+    return MatmulRates(
+        decoding=_matmul_rate(shapes_and_head, request.rows, dtype, backward=False),
+        training=_matmul_rate(shapes_and_head, request.tokens, dtype, backward=True),
+        per_token=2.0 * sum(map(math.prod, shapes)),
+        per_prediction=2.0 * head.numel(),
+        per_attended_pair=4.0 * config.num_hidden_layers * config.num_attention_heads * head_dim,
     )
 
 
-def _rate(shapes: Sequence[tuple[int, ...]], tokens: int, dtype: torch.dtype, *, backward: bool) -> float:
-    """Operations a second over all of these weights, as a forward pass, or a forward and a backward pass, multiplies them."""
+def _matmul_rate(shapes: Sequence[tuple[int, ...]], tokens: int, dtype: torch.dtype, *, backward: bool) -> float:
+    """Return the operations a second of products with all weights of these shapes: of a forward pass, or also of its backward."""
     device, seconds = pick_device(), 0.0
     for shape in set(shapes):
-        out, into = shape
-        x, weight, y = (torch.randn(*one, dtype=dtype, device=device) for one in ((tokens, into), (out, into), (tokens, out)))
+        n_out, n_in = shape
+        x, weight, y = (torch.randn(*size, dtype=dtype, device=device) for size in ((tokens, n_in), shape, (tokens, n_out)))
 
         def multiply(x: torch.Tensor = x, weight: torch.Tensor = weight, y: torch.Tensor = y) -> None:
             torch.nn.functional.linear(x, weight)
@@ -377,15 +404,15 @@ def _rate(shapes: Sequence[tuple[int, ...]], tokens: int, dtype: torch.dtype, *,
                 y @ weight
                 y.t() @ x
 
-        seconds += shapes.count(shape) * _seconds(multiply)
+        seconds += shapes.count(shape) * _mean_seconds(multiply)
     return (6.0 if backward else 2.0) * tokens * sum(map(math.prod, shapes)) / seconds
 
 
-def _seconds(act: Callable[[], None]) -> float:
-    """Mean over as many runs as fill `ENOUGH_S`, after one that warms up."""
-    act()
-    started, runs = now(), 0
-    while (spent := now() - started) < ENOUGH_S:
-        act()
-        runs += 1
-    return spent / runs
+def _mean_seconds(work: Callable[[], None]) -> float:
+    """Return the mean seconds of a call over `MATMUL_S` seconds of calls, after one call to warm up."""
+    work()
+    started, calls = now(), 0
+    while (elapsed := now() - started) < MATMUL_S:
+        work()
+        calls += 1
+    return elapsed / calls

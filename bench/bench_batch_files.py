@@ -1,10 +1,10 @@
-"""What a line of a batch file costs to write and to read: CPU microseconds, and the peak memory of the process.
+"""CPU microseconds and peak memory to write and to read a line of a batch file.
 
-    python bench/bench_batch_files.py [--lines 100000]
+    python bench/bench_batch_files.py [--lines 100000] [--work lines cells]
 
-"lines": the files alone, with requests made one at a time and results that are dropped. "cells": a grid of cells that are written
-and then read and recorded, as in a run, without scoring. An engine is played in between: it answers each request with 200
-characters. Each piece of work has a process of its own, whose own imports and modules take about 100 MB. One JSON line a figure.
+"lines" handles the files alone: requests are made one at a time, and results are dropped. "cells" handles a grid whose cells are
+written, read and recorded as in a run, but not scored. In between, the benchmark itself answers each request with 200 characters.
+Each piece of work has a process of its own, in which imported modules alone take about 100 MB. One JSON line a figure.
 """
 
 import argparse
@@ -36,7 +36,7 @@ QUESTIONS_OF_A_PERSONA = 5000
 
 
 class MadeRequests(Sequence[Request]):
-    """Requests that are made when they are asked for, of about 200 characters."""
+    """A sequence of requests of about 200 characters, each of which is made when it is read."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -55,29 +55,30 @@ class MadeRequests(Sequence[Request]):
 
 @contextlib.contextmanager
 def batch_model(folder: Path, flags: BatchFlags) -> Iterator[BatchModel]:
+    """Open a model that writes or reads batch files."""
     with open_batch_model(flags, CONFIG, stage="stability", run=folder / "run", read_back="") as model:
         assert model is not None
         yield model
 
 
 def handle_lines(folder: Path, flags: BatchFlags, count: int) -> int:
-    """How many results came back."""
+    """Write or read `count` requests, and return the number of results."""
     with batch_model(folder, flags) as model:
         return sum(1 for _ in model.generate(MadeRequests(count), Sampling()))
 
 
 def handle_cells(folder: Path, flags: BatchFlags, count: int) -> int:
-    """How many cells have a result afterwards."""
-    wording = PromptFormat(lambda question: question.text, "you_are", empty_system_prompt=False)
+    """Write or read a grid of `count` cells in a run, and return the number of cells that have a result."""
+    prompt_format = PromptFormat(lambda question: question.text, "you_are", empty_system_prompt=False)
     n_questions = min(count, QUESTIONS_OF_A_PERSONA)
-    cells: list[Cell] = build_grid(personas(count // n_questions), questions(n_questions), wording, samples=1, seed=0)
+    cells: list[Cell] = build_grid(personas(count // n_questions), questions(n_questions), prompt_format, samples=1, seed=0)
     out = folder / "run"
     with RunDir.open(out, StabilityConfig(out=out), {"model": "served"}) as run, batch_model(folder, flags) as model:
         return len(cells) - run_cells(model, cells, Sampling(), run, None, "cells")
 
 
 def answer_requests(batch: Path) -> None:
-    """Write the results of every request file, the last one first."""
+    """Write a file of results for every file of requests."""
     body: dict[str, object] = {"choices": [{"message": {"role": "assistant", "content": ANSWER}, "finish_reason": "stop"}]}
     body |= {"usage": {"prompt_tokens": 60, "completion_tokens": 50}}
     response = json.dumps({"status_code": 200, "request_id": "batch-1", "body": body})
@@ -85,43 +86,49 @@ def answer_requests(batch: Path) -> None:
     for path in batch.glob("requests-*.jsonl"):
         with path.open() as requests, (batch / path.name.replace("requests", "results")).open("w") as results:
             for line in requests:
-                found = custom_id.search(line)
-                assert found is not None
-                results.write(f'{{"id": "x", "custom_id": "{found[1]}", "response": {response}, "error": null}}\n')
+                match = custom_id.search(line)
+                assert match is not None
+                results.write(f'{{"id": "x", "custom_id": "{match[1]}", "response": {response}, "error": null}}\n')
 
 
 def in_own_process(work: Callable[[], int], expected: int) -> dict[str, float]:
-    """CPU seconds of a child that does the work, and its peak memory in MB."""
+    """Do the work in a forked process, and return its CPU seconds and its peak memory in MB.
+
+    Raises SystemExit if the work fails or does not return `expected`.
+    """
     child = os.fork()
     if child == 0:
         os._exit(0 if work() == expected else 1)
-    _, status, used = os.wait4(child, 0)
+    _, status, usage = os.wait4(child, 0)
     if status:
         raise SystemExit(f"the work ended with status {status}")
-    return {"cpu_s": used.ru_utime + used.ru_stime, "peak_mb": used.ru_maxrss / 1024}
+    return {"cpu_s": usage.ru_utime + usage.ru_stime, "peak_mb": usage.ru_maxrss / 1024}
 
 
 def measure(name: str, handle: Callable[[Path, BatchFlags, int], int], count: int) -> None:
+    """Print the figures of one kind of work."""
     with tempfile.TemporaryDirectory() as scratch:
         folder, batch = Path(scratch), Path(scratch) / "batch"
         started = time.monotonic()
-        show_used(f"{name}_write", in_own_process(partial(handle, folder, BatchFlags(batch_out=batch), count), 0), count)
-        show(f"{name}_bytes_of_a_request", sum(one.stat().st_size for one in batch.glob("requests-*")) / count, lines=count)
+        show_usage(f"{name}_write", in_own_process(partial(handle, folder, BatchFlags(batch_out=batch), count), 0), count)
+        show(f"{name}_bytes_of_a_request", sum(path.stat().st_size for path in batch.glob("requests-*")) / count, lines=count)
         answer_requests(batch)
-        show_used(f"{name}_read", in_own_process(partial(handle, folder, BatchFlags(batch_in=batch), count), count), count)
+        show_usage(f"{name}_read", in_own_process(partial(handle, folder, BatchFlags(batch_in=batch), count), count), count)
         show(f"{name}_wall_s", time.monotonic() - started, lines=count)
 
 
-def show_used(name: str, used: dict[str, float], count: int) -> None:
-    show(f"{name}_cpu_us", used["cpu_s"] / count * 1e6, lines=count, cpu_s=round(used["cpu_s"], 1))
-    show(f"{name}_peak_mb", used["peak_mb"], lines=count)
+def show_usage(name: str, usage: dict[str, float], count: int) -> None:
+    show(f"{name}_cpu_us", usage["cpu_s"] / count * 1e6, lines=count, cpu_s=round(usage["cpu_s"], 1))
+    show(f"{name}_peak_mb", usage["peak_mb"], lines=count)
 
 
 def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0])
-    options.add_argument("--lines", type=int, default=100_000, help="a multiple of 5000, or fewer")
-    options.add_argument("--work", choices=["lines", "cells"], nargs="+", default=["lines", "cells"])
-    return options
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--lines", type=int, default=100_000, help="number of requests: a multiple of 5000, or fewer than 5000")
+    parser.add_argument(
+        "--work", choices=["lines", "cells"], nargs="+", default=["lines", "cells"], help="the kinds of work to measure"
+    )
+    return parser
 
 
 def main() -> None:

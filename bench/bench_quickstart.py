@@ -1,7 +1,9 @@
-"""Tokens generated and trained per CPU second, on the quickstart's model and shapes. One JSON line a figure.
+"""Tokens that are generated and trained per CPU second, with the quickstart's model and sizes. One JSON line a figure.
 
-CPU seconds of the whole process, not wall time: machines are shared. Threads are pinned; the model is loaded before the clock
-starts.
+    python bench/bench_quickstart.py
+
+CPU seconds are those of the whole process. The number of threads is that of the available cores, and the model is loaded before
+the clock starts. Figures are compared with those of earlier revisions.
 """
 
 import json
@@ -24,31 +26,32 @@ STEPS = 2
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        stable, _, trained = quickstart_configs(QuickstartConfig(out=Path(scratch), threads=len(os.sched_getaffinity(0))))
-        persona_mixed = next(one for one in trained if one.label != RLVR_LABEL)
-        short = persona_mixed.model_copy(update={"plan": persona_mixed.plan.model_copy(update={"steps": STEPS})})
-        model = load_model(stable[0].model, stable[0].threads)
+        stability, _, trainings = quickstart_configs(QuickstartConfig(out=Path(scratch), threads=len(os.sched_getaffinity(0))))
+        permix_training = next(training for training in trainings if training.label != RLVR_LABEL)
+        short_training = permix_training.model_copy(update={"plan": permix_training.plan.model_copy(update={"steps": STEPS})})
+        model = load_model(stability[0].model, stability[0].threads)
         assert isinstance(model, HFModel)
-        rows = compile_plan_from_config(short.task, short.personas, short.plan).rows
+        rows = compile_plan_from_config(short_training.task, short_training.personas, short_training.plan).rows
         requests = [Request(row.messages, row.seed + number) for row in rows[:8] for number in range(row.rollouts)]
-        for name, temperature in (("greedy", 0.0), ("sampled", short.train.temperature)):
-            sampling = stable[0].sampling.model_copy(update={"temperature": temperature})
+        for name, temperature in (("greedy", 0.0), ("sampled", short_training.train.temperature)):
+            sampling = stability[0].sampling.model_copy(update={"temperature": temperature})
             started = time.process_time()
             results = [answer.result for answer in model.generate(requests, sampling)]
-            spent = time.process_time() - started
-            tokens = sum(one.completion_tokens or 0 for one in results if isinstance(one, Completion))
-            show(f"generated_tokens_per_cpu_second_{name}", tokens / spent, tokens=tokens, cpu_seconds=round(spent, 2))
-        run_training(short)
+            cpu_s = time.process_time() - started
+            tokens = sum(result.completion_tokens or 0 for result in results if isinstance(result, Completion))
+            show(f"generated_tokens_per_cpu_second_{name}", tokens / cpu_s, tokens=tokens, cpu_seconds=round(cpu_s, 2))
+        run_training(short_training)
         for part in ("generation", "training"):
-            lines = read_training_log(short.out / "log.jsonl")
-            spent = sum(line["cpu_seconds"][part] for line in lines)
+            lines = read_training_log(short_training.out / "log.jsonl")
+            cpu_s = sum(line["cpu_seconds"][part] for line in lines)
             tokens = lines[-1]["tokens"] if part == "generation" else sum(line["trained_tokens"] for line in lines)
             figure = "rollout_tokens_per_cpu_second" if part == "generation" else "trained_tokens_per_cpu_second"
-            show(figure, tokens / spent, tokens=tokens, cpu_seconds=round(spent, 2), steps=STEPS)
+            show(figure, tokens / cpu_s, tokens=tokens, cpu_seconds=round(cpu_s, 2), steps=STEPS)
 
 
-def show(figure: str, value: float, **about: object) -> None:
-    print(json.dumps({"figure": figure, "value": round(value, 2), **about}), flush=True)
+def show(figure: str, value: float, **settings: object) -> None:
+    """Print a figure to two decimals, with what belongs to it."""
+    print(json.dumps({"figure": figure, "value": round(value, 2), **settings}), flush=True)
 
 
 if __name__ == "__main__":

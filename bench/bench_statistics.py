@@ -1,8 +1,9 @@
 """CPU seconds of the statistics of a large run: a summary of one model, and a comparison of two. One JSON line a figure.
 
-Answers of two models are drawn: questions of unlike difficulty, personas that differ a little. One thread.
+    python -m bench.bench_statistics [--personas 64] [--questions 1000] [--resamples 2000]
 
-    python -m bench.bench_statistics [--personas 64] [--questions 1000]
+The scores of two models are drawn at random; questions differ in difficulty, and personas a little in accuracy. numpy has one
+thread.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from permix.metrics.statistics import Array
 
 
 def draw_scores(personas: int, questions: int, shift: float, seed: int) -> tuple[Array, Array]:
-    """correct_P_Q_S and baseline_Q_S of a model whose log odds of a right answer are `shift` higher than the question's."""
+    """Draw `correct_P_Q_S` and `baseline_Q_S` of a model; `shift` is added to the log odds of a right answer to each question."""
     odds_Q = np.random.default_rng(0).normal(0, 1.5, questions) + shift
     rng = np.random.default_rng(seed)
     chance_P_Q = 1 / (1 + np.exp(-(odds_Q + rng.normal(0, 0.3, (personas, 1)))))
@@ -35,29 +36,33 @@ def draw_scores(personas: int, questions: int, shift: float, seed: int) -> tuple
 
 
 def cpu_seconds(work: Callable[[], Any]) -> float:
+    """Return the CPU seconds that a call needs."""
     started = time.process_time()
     work()
     return time.process_time() - started
 
 
 def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0])
-    options.add_argument("--personas", type=int, default=64)
-    options.add_argument("--questions", type=int, default=1000)
-    options.add_argument("--resamples", type=int, default=2000)
-    return options
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--personas", type=int, default=64)
+    parser.add_argument("--questions", type=int, default=1000)
+    parser.add_argument("--resamples", type=int, default=2000, help="bootstrap resamples")
+    return parser
 
 
 def main() -> None:
-    given = parser().parse_args()
-    about = {"personas": given.personas, "questions": given.questions, "resamples": given.resamples}
-    (first, first_baseline), (other, other_baseline) = (
-        draw_scores(given.personas, given.questions, *one) for one in ((0.0, 1), (0.3, 2))
+    options = parser().parse_args()
+    settings = {"personas": options.personas, "questions": options.questions, "resamples": options.resamples}
+    first, first_baseline = draw_scores(options.personas, options.questions, shift=0.0, seed=1)
+    other, other_baseline = draw_scores(options.personas, options.questions, shift=0.3, seed=2)
+    summarize_stability(first[:2, :20], first_baseline[:20], resamples=20)  # warm up: imports and first calls
+    show(
+        "summarize_cpu_s",
+        cpu_seconds(lambda: summarize_stability(first, first_baseline, resamples=options.resamples)),
+        **settings,
     )
-    summarize_stability(first[:2, :20], first_baseline[:20], resamples=20)  # imports and first calls
-    show("summarize_cpu_s", cpu_seconds(lambda: summarize_stability(first, first_baseline, resamples=given.resamples)), **about)
-    work = lambda: compare_scores(first, other, first_baseline, other_baseline, seed=1, resamples=given.resamples)  # noqa: E731
-    show("compare_cpu_s", cpu_seconds(work), **about)
+    compare = lambda: compare_scores(first, other, first_baseline, other_baseline, seed=1, resamples=options.resamples)  # noqa: E731
+    show("compare_cpu_s", cpu_seconds(compare), **settings)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,18 @@
-"""What permix's HTTP client adds to an endpoint's own time, with many requests in flight. One JSON line a figure.
+"""Wall time and CPU seconds that permix's HTTP client adds to an endpoint's latency, with many requests in flight.
 
     python -m bench.endpoint [--requests 5000] [--in-flight 256] [--latency-s 4 2 1] [--rounds 3] [--arms bare client sdk grid]
 
-A server on 127.0.0.1 (`bench.server`), in a process of its own, answers every request after a latency of its own. By these alone,
-with so many in flight, all are done after the *ideal* wall time; *overhead* is what the wall time has above that, as a share of
-it. The same requests are asked in turn by
+A server on 127.0.0.1 (`bench.server`), in a process of its own, answers each request after a known latency. The *ideal* wall time
+is when all requests would be answered if nothing but these latencies took time; the *overhead* is the measured wall time less the
+ideal, as a share of the ideal. Each arm sends the same requests, one arm after the other in each round:
 
-- `bare`: asyncio's sockets and nothing else, no reply is parsed: what the server and the machine allow;
+- `bare`: plain asyncio sockets, no response is parsed; this is the limit that the server and the machine set;
 - `client`: `permix.inference.openai`;
 - `sdk`: the same with the transport of the openai package (extra `bench`) in place of `permix.inference.http_client`;
 - `grid`: `permix stability` up to its measures, each answer verified and recorded.
 
-CPU seconds are the asking process's, user and system, with its children; the server's are not in them.
+CPU seconds are those of the arms' process and its children, user and system; those of the server are not counted. One JSON line a
+figure.
 """
 
 import argparse
@@ -23,13 +24,14 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import openai
 
 from bench.figures import show, show_spread
-from bench.process import Arm
+from bench.process import Worker
 from bench.server import NAME, Setup, latency_of, serve
 from permix.config import ModelConfig, PersonasConfig, StabilityConfig, TaskConfig
 from permix.evals.grid import PromptFormat, build_grid, run_cells
@@ -41,35 +43,40 @@ from permix.storage.run_dir import RunDir, cpu_seconds
 from permix.tasks import TASKS, load_questions
 from permix.tasks.base import verify_completion
 from permix.types import Cell, Completion, Request, Sampling
-from permix.verification.math_verifier import Verifier
 
 SAMPLING = Sampling()
 
 
 def main() -> None:
     options = parser().parse_args()
-    asked = cells(options.requests)
+    requested_cells = cells(options.requests)
     for latency_s in options.latency_s:
         with serving(latency_s) as port:
-            measure(options, asked, latency_s, port)
+            measure(options, requested_cells, latency_s, port)
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="What the HTTP client adds to an endpoint's own time.")
-    parser.add_argument("--requests", type=int, default=5000)
-    parser.add_argument("--in-flight", type=int, default=256)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--requests", type=int, default=5000, help="requests that each arm sends in a round")
+    parser.add_argument("--in-flight", type=int, default=256, help="requests that may be in flight at the same time")
     parser.add_argument(
-        "--latency-s", type=float, nargs="+", default=[4.0, 2.0, 1.0], help="the server's on average; a run for each"
+        "--latency-s",
+        type=float,
+        nargs="+",
+        default=[4.0, 2.0, 1.0],
+        help="mean latencies of the server, in seconds; each is measured",
     )
-    parser.add_argument("--rounds", type=int, default=3, help="how often each client asks them all")
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="who asks, in this order in each round")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each arm sends all requests")
+    parser.add_argument(
+        "--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="the arms to measure, in their order within a round"
+    )
     return parser
 
 
 @contextlib.contextmanager
 def serving(latency_s: float) -> Iterator[int]:
-    """A server while the block runs; its port."""
-    server = Arm(serve, Setup(latency_s), device="cpu")
+    """Run a server while the block runs, and yield its port."""
+    server = Worker(serve, Setup(latency_s), device="cpu")
     try:
         yield server.ready
     finally:
@@ -77,7 +84,7 @@ def serving(latency_s: float) -> Iterator[int]:
 
 
 def cells(count: int) -> list[Cell]:
-    """So many small sums, asked as held-out personas."""
+    """Return `count` cells: questions of the arithmetic task under held-out personas."""
     personas = select_personas(PersonasConfig()).personas
     task, questions = load_questions(TaskConfig(n=math.ceil(count / len(personas))))
     return build_grid(personas, questions, PromptFormat(task.prompt, "you_are", empty_system_prompt=False), samples=1, seed=0)[
@@ -85,39 +92,46 @@ def cells(count: int) -> list[Cell]:
     ]
 
 
-class Spent(NamedTuple):
+class RoundTime(NamedTuple):
+    """Wall and CPU seconds of one arm in one round."""
+
     wall_s: float
     cpu_s: float
 
 
-def measure(options: argparse.Namespace, asked: Sequence[Cell], latency_s: float, port: int) -> None:
-    """Figures of all arms, asking in turn."""
+def measure(options: argparse.Namespace, cells: Sequence[Cell], latency_s: float, port: int) -> None:
+    """Let the arms send the requests of these cells in turn, and print the figures."""
     config = ModelConfig(
         name=NAME, backend="openai", base_url=f"http://127.0.0.1:{port}/v1", concurrency=options.in_flight, retries=0
     )
-    ideal_s = ideal_wall([latency_of(cell.seed, latency_s) for cell in asked], options.in_flight)
-    found: dict[str, list[Spent]] = {name: [] for name in options.arms}
+    ideal_s = ideal_wall([latency_of(cell.seed, latency_s) for cell in cells], options.in_flight)
+    rounds_by_arm: dict[str, list[RoundTime]] = {name: [] for name in options.arms}
     for _ in range(options.rounds):
         for name in options.arms:
-            found[name].append(timed(ARMS[name], config, port, asked))
-    about = {"requests": len(asked), "in_flight": options.in_flight, "latency_s": latency_s}
-    show("ideal_wall_seconds", ideal_s, **about)
-    for name, rounds in found.items():
-        show_spread(f"overhead_{name}", [overhead(one.wall_s, ideal_s) for one in rounds], **about)
-        show_spread(f"cpu_seconds_per_1000_requests_{name}", [1000 * one.cpu_s / len(asked) for one in rounds], **about)
-        show_spread(f"requests_per_second_{name}", [len(asked) / one.wall_s for one in rounds], **about)
+            rounds_by_arm[name].append(run_timed(ARMS[name], config, port, cells))
+    settings = {"requests": len(cells), "in_flight": options.in_flight, "latency_s": latency_s}
+    show("ideal_wall_seconds", ideal_s, **settings)
+    for name, rounds in rounds_by_arm.items():
+        show_spread(f"overhead_{name}", [overhead(spent.wall_s, ideal_s) for spent in rounds], **settings)
+        show_spread(
+            f"cpu_seconds_per_1000_requests_{name}",
+            [1000 * spent.cpu_s / len(cells) for spent in rounds],
+            **settings,
+        )
+        show_spread(f"requests_per_second_{name}", [len(cells) / spent.wall_s for spent in rounds], **settings)
 
 
-def timed(
-    ask: Callable[[ModelConfig, int, Sequence[Cell]], None], config: ModelConfig, port: int, asked: Sequence[Cell]
-) -> Spent:
-    wall, cpu = time.perf_counter(), cpu_seconds()
-    ask(config, port, asked)
-    return Spent(time.perf_counter() - wall, cpu_seconds() - cpu)
+def run_timed(
+    arm: Callable[[ModelConfig, int, Sequence[Cell]], None], config: ModelConfig, port: int, cells: Sequence[Cell]
+) -> RoundTime:
+    """Return the wall and CPU seconds that an arm needs for the requests of these cells."""
+    wall_start, cpu_start = time.perf_counter(), cpu_seconds()
+    arm(config, port, cells)
+    return RoundTime(time.perf_counter() - wall_start, cpu_seconds() - cpu_start)
 
 
 def ideal_wall(latencies_s: Sequence[float], in_flight: int) -> float:
-    """Seconds until all are answered when each is asked, in order, as soon as one of so many places is free."""
+    """Return the wall seconds until all requests are answered if each starts, in order, as soon as fewer than `in_flight` run."""
     free_at = [0.0] * in_flight
     for latency_s in latencies_s:
         heapq.heapreplace(free_at, free_at[0] + latency_s)
@@ -125,27 +139,34 @@ def ideal_wall(latencies_s: Sequence[float], in_flight: int) -> float:
 
 
 def overhead(wall_s: float, ideal_s: float) -> float:
+    """Return the wall time above the ideal, as a share of the ideal."""
     return (wall_s - ideal_s) / ideal_s
 
 
-def ask_client(config: ModelConfig, _: int, asked: Sequence[Cell]) -> None:
-    ask_model(OpenAIModel(config), asked)
+def run_client(config: ModelConfig, _: int, cells: Sequence[Cell]) -> None:
+    """Send the requests with permix's own transport."""
+    run_model(OpenAIModel(config), cells)
 
 
-def ask_sdk(config: ModelConfig, _: int, asked: Sequence[Cell]) -> None:
+def run_sdk(config: ModelConfig, _: int, cells: Sequence[Cell]) -> None:
+    """Send the requests with the transport of the openai package."""
     model = OpenAIModel(config)
     model.endpoints = tuple(SdkEndpoint(config, url, backoff_s=0.5) for url in config.base_urls)
-    ask_model(model, asked)
+    run_model(model, cells)
 
 
 class SdkEndpoint(Endpoint):
+    """An endpoint whose client is the openai package's."""
+
     def make_client(self) -> HttpClient:
         return SdkClient(self.base_url)
 
 
 class SdkClient(HttpClient):
-    """Clients of the openai package, each with at most so many requests in flight: one looks through all of its connections
-    several times for each request."""
+    """Sends requests through several clients of the openai package, each with at most `REQUESTS_PER_CLIENT` in flight.
+
+    One client for all would be slow: for each request it searches all of its connections several times.
+    """
 
     REQUESTS_PER_CLIENT = 32
 
@@ -167,66 +188,67 @@ class SdkClient(HttpClient):
         client = self._client()
         self._clients[client] += 1
         try:
-            reply = await client.post(path, cast_to=openai.HttpxBinaryResponseContent, body=body)
-            return reply.content  # type: ignore[no-any-return]
+            response = await client.post(path, cast_to=openai.HttpxBinaryResponseContent, body=body)
+            return response.content  # type: ignore[no-any-return]
         finally:
             self._clients[client] -= 1
 
     def _client(self) -> Any:
-        client = next((one for one, n in self._clients.items() if n < self.REQUESTS_PER_CLIENT), None)
+        client = next((each for each, n in self._clients.items() if n < self.REQUESTS_PER_CLIENT), None)
         if client is None:
             client = openai.AsyncOpenAI(base_url=self._base_url, api_key="none", max_retries=0, timeout=None)
             self._clients[client] = 0
         return client
 
 
-def ask_model(model: OpenAIModel, asked: Sequence[Cell]) -> None:
-    requests = [Request(cell.messages, cell.seed) for cell in asked]
+def run_model(model: OpenAIModel, cells: Sequence[Cell]) -> None:
+    """Let a model answer the cells. Raises SystemExit if a request fails."""
+    requests = [Request(cell.messages, cell.seed) for cell in cells]
     for answer in model.generate(requests, SAMPLING):
         if not isinstance(answer.result, Completion):
             raise SystemExit(f"a request failed: {answer.result}")
 
 
-def ask_grid(config: ModelConfig, _: int, asked: Sequence[Cell]) -> None:
+def run_grid(config: ModelConfig, _: int, cells: Sequence[Cell]) -> None:
+    """Answer, verify and record the cells in a run. Raises SystemExit if a cell has no score."""
     task = TASKS["arithmetic"]
     with tempfile.TemporaryDirectory() as scratch:
         stage = StabilityConfig(out=Path(scratch) / "run", model=config)
-        verifier = Verifier()
-        with RunDir.open(stage.out, stage, {"model": config.name}, asked) as run:
-            owed = run_cells(
+        with RunDir.open(stage.out, stage, {"model": config.name}, cells) as run:
+            pending = run_cells(
                 OpenAIModel(config),
-                asked,
+                cells,
                 SAMPLING,
                 run,
-                lambda said, gold, prompt: verify_completion(task, said, gold, verifier, prompt),
+                partial(verify_completion, task),
                 "grid",
             )
-    if owed:
-        raise SystemExit(f"{owed} cells have no score")
+    if pending:
+        raise SystemExit(f"{pending} cells have no score")
 
 
-def ask_bare(config: ModelConfig, port: int, asked: Sequence[Cell]) -> None:
-    """As many connections as may be in flight, each with one request at a time."""
-    pending = iter(asked)
+def run_bare(config: ModelConfig, port: int, cells: Sequence[Cell]) -> None:
+    """Send the requests over as many connections as may be in flight, one request at a time on each."""
+    remaining = iter(cells)
 
-    async def connection() -> None:
+    async def run_connection() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        for cell in pending:
-            writer.write(written(cell))
+        for cell in remaining:
+            writer.write(encode_request(cell))
             head = await reader.readuntil(b"\r\n\r\n")
             await reader.readexactly(length_in(head))
         writer.close()
 
-    async def all_at_once() -> None:
+    async def run_all() -> None:
         async with asyncio.TaskGroup() as group:
             for _ in range(config.concurrency or 1):
-                group.create_task(connection())
+                group.create_task(run_connection())
 
-    asyncio.run(all_at_once())
+    asyncio.run(run_all())
 
 
-def written(cell: Cell) -> bytes:
-    """The request as it goes over the wire."""
+def encode_request(cell: Cell) -> bytes:
+    """Return the HTTP request of a cell, head and body."""
     body = json.dumps({
         "model": NAME, "messages": cell.messages, "temperature": SAMPLING.temperature, "top_p": SAMPLING.top_p,
         "max_tokens": SAMPLING.max_new_tokens, "seed": cell.seed & 0x7FFFFFFF,
@@ -236,11 +258,11 @@ def written(cell: Cell) -> bytes:
 
 
 def length_in(head: bytes) -> int:
-    """The Content-Length of a reply's head, in bytes."""
+    """Return the Content-Length of a response's head, in bytes."""
     return int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
 
 
-ARMS = {"bare": ask_bare, "client": ask_client, "sdk": ask_sdk, "grid": ask_grid}
+ARMS = {"bare": run_bare, "client": run_client, "sdk": run_sdk, "grid": run_grid}
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,6 @@
-"""What benchmarks print: one JSON line a figure. `python -m bench.figures` prints the versions of what is measured.
+"""Prints the figures of benchmarks, one JSON line each. `python -m bench.figures` prints the versions of what is measured.
 
-The revision is that of the working copy, with "+" behind it where files differ from it.
+The revision is the git commit of the working copy; a "+" follows it if files differ from that commit.
 """
 
 import importlib.metadata
@@ -14,28 +14,28 @@ from pathlib import Path
 PACKAGES = ("torch", "transformers", "trl", "numpy", "scipy", "pydantic", "lm_eval")
 
 
-def show(figure: str, value: float, **about: object) -> None:
-    """A figure to four digits, and what it was measured on."""
-    print(json.dumps({"figure": figure, "value": float(f"{value:.4g}"), **about}), flush=True)
+def show(figure: str, value: float, **settings: object) -> None:
+    """Print a figure to four significant digits, with the settings that it was measured with."""
+    print(json.dumps({"figure": figure, "value": float(f"{value:.4g}"), **settings}), flush=True)
 
 
-def show_spread(figure: str, values: Sequence[float], **about: object) -> None:
-    """The median, the least, the greatest, and how many there are."""
+def show_spread(figure: str, values: Sequence[float], **settings: object) -> None:
+    """Print the median of the values as a figure, with the least, the greatest and their number."""
     spread = {"min": round(min(values), 3), "max": round(max(values), 3), "n": len(values)}
-    show(figure, statistics.median(values), **spread, **about)
+    show(figure, statistics.median(values), **spread, **settings)
 
 
 def versions() -> dict[str, str]:
-    """The revision, the processor, and the versions of Python and of the packages that are installed."""
-    found = {"revision": _git("rev-parse", "--short=12", "HEAD") + ("+" if _git("status", "--porcelain") else "")}
-    names = [line.partition(":")[2].strip() for line in _processor_lines() if line.startswith("model name")]
-    found |= {"processor": names[0] if names else platform.machine(), "python": platform.python_version()}
+    """Return the revision, the processor, and the versions of Python and of those of `PACKAGES` that are installed."""
+    versions = {"revision": _git("rev-parse", "--short=12", "HEAD") + ("+" if _git("status", "--porcelain") else "")}
+    processors = [line.partition(":")[2].strip() for line in _cpuinfo_lines() if line.startswith("model name")]
+    versions |= {"processor": processors[0] if processors else platform.machine(), "python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _git(*words: str) -> str:
@@ -43,7 +43,7 @@ def _git(*words: str) -> str:
     return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def _processor_lines() -> list[str]:
+def _cpuinfo_lines() -> list[str]:
     path = Path("/proc/cpuinfo")
     return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 

@@ -1,9 +1,9 @@
-"""The pictures of docs/gallery.md: the figures of a report on the recorded runs, and its page as a browser shows it.
-
-The figures are the same bytes for the same records. What a browser shows hangs on its version and on the fonts of the machine;
-without a browser those pictures are left as they are, and a line says so.
+"""Draws the pictures of docs/gallery.md: the figures of a report on the recorded runs, and screenshots of its page.
 
     python -m bench.gallery --out docs/gallery
+
+The figures have the same bytes for the same records. Screenshots depend on the version of the browser and on the fonts of the
+machine; without a browser they are left as they are, and a line says so.
 """
 
 import argparse
@@ -25,68 +25,69 @@ RUNS = tuple(
     for stage in ("stability", "fidelity", "train")
     if (model, stage) != ("base", "train")
 )
-TALLEST = 1200
-"""Pixels of a screenshot; what is below is cut off."""
+MAX_HEIGHT = 1200
+"""The most pixels of a screenshot's height; the rest is cut off."""
 
 
 VIEWS: dict[str, tuple[tuple[int, int], str]] = {
     "first": (WIDE, "light"), "first-dark": (WIDE, "dark"), "first-phone": (PHONE, "light"),
 }  # fmt: skip
-"""What is seen first: by name, the window and the colours asked for."""
+"""Screenshots of the top of the page: by name, the size of the window and the colour scheme."""
 
 
-def gallery(runs: Sequence[Path], out: Path) -> None:
-    """Write every picture anew. Raises AssertionError when the page did what no page may do."""
+def draw_gallery(runs: Sequence[Path], out: Path) -> None:
+    """Write all pictures. Raises AssertionError if the page logs an error, requests a URL or breaks its policy."""
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch)
         with contextlib.redirect_stdout(io.StringIO()):
             run_report(ReportConfig(runs=tuple(runs), out=report))
         out.mkdir(parents=True, exist_ok=True)
         for figure in sorted(report.glob("*.png")):
-            opened(figure.read_bytes()).save(out / figure.name, optimize=True)
+            read_image(figure.read_bytes()).save(out / figure.name, optimize=True)
         if (program := find_chromium()) is None:
-            print(f"{MISSING}; the page's pictures stay as they are")
+            print(f"{MISSING}; the screenshots of the page are not drawn again")
             return
-        for name, picture in shots(program, report / "index.html"):
-            cut(opened(picture)).save(out / f"page-{name}.png", optimize=True)
+        for name, picture in screenshots(program, report / "index.html"):
+            compress_screenshot(read_image(picture)).save(out / f"page-{name}.png", optimize=True)
 
 
-def shots(program: str, page: Path) -> Iterator[tuple[str, bytes]]:
+def screenshots(program: str, page: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield name and PNG of each of `VIEWS`, then of each section of the page but the first."""
     with chromium(program) as browser:
         for name, (size, scheme) in VIEWS.items():
-            with watched_page(browser, size, color_scheme=scheme, reduced_motion="reduce") as (shown, witness):
-                shown.goto(page.as_uri())
-                settle(shown.context)
-                yield name, shown.screenshot()
+            with watched_page(browser, size, color_scheme=scheme, reduced_motion="reduce") as (opened_page, witness):
+                opened_page.goto(page.as_uri())
+                settle(opened_page.context)
+                yield name, opened_page.screenshot()
             assert witness.complaints == []
-        with watched_page(browser, reduced_motion="reduce") as (shown, witness):
-            shown.goto(page.as_uri())
-            for section in shown.locator("main > section[id]").all()[1:]:
+        with watched_page(browser, reduced_motion="reduce") as (opened_page, witness):
+            opened_page.goto(page.as_uri())
+            for section in opened_page.locator("main > section[id]").all()[1:]:
                 section.scroll_into_view_if_needed()
-                settle(shown.context)
+                settle(opened_page.context)
                 yield str(section.get_attribute("id")), section.screenshot()
         assert witness.complaints == []
 
 
-def opened(picture: bytes) -> Image.Image:
+def read_image(picture: bytes) -> Image.Image:
     return Image.open(io.BytesIO(picture)).convert("RGB")
 
 
-def cut(image: Image.Image) -> Image.Image:
-    """Of a screenshot, the upper part in as many colours as one byte tells apart: a third of its bytes."""
-    return image.crop((0, 0, image.width, min(image.height, TALLEST))).quantize(256, dither=Image.Dither.NONE)
+def compress_screenshot(image: Image.Image) -> Image.Image:
+    """Return the upper part of a screenshot in 256 colours, which takes a third of the bytes."""
+    return image.crop((0, 0, image.width, min(image.height, MAX_HEIGHT))).quantize(256, dither=Image.Dither.NONE)
 
 
 def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(prog="python -m bench.gallery", description=(__doc__ or "").partition(":")[0])
-    options.add_argument("--runs", type=Path, nargs="+", default=RUNS)
-    options.add_argument("--out", type=Path, default=Path("docs/gallery"))
-    return options
+    parser = argparse.ArgumentParser(prog="python -m bench.gallery", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--runs", type=Path, nargs="+", default=RUNS, help="the runs of the report")
+    parser.add_argument("--out", type=Path, default=Path("docs/gallery"), help="the folder for the pictures")
+    return parser
 
 
 def main() -> None:
     options = parser().parse_args()
-    gallery(options.runs, options.out)
+    draw_gallery(options.runs, options.out)
 
 
 if __name__ == "__main__":

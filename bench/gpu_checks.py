@@ -1,8 +1,8 @@
-"""The checks of `bench.gpu`, in order of value, and what each of them does: `python -m bench.gpu_checks NAME ...`.
+"""The checks that `bench.gpu` runs, in order of value, with their bounds. One check alone: `python -m bench.gpu_checks NAME ...`.
 
-A check is a command in a process of its own. It prints one JSON line a figure (`bench.figures`) and ends with 0, or with
-`NOT_POSSIBLE` where the machine lacks something, or otherwise; its last line on stderr is the reason. `bench.gpu` holds the
-figures against the bounds that are written here.
+A check is a command in a process of its own. It prints one JSON line a figure (`bench.figures`). Its exit status is 0 if it could
+measure, `NOT_POSSIBLE` if the machine lacks something that it needs, and another one if it failed; the last line on stderr is
+then the reason. `bench.gpu` compares the figures with the bounds that are defined here.
 """
 
 import argparse
@@ -27,16 +27,18 @@ from typing import Any, NamedTuple
 from bench.figures import show
 
 NOT_POSSIBLE = 77
-"""The exit status of a check that this machine cannot do; its reason is the last line on stderr."""
+"""The exit status of a check that is not possible on this machine; its reason is the last line on stderr."""
 
-NOTHING: Mapping[str, float] = MappingProxyType({})
+NO_BOUNDS: Mapping[str, float] = MappingProxyType({})
 
 
 class Check(NamedTuple):
-    """One check. `number` is that of docs/gpu.md; `words` follow `python -m`, with {model}, {out}, {answers} and {data} in them.
+    """One check. `number` is its number in docs/gpu.md.
 
-    `dry_words` are added by `--dry`, on a tiny model and CPUs. `seconds`: the estimate until it was measured. `figures`: those in
-    the table, of which a check prints more. `at_most` and `at_least` bound figures; each of them must be printed.
+    `words` are the arguments of `python -m`, in which {model} and {data} are replaced. `--dry`, which runs the checks on CPUs
+    with a tiny model, adds `dry_words`. `seconds` is the estimated time, used until times have been measured. `figures` are those
+    that the table shows; a check may print more. `at_most` and `at_least` are the bounds of figures; a bounded figure must be
+    printed.
     """
 
     number: int
@@ -46,8 +48,8 @@ class Check(NamedTuple):
     dry_words: tuple[str, ...]
     seconds: float
     figures: tuple[str, ...]
-    at_most: Mapping[str, float] = NOTHING
-    at_least: Mapping[str, float] = NOTHING
+    at_most: Mapping[str, float] = NO_BOUNDS
+    at_least: Mapping[str, float] = NO_BOUNDS
 
 
 STEP_FIGURES = (
@@ -55,7 +57,7 @@ STEP_FIGURES = (
     *("floor_share_of_generation", "peak_memory_gib_trl", "peak_memory_gib_ours", "logp_difference_float32"),
 )
 TRAIN_FIGURES = ("steps", "seconds_per_step", "reward_first", "reward_last", "peak_memory_gib")
-TRAINED = {"not_finite": 0.0}
+ALL_FINITE = {"not_finite": 0.0}
 DRY_STEP = ("--groups", "2", "--group-size", "2", "--new-tokens", "4", "--pairs", "1", "--micro-batch", "4")
 DRY_TRAIN = (
     "--steps",
@@ -67,20 +69,20 @@ DRY_TEACHER = ("--steps", "1", "--flags=--train.precision=float32 --train.max-ne
 DRY_CELLS = ("--cells", "4")
 
 
-def _steps(number: int, name: str, seconds: float, *flags: str, dry: tuple[str, ...] = DRY_TRAIN) -> Check:
+def _steps_check(number: int, name: str, seconds: float, *flags: str, dry: tuple[str, ...] = DRY_TRAIN) -> Check:
     words = ("bench.gpu_checks", "train", "--config", name, "--steps", "5", *flags)
-    return Check(number, f"steps-{name}", f"5 steps of configs/{name}.toml", words, dry, seconds, TRAIN_FIGURES, TRAINED)
+    return Check(number, f"steps-{name}", f"5 steps of configs/{name}.toml", words, dry, seconds, TRAIN_FIGURES, ALL_FINITE)
 
 
-def _train(number: int, name: str, what: str, seconds: float, flags: str, **bounds: Mapping[str, float]) -> Check:
+def _train_check(number: int, name: str, what: str, seconds: float, flags: str, **bounds: Mapping[str, float]) -> Check:
     words = ("bench.gpu_checks", "train", "--config", "arithmetic-permix", "--steps", "5", "--more-flags=" + flags)
     return Check(
         number, name, what, words, DRY_TRAIN, seconds, (*TRAIN_FIGURES, *bounds.get("at_most", {})),
-        TRAINED | dict(bounds.get("at_most", {})), bounds.get("at_least", NOTHING),
+        ALL_FINITE | dict(bounds.get("at_most", {})), bounds.get("at_least", NO_BOUNDS),
     )  # fmt: skip
 
 
-def _answers(number: int, name: str, what: str, seconds: float, *flags: str, **bounds: Mapping[str, float]) -> Check:
+def _answers_check(number: int, name: str, what: str, seconds: float, *flags: str, **bounds: Mapping[str, float]) -> Check:
     words = ("bench.gpu_checks", "answers", *flags)
     figures = ("equal_answers", "parted_gap", "accuracy", "accuracy_cpu", "cells_per_second")
     return Check(number, name, what, words, DRY_CELLS, seconds, figures, **bounds)
@@ -95,18 +97,18 @@ CHECKS: tuple[Check, ...] = (
         )
         for number, tokens, seconds in ((1, 60, 110), (2, 300, 120))
     ),
-    _steps(3, "arithmetic-permix", 45),
-    _steps(4, "gsm8k-permix-gpu", 70, "--data", "{data}/gsm8k"),
-    _steps(5, "math-permix-lora-gpu", 70, "--data", "{data}/math"),
-    _steps(6, "arithmetic-rlvr", 35),
-    _steps(7, "arithmetic-sft", 25, dry=DRY_SUPERVISED),
-    _steps(8, "arithmetic-sft-personas", 25, dry=DRY_SUPERVISED),
-    _steps(9, "arithmetic-seqkd", 40, dry=DRY_TEACHER),
-    _answers(
+    _steps_check(3, "arithmetic-permix", 45),
+    _steps_check(4, "gsm8k-permix-gpu", 70, "--data", "{data}/gsm8k"),
+    _steps_check(5, "math-permix-lora-gpu", 70, "--data", "{data}/math"),
+    _steps_check(6, "arithmetic-rlvr", 35),
+    _steps_check(7, "arithmetic-sft", 25, dry=DRY_SUPERVISED),
+    _steps_check(8, "arithmetic-sft-personas", 25, dry=DRY_SUPERVISED),
+    _steps_check(9, "arithmetic-seqkd", 40, dry=DRY_TEACHER),
+    _answers_check(
         10, "stability-float32", "stability in float32 against the CPU's answers", 45, "--dtype", "float32",
         at_most={"parted_gap": 1e-2}, at_least={"equal_answers": 0.95},
     ),
-    _answers(
+    _answers_check(
         11, "stability-bfloat16", "stability in bfloat16 against the CPU's answers", 40, "--dtype", "bfloat16",
         at_most={"accuracy_outside_cpu_interval": 0.0},
     ),
@@ -115,11 +117,11 @@ CHECKS: tuple[Check, ...] = (
         ("wall_ratio", "wall_ratio_per_token", "equal_answers", "cells_per_second_ours", "cells_per_second_transformers"),
         at_least={"equal_answers": 0.9},
     ),
-    _answers(
+    _answers_check(
         13, "vllm-greedy", "vLLM in process: stability in bfloat16 against the CPU's answers", 120, "--dtype", "bfloat16",
         "--backend", "vllm", at_most={"accuracy_outside_cpu_interval": 0.0},
     ),
-    _answers(
+    _answers_check(
         14, "vllm-float32", "vLLM in process: stability in float32 against the CPU's answers", 120, "--dtype", "float32",
         "--backend", "vllm", at_most={"parted_gap": 1e-2}, at_least={"equal_answers": 0.95},
     ),
@@ -128,7 +130,7 @@ CHECKS: tuple[Check, ...] = (
         DRY_CELLS, 120, ("equal_answers", "answers_of_asked", "schema_replies_valid"),
         at_least={"answers_of_asked": 1.0, "schema_replies_valid": 1.0, "equal_answers": 0.9},
     ),
-    _answers(
+    _answers_check(
         16, "stability-batch7", "as 10 in batches of 7", 60, "--dtype", "float32", "--flags=--model.batch-size=7",
         at_most={"parted_gap": 1e-2}, at_least={"equal_answers": 0.95},
     ),
@@ -140,42 +142,44 @@ CHECKS: tuple[Check, ...] = (
         18, "resume", "5 steps, interrupted after step 2 and started again", ("bench.gpu_checks", "resume", "--steps", "5"),
         ("--steps", "2", "--after", "1", *DRY_TRAIN[2:]), 80, ("steps", "interrupted_after"), at_most={"steps_missing": 0.0},
     ),
-    _train(19, "beta", "a KL term", 50, "--train.beta=0.04", at_most={"kl_of_first_step": 1e-3}),
-    _train(20, "lora", "LoRA; the saved model answers without peft", 50, "--train.lora-rank=8"),
-    _train(21, "dev-eval", "dev evaluations, of which the best is kept", 60, "--dev-eval.every=2 --dev-eval.select=best"),
-    _train(
+    _train_check(19, "beta", "a KL term", 50, "--train.beta=0.04", at_most={"kl_of_first_step": 1e-3}),
+    _train_check(20, "lora", "LoRA; the saved model answers without peft", 50, "--train.lora-rank=8"),
+    _train_check(21, "dev-eval", "dev evaluations, of which the best is kept", 60, "--dev-eval.every=2 --dev-eval.select=best"),
+    _train_check(
         22, "vllm-train", "rollouts by TRL's vLLM", 120, "--train.use-vllm", at_most={"rollout_logprob_gap": 0.05},
     ),
 )  # fmt: skip
-"""In order of value, which is the order of docs/gpu.md."""
+"""All checks in order of value, as in docs/gpu.md."""
 
 
 def main() -> None:
     options = parser().parse_args()
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a machine without network would wait for the hub's timeouts
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # without a network every look-up at the hub would wait for a timeout
     BODIES[options.body](options)
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="One check of bench.gpu.")
-    parser.add_argument("body", choices=list(BODIES))
+    parser = argparse.ArgumentParser(description="Runs one check of bench.gpu.")
+    parser.add_argument("body", choices=list(BODIES), help="the check, or a part of the set-up")
     parser.add_argument("--model", default="bundled", help="bundled, or a model folder")
-    parser.add_argument("--out", type=Path, required=True, help="a folder of this check's own")
+    parser.add_argument("--out", type=Path, required=True, help="the folder of this check")
     parser.add_argument("--config", default="arithmetic-permix", help="a file of configs/, without .toml")
-    parser.add_argument("--data", type=Path, help="the data set of that file; arithmetic in its place where there is none")
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument(
+        "--data", type=Path, help="the data set of that file; arithmetic replaces it if the folder does not exist"
+    )
+    parser.add_argument("--steps", type=int, default=5, help="optimizer steps")
     parser.add_argument("--after", type=int, default=2, help="the step after which a training is interrupted")
-    parser.add_argument("--answers", type=Path, help="the CPU's answers")
-    parser.add_argument("--cells", type=int, help="ask so many cells only")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--backend", default="transformers")
-    parser.add_argument("--flags", default="", help="further options of permix, separated by blanks")
-    parser.add_argument("--more-flags", default="", help="the same")
+    parser.add_argument("--answers", type=Path, help="the file of the CPU's answers")
+    parser.add_argument("--cells", type=int, help="the number of cells, for a small run")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="type of the weights")
+    parser.add_argument("--backend", default="transformers", help="backend of the model")
+    parser.add_argument("--flags", default="", help="more options of the permix command, separated by blanks")
+    parser.add_argument("--more-flags", default="", help="the same; both are added")
     return parser
 
 
 def not_possible(reason: str) -> SystemExit:
-    """End this check, because of what the machine lacks."""
+    """Print the reason and return the exception that ends the check with `NOT_POSSIBLE`."""
     print(reason, file=sys.stderr)
     return SystemExit(NOT_POSSIBLE)
 
@@ -184,20 +188,20 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def run_permix(words: Sequence[str]) -> None:
-    """Run a command of permix in this process; its own output goes to stderr, since stdout is for figures."""
+    """Run a permix command in this process, with its output on stderr: stdout is for figures. Raises SystemExit if it fails."""
     from permix import cli
 
     with contextlib.redirect_stdout(sys.stderr):
         status = cli.run_cli(list(words))
     if status:
-        raise SystemExit(status)  # the last line on stderr is permix's own
+        raise SystemExit(status)  # permix has written the reason as the last line on stderr
 
 
 # Training
 
 
 def train_words(options: argparse.Namespace) -> list[str]:
-    """The command of `permix train`. The model and, where the data set is not at hand, the task are not the file's own."""
+    """Return the arguments of `permix train`. They replace the configuration's model, and its task if the data are missing."""
     words = [
         "train",
         str(ROOT / "configs" / f"{options.config}.toml"),
@@ -215,7 +219,7 @@ def train_words(options: argparse.Namespace) -> list[str]:
 
 
 def train(options: argparse.Namespace) -> None:
-    """Steps of one configuration: all of them are in the log, and every loss is finite."""
+    """Train some steps of a configuration and print figures of its log. Raises SystemExit if the log lacks a step."""
     words = train_words(options)
     if "--train.use-vllm" in words:
         require_vllm()
@@ -226,9 +230,10 @@ def train(options: argparse.Namespace) -> None:
 
 
 def show_training(options: argparse.Namespace) -> None:
+    """Print the figures of a training's log. Raises SystemExit if the log lacks a step."""
     log = read_log(options.out / "run" / "log.jsonl")
-    about = {"config": options.config, "task": "its own" if options.data and options.data.exists() else "arithmetic"}
-    show("steps", len(log), **about)
+    task = "its own" if options.data and options.data.exists() else "arithmetic"
+    show("steps", len(log), config=options.config, task=task)
     values = [line[name] for line in log for name in ("loss", "grad_norm", "kl") if line.get(name) is not None]
     show("not_finite", sum(not math.isfinite(value) for value in values), of=len(values))
     seconds = [sum(line["seconds"].values()) for line in log if line.get("seconds")]
@@ -249,36 +254,36 @@ def show_training(options: argparse.Namespace) -> None:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a training's log; none if there is no log yet. A line that is still being written is left out."""
+    """Return the lines of a training log; none if there is no log yet. A line that is still being written is left out."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
 
 
 def show_answer(folder: str) -> None:
-    """The number of tokens that the model in `folder` answers one question with."""
+    """Let the model in `folder` answer one question, and print the number of its tokens. Raises SystemExit if it fails."""
     from permix.inference import load_model
     from permix.types import Completion, Message, Request, Sampling
 
-    asked = Request((Message(role="user", content="What is 2 + 3?"),), 0)
-    results = list(load_model(folder).generate([asked], Sampling(max_new_tokens=16)))
-    if not isinstance(results[0].result, Completion):
-        raise SystemExit(f"{folder}: {results[0].result}")
-    show("answer_tokens", results[0].result.completion_tokens or 0)
+    request = Request((Message(role="user", content="What is 2 + 3?"),), 0)
+    (answer,) = load_model(folder).generate([request], Sampling(max_new_tokens=16))
+    if not isinstance(answer.result, Completion):
+        raise SystemExit(f"{folder}: {answer.result}")
+    show("answer_tokens", answer.result.completion_tokens or 0)
 
 
 def resume(options: argparse.Namespace) -> None:
-    """Interrupt a training by Ctrl-C after some step, start it again, and count each step in its log."""
+    """Interrupt a training by SIGINT after step `--after`, start it again, and check that the log has each step once."""
     words, log = train_words(options), options.out / "run" / "log.jsonl"
     process = subprocess.Popen([sys.executable, "-m", "permix", *words], stdout=sys.stderr, cwd=ROOT)
     while process.poll() is None and len(read_log(log)) < options.after:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     status = process.wait()
-    done = len(read_log(log))
+    logged = len(read_log(log))
     if status not in (0, 130):
         raise SystemExit(f"the interrupted training ended with {status}")
-    show("interrupted_after", done, status=status)
+    show("interrupted_after", logged, status=status)
     run_permix(words)
     steps = [line["step"] for line in read_log(log)]
     show("steps", len(steps))
@@ -289,6 +294,7 @@ def resume(options: argparse.Namespace) -> None:
 
 
 def stability_words(options: argparse.Namespace, dtype: str) -> list[str]:
+    """Return the arguments of `permix stability`; with --cells, of a small run."""
     words = ["stability", str(ROOT / "configs" / "stability-arithmetic.toml"), "--out", str(options.out / "run")]
     words += ["--model.name", options.model, "--model.dtype", dtype, "--model.backend", options.backend]
     if options.cells is not None:
@@ -297,7 +303,7 @@ def stability_words(options: argparse.Namespace, dtype: str) -> list[str]:
 
 
 def prepare(options: argparse.Namespace) -> None:
-    """Write the CPU's answers in float32 to `--answers`: texts, accuracy and its interval, and the fingerprint of the weights."""
+    """Write the CPU's answers in float32 to `--answers`: texts, accuracy with its interval, and the hash of the weights."""
     from permix.evals.stability import measure_stability
     from permix.inference.hf import resolve_model_source
     from permix.storage.files import write_json
@@ -312,7 +318,10 @@ def prepare(options: argparse.Namespace) -> None:
 
 
 def weights_hash(folder: Path) -> str:
-    """Hash of all tensors by their names, types and values. The other files of a folder depend on the version of transformers."""
+    """Return a hash of all tensors, with their names, types and shapes.
+
+    Other files of the folder are not hashed: their bytes depend on the version of transformers.
+    """
     import torch
     from safetensors import safe_open
 
@@ -332,7 +341,7 @@ def weights_hash(folder: Path) -> str:
 
 
 def read_answers(run: Path) -> dict[tuple[Any, ...], str]:
-    """For each cell of a run: its completion's text."""
+    """Return the completion of each cell of a run, by the cell's key."""
     from permix.storage.run_dir import RunReader
 
     cells = RunReader(run).cells
@@ -340,63 +349,68 @@ def read_answers(run: Path) -> dict[tuple[Any, ...], str]:
 
 
 def answers(options: argparse.Namespace) -> None:
-    """Stability on this device against the CPU's answers: equal texts, and how near a tie the others part."""
+    """Run a stability evaluation on this device and compare it with the CPU's answers.
+
+    Printed are the share of equal texts, the accuracy against the CPU's interval, and the largest logit gap where texts differ.
+    """
     from permix.evals.stability import measure_stability
     from permix.inference.hf import resolve_model_source
 
     if options.backend == "vllm":
         require_vllm()
     if options.answers is None or not options.answers.exists():
-        raise not_possible("there are no answers of the CPU: make them with --prepare, and name the file with --answers")
-    known = json.loads(options.answers.read_text(encoding="utf-8"))
+        raise not_possible("the file of the CPU's answers is missing: write it with --prepare, and name it with --answers")
+    cpu = json.loads(options.answers.read_text(encoding="utf-8"))
     source = resolve_model_source(options.model)
-    if known["weights"] != weights_hash(Path(source)):
-        raise not_possible(f"{options.answers} holds the answers of other weights; make them with --prepare")
+    if cpu["weights"] != weights_hash(Path(source)):
+        raise not_possible(f"{options.answers} holds the answers of other weights; write it again with --prepare")
     started = time.perf_counter()
     run_permix(stability_words(options, options.dtype))
     seconds = time.perf_counter() - started
     run = options.out / "run"
-    theirs = {tuple(key): text for *key, text in known["answers"]}
-    ours = read_answers(run)
-    if ours.keys() != theirs.keys():
-        raise SystemExit(f"{len(ours)} cells have an answer here, {len(theirs)} on the CPU")
-    different = [key for key, text in ours.items() if text != theirs[key]]
-    show("equal_answers", 1 - len(different) / len(ours), n=len(ours))
-    show("cells_per_second", len(ours) / seconds, loading="included")
-    value, (_, low, high) = measure_stability(run).mean.value, known["accuracy"]
+    cpu_texts = {tuple(key): text for *key, text in cpu["answers"]}
+    texts = read_answers(run)
+    if texts.keys() != cpu_texts.keys():
+        raise SystemExit(f"{len(texts)} cells have an answer on this device, {len(cpu_texts)} on the CPU")
+    different = [key for key, text in texts.items() if text != cpu_texts[key]]
+    show("equal_answers", 1 - len(different) / len(texts), n=len(texts))
+    show("cells_per_second", len(texts) / seconds, loading="included")
+    value, (_, low, high) = measure_stability(run).mean.value, cpu["accuracy"]
     assert value is not None, "every cell has an answer"
     show("accuracy", value)
-    show("accuracy_cpu", known["accuracy"][0], low=low, high=high)
+    show("accuracy_cpu", cpu["accuracy"][0], low=low, high=high)
     show("accuracy_outside_cpu_interval", max(low - value, value - high, 0.0))
-    show("parted_gap", parted_gap(source, run, different, theirs, ours), n=min(len(different), MAX_PARTED), of=len(different))
+    gap = largest_logit_gap(source, run, different, cpu_texts, texts)
+    show("parted_gap", gap, n=min(len(different), MAX_DIVERGENCES), of=len(different))
 
 
-MAX_PARTED = 50
-"""Pairs of answers at most whose logits are looked at."""
+MAX_DIVERGENCES = 50
+"""The largest number of differing answers whose logit gap is computed."""
 
 
-def parted_gap(
-    source: str, run: Path, keys: Sequence[tuple[Any, ...]], theirs: Mapping[Any, str], ours: Mapping[Any, str]
+def largest_logit_gap(
+    source: str, run: Path, keys: Sequence[tuple[Any, ...]], cpu_texts: Mapping[Any, str], texts: Mapping[Any, str]
 ) -> float:
-    """Of pairs of answers: the greatest distance, in float32, of the logits of the tokens with which they part; 0 without one."""
-    from bench.grid import part
-    from bench.grid_arms import gaps
+    """Return the largest logit gap, in float32, at the first different tokens of the answers to these cells; 0 without a cell."""
+    from bench.grid import find_divergence
+    from bench.grid_arms import logit_gaps
     from permix.inference.chat_template import encode_chat, encode_completion
     from permix.inference.hardware import pick_device
     from permix.inference.hf import load_tokenizer
     from permix.storage.run_dir import RunReader
 
     tokenizer, cells = load_tokenizer(source), {tuple(key): cell for key, cell in RunReader(run).cells.items()}
-    found = []
-    for key in islice(keys, MAX_PARTED):
-        one, other = (encode_completion(texts[key], tokenizer) for texts in (theirs, ours))
-        if one != other:  # texts may differ where their tokens, written anew, do not
-            found.append(part(encode_chat(tokenizer, cells[key].messages), one, other, tokenizer.eos_token_id))
-    return max(gaps(source, found, pick_device()), default=0.0) if found else 0.0
+    divergences = []
+    for key in islice(keys, MAX_DIVERGENCES):
+        first, second = (encode_completion(by_key[key], tokenizer) for by_key in (cpu_texts, texts))
+        if first != second:  # different texts may be encoded as the same tokens
+            prompt = encode_chat(tokenizer, cells[key].messages)
+            divergences.append(find_divergence(prompt, first, second, tokenizer.eos_token_id))
+    return max(logit_gaps(source, divergences, pick_device()), default=0.0) if divergences else 0.0
 
 
 def fidelity(options: argparse.Namespace) -> None:
-    """Answers in character, sampled with top-p."""
+    """Sample answers in character with top-p, and print the share of cells that got an answer."""
     from permix.storage.run_dir import RunReader
 
     run = options.out / "run"
@@ -426,7 +440,7 @@ def fidelity(options: argparse.Namespace) -> None:
 
 
 def arithmetic_requests(n: int) -> list[Any]:
-    """Held-out personas × held-out questions, in the words of configs/stability-arithmetic.toml."""
+    """Return `n` requests: held-out personas × held-out questions with the prompts of configs/stability-arithmetic.toml."""
     from permix.config import StabilityConfig, build_config, read_config_values
     from permix.evals.grid import PromptFormat, build_grid
     from permix.personas.pool import select_personas
@@ -443,11 +457,11 @@ def arithmetic_requests(n: int) -> list[Any]:
 
 
 GRID_CELLS, GRID_TOKENS, GRID_BATCH = 640, 64, 64
-"""What `grid` asks: cells, tokens of an answer, and rows of transformers' batches."""
+"""The size of the check `grid`: cells, most tokens of an answer, and rows of a batch of transformers."""
 
 
 def grid(options: argparse.Namespace) -> None:
-    """The same requests by permix's generation and by transformers' `generate` in padded batches; the model is loaded once."""
+    """Compare wall seconds of permix's generation and of transformers' `generate` in padded batches, with one loaded model."""
     import torch
 
     from permix.config import ModelConfig
@@ -462,16 +476,18 @@ def grid(options: argparse.Namespace) -> None:
     model = HFModel(ModelConfig.model_validate({"name": options.model, "dtype": dtype}))
     arms: dict[str, Callable[[Sequence[Any]], tuple[list[str], int]]] = {}
 
-    def ours(asked: Sequence[Any]) -> tuple[list[str], int]:
-        done = dict(model.generate(asked, sampling))
-        found = [done[place] for place in range(len(asked))]
-        answered = [one for one in found if isinstance(one, Completion)]
-        if len(answered) < len(found):
-            raise SystemExit(f"{len(found) - len(answered)} of {len(found)} requests failed")
-        return [one.text for one in answered], sum(one.completion_tokens or 0 for one in answered)
+    def permix_answers(requests: Sequence[Any]) -> tuple[list[str], int]:
+        by_index = dict(model.generate(requests, sampling))
+        results = [by_index[index] for index in range(len(requests))]
+        completions = [result for result in results if isinstance(result, Completion)]
+        if len(completions) < len(results):
+            raise SystemExit(f"{len(results) - len(completions)} of {len(results)} requests failed")
+        return [completion.text for completion in completions], sum(
+            completion.completion_tokens or 0 for completion in completions
+        )
 
-    arms["transformers"] = lambda asked: transformers_answers(model, asked, sampling.max_new_tokens)
-    arms["ours"] = ours
+    arms["transformers"] = lambda requests: transformers_answers(model, requests, sampling.max_new_tokens)
+    arms["ours"] = permix_answers
     for arm in arms.values():
         arm(requests[: min(len(requests), GRID_BATCH)])  # warm up
     seconds: dict[str, float] = {}
@@ -484,36 +500,39 @@ def grid(options: argparse.Namespace) -> None:
         synchronize()
         seconds[name] = time.perf_counter() - started
         show(f"cells_per_second_{name}", len(requests) / seconds[name], tokens=tokens[name], seconds=round(seconds[name], 3))
-    about = {"n": len(requests), "new_tokens": sampling.max_new_tokens, "dtype": dtype}
+    settings = {"n": len(requests), "new_tokens": sampling.max_new_tokens, "dtype": dtype}
     ratio = seconds["transformers"] / seconds["ours"]
-    show("wall_ratio", ratio, **about)
-    show("wall_ratio_per_token", ratio * tokens["ours"] / max(tokens["transformers"], 1), **about)
-    equal = sum(one == other for one, other in zip(texts["ours"], texts["transformers"], strict=True))
-    show("equal_answers", equal / len(requests), **about)
+    show("wall_ratio", ratio, **settings)
+    show("wall_ratio_per_token", ratio * tokens["ours"] / max(tokens["transformers"], 1), **settings)
+    equal = sum(ours == theirs for ours, theirs in zip(texts["ours"], texts["transformers"], strict=True))
+    show("equal_answers", equal / len(requests), **settings)
 
 
 def transformers_answers(model: Any, requests: Sequence[Any], new_tokens: int) -> tuple[list[str], int]:
-    """Texts in the order of the requests, by `generate` on batches sorted by length, and the number of their tokens."""
+    """Return the texts that `generate` gives, in the order of the requests, and the number of their tokens.
+
+    Requests are sorted by the length of their prompts and put into batches of `GRID_BATCH`.
+    """
     import torch
 
     from permix.inference.chat_template import decode_completion, encode_chat
     from permix.inference.generation import stop_token_ids
 
-    stops = stop_token_ids(model.network, model.tokenizer)
+    stop_ids = stop_token_ids(model.network, model.tokenizer)
     prompts = [encode_chat(model.tokenizer, request.messages) for request in requests]
-    order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place]))
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     texts, n_tokens = [""] * len(prompts), 0
     for start in range(0, len(order), GRID_BATCH):
-        places = order[start : start + GRID_BATCH]
-        batch = model.tokenizer.pad({"input_ids": [prompts[place] for place in places]}, return_tensors="pt").to(model.device)
+        indices = order[start : start + GRID_BATCH]
+        batch = model.tokenizer.pad({"input_ids": [prompts[index] for index in indices]}, return_tensors="pt").to(model.device)
         with torch.inference_mode():
             rows_B_T = model.network.generate(
-                **batch, do_sample=False, max_new_tokens=new_tokens, eos_token_id=stops, temperature=None, top_p=None, top_k=None,
-                pad_token_id=model.tokenizer.pad_token_id,
+                **batch, do_sample=False, max_new_tokens=new_tokens, eos_token_id=stop_ids, temperature=None, top_p=None,
+                top_k=None, pad_token_id=model.tokenizer.pad_token_id,
             )  # fmt: skip
-        for place, row in zip(places, rows_B_T[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
-            end = next((at + 1 for at, token in enumerate(row) if token in stops), len(row))
-            texts[place] = decode_completion(model.tokenizer, row[:end], stops)
+        for index, row in zip(indices, rows_B_T[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
+            end = next((position + 1 for position, token in enumerate(row) if token in stop_ids), len(row))
+            texts[index] = decode_completion(model.tokenizer, row[:end], stop_ids)
             n_tokens += end
     return texts, n_tokens
 
@@ -528,7 +547,7 @@ SCORE_SCHEMA = {"type": "object", "properties": {"score": {"type": "integer", "e
 
 
 def vllm(options: argparse.Namespace) -> None:
-    """Sampling by seed is repeatable, closing an iterator leaves a usable engine, and a JSON schema is kept."""
+    """Check that vLLM repeats sampled answers by seed, works on after an iterator was closed, and keeps to a JSON schema."""
     require_vllm()
     from permix.config import ModelConfig
     from permix.inference import load_model
@@ -538,22 +557,22 @@ def vllm(options: argparse.Namespace) -> None:
     model = load_model(ModelConfig(name=options.model, backend="vllm"))
     sampling = Sampling(temperature=0.7, top_p=0.9, max_new_tokens=32)
     for _ in islice(model.generate(requests, sampling), 1):
-        pass  # the others are aborted
+        pass  # closing the iterator aborts the other requests
     first, again = (dict(model.generate(requests, sampling)) for _ in range(2))
-    answered = sum(isinstance(one, Completion) for one in first.values())
-    show("answers_of_asked", answered / len(requests), n=len(requests))
-    show("equal_answers", sum(first[place] == again[place] for place in first) / len(requests), n=len(requests))
-    judged = [request._replace(schema=SCORE_SCHEMA) for request in requests[:32]]
-    replies = [one.result for one in model.generate(judged, sampling)]
+    completed = sum(isinstance(result, Completion) for result in first.values())
+    show("answers_of_asked", completed / len(requests), n=len(requests))
+    show("equal_answers", sum(first[index] == again[index] for index in first) / len(requests), n=len(requests))
+    with_schema = [request._replace(schema=SCORE_SCHEMA) for request in requests[:32]]
+    replies = [answer.result for answer in model.generate(with_schema, sampling)]
     show("schema_replies_valid", sum(map(keeps_schema, replies)) / len(replies), n=len(replies))
 
 
 def keeps_schema(reply: Any) -> bool:
-    """Whether a completion is an object of `SCORE_SCHEMA`, or was cut off before it could be one."""
+    """Return whether a completion is an object of `SCORE_SCHEMA`, or the beginning of an object that was cut off."""
     text, finish = getattr(reply, "text", ""), getattr(reply, "finish", None)
     with contextlib.suppress(ValueError):
-        found = json.loads(text)
-        return isinstance(found, dict) and found.get("score") in range(1, 6)
+        value = json.loads(text)
+        return isinstance(value, dict) and value.get("score") in range(1, 6)
     return finish == "length" and re.match(r"\s*\{", text) is not None
 
 
@@ -565,7 +584,7 @@ def synchronize() -> None:
 
 
 def peak_bytes() -> int:
-    """The most memory that this process held: on a GPU of its allocations there."""
+    """Return the peak memory of this process in bytes; on a GPU that of its allocations there."""
     import resource
 
     import torch
@@ -576,41 +595,42 @@ def peak_bytes() -> int:
 
 
 def device(_: argparse.Namespace) -> None:
-    """Print what the checks run on, as one JSON object."""
+    """Print the device, its memory, the versions of torch and Python, and the revision, as one JSON object."""
     import platform
 
     import torch
 
     from permix.storage.run_dir import source_revision
 
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
-    memory = torch.cuda.get_device_properties(0).total_memory / 2**30 if torch.cuda.is_available() else None
-    found = {
-        "device": name, "gpus": torch.cuda.device_count(), "memory_gib": memory and round(memory, 1), "torch": torch.__version__,
+    has_gpu = torch.cuda.is_available()
+    memory_gib = round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1) if has_gpu else None
+    machine = {
+        "device": torch.cuda.get_device_name() if has_gpu else f"CPU, {os.cpu_count()} cores",
+        "gpus": torch.cuda.device_count(), "memory_gib": memory_gib, "torch": torch.__version__,
         "python": platform.python_version(), "revision": source_revision(),
     }  # fmt: skip
-    print(json.dumps(found))
+    print(json.dumps(machine))
 
 
 def tiny(options: argparse.Namespace) -> None:
-    """Make the tiny model of the tests in `--out`."""
+    """Write the tiny model of the tests to `--out`."""
     from tests.tiny import make_folder
 
     make_folder(options.out)
 
 
 BODIES: dict[str, Callable[[argparse.Namespace], None]] = {
-    one.__name__: one for one in (train, resume, prepare, answers, fidelity, grid, vllm, device, tiny)
+    body.__name__: body for body in (train, resume, prepare, answers, fidelity, grid, vllm, device, tiny)
 }
 
 
 def figures_of(text: str) -> Iterator[dict[str, Any]]:
-    """The figures among the lines that a check printed."""
+    """Yield the figures among the lines that a check printed."""
     for line in text.splitlines():
         with contextlib.suppress(ValueError):
-            found = json.loads(line)
-            if isinstance(found, dict) and isinstance(found.get("figure"), str) and isinstance(found.get("value"), int | float):
-                yield found
+            value = json.loads(line)
+            if isinstance(value, dict) and isinstance(value.get("figure"), str) and isinstance(value.get("value"), int | float):
+                yield value
 
 
 if __name__ == "__main__":

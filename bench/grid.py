@@ -1,13 +1,16 @@
-"""The same cells by permix's grid and by lm-evaluation-harness run once per persona. One JSON line a figure.
+"""CPU seconds of a persona grid by permix and by lm-evaluation-harness run once per persona. One JSON line a figure.
 
     python -m bench.grid --path test.jsonl [--personas 8] [--questions 100] [--new-tokens 256] [--batch-size 8 16 32 64] ...
 
-Held-out personas of the built-in pool × questions of GSM8K, greedy, in the same words: equal token ids are asserted. Each arm is
-a process of its own (`bench.grid_arms`) and only one works at a time, block of personas by block of personas (A B, B A ...).
-Seconds are CPU seconds of the arm's process, user and system, with its children; ratios are theirs over ours: of all blocks
-together, and the least and the greatest of one. With several batch sizes, lm-evaluation-harness answers a small pilot in each
-first, and gets the one that was cheapest; ours has its default. Where completions differ, the logits of the two tokens they part
-with are looked at in float32: a tie in the precision that was used is no disagreement.
+Both arms answer the same cells greedily: held-out personas of the built-in pool × questions of GSM8K. The benchmark fails if
+their prompts differ in a token id. Each arm is a process of its own (`bench.grid_arms`). Only one of them works at a time, and
+they take turns by blocks of personas (A B, B A ...).
+
+Seconds are CPU seconds of the arm's process and its children, user and system. A ratio is lm-evaluation-harness's seconds over
+permix's, summed over all blocks; `min` and `max` are the ratios of single blocks. If several batch sizes are given,
+lm-evaluation-harness first answers a small pilot with each, and the one with the fewest CPU seconds is used; permix uses its
+default. Where two completions differ, `logit_gap_where_completions_part` is the float32 difference of the logits of the first two
+tokens that differ: a gap near 0 is a tie, which rounding decides, and no disagreement.
 """
 
 import argparse
@@ -20,8 +23,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.figures import show
-from bench.grid_arms import Ask, Parting, Setup, Told, Weigh, run_arm
-from bench.process import Arm
+from bench.grid_arms import AnswerRequest, Answers, Divergence, LogitGapRequest, Setup, run_arm
+from bench.process import Worker
 from permix.config import PersonasConfig, TaskConfig
 from permix.evals.grid import PromptFormat, build_grid
 from permix.inference.chat_template import encode_completion
@@ -31,24 +34,23 @@ from permix.personas.pool import select_personas
 from permix.tasks import load_questions
 from permix.tasks.base import verify_completion
 from permix.types import Cell
-from permix.verification.math_verifier import Verifier
 
-THEIRS, OURS = "lm_eval", "ours"
+LM_EVAL, OURS = "lm_eval", "ours"
 PILOT_QUESTIONS, PILOT_TOKENS = 64, 48
-"""What batch sizes are chosen by: so many questions of the first persona, and so many tokens of each answer."""
-PARTINGS = 50
-"""Pairs of completions at most whose parting is looked at."""
+"""The pilot that chooses the batch size: questions, all under the first persona, and the most tokens of an answer."""
+MAX_DIVERGENCES = 50
+"""The largest number of differing completions whose logit gap is computed."""
 
 
 def main() -> None:
     options = parser().parse_args()
     set_passive_threads()
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    Bench(options).run()
+    GridBenchmark(options).run()
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="A grid by permix and by lm-evaluation-harness, persona by persona.")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--path", type=Path, required=True, help="GSM8K's published test split, a file of JSON lines")
     parser.add_argument("--model", default="bundled", help="bundled, or a folder or hub id")
     parser.add_argument("--personas", type=int, default=8)
@@ -56,23 +58,27 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--new-tokens", type=int, default=256, help="longest completion")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument(
-        "--batch-size", type=int, nargs="+", default=[8, 16, 32, 64], help="lm-evaluation-harness's; of several, the cheapest"
+        "--batch-size",
+        type=int,
+        nargs="+",
+        default=[8, 16, 32, 64],
+        help="batch sizes of lm-evaluation-harness; the one with the fewest CPU seconds is used",
     )
-    parser.add_argument("--block", type=int, default=2, help="personas that an arm answers for before the other one's turn")
+    parser.add_argument("--block", type=int, default=2, help="personas that one arm answers before the other arm's turn")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each arm")
     return parser
 
 
 class Block(NamedTuple):
-    """Cells that both arms answered."""
+    """Cells and the answers of both arms to them."""
 
     cells: Sequence[Cell]
-    theirs: Told
-    ours: Told
+    lm_eval: Answers
+    ours: Answers
 
 
-class Bench:
-    """All figures of one model."""
+class GridBenchmark:
+    """Measures and prints all figures of one model."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.model = options, resolve_model_source(options.model)
@@ -82,122 +88,132 @@ class Bench:
         self.cells = build_grid(
             personas, questions, PromptFormat(self.task.prompt, "you_are", empty_system_prompt=False), samples=1, seed=0
         )
-        self.about: dict[str, Any] = {
+        self.settings: dict[str, Any] = {
             "model": options.model, "personas": options.personas, "questions": options.questions,
             "new_tokens": options.new_tokens, "dtype": options.dtype, "threads": options.threads,
         }  # fmt: skip
 
     def run(self) -> None:
-        self.about["lm_eval_batch_size"] = self.cheapest(self.options.batch_size)
-        theirs = self.setup(self.options.new_tokens, self.about["lm_eval_batch_size"])
-        with self.arm(theirs) as their, self.arm(self.setup(self.options.new_tokens, None)) as our:
+        """Choose the batch size, let both arms answer all cells, and print the figures."""
+        batch_size = self.settings["lm_eval_batch_size"] = self.cheapest_batch_size(self.options.batch_size)
+        with self.arm(self.options.new_tokens, batch_size) as lm_eval, self.arm(self.options.new_tokens, None) as ours:
             blocks = [
-                self.block(number, cells, {THEIRS: their, OURS: our})
-                for number, cells in enumerate(cut(self.cells, self.options.block * self.options.questions))
+                self.measure_block(number, cells, {LM_EVAL: lm_eval, OURS: ours})
+                for number, cells in enumerate(split_blocks(self.cells, self.options.block * self.options.questions))
             ]
-            show_costs(blocks, self.about)
+            show_costs(blocks, self.settings)
             self.show_equality(blocks)
-            self.show_partings(blocks, our)
-
-    def setup(self, new_tokens: int, batch_size: int | None) -> Setup:
-        return Setup(self.model, self.options.dtype, self.options.threads, new_tokens, batch_size)
+            self.show_logit_gaps(blocks, ours)
 
     @contextlib.contextmanager
-    def arm(self, setup: Setup) -> Iterator[Arm]:
-        made = Arm(run_arm, setup, device="cpu")
+    def arm(self, new_tokens: int, batch_size: int | None) -> Iterator[Worker]:
+        """Run an arm's process while the block runs. `batch_size` is that of lm-evaluation-harness; None selects permix."""
+        worker = Worker(
+            run_arm, Setup(self.model, self.options.dtype, self.options.threads, new_tokens, batch_size), device="cpu"
+        )
         try:
-            yield made
+            yield worker
         finally:
-            made.close()
+            worker.close()
 
-    def cheapest(self, sizes: Sequence[int]) -> int:
-        """The batch size in which lm-evaluation-harness needs the fewest CPU seconds for the pilot."""
+    def cheapest_batch_size(self, sizes: Sequence[int]) -> int:
+        """Return the batch size with which lm-evaluation-harness needs the fewest CPU seconds for the pilot."""
         if len(sizes) == 1:
             return sizes[0]
         pilot = self.cells[: min(PILOT_QUESTIONS, self.options.questions)]
-        spent = {}
+        cpu_seconds = {}
         for size in sizes:
-            with self.arm(self.setup(min(PILOT_TOKENS, self.options.new_tokens), size)) as arm:
-                spent[size] = arm.ask(Ask(pilot)).cpu_seconds
-            show("lm_eval_pilot_cpu_seconds", spent[size], batch_size=size, cells=len(pilot))
-        return min(spent, key=spent.__getitem__)
+            with self.arm(min(PILOT_TOKENS, self.options.new_tokens), size) as arm:
+                cpu_seconds[size] = arm.call(AnswerRequest(pilot)).cpu_seconds
+            show("lm_eval_pilot_cpu_seconds", cpu_seconds[size], batch_size=size, cells=len(pilot))
+        return min(cpu_seconds, key=cpu_seconds.__getitem__)
 
-    def block(self, number: int, cells: Sequence[Cell], arms: dict[str, Arm]) -> Block:
-        order = (THEIRS, OURS) if number % 2 == 0 else (OURS, THEIRS)
-        told: dict[str, Told] = {name: arms[name].ask(Ask(cells)) for name in order}
-        if told[THEIRS].prompts != told[OURS].prompts:
-            raise SystemExit("the arms did not ask the same token ids")
-        block = Block(cells, told[THEIRS], told[OURS])
-        show("block_cpu_ratio", block.theirs.cpu_seconds / block.ours.cpu_seconds, block=number, cells=len(cells), **self.about)
+    def measure_block(self, number: int, cells: Sequence[Cell], arms: dict[str, Worker]) -> Block:
+        """Let both arms answer the cells, the first arm alternating by block. Raises SystemExit if their prompts differ."""
+        order = (LM_EVAL, OURS) if number % 2 == 0 else (OURS, LM_EVAL)
+        answers: dict[str, Answers] = {name: arms[name].call(AnswerRequest(cells)) for name in order}
+        block = Block(cells, answers[LM_EVAL], answers[OURS])
+        if block.lm_eval.prompts != block.ours.prompts:
+            raise SystemExit("the token ids of the arms' prompts differ")
+        show(
+            "block_cpu_ratio", block.lm_eval.cpu_seconds / block.ours.cpu_seconds, block=number, cells=len(cells), **self.settings
+        )
         return block
 
     def show_equality(self, blocks: Sequence[Block]) -> None:
-        """How often the arms say the same, word for word, and answer the same; and how often each is right."""
-        theirs = [text for block in blocks for text in block.theirs.texts]
-        ours = [text for block in blocks for text in block.ours.texts]
+        """Print the shares of equal completions and of equal extracted answers, and the accuracy of each arm."""
+        texts = {
+            LM_EVAL: [text for block in blocks for text in block.lm_eval.texts],
+            OURS: [text for block in blocks for text in block.ours.texts],
+        }
         golds = [cell.gold or "" for block in blocks for cell in block.cells]
-        verifier = Verifier()
-        verdicts = [
-            [verify_completion(self.task, *pair, verifier) for pair in zip(said, golds, strict=True)] for said in (theirs, ours)
-        ]
-        answers = [[one.extracted for one in each] for each in verdicts]
-        show("equal_completions", share_equal(theirs, ours), n=len(golds), **self.about)
-        show("equal_answers", share_equal(*answers), n=len(golds), **self.about)
-        for name, each in zip((THEIRS, OURS), verdicts, strict=True):
-            show(f"accuracy_{name}", statistics.mean(one.reward or 0.0 for one in each), n=len(golds), **self.about)
+        verdicts = {
+            name: [verify_completion(self.task, text, gold) for text, gold in zip(of_arm, golds, strict=True)]
+            for name, of_arm in texts.items()
+        }
+        extracted = [[verdict.extracted for verdict in of_arm] for of_arm in verdicts.values()]
+        show("equal_completions", share_equal(*texts.values()), n=len(golds), **self.settings)
+        show("equal_answers", share_equal(*extracted), n=len(golds), **self.settings)
+        for name, of_arm in verdicts.items():
+            show(f"accuracy_{name}", statistics.mean(verdict.reward or 0.0 for verdict in of_arm), n=len(golds), **self.settings)
 
-    def show_partings(self, blocks: Sequence[Block], arm: Arm) -> None:
-        """In float32, how far the logits of the two tokens lie apart where completions part."""
-        found = [parting for block in blocks for parting in self.partings(block)]
-        if found:
-            gaps = arm.ask(Weigh(found[:PARTINGS]))
-            about = {"max": round(max(gaps), 4), "n": len(gaps), "of": len(found)}
-            show("logit_gap_where_completions_part", statistics.median(gaps), **about, **self.about)
+    def show_logit_gaps(self, blocks: Sequence[Block], arm: Worker) -> None:
+        """Print the median and the largest logit gap of the completions that differ; nothing if none differ."""
+        divergences = [divergence for block in blocks for divergence in self.divergences(block)]
+        if divergences:
+            gaps = arm.call(LogitGapRequest(divergences[:MAX_DIVERGENCES]))
+            counts = {"max": round(max(gaps), 4), "n": len(gaps), "of": len(divergences)}
+            show("logit_gap_where_completions_part", statistics.median(gaps), **counts, **self.settings)
 
-    def partings(self, block: Block) -> Iterator[Parting]:
-        for prompt, theirs, ours in zip(block.ours.prompts, block.theirs.texts, block.ours.texts, strict=True):
-            if theirs != ours:
-                one, other = (encode_completion(text, self.tokenizer) for text in (theirs, ours))
-                yield part(prompt, one, other, self.tokenizer.eos_token_id)
+    def divergences(self, block: Block) -> Iterator[Divergence]:
+        """Yield the divergence of each pair of completions that differ."""
+        for prompt, *texts in zip(block.ours.prompts, block.lm_eval.texts, block.ours.texts, strict=True):
+            if texts[0] != texts[1]:
+                first, second = (encode_completion(text, self.tokenizer) for text in texts)
+                yield find_divergence(prompt, first, second, self.tokenizer.eos_token_id)
 
 
-def cut(cells: Sequence[Cell], size: int) -> list[Sequence[Cell]]:
-    """Blocks of so many cells; the last may be smaller."""
+def split_blocks(cells: Sequence[Cell], size: int) -> list[Sequence[Cell]]:
+    """Return the cells in blocks of `size` cells; the last block may be smaller."""
     return [cells[start : start + size] for start in range(0, len(cells), size)]
 
 
-def part(prompt: Sequence[int], one: Sequence[int], other: Sequence[int], stop: int) -> Parting:
-    """Where two different completions part; one that the other begins with has its stop token there."""
-    alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
-    return Parting([*prompt, *one[:alike]], *(next(iter(each[alike:]), stop) for each in (one, other)))
+def find_divergence(prompt: Sequence[int], first: Sequence[int], second: Sequence[int], stop: int) -> Divergence:
+    """Return where two different completions diverge. If one is the beginning of the other, its next token is `stop`."""
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
+    return Divergence([*prompt, *first[:shared]], *(next(iter(tokens[shared:]), stop) for tokens in (first, second)))
 
 
-def share_equal(one: Sequence[str | None], other: Sequence[str | None]) -> float:
-    """Of pairs, how many are the same; two without an answer are."""
-    return statistics.mean(float(left == right) for left, right in zip(one, other, strict=True))
+def share_equal(first: Sequence[str | None], second: Sequence[str | None]) -> float:
+    """Return the share of pairs that are equal; a pair of two missing answers is equal."""
+    return statistics.mean(float(left == right) for left, right in zip(first, second, strict=True))
 
 
-def show_costs(blocks: Sequence[Block], about: dict[str, Any]) -> None:
-    """Seconds of each arm over all blocks, and theirs over ours."""
+def show_costs(blocks: Sequence[Block], settings: dict[str, Any]) -> None:
+    """Print the seconds of each arm over all blocks and their ratio, for CPU time and wall time."""
     for clock in ("cpu_seconds", "wall_seconds"):
-        theirs, ours = ([getattr(told, clock) for told in arm] for arm in zip(*(block[1:] for block in blocks), strict=True))
-        found = ratio(theirs, ours)
-        show(f"{clock}_ratio", found.value, min=round(found.least, 3), max=round(found.greatest, 3), blocks=len(blocks), **about)
-        show(f"{clock}_{THEIRS}", sum(theirs), **about)
-        show(f"{clock}_{OURS}", sum(ours), **about)
+        lm_eval = [getattr(block.lm_eval, clock) for block in blocks]
+        ours = [getattr(block.ours, clock) for block in blocks]
+        ratio = cost_ratio(lm_eval, ours)
+        show(
+            f"{clock}_ratio", ratio.value, min=round(ratio.least, 3), max=round(ratio.greatest, 3), blocks=len(blocks), **settings
+        )
+        show(f"{clock}_{LM_EVAL}", sum(lm_eval), **settings)
+        show(f"{clock}_{OURS}", sum(ours), **settings)
 
 
-class Ratio(NamedTuple):
-    """Of two sums, and the least and the greatest of one pair."""
+class CostRatio(NamedTuple):
+    """The ratio of two sums over blocks, and the least and the greatest ratio of a single block."""
 
     value: float
     least: float
     greatest: float
 
 
-def ratio(theirs: Sequence[float], ours: Sequence[float]) -> Ratio:
-    by_block = [one / other for one, other in zip(theirs, ours, strict=True)]
-    return Ratio(sum(theirs) / sum(ours), min(by_block), max(by_block))
+def cost_ratio(lm_eval: Sequence[float], ours: Sequence[float]) -> CostRatio:
+    """Return lm-evaluation-harness's seconds over permix's, given the seconds of each block."""
+    by_block = [lm_eval_s / ours_s for lm_eval_s, ours_s in zip(lm_eval, ours, strict=True)]
+    return CostRatio(sum(lm_eval) / sum(ours), min(by_block), max(by_block))
 
 
 if __name__ == "__main__":

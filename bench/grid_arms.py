@@ -1,8 +1,8 @@
 """The two arms of `bench.grid`: permix's grid, and lm-evaluation-harness's `hf` backend run once per persona.
 
-Ours is the whole path of `permix stability`, records and verdicts included; of the other, the chat template and `generate_until`
-alone. Both have the same threads, the same allocator settings and weights of the same type; loading them, and a first small
-question, are over when an arm is ready.
+The permix arm does all that `permix stability` does, including records and verdicts. The lm-evaluation-harness arm only applies
+the chat template and calls `generate_until`. Both arms use the same number of threads, the same allocator settings and the same
+dtype of weights. An arm loads its weights before it is ready, so loading is not measured.
 """
 
 import os
@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import groupby
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,13 +23,12 @@ from permix.storage.run_dir import RunDir, cpu_seconds
 from permix.tasks import TASKS
 from permix.tasks.base import verify_completion
 from permix.types import Cell, Sampling
-from permix.verification.math_verifier import Verifier
 
 MISSING = "lm-evaluation-harness is not installed: pip install '.[bench]'"
 
 
 class Setup(NamedTuple):
-    """What both arms are made from. `batch_size` is lm-evaluation-harness's; None is our arm, at its own default."""
+    """The settings of an arm. `batch_size` is that of lm-evaluation-harness; None selects the permix arm and its own default."""
 
     model: str
     dtype: str
@@ -37,61 +37,68 @@ class Setup(NamedTuple):
     batch_size: int | None
 
 
-class Ask(NamedTuple):
-    """An order to answer these cells."""
+class AnswerRequest(NamedTuple):
+    """Asks an arm to answer these cells."""
 
     cells: Sequence[Cell]
 
 
-class Told(NamedTuple):
-    """Of an order's cells, in their order; seconds of this process and its children, user and system."""
+class Answers(NamedTuple):
+    """The completions of a request's cells, in the order of the cells, and the seconds that an arm needed.
+
+    CPU seconds are those of the arm's process and its children, user and system. `prompts` holds the token ids of each prompt.
+    """
 
     cpu_seconds: float
     wall_seconds: float
     texts: list[str]
     prompts: list[list[int]]
-    """Token ids that each cell was asked in."""
 
 
-class Parting(NamedTuple):
-    """What two completions say alike, after their prompt, and the tokens they then go on with."""
+class Divergence(NamedTuple):
+    """The first difference of two completions: the prompt with the tokens that both share, and the next token of each."""
 
-    read: list[int]
-    one: int
-    other: int
-
-
-class Weigh(NamedTuple):
-    """An order to tell how far apart float32 sees the two tokens' logits, for each of these."""
-
-    partings: Sequence[Parting]
+    prefix: list[int]
+    first: int
+    second: int
 
 
-class Answering(Protocol):
-    def answer(self, cells: Sequence[Cell]) -> list[str]: ...
+class LogitGapRequest(NamedTuple):
+    """Asks an arm for the logit gap in float32 of each of these divergences."""
 
-    def prompt(self, cell: Cell) -> list[int]: ...
+    divergences: Sequence[Divergence]
 
 
-def run_arm(setup: Setup, line: Connection) -> None:
-    """What the process does, from loading the model to the end of the orders."""
-    sys.stdout = sys.stderr  # the figures alone go to stdout
+class AnsweringArm(Protocol):
+    def answer(self, cells: Sequence[Cell]) -> list[str]:
+        """Return the completion of each cell."""
+
+    def prompt(self, cell: Cell) -> list[int]:
+        """Return the token ids of the cell's prompt."""
+
+
+def run_arm(setup: Setup, connection: Connection) -> None:
+    """Load the model and reply to requests until one is None. A `bench.process.Worker` runs this function."""
+    sys.stdout = sys.stderr  # stdout is for figures only, and the parent prints them
     set_threads(setup.threads)
-    arm: Answering = Ours(setup) if setup.batch_size is None else Theirs(setup)
-    line.send(None)
-    while (order := line.recv()) is not None:
-        line.send(gaps(setup.model, order.partings) if isinstance(order, Weigh) else _timed(arm, order.cells))
+    arm: AnsweringArm = PermixArm(setup) if setup.batch_size is None else LmEvalArm(setup)
+    connection.send(None)
+    while (request := connection.recv()) is not None:
+        if isinstance(request, LogitGapRequest):
+            connection.send(logit_gaps(setup.model, request.divergences))
+        else:
+            connection.send(_answer_timed(arm, request.cells))
 
 
-def _timed(arm: Answering, cells: Sequence[Cell]) -> Told:
+def _answer_timed(arm: AnsweringArm, cells: Sequence[Cell]) -> Answers:
     cpu, wall = cpu_seconds(), time.perf_counter()
     texts = arm.answer(cells)
     spent = (cpu_seconds() - cpu, time.perf_counter() - wall)
-    return Told(*spent, texts, [arm.prompt(cell) for cell in cells])
+    return Answers(*spent, texts, [arm.prompt(cell) for cell in cells])
 
 
-class Ours:
-    """`permix.evals.grid.run_cells` with `HFModel`, into a run directory that is thrown away."""
+class PermixArm:
+    """Answers cells with `permix.evals.grid.run_cells` and `HFModel`, in a temporary run directory."""
 
     def __init__(self, setup: Setup) -> None:
         from permix.inference.hf import HFModel
@@ -99,23 +106,22 @@ class Ours:
 
         self.model = HFModel(ModelConfig.model_validate({"name": setup.model, "dtype": setup.dtype}))
         self.sampling = Sampling(max_new_tokens=setup.new_tokens)
-        supports_shared_prefix(self.model.network)  # tried once, when a model is first used
+        supports_shared_prefix(self.model.network)  # permix tries this once per model; it is not part of the measurement
 
     def answer(self, cells: Sequence[Cell]) -> list[str]:
         with tempfile.TemporaryDirectory() as scratch:
             config = StabilityConfig(out=Path(scratch) / "run")
-            verifier = Verifier()
             with RunDir.open(config.out, config, {"sampling": self.sampling.model_dump()}) as run:
                 run_cells(
                     self.model,
                     cells,
                     self.sampling,
                     run,
-                    lambda said, gold, prompt: verify_completion(TASKS["gsm8k"], said, gold, verifier, prompt),
+                    partial(verify_completion, TASKS["gsm8k"]),
                     "ours",
                 )
                 answered = run.cells()
-            return [_text(answered[cell.key]) for cell in cells]
+            return [_completion_text(answered[cell.key]) for cell in cells]
 
     def prompt(self, cell: Cell) -> list[int]:
         from permix.inference.chat_template import encode_chat
@@ -123,14 +129,18 @@ class Ours:
         return encode_chat(self.model.tokenizer, cell.messages)
 
 
-def _text(cell: Cell) -> str:
+def _completion_text(cell: Cell) -> str:
     if cell.completion is None:
         raise SystemExit(f"cell {tuple(cell.key)}: no completion: {cell.failure}")
     return cell.completion.text
 
 
-class Theirs:
-    """`lm_eval`'s `HFLM.generate_until`, once for each run of cells of one persona; nothing but the model's own end stops it."""
+class LmEvalArm:
+    """Answers cells with `HFLM.generate_until` of `lm_eval`, called once for consecutive cells of one persona.
+
+    No stop string is set: a completion ends with the model's own stop token or at `new_tokens`. Raises SystemExit if `lm_eval` is
+    not installed.
+    """
 
     def __init__(self, setup: Setup) -> None:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -142,9 +152,10 @@ class Theirs:
         self.options = {"until": [], "do_sample": False, "max_gen_toks": setup.new_tokens}
 
     def answer(self, cells: Sequence[Cell]) -> list[str]:
-        return [text for _, one in groupby(cells, key=lambda cell: cell.persona_id) for text in self._as_one(list(one))]
+        by_persona = groupby(cells, key=lambda cell: cell.persona_id)
+        return [text for _, group in by_persona for text in self._answer_persona(list(group))]
 
-    def _as_one(self, cells: Sequence[Cell]) -> Iterator[str]:
+    def _answer_persona(self, cells: Sequence[Cell]) -> Iterator[str]:
         from lm_eval.api.instance import Instance
 
         requests = [
@@ -161,16 +172,16 @@ class Theirs:
         return str(self.lm.apply_chat_template([dict(message) for message in cell.messages]))
 
 
-def gaps(model: str, partings: Sequence[Parting], device: str = "cpu") -> list[float]:
-    """How far apart float32 sees the logits of the two tokens, for each parting."""
+def logit_gaps(model: str, divergences: Sequence[Divergence], device: str = "cpu") -> list[float]:
+    """Return for each divergence the absolute difference of the two next tokens' logits, computed in float32."""
     import torch
 
     from permix.inference.hf import load_causal_lm
 
     network = load_causal_lm(model, torch.float32, device)
-    found = []
+    gaps = []
     with torch.inference_mode():
-        for parting in partings:
-            logits_V = network(input_ids=torch.tensor([parting.read], device=device), logits_to_keep=1).logits[0, -1]
-            found.append(float((logits_V[parting.one] - logits_V[parting.other]).abs()))
-    return found
+        for divergence in divergences:
+            logits_V = network(input_ids=torch.tensor([divergence.prefix], device=device), logits_to_keep=1).logits[0, -1]
+            gaps.append(float((logits_V[divergence.first] - logits_V[divergence.second]).abs()))
+    return gaps

@@ -1,9 +1,9 @@
-"""What it takes to measure and report a run of very many cells: CPU and wall seconds, and peak memory, one JSON line a figure.
-
-A run of made-up answers, records of about 800 bytes, is written to a scratch folder; a process of its own then makes its report,
-as `permix report` does, and is looked at when it ends.
+"""CPU seconds, wall seconds and peak memory to measure and to report a run of very many cells. One JSON line a figure.
 
     python -m bench.many_cells --personas 199 --questions 5000
+
+A run with made-up answers, about 800 bytes a record, is written to a temporary folder. Then one process of its own computes its
+measures, and another one writes its report, as `permix report` does.
 """
 
 import argparse
@@ -31,16 +31,19 @@ THOUGHT = "Let me think about this step by step. " * 8
 
 
 def personas(count: int) -> list[Persona]:
+    """Return made-up personas."""
     return [Persona(id=f"persona-{p}", text=f"person number {p}, who has a name") for p in range(count)]
 
 
 def questions(count: int) -> list[Question]:
+    """Return made-up questions, all with the gold 72."""
     text = "Question {}: how many clips are left when Natalia has sold some to 48 friends? End with the number in \\boxed{{}}."
     return [Question(id=f"made:{q:06d}", task="gsm8k", text=text.format(q), gold="72") for q in range(count)]
 
 
-def answered(asked: list[Cell], right: NDArray[np.bool_]) -> Iterator[Cell]:
-    for cell, correct in zip(asked, right, strict=True):
+def answer_cells(cells: list[Cell], correct_N: NDArray[np.bool_]) -> Iterator[Cell]:
+    """Yield each cell with a completion and a verdict."""
+    for cell, correct in zip(cells, correct_N, strict=True):
         text = THOUGHT + ("72" if correct else "71")
         yield cell.model_copy(
             update={
@@ -50,31 +53,34 @@ def answered(asked: list[Cell], right: NDArray[np.bool_]) -> Iterator[Cell]:
         )
 
 
-def write_run(out: Path, people: list[Persona], asked: list[Question], samples: int) -> int:
-    """Personas and questions differ, each with a logit of its own; returns how many cells were written."""
+def write_run(out: Path, personas: list[Persona], questions: list[Question], samples: int) -> int:
+    """Write a run, and return the number of its cells. Questions and personas shift the logit of a right answer."""
     rng = np.random.default_rng(0)
-    hard_Q, written = rng.normal(0, 1.5, len(asked)), 0
-    wording = PromptFormat(lambda question: question.text, "you_are", empty_system_prompt=False)
+    difficulty_Q, written = rng.normal(0, 1.5, len(questions)), 0
+    prompt_format = PromptFormat(lambda question: question.text, "you_are", empty_system_prompt=False)
     with RunDir.open(out, StabilityConfig(out=out, samples=samples), {"model": "made up"}) as run:
-        write_json(out / "grid.json", describe_grid(people, asked, samples))
-        for persona in (None, *people):  # one at a time: a million cells are not held in memory here either
-            cells = build_grid([persona], asked, wording, samples=samples, seed=0)
-            chance = 1 / (1 + np.exp(-np.repeat(hard_Q, samples) - rng.normal(0, 0.3)))
-            run.append(answered(cells, rng.random(len(cells)) < chance))
+        write_json(out / "grid.json", describe_grid(personas, questions, samples))
+        for persona in (None, *personas):  # one persona at a time, so that a million cells are never in memory at once
+            cells = build_grid([persona], questions, prompt_format, samples=samples, seed=0)
+            chance_N = 1 / (1 + np.exp(-np.repeat(difficulty_Q, samples) - rng.normal(0, 0.3)))
+            run.append(answer_cells(cells, rng.random(len(cells)) < chance_N))
             written += len(cells)
     return written
 
 
-def in_a_child(work: str, run: Path, out: Path) -> dict[str, float]:
-    """CPU and wall seconds of a process that measures, or reports, and its peak memory in MB."""
+def in_own_process(work: str, run: Path, out: Path) -> dict[str, float]:
+    """Measure or report the run in a forked process; return its CPU and wall seconds and its peak memory in MB.
+
+    Raises SystemExit if the process fails.
+    """
     started, child = time.monotonic(), os.fork()
     if child == 0:
         if work == "summarize":
             measure_stability(run)
         else:
             run_report(ReportConfig(runs=(run,), out=out))
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        write_json(out / f"{work}.json", {"cpu_s": used.ru_utime + used.ru_stime, "peak_mb": used.ru_maxrss / 1024})
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        write_json(out / f"{work}.json", {"cpu_s": usage.ru_utime + usage.ru_stime, "peak_mb": usage.ru_maxrss / 1024})
         os._exit(0)
     _, status = os.waitpid(child, 0)
     if status:
@@ -83,11 +89,11 @@ def in_a_child(work: str, run: Path, out: Path) -> dict[str, float]:
 
 
 def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(prog="python -m bench.many_cells", description=(__doc__ or "").partition(":")[0])
-    options.add_argument("--personas", type=int, default=199)
-    options.add_argument("--questions", type=int, default=5000)
-    options.add_argument("--samples", type=int, default=1)
-    return options
+    parser = argparse.ArgumentParser(prog="python -m bench.many_cells", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--personas", type=int, default=199)
+    parser.add_argument("--questions", type=int, default=5000)
+    parser.add_argument("--samples", type=int, default=1)
+    return parser
 
 
 def main() -> None:
@@ -97,7 +103,7 @@ def main() -> None:
         out.mkdir()
         cells = write_run(run, personas(options.personas), questions(options.questions), options.samples)
         for work in ("summarize", "report"):
-            for figure, value in in_a_child(work, run, out).items():
+            for figure, value in in_own_process(work, run, out).items():
                 show(f"{work}_{figure}", value, cells=cells, **vars(options))
 
 

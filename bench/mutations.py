@@ -1,10 +1,11 @@
-r"""Golds changed a little, which the verifier must refuse, and golds written in other ways, which it must accept.
+r"""How often the verifier accepts golds that were changed a little, and refuses golds that were rewritten with the same meaning.
 
     python -m bench.mutations train.json test.jsonl
 
-reads the field `answer` of each row (MATH and MATH-500 as published) and prints one JSON line for each kind of change and for the
-rewritings: how many were tried, and which the verifier judged otherwise. A change that leaves the value as it is (-0 for 0) is
-listed too. Without a file, the golds are made up, in the forms of MATH.
+The field `answer` of each row is read (MATH and MATH-500 as published); without a file, golds in the forms of MATH are made up.
+Printed is one JSON line for each kind of change and one for the rewritings: `n` is the number of tries, `otherwise` the number
+that the verifier judged otherwise, and `which` the first of them. A change that leaves the value as it is (-0 for 0) is counted
+too.
 """
 
 import argparse
@@ -17,60 +18,60 @@ from pathlib import Path
 
 from permix.tasks import TASKS, verify_completion
 from permix.verification.latex import clean_latex
-from permix.verification.math_verifier import Verifier, answers_equal
+from permix.verification.math_verifier import answers_equal
 
 UNITS = ("cm", "feet", "miles", "hours", "minutes", "dollars", "degrees", "kg")
 
 
 def golds(rng: random.Random, n: int) -> Iterator[str]:
-    """Golds with random numbers, letters and units."""
+    """Yield `n` golds with random numbers, letters and units."""
 
-    def whole(low: int = 2, high: int = 99) -> int:
+    def integer(low: int = 2, high: int = 99) -> int:
         return rng.randint(low, high)
 
     letter = iter("xyzabnt" * n)
     forms = (
-        lambda: str(whole(1, 2000)),
-        lambda: f"-{whole()}",
-        lambda: f"{whole()}.{whole(1, 99)}",
-        lambda: rf"\frac{{{whole()}}}{{{whole()}}}",
-        lambda: rf"-\dfrac{{{whole()}}}{{{whole()}}}",
-        lambda: rf"{whole(2, 9)}\frac{{{whole(1, 4)}}}{{{whole(5, 9)}}}",
-        lambda: rf"{whole()}\sqrt{{{whole()}}}",
-        lambda: rf"\frac{{{whole()}+\sqrt{{{whole()}}}}}{{{whole()}}}",
-        lambda: rf"{whole()}\pi",
-        lambda: rf"{whole()}-{whole()}i",
-        lambda: f"{whole()}{next(letter)}^{whole(2, 5)}-{whole()}{next(letter)}+{whole()}",
-        lambda: rf"\frac{{{next(letter)}+{whole()}}}{{{whole()}}}",
-        lambda: f"({whole()},{whole()})",
-        lambda: rf"({whole()}, -\frac{{{whole()}}}{{{whole()}}}]",
-        lambda: rf"(-\infty,{whole()})\cup({whole(100, 200)},\infty)",
-        lambda: f"{whole()}, {whole(100, 200)}, {whole(201, 300)}",
-        lambda: rf"\begin{{pmatrix}} {whole()} & {whole()} \\ -{whole()} & {whole()} \end{{pmatrix}}",
-        lambda: f"{whole()}_{{{whole(3, 9)}}}",
-        lambda: rf"{whole()}\text{{ {rng.choice(UNITS)}}}",
-        lambda: rf"{whole()}^\circ",
-        lambda: rf"\${whole()}.{whole(10, 99)}",
-        lambda: rf"{whole()}\%",
-        lambda: f"{next(letter)}={whole()}{next(letter)}+{whole()}",
-        lambda: f"{whole(1, 12)}:{whole(10, 59)}" + rf" \text{{ {rng.choice(['a.m.', 'p.m.'])}}}",
-        lambda: rf"{whole()}^{{{whole(10, 40)}}} + {whole()}x",
-        lambda: rf"\{{{whole()}, {whole(100, 200)}\}}",
-        lambda: rf"e^{{{whole()}x}}",
-        lambda: rf"{whole()} \pm {whole()}\sqrt{{{whole()}}}",
+        lambda: str(integer(1, 2000)),
+        lambda: f"-{integer()}",
+        lambda: f"{integer()}.{integer(1, 99)}",
+        lambda: rf"\frac{{{integer()}}}{{{integer()}}}",
+        lambda: rf"-\dfrac{{{integer()}}}{{{integer()}}}",
+        lambda: rf"{integer(2, 9)}\frac{{{integer(1, 4)}}}{{{integer(5, 9)}}}",
+        lambda: rf"{integer()}\sqrt{{{integer()}}}",
+        lambda: rf"\frac{{{integer()}+\sqrt{{{integer()}}}}}{{{integer()}}}",
+        lambda: rf"{integer()}\pi",
+        lambda: rf"{integer()}-{integer()}i",
+        lambda: f"{integer()}{next(letter)}^{integer(2, 5)}-{integer()}{next(letter)}+{integer()}",
+        lambda: rf"\frac{{{next(letter)}+{integer()}}}{{{integer()}}}",
+        lambda: f"({integer()},{integer()})",
+        lambda: rf"({integer()}, -\frac{{{integer()}}}{{{integer()}}}]",
+        lambda: rf"(-\infty,{integer()})\cup({integer(100, 200)},\infty)",
+        lambda: f"{integer()}, {integer(100, 200)}, {integer(201, 300)}",
+        lambda: rf"\begin{{pmatrix}} {integer()} & {integer()} \\ -{integer()} & {integer()} \end{{pmatrix}}",
+        lambda: f"{integer()}_{{{integer(3, 9)}}}",
+        lambda: rf"{integer()}\text{{ {rng.choice(UNITS)}}}",
+        lambda: rf"{integer()}^\circ",
+        lambda: rf"\${integer()}.{integer(10, 99)}",
+        lambda: rf"{integer()}\%",
+        lambda: f"{next(letter)}={integer()}{next(letter)}+{integer()}",
+        lambda: f"{integer(1, 12)}:{integer(10, 59)}" + rf" \text{{ {rng.choice(['a.m.', 'p.m.'])}}}",
+        lambda: rf"{integer()}^{{{integer(10, 40)}}} + {integer()}x",
+        lambda: rf"\{{{integer()}, {integer(100, 200)}\}}",
+        lambda: rf"e^{{{integer()}x}}",
+        lambda: rf"{integer()} \pm {integer()}\sqrt{{{integer()}}}",
     )
-    for place in range(n):
-        yield forms[place % len(forms)]()
+    for index in range(n):
+        yield forms[index % len(forms)]()
 
 
 def mutations(gold: str, rng: random.Random) -> Iterator[tuple[str, str]]:
-    """(kind, changed gold); a kind only where the gold has such a part."""
+    """Yield (kind, changed gold) for each kind of change that the gold has a part for."""
     digit = rng.choice(list(re.finditer(r"[0-9]", gold)))
     yield "digit", gold[: digit.start()] + str((int(digit[0]) + rng.randint(1, 9)) % 10) + gold[digit.end() :]
     if minus := list(re.finditer("-", gold)):
-        place = rng.choice(minus).start()
-        before = gold[:place].rstrip()
-        yield "sign", gold[:place] + ("" if not before or before[-1] in "({,&[=\\" else "+") + gold[place + 1 :]
+        start = rng.choice(minus).start()
+        before = gold[:start].rstrip()
+        yield "sign", gold[:start] + ("" if not before or before[-1] in "({,&[=\\" else "+") + gold[start + 1 :]
     elif gold[0].isdigit() and ":" not in gold and "_" not in gold:
         yield "sign", f"-{gold}"
     if exponent := re.search(r"\^\{?([0-9]+)\}?", gold):
@@ -80,7 +81,7 @@ def mutations(gold: str, rng: random.Random) -> Iterator[tuple[str, str]]:
         yield "radical", gold.replace(radical[0], radical[1])
         yield "radical", gold.replace(radical[0], rf"\sqrt[3]{{{radical[1]}}}")
     if unit := re.search(r"\\text\{ (" + "|".join(UNITS) + ")", gold):
-        yield "unit", gold.replace(unit[1], rng.choice([one for one in UNITS if one != unit[1]]))
+        yield "unit", gold.replace(unit[1], rng.choice([other for other in UNITS if other != unit[1]]))
     if "^\\circ" in gold:
         yield "unit", gold.replace("^\\circ", r"\text{ cm}")
     if "\\$" in gold:
@@ -105,7 +106,7 @@ def mutations(gold: str, rng: random.Random) -> Iterator[tuple[str, str]]:
 
 
 def rewritings(gold: str) -> Iterator[str]:
-    """Completions that state the gold in another way."""
+    """Yield completions that state the gold in another way."""
     yield rf"The answer is $\boxed{{{gold}}}$."
     yield rf"The answer is ${gold}$."
     yield rf"So the final answer is \({gold}\). Arr, and 3 more!"
@@ -129,20 +130,20 @@ def rewritings(gold: str) -> Iterator[str]:
     if "\\pi" in gold:
         yield "\\boxed{" + gold.replace("\\pi", "π") + "}"
     if re.fullmatch(r"[^\\()\[\]{},]+(, [^\\()\[\]{},]+){2}", gold):
-        items = [one.strip() for one in gold.split(",")]
-        yield "The answers are " + ", ".join(rf"$\boxed{{{one}}}$" for one in reversed(items)) + "."
+        items = [item.strip() for item in gold.split(",")]
+        yield "The answers are " + ", ".join(rf"$\boxed{{{item}}}$" for item in reversed(items)) + "."
 
 
 def read_golds(path: Path) -> list[str]:
-    """The distinct golds of a .json or .jsonl file."""
+    """Return the distinct golds of a .json or .jsonl file."""
     text = path.read_text(encoding="utf-8")
     rows = json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
     return list(dict.fromkeys(str(row["answer"]) for row in rows if row.get("answer") not in (None, "")))
 
 
 def figures(golds: Iterable[str], seed: int = 0) -> Iterator[dict[str, object]]:
-    """One figure for each kind of change, and one for the rewritings."""
-    rng, verifier = random.Random(seed), Verifier()
+    """Yield one figure for each kind of change, and one for the rewritings."""
+    rng = random.Random(seed)
     tried: dict[str, int] = defaultdict(int)
     otherwise: dict[str, list[list[str]]] = defaultdict(list)
     for gold in golds:
@@ -153,22 +154,22 @@ def figures(golds: Iterable[str], seed: int = 0) -> Iterator[dict[str, object]]:
                     otherwise[kind].append([gold, changed])
         for completion in rewritings(gold):
             tried["rewritten"] += 1
-            if not verify_completion(TASKS["math"], completion, gold, verifier).correct:
+            if not verify_completion(TASKS["math"], completion, gold).correct:
                 otherwise["rewritten"].append([gold, completion])
     for kind, n in sorted(tried.items()):
         yield {"figure": "mutation", "kind": kind, "n": n, "otherwise": len(otherwise[kind]), "which": otherwise[kind][:20]}
 
 
 def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("files", nargs="*", type=Path)
-    return options
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", type=Path, help="files with golds; without one, golds are made up")
+    return parser
 
 
 def main() -> None:
-    given = parser().parse_args()
-    read = list(dict.fromkeys(gold for path in given.files for gold in read_golds(path)))
-    for figure in figures(read or golds(random.Random(0), 2000)):
+    options = parser().parse_args()
+    golds_of_files = list(dict.fromkeys(gold for path in options.files for gold in read_golds(path)))
+    for figure in figures(golds_of_files or golds(random.Random(0), 2000)):
         print(json.dumps(figure, ensure_ascii=False))
 
 

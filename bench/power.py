@@ -1,11 +1,13 @@
 """How many questions a comparison of two models needs to detect a difference in persona stability, by simulation.
 
 Two models answer the same questions under the same personas. The PSS of the first is lower than that of the second by a known
-factor. Question difficulty is normal on the logit scale (sd 1.5); each cell has a shift of its
-own (sd .5, correlation .5 between the models). The test is the swap test of `permix.metrics.model_comparison` on the measure as
-observed, at level .05, two-sided. One JSON line for each kind of effect and number of questions: the share of pairs in which the
-test of each measure rejects, with its exact 95 % interval. A last line for each kind of effect has the number of questions at
-which each measure reaches a power of .8, interpolated linearly in the logarithm of the number of questions.
+factor. Question difficulty is normal on the logit scale (sd 1.5). Each cell has a shift of its own (sd .5, correlation .5
+between the models). The test is the swap test of `permix.metrics.model_comparison` on the measure as observed, at level .05,
+two-sided.
+
+Printed is one JSON line for each comparison and number of questions: the share of pairs in which the test of each measure
+rejects, with its exact 95 % interval. A last line for each comparison has the number of questions at which each measure reaches a
+power of .8, interpolated linearly in the logarithm of the number of questions.
 
     python -m bench.power > power.jsonl
 """
@@ -52,7 +54,7 @@ COMPARISONS = (
 
 
 def logits(shape_P: Array, pss: float, accuracy: float) -> Array:
-    """Logits [P] of a question of mean difficulty: effects of this shape, with the PSS and the mean accuracy asked for."""
+    """Return `logit_P` of a question of mean difficulty, with effects of this shape, this PSS and this mean accuracy."""
     spread_Q = MANY_Q * math.hypot(DIFFICULTY_SD, INTERACTION_SD) / DIFFICULTY_SD
 
     def accuracies(size: float) -> tuple[Array, Array]:
@@ -67,7 +69,7 @@ def logits(shape_P: Array, pss: float, accuracy: float) -> Array:
 
 
 def draw_pair(logit_2_P: Array, questions: int, rng: np.random.Generator) -> list[Array]:
-    """Scores [P, Q] of two models on the same questions."""
+    """Draw the scores `correct_P_Q` of two models on the same questions."""
     difficulty_Q = rng.normal(0, DIFFICULTY_SD, questions)
     shared_P_Q, *own_2_P_Q = rng.normal(0, INTERACTION_SD, (3, logit_2_P.shape[1], questions))
     return [
@@ -79,21 +81,21 @@ def draw_pair(logit_2_P: Array, questions: int, rng: np.random.Generator) -> lis
 
 
 def rejections(logit_2_P: Array, questions: int, swaps: int, rng: np.random.Generator) -> dict[str, bool]:
-    """Whether the swap test of each measure rejects in one pair of models."""
+    """Draw one pair of models, and return for each measure whether the swap test rejects."""
     both_P_2Q = np.concatenate(draw_pair(logit_2_P, questions, rng), axis=1)
     no_baseline_2Q = np.full(2 * questions, np.nan)
-    # Row 0 swaps nothing. A swapped grid is a choice of columns from both grids, so weights of 0 and 1 make it.
+    # Row 0 swaps nothing. Weights of 0 and 1 choose the columns of a swapped grid from the grids of both models.
     swap_R_Q = np.concatenate([np.zeros((1, questions)), rng.integers(0, 2, (swaps, questions))])
-    one, two = (
+    first, second = (
         resample_scores(both_P_2Q, no_baseline_2Q, np.concatenate(weights, axis=1))
         for weights in ([1 - swap_R_Q, swap_R_Q], [swap_R_Q, 1 - swap_R_Q])
     )
-    difference_R = {measure.name: measure.of_resamples(two) - measure.of_resamples(one) for measure in MEASURES}
+    difference_R = {measure.name: measure.of_resamples(second) - measure.of_resamples(first) for measure in MEASURES}
     return {name: permutation_p(abs(value_R[0]), np.abs(value_R[1:])) < LEVEL for name, value_R in difference_R.items()}
 
 
 def questions_for_power(power_by_size: dict[int, float]) -> int | None:
-    """Number of questions at which the power reaches `POWER`; None if no size does."""
+    """Return the number of questions at which the power reaches `POWER`; None if it does not at any size."""
     reached = [size for size, power in power_by_size.items() if power >= POWER]
     if not reached:
         return None
@@ -106,8 +108,8 @@ def questions_for_power(power_by_size: dict[int, float]) -> int | None:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=400, help="pairs of models of a comparison and number of questions")
-    parser.add_argument("--swaps", type=int, default=200, help="swaps of a test")
+    parser.add_argument("--pairs", type=int, default=400, help="pairs of models for each comparison and number of questions")
+    parser.add_argument("--swaps", type=int, default=200, help="random swaps of each test")
     parser.add_argument("--seed", type=int, default=7)
     return parser
 
@@ -117,23 +119,17 @@ def main() -> None:
     for comparison in COMPARISONS:
         rng = np.random.default_rng(options.seed)
         shape_P = rng.normal(size=comparison.personas) if comparison.effect == "graded" else -np.eye(comparison.personas)[0]
-        logit_2_P = np.stack(
-            [
-                logits(shape_P, *one)
-                for one in ((comparison.pss, comparison.accuracy), (comparison.other_pss, comparison.other_accuracy))
-            ]
-        )
-        power: dict[str, dict[int, float]] = {one.name: {} for one in MEASURES}
+        targets = (comparison.pss, comparison.accuracy), (comparison.other_pss, comparison.other_accuracy)
+        logit_2_P = np.stack([logits(shape_P, pss, accuracy) for pss, accuracy in targets])
+        power: dict[str, dict[int, float]] = {measure.name: {} for measure in MEASURES}
         for questions in SIZES:
-            found = [rejections(logit_2_P, questions, options.swaps, rng) for _ in range(options.pairs)]
+            outcomes = [rejections(logit_2_P, questions, options.swaps, rng) for _ in range(options.pairs)]
             line = comparison._asdict() | {"questions": questions, "pairs": options.pairs, "seed": options.seed, "rejected": {}}
-            for one in MEASURES:
-                rejected = sum(each[one.name] for each in found)
-                power[one.name][questions] = rejected / options.pairs
+            for name, by_size in power.items():
+                rejected = sum(outcome[name] for outcome in outcomes)
+                by_size[questions] = rejected / options.pairs
                 interval = binomtest(rejected, options.pairs).proportion_ci()
-                line["rejected"][one.name] = [
-                    round(value, 3) for value in (rejected / options.pairs, interval.low, interval.high)
-                ]
+                line["rejected"][name] = [round(value, 3) for value in (by_size[questions], interval.low, interval.high)]
             print(json.dumps(line), flush=True)
         needed = {name: questions_for_power(by_size) for name, by_size in power.items()}
         print(json.dumps(comparison._asdict() | {"questions for power .8": needed}), flush=True)

@@ -1,4 +1,4 @@
-"""An arm of a benchmark: work in a process of its own, done when it is ordered and then reported."""
+"""A worker process of a benchmark: it answers one request at a time, so that its CPU time can be measured apart from others'."""
 
 import contextlib
 import multiprocessing
@@ -7,33 +7,37 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 
-class Arm:
-    """Runs `work(setup, line)`, a function of a module's top level that sends what it says once it is ready and then a reply to
-    each order, until the order is None.
+class Worker:
+    """Runs `work(setup, connection)` in a process of its own.
+
+    `work` is a function at the top level of a module. It sends one message when it is ready (`ready` holds it), then one reply to
+    each request, and returns when it receives None. Raises SystemExit if the process ends before it has replied.
     """
 
     def __init__(self, work: Callable[[Any, Connection], None], setup: Any, *, device: str) -> None:
-        # A fork is quick, but no child of it can use a GPU that its parent has looked at.
+        # A forked process starts sooner, but it cannot use a GPU that its parent has initialized.
         context: Any = multiprocessing.get_context("spawn" if device == "cuda" else "forkserver")
         if device != "cuda":
             context.set_forkserver_preload([work.__module__])
-        self._line, theirs = context.Pipe()
-        self._process = context.Process(target=work, args=(setup, theirs), daemon=True)
+        self._connection, far_end = context.Pipe()
+        self._process = context.Process(target=work, args=(setup, far_end), daemon=True)
         self._process.start()
-        theirs.close()
-        self.ready = self._said()
+        far_end.close()
+        self.ready = self._receive()
 
-    def ask(self, order: Any) -> Any:
-        self._line.send(order)
-        return self._said()
+    def call(self, request: Any) -> Any:
+        """Send a request and return the reply."""
+        self._connection.send(request)
+        return self._receive()
 
     def close(self) -> None:
+        """Send None, which ends the work, and wait for the process."""
         with contextlib.suppress(OSError):
-            self._line.send(None)
+            self._connection.send(None)
         self._process.join()
 
-    def _said(self) -> Any:
+    def _receive(self) -> Any:
         try:
-            return self._line.recv()
+            return self._connection.recv()
         except EOFError:
-            raise SystemExit("an arm ended before its orders did") from None
+            raise SystemExit("a worker process of the benchmark ended before it replied") from None

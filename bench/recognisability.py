@@ -1,17 +1,19 @@
-"""Recognisability: how often its intervals hold the truth, by simulation; and its agreement with identifiability, on real runs.
-
-Simulated vectors: an answer's is `strength` times its persona's text, plus a part that the question gives to all personas, plus
-noise; texts, questions and noise are normal in 16 dimensions. Questions differ in strength (log-normal, sd 0.5), so the answers
-to one question are recognised together. The truth is the value over 1500 questions. A Markdown table.
+"""How often the intervals of recognisability contain the true value, by simulation; or how it agrees with identifiability, on
+runs.
 
     python -m bench.recognisability --data-sets 400
 
-With runs of open-ended questions, answer by answer: does the embedder recognise the persona, and does the classifier of
-identifiability name it, trained on the run's own answers to other questions? Of a judged run also, for each judge: how often the
-score of a recognised answer is above that of another one (ties count half), and the same for named answers. Intervals draw
-questions. One JSON line a figure.
+Without runs, vectors are simulated and a Markdown table is printed. The vector of an answer is `strength` times that of its
+persona's text, plus a part that the question gives to all personas, plus noise; texts, questions and noise are normal in 16
+dimensions. Questions differ in strength (log-normal, sd 0.5), so the answers to one question are recognised together. The true
+value is that over 1500 questions.
 
     python -m bench.recognisability docs/recorded/quickstart/*-fidelity
+
+With runs of open-ended questions, two verdicts on each answer are compared: whether the embedder recognises its persona, and
+whether the classifier of identifiability, trained on the run's own answers to other questions, names it. For each judge of a run,
+`auc_of_score_for_recognised` is how often the score of a recognised answer is above that of another one (ties count half), and
+`auc_of_score_for_named` the same for named answers. Intervals resample questions. One JSON line a figure.
 """
 
 import argparse
@@ -43,7 +45,7 @@ DIMENSIONS, TRUTH_QUESTIONS = 16, 1500
 
 
 class Setting(NamedTuple):
-    """A kind of run. `swapped`: each persona talks like the next one. `missing`: the share of answers that are not there."""
+    """A kind of run. `swapped`: the answers of a persona follow the text of another. `missing`: the share of missing answers."""
 
     personas: int
     questions: int
@@ -59,17 +61,17 @@ SETTINGS = (
 
 
 def simulate_vectors(setting: Setting, text_P_D: Array, questions: int, rng: np.random.Generator) -> Array:
-    """vector_P_Q_D of the answers; NaN where an answer is missing."""
-    spoken_P_D = np.roll(text_P_D, 1, axis=0) if setting.swapped else text_P_D
+    """Draw `vector_P_Q_D` of the answers, with NaN where an answer is missing."""
+    source_P_D = np.roll(text_P_D, 1, axis=0) if setting.swapped else text_P_D
     strength_Q = setting.strength * np.exp(rng.normal(0, 0.5, size=questions))
-    vector_P_Q_D = strength_Q[:, None] * spoken_P_D[:, None] + rng.normal(size=(questions, DIMENSIONS)) * 2
+    vector_P_Q_D = strength_Q[:, None] * source_P_D[:, None] + rng.normal(size=(questions, DIMENSIONS)) * 2
     vector_P_Q_D += rng.normal(size=vector_P_Q_D.shape)
     vector_P_Q_D[rng.random(vector_P_Q_D.shape[:2]) < setting.missing] = np.nan
     return np.asarray(vector_P_Q_D)
 
 
 def measure(vector_P_Q_D: Array, text_P_D: Array, seed: int, resamples: int) -> Recognisability:
-    """The measure on texts that stand for these vectors. The control of length has one vector for all answers."""
+    """Compute recognisability from these vectors instead of from texts. In the control of length all answers have one vector."""
     P, Q, _ = vector_P_Q_D.shape
     vectors = {f"answer{p}x{q}": vector_P_Q_D[p, q] for p in range(P) for q in range(Q)}
     vectors |= {f"persona{p}": text_P_D[p] for p in range(P)}
@@ -82,41 +84,41 @@ def measure(vector_P_Q_D: Array, text_P_D: Array, seed: int, resamples: int) -> 
 
 
 def simulate(setting: Setting, data_sets: int, resamples: int, seed: int) -> list[str]:
-    """A row of the table: what was drawn, the true share, and in per cent how often each interval held the truth."""
+    """Return the row of a setting: the setting, the true share, the bias, the coverage of intervals in per cent, the controls."""
     rng = np.random.default_rng([seed, *(round(100 * value) for value in setting)])
-    truths, found = [], list[Recognisability]()
+    truths, measured = [], list[Recognisability]()
     for data_set in range(data_sets):
         text_P_D = rng.normal(size=(setting.personas, DIMENSIONS))
-        many = nearest_texts(
+        true = nearest_texts(
             simulate_vectors(setting._replace(missing=0.0), text_P_D, TRUTH_QUESTIONS, rng),
             np.ones((setting.personas, TRUTH_QUESTIONS), dtype=bool),
             text_P_D,
         )
-        truths.append((many.own_share_P_Q.mean(), many.margin_P_Q.mean(), many.own_share_P_Q.mean(axis=1)))
-        found.append(measure(simulate_vectors(setting, text_P_D, setting.questions, rng), text_P_D, data_set, resamples))
+        truths.append((true.own_share_P_Q.mean(), true.margin_P_Q.mean(), true.own_share_P_Q.mean(axis=1)))
+        measured.append(measure(simulate_vectors(setting, text_P_D, setting.questions, rng), text_P_D, data_set, resamples))
     share, margin = ([float(truth[part]) for truth in truths] for part in (0, 1))
-    recall = [
-        _held(one.per_persona[p], float(truth[2][p]))
-        for one, truth in zip(found, truths, strict=True)
+    persona_covered = [
+        _contains(estimates.per_persona[p], float(truth[2][p]))
+        for estimates, truth in zip(measured, truths, strict=True)
         for p in range(setting.personas)
     ]
-    pairs = list(zip(found, share, margin, strict=True))
+    with_truth = list(zip(measured, share, margin, strict=True))
     return [
         f"{setting.personas} × {setting.questions}",
         f"{setting.strength:g}" + ", swapped" * setting.swapped + (f", {setting.missing:.0%} missing" if setting.missing else ""),
         f"{np.mean(share):.3f}",
-        f"{np.mean([(one.accuracy.value or 0) - true for one, true, _ in pairs]):+.3f}".replace("-", "−"),
-        f"{100 * np.mean([_held(one.accuracy, true) for one, true, _ in pairs]):.0f}",
-        f"{100 * np.mean([_held(one.margin, true) for one, _, true in pairs]):.0f}",
-        f"{100 * np.mean(recall):.0f}",
-        f"{np.mean([one.question_only.value for one in found]):.3f}",
-        f"{np.mean([one.shuffled.value for one in found]):.3f}",
-        f"{100 * np.mean([one.shuffled_p < 0.05 for one in found]):.0f}",
+        f"{np.mean([(estimates.accuracy.value or 0) - true for estimates, true, _ in with_truth]):+.3f}".replace("-", "−"),
+        f"{100 * np.mean([_contains(estimates.accuracy, true) for estimates, true, _ in with_truth]):.0f}",
+        f"{100 * np.mean([_contains(estimates.margin, true) for estimates, _, true in with_truth]):.0f}",
+        f"{100 * np.mean(persona_covered):.0f}",
+        f"{np.mean([estimates.question_only.value for estimates in measured]):.3f}",
+        f"{np.mean([estimates.shuffled.value for estimates in measured]):.3f}",
+        f"{100 * np.mean([estimates.shuffled_p < 0.05 for estimates in measured]):.0f}",
     ]
 
 
-def _held(found: Estimate, truth: float) -> bool:
-    return found.low is not None and found.high is not None and found.low - 1e-9 <= truth <= found.high + 1e-9
+def _contains(estimate: Estimate, truth: float) -> bool:
+    return estimate.low is not None and estimate.high is not None and estimate.low - 1e-9 <= truth <= estimate.high + 1e-9
 
 
 HEADINGS = (
@@ -126,7 +128,7 @@ HEADINGS = (
 
 
 class Verdicts(NamedTuple):
-    """Of each answer: whether the embedder recognised it, and whether the classifier named its persona; NaN without an answer."""
+    """Whether the embedder recognised each answer, and whether the classifier named its persona; NaN without an answer."""
 
     persona_ids: list[str]
     question_ids: list[str]
@@ -136,6 +138,7 @@ class Verdicts(NamedTuple):
 
 
 def read_verdicts(run: Path) -> Verdicts:
+    """Embed and classify the answers of a fidelity run."""
     grid, config = read_answer_grid(run), RunReader(run).config
     texts_by_id = read_persona_texts(run, list(grid.cells.values()))
     texts = [texts_by_id[persona] for persona in grid.persona_ids]
@@ -146,9 +149,9 @@ def read_verdicts(run: Path) -> Verdicts:
     vectors = embed([remove_persona_words(answer or "", texts) for row in answers_P_Q for answer in row]).astype(float)
     vector_P_Q_D = vectors.reshape(*answered_P_Q.shape, -1)
     vector_P_Q_D[~answered_P_Q] = np.nan
-    near = nearest_texts(vector_P_Q_D, answered_P_Q, text_P_D)
+    nearest = nearest_texts(vector_P_Q_D, answered_P_Q, text_P_D)
     named_P_Q = _named_by_classifier(grid.persona_ids, texts, answers_P_Q, grid.question_texts, config)
-    return Verdicts(grid.persona_ids, grid.question_ids, near.own_share_P_Q, named_P_Q, near.margin_P_Q)
+    return Verdicts(grid.persona_ids, grid.question_ids, nearest.own_share_P_Q, named_P_Q, nearest.margin_P_Q)
 
 
 def _named_by_classifier(
@@ -158,90 +161,101 @@ def _named_by_classifier(
     questions: Sequence[str],
     config: Any,
 ) -> Array:
-    """1 where the classifier of identifiability names the persona, with its folds of questions; else 0."""
+    """Return `named_P_Q`: 1 where the classifier of identifiability names the persona, else 0; NaN without an answer.
+
+    It is trained and applied by the same folds of questions as in identifiability.
+    """
     order = sorted(range(len(questions)), key=lambda q: seed_from(config["seed"], canonical_text(questions[q])))
     fold_Q = np.empty(len(questions), dtype=int)
     fold_Q[order] = np.arange(len(questions)) % config["folds"]
     named_P_Q = np.full((len(persona_ids), len(questions)), np.nan)
     for fold in range(config["folds"]):
         answers = [(p, q, text) for p, row in enumerate(answers_P_Q) for q, text in enumerate(row) if text is not None]
-        taught = [answer for answer in answers if fold_Q[answer[1]] != fold]
-        asked = [answer for answer in answers if fold_Q[answer[1]] == fold]
-        classifier = fit_persona_classifier([text for _, _, text in taught], [persona_ids[p] for p, _, _ in taught], texts)
-        for (p, q, _), name in zip(asked, classifier.predict([text for _, _, text in asked]), strict=True):
+        train = [answer for answer in answers if fold_Q[answer[1]] != fold]
+        test = [answer for answer in answers if fold_Q[answer[1]] == fold]
+        classifier = fit_persona_classifier([text for _, _, text in train], [persona_ids[p] for p, _, _ in train], texts)
+        for (p, q, _), name in zip(test, classifier.predict([text for _, _, text in test]), strict=True):
             named_P_Q[p, q] = name == persona_ids[p]
     return named_P_Q
 
 
 def report_agreement(run: Path, seed: int, resamples: int) -> None:
-    found = read_verdicts(run)
-    label, Q = str(RunReader(run).config.get("label") or run.name), found.named_P_Q.shape[1]
+    """Print the figures of a run, with intervals over questions."""
+    verdicts = read_verdicts(run)
+    label, Q = str(RunReader(run).config.get("label") or run.name), verdicts.named_P_Q.shape[1]
     draws_R_Q = np.random.default_rng(seed).integers(Q, size=(resamples, Q))
-    right_P_Q, named_P_Q = ((value_P_Q > 0.5).astype(float) for value_P_Q in (found.recognised_P_Q, found.named_P_Q))
+    recognised_P_Q, named_P_Q = ((value_P_Q > 0.5).astype(float) for value_P_Q in (verdicts.recognised_P_Q, verdicts.named_P_Q))
     table = {
-        f"{'recognised' if one else 'not recognised'}, {'named' if two else 'not named'}": int(
-            ((right_P_Q == one) & (named_P_Q == two)).sum()
+        f"{'recognised' if recognised else 'not recognised'}, {'named' if named else 'not named'}": int(
+            ((recognised_P_Q == recognised) & (named_P_Q == named)).sum()
         )
-        for one in (True, False)
-        for two in (True, False)
+        for recognised in (True, False)
+        for named in (True, False)
     }
-    show("answers", right_P_Q.size, run=label, personas=len(right_P_Q), questions=Q, **table)
+    show("answers", recognised_P_Q.size, run=label, personas=len(recognised_P_Q), questions=Q, **table)
     measures: dict[str, Callable[[NDArray[np.int64]], float]] = {
-        "recognised": lambda at: float(found.recognised_P_Q[:, at].mean()),
-        "named": lambda at: float(named_P_Q[:, at].mean()),
-        "agreement": lambda at: float((right_P_Q[:, at] == named_P_Q[:, at]).mean()),
-        "kappa": lambda at: kappa(right_P_Q[:, at], named_P_Q[:, at]),
-        "kappa_within_personas": lambda at: kappa_within(right_P_Q[:, at], named_P_Q[:, at]),
-        "auc_of_margin_for_named": lambda at: area(found.margin_P_Q[:, at], named_P_Q[:, at]),
-        "persona_correlation": lambda at: correlation(right_P_Q[:, at].mean(axis=1), named_P_Q[:, at].mean(axis=1)),
+        "recognised": lambda draw_Q: float(verdicts.recognised_P_Q[:, draw_Q].mean()),
+        "named": lambda draw_Q: float(named_P_Q[:, draw_Q].mean()),
+        "agreement": lambda draw_Q: float((recognised_P_Q[:, draw_Q] == named_P_Q[:, draw_Q]).mean()),
+        "kappa": lambda draw_Q: kappa(recognised_P_Q[:, draw_Q], named_P_Q[:, draw_Q]),
+        "kappa_within_personas": lambda draw_Q: kappa_within(recognised_P_Q[:, draw_Q], named_P_Q[:, draw_Q]),
+        "auc_of_margin_for_named": lambda draw_Q: auc(verdicts.margin_P_Q[:, draw_Q], named_P_Q[:, draw_Q]),
+        "persona_correlation": lambda draw_Q: correlation(
+            recognised_P_Q[:, draw_Q].mean(axis=1), named_P_Q[:, draw_Q].mean(axis=1)
+        ),
     }
-    for judge, score_P_Q in read_scores(run, found).items():
+    for judge, score_P_Q in read_scores(run, verdicts).items():
         values, counts = np.unique(score_P_Q[~np.isnan(score_P_Q)], return_counts=True)
-        given = {f"{score:g}": int(count) for score, count in zip(values, counts, strict=True)}
-        show("scored_answers", sum(given.values()), run=label, judge=judge, scores=given)
-        for verdict, right in (("recognised", right_P_Q), ("named", named_P_Q)):
-            measures[f"auc_of_score_for_{verdict}, {judge}"] = lambda at, score_P_Q=score_P_Q, right=right: area(  # type: ignore[misc]
-                score_P_Q[:, at], right[:, at]
+        count_by_score = {f"{score:g}": int(count) for score, count in zip(values, counts, strict=True)}
+        show("scored_answers", sum(count_by_score.values()), run=label, judge=judge, scores=count_by_score)
+        for verdict, true_P_Q in (("recognised", recognised_P_Q), ("named", named_P_Q)):
+            measures[f"auc_of_score_for_{verdict}, {judge}"] = lambda draw_Q, score_P_Q=score_P_Q, true_P_Q=true_P_Q: auc(  # type: ignore[misc]
+                score_P_Q[:, draw_Q], true_P_Q[:, draw_Q]
             )
     for name, formula in measures.items():
         value = float(formula(np.arange(Q)))
         estimate = bootstrap_estimate(value, np.array([formula(draw_Q) for draw_Q in draws_R_Q]), Q)
         ends = [None if end is None else round(end, 3) for end in (estimate.low, estimate.high)]
         show(name, value, run=label, low=ends[0], high=ends[1], questions=Q)
-    for persona, recognised, named in zip(found.persona_ids, right_P_Q.mean(axis=1), named_P_Q.mean(axis=1), strict=True):
-        show("persona", float(recognised), run=label, persona=persona, named=round(float(named), 3))
+    shares = zip(verdicts.persona_ids, recognised_P_Q.mean(axis=1), named_P_Q.mean(axis=1), strict=True)
+    for persona, recognised_share, named_share in shares:
+        show("persona", float(recognised_share), run=label, persona=persona, named=round(float(named_share), 3))
 
 
-def read_scores(run: Path, found: Verdicts) -> dict[str, Array]:
-    """score_P_Q of each judge of the run, by its label: the mean over rubrics and samples; NaN where an answer has no score."""
+def read_scores(run: Path, verdicts: Verdicts) -> dict[str, Array]:
+    """Return `score_P_Q` by the label of each judge of a run: the mean over rubrics and samples, NaN where there is no score."""
     scores = {}
     for folder in judge_folders(run):
         results = read_judge_results(run, folder)
-        of_answer: dict[tuple[str, str], list[float]] = {}
+        scores_by_answer: dict[tuple[str, str], list[float]] = {}
         for key, score in results.scores["none"].items():
-            of_answer.setdefault((key.persona_id, key.question_id), []).append(score)
-        means = {answer: float(np.mean(given)) for answer, given in of_answer.items()}
+            scores_by_answer.setdefault((key.persona_id, key.question_id), []).append(score)
+        means = {answer: float(np.mean(of_answer)) for answer, of_answer in scores_by_answer.items()}
         scores[results.label] = np.array(
-            [[means.get((persona, question), np.nan) for question in found.question_ids] for persona in found.persona_ids]
+            [[means.get((persona, question), np.nan) for question in verdicts.question_ids] for persona in verdicts.persona_ids]
         )
     return scores
 
 
-def kappa(one_P_Q: Array, two_P_Q: Array) -> float:
-    """Cohen's kappa of two verdicts."""
-    agree, expected = (one_P_Q == two_P_Q).mean(), one_P_Q.mean() * two_P_Q.mean() + (1 - one_P_Q.mean()) * (1 - two_P_Q.mean())
-    return float((agree - expected) / (1 - expected)) if expected < 1 else float("nan")
+def kappa(first_P_Q: Array, second_P_Q: Array) -> float:
+    """Return Cohen's kappa of two verdicts of 0 and 1."""
+    first, second = first_P_Q.mean(), second_P_Q.mean()
+    agreement, expected = (first_P_Q == second_P_Q).mean(), first * second + (1 - first) * (1 - second)
+    return float((agreement - expected) / (1 - expected)) if expected < 1 else float("nan")
 
 
-def kappa_within(one_P_Q: Array, two_P_Q: Array) -> float:
-    """Kappa with the agreement that is expected from each persona's own shares."""
-    one_P, two_P = one_P_Q.mean(axis=1), two_P_Q.mean(axis=1)
-    expected = (one_P * two_P + (1 - one_P) * (1 - two_P)).mean()
-    return float(((one_P_Q == two_P_Q).mean() - expected) / (1 - expected)) if expected < 1 else float("nan")
+def kappa_within(first_P_Q: Array, second_P_Q: Array) -> float:
+    """Return kappa, with the agreement that is expected from the shares of each persona."""
+    first_P, second_P = first_P_Q.mean(axis=1), second_P_Q.mean(axis=1)
+    expected = (first_P * second_P + (1 - first_P) * (1 - second_P)).mean()
+    return float(((first_P_Q == second_P_Q).mean() - expected) / (1 - expected)) if expected < 1 else float("nan")
 
 
-def area(value_P_Q: Array, label_P_Q: Array) -> float:
-    """AUC: how often the value of a labelled answer is above that of another one, ties half. Values that are NaN are left out."""
+def auc(value_P_Q: Array, label_P_Q: Array) -> float:
+    """Return how often the value of an answer with label 1 is above that of one with label 0; ties count half.
+
+    Answers whose value is NaN are left out. Returns NaN if a label has no answer.
+    """
     is_known = ~np.isnan(value_P_Q)
     high, low = value_P_Q[is_known & (label_P_Q > 0.5)], value_P_Q[is_known & (label_P_Q < 0.5)]
     if not len(high) or not len(low):
@@ -249,15 +263,18 @@ def area(value_P_Q: Array, label_P_Q: Array) -> float:
     return float((high[:, None] > low).mean() + (high[:, None] == low).mean() / 2)
 
 
-def correlation(one_P: Array, two_P: Array) -> float:
-    return float(np.corrcoef(one_P, two_P)[0, 1]) if one_P.std() and two_P.std() else float("nan")
+def correlation(first_P: Array, second_P: Array) -> float:
+    """Return Pearson's correlation over personas; NaN if a side does not vary."""
+    return float(np.corrcoef(first_P, second_P)[0, 1]) if first_P.std() and second_P.std() else float("nan")
 
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="*", type=Path, help="fidelity runs of open-ended questions; none: the simulation")
-    parser.add_argument("--data-sets", type=int, default=400, help="runs of a setting")
-    parser.add_argument("--resamples", type=int, default=1000)
+    parser.add_argument(
+        "runs", nargs="*", type=Path, help="fidelity runs of open-ended questions; without one, the simulation runs"
+    )
+    parser.add_argument("--data-sets", type=int, default=400, help="simulated runs of each setting")
+    parser.add_argument("--resamples", type=int, default=1000, help="bootstrap resamples of questions")
     parser.add_argument("--seed", type=int, default=7)
     return parser
 

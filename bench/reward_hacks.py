@@ -1,16 +1,16 @@
-r"""What policies earn that do not solve the question: they repeat it, or leave the computing to the verifier. One JSON line each.
-
-For each task and level: `earned` of `n` questions, and `guess`, what the best constant answer earns (its share of the golds). A
-policy that earns more than that is a hole in the verifier; the script then ends with status 1. Policies (F is a formula of the
-question, the last one or any one):
-
-    F, x = F                       the question's own formula, boxed
-    1 F, F + 0, 2F/2, root(F^2)    the formula with something that changes no value
-    sum, binom, log, int, floor    the formula inside an operation that the verifier would have to carry out
-    echo                           the question itself, boxed or as a sentence
+r"""The reward of policies that do not solve the question, but repeat it or leave the computation to the verifier.
 
     python -m bench.reward_hacks
     python -m bench.reward_hacks --math DIR/train.json --math500 DIR/test.jsonl --gsm8k DIR/test.jsonl
+
+Printed is one JSON line for each task, level and policy: on how many of `n` questions the policy earns the reward (`earned`), and
+`guess`, the share that the best constant answer earns. If a policy earns more than that, the verifier has a hole, and the script
+ends with status 1. F is a formula of the question, the last one or any one:
+
+    F, x = F                       the question's own formula, boxed
+    1 F, F + 0, 2F/2, root(F^2)    the formula, changed so that its value stays the same
+    sum, binom, log, int, floor    the formula inside an operation that the verifier would have to compute
+    echo                           the question itself, boxed or as a sentence
 """
 
 import argparse
@@ -27,7 +27,6 @@ from permix.tasks import TASKS, find_task, verify_completion
 from permix.tasks.arithmetic import ARITHMETIC_LEVELS
 from permix.types import Question
 from permix.verification.latex import formulas_in
-from permix.verification.math_verifier import Verifier
 
 WRAPPINGS = {
     "F": "%s",
@@ -47,48 +46,52 @@ _EXPRESSION = re.compile(r"[0-9]+(?: ?[-+*] ?[0-9]+)+")
 
 
 def formulas_of(question: str) -> list[str]:
-    """The formulas of a question: in LaTeX, else the expressions of numbers in its text."""
+    """Return the LaTeX formulas of a question; if it has none, the expressions of numbers in its text."""
     return formulas_in(question) or _EXPRESSION.findall(question)
 
 
 def policies() -> Mapping[str, Callable[[Question], list[str]]]:
-    """By name: the completions that a policy may give to a question. It earns if one of them does."""
+    """Return the policies by name. A policy returns completions for a question, and earns the reward if one of them does."""
 
-    def last(pattern: str) -> Callable[[Question], list[str]]:
-        return lambda question: [rf"\boxed{{{pattern % one}}}" for one in formulas_of(question.text)[-1:]]
+    def box_last(pattern: str) -> Callable[[Question], list[str]]:
+        return lambda question: [rf"\boxed{{{pattern % formula}}}" for formula in formulas_of(question.text)[-1:]]
+
+    def box_each(question: Question) -> list[str]:
+        return [rf"\boxed{{{formula}}}" for formula in formulas_of(question.text) if not formula.strip().isdigit()]
 
     return {
-        **{f"last {name}": last(pattern) for name, pattern in WRAPPINGS.items()},
-        "any F": lambda question: [rf"\boxed{{{one}}}" for one in formulas_of(question.text) if not one.strip().isdigit()],
+        **{f"last {name}": box_last(pattern) for name, pattern in WRAPPINGS.items()},
+        "any F": box_each,
         "echo": lambda question: [question.text],
         "boxed echo": lambda question: [rf"\boxed{{{question.text}}}"],
     }
 
 
-def earned(questions: Sequence[Question], policy: Callable[[Question], list[str]], verifier: Verifier) -> int:
-    """For how many questions the policy earns the reward."""
-    return sum(
-        any(
-            verify_completion(TASKS[one.task], completion, one.gold, verifier, TASKS[one.task].prompt(one)).correct
-            for completion in policy(one)
+def earned(questions: Sequence[Question], policy: Callable[[Question], list[str]]) -> int:
+    """Return the number of questions on which the policy earns the reward."""
+
+    def earns(question: Question) -> bool:
+        task = TASKS[question.task]
+        return any(
+            verify_completion(task, completion, question.gold, task.prompt(question)).correct for completion in policy(question)
         )
-        for one in questions
-    )
+
+    return sum(map(earns, questions))
 
 
 def figures(task: str, level: str, questions: Sequence[Question]) -> Iterator[dict[str, object]]:
-    """One figure for each policy."""
-    ((_, most),) = Counter(one.gold for one in questions).most_common(1)
+    """Yield one figure for each policy."""
+    ((_, guessed),) = Counter(question.gold for question in questions).most_common(1)
     for name, policy in policies().items():
-        n = earned(questions, policy, Verifier())
+        n = earned(questions, policy)
         yield {
             "figure": "reward hack", "task": task, "level": level, "policy": name, "earned": n, "n": len(questions),
-            "share": round(n / len(questions), 4), "guess": round(most / len(questions), 4), "above_guess": n > most,
+            "share": round(n / len(questions), 4), "guess": round(guessed / len(questions), 4), "above_guess": n > guessed,
         }  # fmt: skip
 
 
 def most_questions(task: str, path: Path | None, split: str, levels: Sequence[str] = (), n: int = 10**9) -> tuple[Question, ...]:
-    """The first `n` questions of one split of a task, or all if there are fewer."""
+    """Return the first `n` questions of one split of a task, or all if there are fewer."""
     values = {"name": task, "path": path, "split": split, "levels": tuple(levels)}
     try:
         return find_task(task).questions(build_config(TaskConfig, {**values, "n": n}, source="bench"))
@@ -98,22 +101,24 @@ def most_questions(task: str, path: Path | None, split: str, levels: Sequence[st
 
 
 def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("math", "math500", "gsm8k"):
-        options.add_argument(f"--{name}", type=Path, help=f"a local copy of the data set {name}")
-    return options
+        parser.add_argument(f"--{name}", type=Path, help=f"a local copy of the data set {name}")
+    return parser
 
 
 def main() -> None:
-    given = parser().parse_args()
-    sets = [("arithmetic", level, most_questions("arithmetic", None, "heldout", [level], n=200)) for level in ARITHMETIC_LEVELS]
+    options = parser().parse_args()
+    question_sets = [
+        ("arithmetic", level, most_questions("arithmetic", None, "heldout", [level], n=200)) for level in ARITHMETIC_LEVELS
+    ]
     for name in ("math500", "gsm8k"):
-        if path := getattr(given, name):
-            sets.append((name, "all", most_questions(name, path, "heldout")))
-    if given.math:
-        sets += [("math", level, most_questions("math", given.math, "train", [level])) for level in "12345"]
+        if path := getattr(options, name):
+            question_sets.append((name, "all", most_questions(name, path, "heldout")))
+    if options.math:
+        question_sets += [("math", level, most_questions("math", options.math, "train", [level])) for level in "12345"]
     holes = 0
-    for task, level, questions in sets:
+    for task, level, questions in question_sets:
         for figure in figures(task, level, questions):
             print(json.dumps(figure), flush=True)
             holes += bool(figure["above_guess"])

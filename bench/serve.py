@@ -1,7 +1,8 @@
-"""A model of this machine behind an OpenAI-compatible endpoint: `python -m bench.serve --model FOLDER --port 8105`.
+"""Serves a local model behind an OpenAI-compatible endpoint: `python -m bench.serve --model FOLDER --port 8105`.
 
-For seeing the whole way over HTTP with a real model where no inference server is at hand. Requests that wait together are decoded
-together, so what their prompts share is read once. Chat completions and the list of models, nothing else; no key, localhost only.
+It replaces an inference server where none is at hand, to try permix over HTTP with a real model. Requests that wait at the same
+time are decoded together, so a prefix that their prompts share is computed once. It offers chat completions and the list of
+models, without a key, on 127.0.0.1 only.
 """
 
 import argparse
@@ -18,60 +19,70 @@ from permix.inference import load_model
 from permix.inference.base import Model
 from permix.types import Completion, Failure, Request, Sampling
 
-TOGETHER_S = 0.05
-"""How long the first request waits for others."""
+BATCH_WAIT_S = 0.05
+"""Seconds to wait for each further request of a batch."""
 
 
-class Asked(NamedTuple):
+class PendingRequest(NamedTuple):
+    """A request that waits for its result."""
+
     request: Request
     sampling: Sampling
-    answer: "Future[Completion | Failure]"
+    result: "Future[Completion | Failure]"
 
 
-def answer_all(model: Model, waiting: "queue.Queue[Asked]", most: int) -> None:
-    """Take what waits, decode it together by sampling, hand each its answer; for ever."""
+def serve_batches(model: Model, waiting: "queue.Queue[PendingRequest]", max_batch: int) -> None:
+    """Answer the waiting requests in batches, endlessly. Requests of a batch with equal sampling are decoded together."""
     while True:
-        batch = list(gather(waiting, most))
-        for sampling in dict.fromkeys(one.sampling for one in batch):
-            alike = [one for one in batch if one.sampling == sampling]
+        batch = list(collect_batch(waiting, max_batch))
+        for sampling in dict.fromkeys(pending.sampling for pending in batch):
+            together = [pending for pending in batch if pending.sampling == sampling]
             try:
-                for place, result in model.generate([one.request for one in alike], sampling):
-                    alike[place].answer.set_result(result)
-            except Exception as error:  # the boundary: whoever asked is told, the server goes on
-                for one in alike:
-                    if not one.answer.done():
-                        one.answer.set_exception(error)
+                for index, result in model.generate([pending.request for pending in together], sampling):
+                    together[index].result.set_result(result)
+            except Exception as error:  # the boundary: each client gets the error, and the server goes on
+                for pending in together:
+                    if not pending.result.done():
+                        pending.result.set_exception(error)
 
 
-def gather(waiting: "queue.Queue[Asked]", most: int) -> Iterator[Asked]:
+def collect_batch(waiting: "queue.Queue[PendingRequest]", max_batch: int) -> Iterator[PendingRequest]:
+    """Wait for a request and yield it; then yield up to `max_batch` - 1 others, until none comes for `BATCH_WAIT_S`."""
     yield waiting.get()
-    for _ in range(most - 1):
+    for _ in range(max_batch - 1):
         try:
-            yield waiting.get(timeout=TOGETHER_S)
+            yield waiting.get(timeout=BATCH_WAIT_S)
         except queue.Empty:
             return
 
 
-def asked_of(body: dict[str, Any]) -> Asked:
-    """Raises KeyError or ValueError for a body that is no chat completion."""
+def parse_request(body: dict[str, Any]) -> PendingRequest:
+    """Read the body of a request for a chat completion. Raises KeyError or ValueError if it is none."""
     sampling = Sampling(
         temperature=body.get("temperature", 1.0), top_p=body.get("top_p", 1.0), max_new_tokens=body.get("max_tokens", 256)
     )
-    return Asked(Request(tuple(body["messages"]), body.get("seed") or 0), sampling, Future())
+    return PendingRequest(Request(tuple(body["messages"]), body.get("seed") or 0), sampling, Future())
 
 
-def reply_of(name: str, completion: Completion) -> dict[str, Any]:
+def completion_body(name: str, completion: Completion) -> dict[str, Any]:
+    """Return the body of the response."""
     message = {"role": "assistant", "content": completion.text}
-    read, written = completion.prompt_tokens or 0, completion.completion_tokens or 0
+    prompt_tokens, completion_tokens = completion.prompt_tokens or 0, completion.completion_tokens or 0
     return {
         "object": "chat.completion",
         "model": name,
         "choices": [{"index": 0, "message": message, "finish_reason": completion.finish}],
-        "usage": {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written},
+        "usage": {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+        },
     }
 
 
-def handler_for(name: str, waiting: "queue.Queue[Asked]") -> type[BaseHTTPRequestHandler]:
+def handler_class(name: str, waiting: "queue.Queue[PendingRequest]") -> type[BaseHTTPRequestHandler]:
+    """Return the handler of HTTP requests. It puts each into the queue and waits for the result."""
+
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -80,16 +91,16 @@ def handler_for(name: str, waiting: "queue.Queue[Asked]") -> type[BaseHTTPReques
 
         def do_POST(self) -> None:
             try:
-                asked = asked_of(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                pending = parse_request(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             except (KeyError, ValueError, TypeError) as error:
                 self._send(400, {"error": {"message": f"not a chat completion: {error!r}"}})
                 return
-            waiting.put(asked)
-            result = asked.answer.result()
+            waiting.put(pending)
+            result = pending.result.result()
             if isinstance(result, Failure):
                 self._send(400, {"error": {"message": f"{result.type}: {result.message}"}})
             else:
-                self._send(200, reply_of(name, result))
+                self._send(200, completion_body(name, result))
 
         def _send(self, status: int, value: dict[str, Any]) -> None:
             body = json.dumps(value).encode()
@@ -104,27 +115,27 @@ def handler_for(name: str, waiting: "queue.Queue[Asked]") -> type[BaseHTTPReques
     return Handler
 
 
-def server_of(model: Model, name: str, port: int, most: int) -> ThreadingHTTPServer:
-    """Bound to localhost, its model at work on a thread of its own; call `serve_forever`."""
-    waiting: queue.Queue[Asked] = queue.Queue()
-    threading.Thread(target=answer_all, args=(model, waiting, most), daemon=True).start()
-    return ThreadingHTTPServer(("127.0.0.1", port), handler_for(name, waiting))
+def make_server(model: Model, name: str, port: int, max_batch: int) -> ThreadingHTTPServer:
+    """Return a server on 127.0.0.1, whose model already runs in another thread; the caller calls `serve_forever`."""
+    waiting: queue.Queue[PendingRequest] = queue.Queue()
+    threading.Thread(target=serve_batches, args=(model, waiting, max_batch), daemon=True).start()
+    return ThreadingHTTPServer(("127.0.0.1", port), handler_class(name, waiting))
 
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="bundled", help='"bundled", a folder or a hub id')
-    parser.add_argument("--name", default="local", help="the name it is served under")
-    parser.add_argument("--port", type=int, default=8105)
-    parser.add_argument("--together", type=int, default=32, help="requests decoded together")
-    parser.add_argument("--threads", type=int, default=None, help="CPU threads; the machine's cores when not given")
+    parser.add_argument("--name", default="local", help="the name that requests use")
+    parser.add_argument("--port", type=int, default=8105, help="the port on 127.0.0.1")
+    parser.add_argument("--together", type=int, default=32, help="most requests that are decoded together")
+    parser.add_argument("--threads", type=int, default=None, help="CPU threads; by default all cores")
     return parser
 
 
 def main() -> None:
-    args = parser().parse_args()
-    model = load_model(ModelConfig(name=args.model, batch_size=args.together), args.threads)
-    server = server_of(model, args.name, args.port, args.together)
+    options = parser().parse_args()
+    model = load_model(ModelConfig(name=options.model, batch_size=options.together), options.threads)
+    server = make_server(model, options.name, options.port, options.together)
     print(f"http://127.0.0.1:{server.server_port}/v1", flush=True)
     server.serve_forever()
 

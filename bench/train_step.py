@@ -1,17 +1,19 @@
-"""One GRPO step by TRL's own trainer and by ours: same plan, weights and settings. One JSON line a figure.
+"""CPU seconds of one GRPO step by TRL's own trainer and by permix's, with the same plan, weights and settings.
 
     python -m bench.train_step [--model bundled|tiny|PATH] [--prompt-tokens 60] [--pairs 3] ...
 
-Each arm is a process of its own (`bench.arms`) that runs its trainer's real loop; steps are interleaved (A B, B A ...), and only
-one arm works at a time. Seconds are CPU seconds of the arm's process (on a GPU, wall seconds after synchronising), threads are
-pinned, and ratios are TRL's over ours within a pair: the median of `n`, the least and the greatest. A pair is
+Each arm is a process of its own (`bench.arms`) that runs its trainer's real loop. The arms take turns (A B, B A ...), and only
+one of them works at a time. Threads are pinned. Seconds are CPU seconds of the arm's process (on a GPU wall seconds,
+synchronized). A ratio is TRL's seconds over permix's within a pair of steps; printed are the median of `n` pairs, the least and
+the greatest. There are three kinds of pairs:
 
-- a whole step, each arm generating its own rollouts with its own sampler from the same prompts, all groups alive;
-- a training step of both on the rollouts that TRL's arm generated, all groups alive: no advantage is 0;
-- the same with `--alive` of the groups alive, as in a run where the others are all right or all wrong.
+- a whole step: each arm generates its own rollouts from the same prompts, and no group has advantages of 0;
+- a training step of both arms on the rollouts that TRL's arm generated, with the same advantages;
+- the same with a share `--alive` of the groups. The other groups have advantages of 0, as groups that are all right or all wrong.
 
-The learning rate is so small that no weight changes, so that every pair does the same work. TRL runs in micro-batches of 8 rows
-and in the largest that memory allows; the better one is the base.
+The learning rate is so small that no weight changes, so all pairs do the same work. TRL runs with micro-batches of 8 rows and
+with the largest that fit into memory; `step_ratio_to_the_better` compares permix with the faster of the two. One JSON line a
+figure.
 """
 
 import argparse
@@ -26,7 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.figures import show, show_spread
-from bench.process import Arm
+from bench.process import Worker
 from permix.config import OptimConfig, PersonasConfig, RolloutPlanConfig, TaskConfig, TrainableModelConfig, TrainConfig
 from permix.inference.chat_template import encode_chat
 from permix.inference.hardware import pick_device, set_passive_threads
@@ -39,13 +41,13 @@ from permix.tasks import load_questions
 from permix.types import Persona
 
 SMALL_BATCH, LARGEST = 8, 0
-"""TRL's rows a pass: what a small machine's run would take, and a word for the most that fit."""
+"""Rows of a forward pass of TRL: a common choice on a small machine; 0 is replaced by the most that fit into memory."""
 EXACT_GROUPS = 2
-"""Groups on which numbers are compared in float32."""
-NO_CHANGE = 1e-12
-"""A learning rate at which AdamW does its work and no float32 weight moves."""
-ROOM = 0.6
-"""Share of the free memory that a larger micro-batch may take: the machine has other users."""
+"""The number of groups on which log-probabilities and gradients are compared in float32."""
+TINY_LR = 1e-12
+"""A learning rate at which AdamW does all its work but no float32 weight changes."""
+MEMORY_SHARE = 0.6
+"""The share of the free memory that a larger micro-batch may use; other users of the machine need the rest."""
 
 
 def main() -> None:
@@ -54,33 +56,38 @@ def main() -> None:
     if options.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     with tempfile.TemporaryDirectory() as scratch:
-        bench = Bench(options, source(options.model, Path(scratch)), Path(scratch))
-        for tokens in options.prompt_tokens:
-            bench.shape(tokens)
+        benchmark = StepBenchmark(options, model_source(options.model, Path(scratch)), Path(scratch))
+        for prompt_tokens in options.prompt_tokens:
+            benchmark.run(prompt_tokens)
 
 
 def parser() -> argparse.ArgumentParser:
     gpu = pick_device() == "cuda"
-    parser = argparse.ArgumentParser(description="A GRPO step by TRL's own trainer and by ours.")
-    parser.add_argument("--model", default="bundled", help="bundled, tiny (made on the spot), or a folder or hub id")
-    parser.add_argument("--prompt-tokens", type=int, nargs="+", default=[60], help="about how long prompts are; a run for each")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--model", default="bundled", help="bundled, tiny (random weights), or a folder or hub id")
+    parser.add_argument(
+        "--prompt-tokens", type=int, nargs="+", default=[60], help="approximate tokens of a prompt; each length is measured"
+    )
     parser.add_argument("--groups", type=int, default=32 if gpu else 6, help="groups of a step")
     parser.add_argument("--group-size", type=int, default=8, help="rollouts of a group")
     parser.add_argument("--new-tokens", type=int, default=28, help="longest completion")
-    parser.add_argument("--pairs", type=int, default=3, help="pairs of each measure")
+    parser.add_argument("--pairs", type=int, default=3, help="pairs of steps of each kind")
+    parser.add_argument("--alive", type=float, default=0.5, help="share of groups with advantages in the third kind of pairs")
     parser.add_argument(
-        "--alive", type=float, default=0.5, help="share of groups with advantages in the second measure of training"
+        "--micro-batch",
+        type=int,
+        nargs="+",
+        default=[SMALL_BATCH, LARGEST],
+        help="rows of a forward pass of TRL; 0: the most that fit into memory",
     )
-    parser.add_argument(
-        "--micro-batch", type=int, nargs="+", default=[SMALL_BATCH, LARGEST], help="TRL's rows a pass; 0: the most that fit"
-    )
-    parser.add_argument("--micro-tokens", type=int, help="our tokens a pass; permix chooses when not given")
+    parser.add_argument("--micro-tokens", type=int, help="tokens of a forward pass of permix; by default permix chooses")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if gpu else "cpu")
-    parser.add_argument("--threads", type=int, help="CPU threads; the machine's cores when not given")
+    parser.add_argument("--threads", type=int, help="CPU threads of each arm; by default all cores")
     return parser
 
 
-def source(model: str, scratch: Path) -> str:
+def model_source(model: str, scratch: Path) -> str:
+    """Return the folder or hub id of a model; the tiny model is written to `scratch`."""
     if model != "tiny":
         return resolve_model_source(model)
     from tests.tiny import make_folder
@@ -88,226 +95,251 @@ def source(model: str, scratch: Path) -> str:
     return str(make_folder(scratch / "tiny"))
 
 
-class Pair(NamedTuple):
-    """What one arm reported of one pair."""
+class ArmReports(NamedTuple):
+    """The `bench.arms.StepReport` of one arm for each kind of pair."""
 
     step: Any
     training: Any
     training_partly: Any
 
 
-class Bench:
-    """All figures of one model."""
+class StepBenchmark:
+    """Measures and prints all figures of one model."""
 
     def __init__(self, options: argparse.Namespace, model: str, scratch: Path) -> None:
         self.options, self.model, self.scratch = options, model, scratch
         self.tokenizer = load_tokenizer(model)
         self._files = 0
 
-    def shape(self, prompt_tokens: int) -> None:
-        """All figures of one length of prompts."""
+    def run(self, prompt_tokens: int) -> None:
+        """Measure and print all figures for prompts of this length."""
         plan = self.plan(prompt_tokens, self.options.groups)
         lengths = [len(encode_chat(self.tokenizer, row.messages)) for row in plan.rows]
-        about = {
+        settings = {
             "model": self.options.model, "prompt_tokens": round(statistics.mean(lengths)), "groups": self.options.groups,
             "group_size": self.options.group_size, "new_tokens": self.options.new_tokens, "device": self.options.device,
         }  # fmt: skip
-        self.exactness(prompt_tokens, about)
-        fits: int | None = None
-        found = []
+        self.exactness(prompt_tokens, settings)
+        largest: int | None = None
+        ratios = []
         for rows in self.options.micro_batch:
-            if (size := rows or fits) is None:
-                show("skipped", 0, **about, why="no larger micro-batch of TRL's divides the step and fits into memory")
+            if (size := rows or largest) is None:
+                show("skipped", 0, **settings, why="no larger micro-batch of TRL's divides the step and fits into memory")
                 continue
-            median, fits = self.compare(plan, size, about)
-            found.append((median, size))
-        if found:
-            median, size = min(found)
-            show("step_ratio_to_the_better", median, **about, trl_rows_a_pass=size)
+            ratio, largest = self.compare(plan, size, settings)
+            ratios.append((ratio, size))
+        if ratios:
+            ratio, size = min(ratios)
+            show("step_ratio_to_the_better", ratio, **settings, trl_rows_a_pass=size)
 
     def plan(self, prompt_tokens: int, groups: int) -> Plan:
-        """Every group under a persona of its own, whose text is lengthened by friends and their friends."""
+        """Return a plan in which every group has another persona, whose text is lengthened until the prompt has the length.
+
+        The personas' texts become longer by naming other personas of the pool as friends.
+        """
         task = TaskConfig(split="train", levels=QUICKSTART_LEVELS, n=300)
         pool = select_personas(PersonasConfig(split="train")).personas
-        asked, questions = load_questions(task)
-        alone = build_messages(Persona(id="nobody", text="a"), asked.prompt(questions[0]))
-        tokens = prompt_tokens - len(encode_chat(self.tokenizer, alone))
-        longer = self.file("jsonl")
-        with longer.open("w", encoding="utf-8") as lines:
-            for place, persona in enumerate(pool):
-                print(json.dumps({"id": persona.id, "text": self._lengthened(pool, place, tokens)}), file=lines)
-        # Whole steps, training steps of both kinds, one to warm up and one that is never taken.
+        loaded_task, questions = load_questions(task)
+        shortest = build_messages(Persona(id="shortest", text="a"), loaded_task.prompt(questions[0]))
+        persona_tokens = prompt_tokens - len(encode_chat(self.tokenizer, shortest))
+        pool_file = self.new_file("jsonl")
+        with pool_file.open("w", encoding="utf-8") as lines:
+            for index, persona in enumerate(pool):
+                print(json.dumps({"id": persona.id, "text": self._lengthened(pool, index, persona_tokens)}), file=lines)
+        # Three kinds of steps, one step to warm up, and one that is never run: the trainer waits before it.
         config = RolloutPlanConfig(
             mix=1.0, steps=3 * self.options.pairs + 2, questions_per_step=groups, group_size=self.options.group_size
         )
-        return compile_plan_from_config(task, PersonasConfig(pool=str(longer), split="all"), config)
+        return compile_plan_from_config(task, PersonasConfig(pool=str(pool_file), split="all"), config)
 
-    def _lengthened(self, pool: Sequence[Persona], place: int, tokens: int) -> str:
-        """With as many friends as bring its text nearest to so many tokens."""
-        text = pool[place].text
-        short = tokens - self._count(text)
-        for friend in islice(cycle(pool), place + 1, None):
+    def _lengthened(self, pool: Sequence[Persona], index: int, tokens: int) -> str:
+        """Return the text of a persona with as many friends as bring its length nearest to `tokens`."""
+        text = pool[index].text
+        missing = tokens - self._count_tokens(text)
+        for friend in islice(cycle(pool), index + 1, None):
             longer = f"{text}, and a friend of {friend.text}"
-            if abs(left := tokens - self._count(longer)) >= abs(short):
+            if abs(still_missing := tokens - self._count_tokens(longer)) >= abs(missing):
                 break
-            text, short = longer, left
+            text, missing = longer, still_missing
         return text
 
-    def _count(self, text: str) -> int:
+    def _count_tokens(self, text: str) -> int:
         return len(self.tokenizer(text)["input_ids"])
 
     @contextlib.contextmanager
-    def arms(self, plan: Plan, micro_batch: int, precision: str = "auto") -> Iterator[dict[str, Arm]]:
-        """TRL's and ours, ready."""
+    def arms(self, plan: Plan, micro_batch: int, precision: str = "auto") -> Iterator[dict[str, Worker]]:
+        """Run the processes of both arms while the block runs, and yield them by name, "trl" and "ours"."""
         from bench.arms import Setup, run_arm
 
         config = OptimConfig.model_validate({
-            "lr": NO_CHANGE, "temperature": 0.7, "max_new_tokens": self.options.new_tokens, "precision": precision,
+            "lr": TINY_LR, "temperature": 0.7, "max_new_tokens": self.options.new_tokens, "precision": precision,
             "microbatch_tokens": self.options.micro_tokens, "save_every": 10_000,
         })  # fmt: skip
         stage = TrainConfig(
             out=self.scratch / "run", model=TrainableModelConfig(name=self.model), train=config, threads=self.options.threads
         )
-        made: dict[str, Arm] = {}
+        workers: dict[str, Worker] = {}
         try:
             for name, rows in (("trl", micro_batch), ("ours", None)):
-                made[name] = Arm(run_arm, Setup(stage, plan, rows), device=self.options.device)
-            yield made
+                workers[name] = Worker(run_arm, Setup(stage, plan, rows), device=self.options.device)
+            yield workers
         finally:
-            for arm in made.values():
-                arm.close()
+            for worker in workers.values():
+                worker.close()
 
-    def file(self, suffix: str = "pt") -> Path:
+    def new_file(self, suffix: str = "pt") -> Path:
+        """Return the path of a temporary file that does not exist yet."""
         self._files += 1
         return self.scratch / f"{self._files}.{suffix}"
 
     def advantages(self, groups: int, alive: int) -> list[float]:
-        """Of rollouts by group: plus and minus one in turn, and 0 in groups that are not alive."""
+        """Return an advantage for each rollout: 1 and −1 in turn in the first `alive` groups, 0 in the others."""
         return [
             (-1.0) ** number if group < alive else 0.0 for group in range(groups) for number in range(self.options.group_size)
         ]
 
-    def exactness(self, prompt_tokens: int, about: dict[str, Any]) -> None:
-        """Log-probabilities and gradients of both arms in float32, on the same rollouts."""
+    def exactness(self, prompt_tokens: int, settings: dict[str, Any]) -> None:
+        """Print how far log-probabilities and gradients of the arms differ in float32, on the same rollouts."""
         import torch
 
-        from bench.arms import Step
+        from bench.arms import StepRequest
 
         groups = min(EXACT_GROUPS, self.options.groups)
-        batch, gradients = self.file(), {"trl": self.file(), "ours": self.file()}
+        batch, gradients = self.new_file(), {"trl": self.new_file(), "ours": self.new_file()}
         advantages = self.advantages(groups, groups)
         rows = min(SMALL_BATCH, len(advantages))
         with self.arms(self.plan(prompt_tokens, groups), rows, "float32") as arms:
-            arms["trl"].ask(Step(advantages, keep=batch, gradient=gradients["trl"]))
-            arms["ours"].ask(Step(advantages, batch=batch, gradient=gradients["ours"]))
-            self.show_logps("logp_difference_float32", arms, batch, about)
-        theirs, ours = (torch.load(gradients[name]) for name in ("trl", "ours"))
-        show("gradient_difference_float32", float((ours - theirs).norm() / theirs.norm()), **about)
+            arms["trl"].call(StepRequest(advantages, keep=batch, gradient=gradients["trl"]))
+            arms["ours"].call(StepRequest(advantages, batch=batch, gradient=gradients["ours"]))
+            self.show_logps("logp_difference_float32", arms, batch, settings)
+        trl, ours = (torch.load(gradients[name]) for name in ("trl", "ours"))
+        show("gradient_difference_float32", float((ours - trl).norm() / trl.norm()), **settings)
         for path in gradients.values():
             path.unlink()
 
-    def show_logps(self, figure: str, arms: dict[str, Arm], batch: Path, about: dict[str, Any]) -> None:
-        """The largest and the mean difference of the arms' training log-probabilities."""
+    def show_logps(self, figure: str, arms: dict[str, Worker], batch: Path, settings: dict[str, Any]) -> None:
+        """Print the largest and the mean absolute difference of the arms' training log-probabilities."""
         import torch
 
-        from bench.arms import Logps
+        from bench.arms import LogprobsRequest
 
-        logps = {name: self.file() for name in arms}
+        logps = {name: self.new_file() for name in arms}
         for name, arm in arms.items():
-            arm.ask(Logps(batch, logps[name]))
-        real_B_T = torch.load(batch)["completion_mask"].bool().cpu()
-        off_N = (torch.load(logps["trl"]) - torch.load(logps["ours"]))[real_B_T].abs()
-        show(figure, float(off_N.max()), mean=float(off_N.mean()), tokens=len(off_N), **about)
+            arm.call(LogprobsRequest(batch, logps[name]))
+        mask_B_T = torch.load(batch)["completion_mask"].bool().cpu()
+        difference_N = (torch.load(logps["trl"]) - torch.load(logps["ours"]))[mask_B_T].abs()
+        show(figure, float(difference_N.max()), mean=float(difference_N.mean()), tokens=len(difference_N), **settings)
 
-    def compare(self, plan: Plan, micro_batch: int, about: dict[str, Any]) -> tuple[float, int | None]:
-        """Figures against TRL in micro-batches of so many rows; returns the step's ratio, and the largest that fits."""
-        from bench.arms import Rate, Step
+    def compare(self, plan: Plan, micro_batch: int, settings: dict[str, Any]) -> tuple[float, int | None]:
+        """Compare with TRL in micro-batches of `micro_batch` rows and print the figures.
 
-        groups, batch = self.options.groups, self.file()
+        Returns the median ratio of whole steps, and the largest micro-batch that fits into memory (`largest_micro_batch`).
+        """
+        from bench.arms import MatmulRateRequest
+
+        groups, batch = self.options.groups, self.new_file()
         alive = self.advantages(groups, groups)
         partly = self.advantages(groups, max(1, round(self.options.alive * groups)))
-        about = about | {"trl_rows_a_pass": micro_batch}
-        found: dict[str, list[Pair]] = {"trl": [], "ours": []}
+        settings = settings | {"trl_rows_a_pass": micro_batch}
         with self.arms(plan, micro_batch) as arms:
-            for arm in arms.values():
-                arm.ask(Step(alive))
-            for number in range(self.options.pairs):
-                order = ("trl", "ours") if number % 2 == 0 else ("ours", "trl")
-                whole = {name: arms[name].ask(Step(alive, keep=batch if name == "trl" else None)) for name in order}
-                same = {name: arms[name].ask(Step(alive, batch=batch)) for name in reversed(order)}
-                some = {name: arms[name].ask(Step(partly, batch=batch)) for name in order}
-                for name in order:
-                    found[name].append(Pair(whole[name], same[name], some[name]))
+            reports = self.run_pairs(arms, alive, partly, batch)
             if arms["trl"].ready.bfloat16:
-                self.show_logps("logp_difference_bfloat16", arms, batch, about)
-            read = sum(one.prompt + sum(one.completions) - len(one.completions) for one in found["ours"][0].training.lengths)
-            rates = arms["ours"].ask(Rate(groups * self.options.group_size, min(read, arms["ours"].ready.micro_tokens)))
+                self.show_logps("logp_difference_bfloat16", arms, batch, settings)
+            lengths = reports["ours"][0].training.lengths
+            inputs = sum(group.prompt + sum(group.completions) - len(group.completions) for group in lengths)
+            rates = arms["ours"].call(
+                MatmulRateRequest(groups * self.options.group_size, min(inputs, arms["ours"].ready.micro_tokens))
+            )
             ready = arms["trl"].ready
-        median = show_ratios(found, about)
-        show_parts(found, about)
-        show_floor(found["ours"], rates, about)
-        peaks = show_memory(found, about)
-        return median, self.largest(ready, peaks["trl"], micro_batch)
+        ratio = show_ratios(reports, settings)
+        show_parts(reports, settings)
+        show_floor(reports["ours"], rates, settings)
+        peaks = show_memory(reports, settings)
+        return ratio, self.largest_micro_batch(ready, peaks["trl"], micro_batch)
 
-    def largest(self, ready: Any, peak: int, micro_batch: int) -> int | None:
-        """The largest micro-batch that divides the step and fits, by what this one took; None when that is no larger."""
+    def run_pairs(
+        self, arms: dict[str, Worker], alive: list[float], partly: list[float], batch: Path
+    ) -> dict[str, list[ArmReports]]:
+        """Run one step to warm up and all pairs, the first arm alternating. The file `batch` gets TRL's last rollouts."""
+        from bench.arms import StepRequest
+
+        reports: dict[str, list[ArmReports]] = {"trl": [], "ours": []}
+        for arm in arms.values():
+            arm.call(StepRequest(alive))
+        for number in range(self.options.pairs):
+            order = ("trl", "ours") if number % 2 == 0 else ("ours", "trl")
+            whole = {name: arms[name].call(StepRequest(alive, keep=batch if name == "trl" else None)) for name in order}
+            training = {name: arms[name].call(StepRequest(alive, batch=batch)) for name in reversed(order)}
+            training_partly = {name: arms[name].call(StepRequest(partly, batch=batch)) for name in order}
+            for name in order:
+                reports[name].append(ArmReports(whole[name], training[name], training_partly[name]))
+        return reports
+
+    def largest_micro_batch(self, ready: Any, peak: int, micro_batch: int) -> int | None:
+        """Return the largest micro-batch that divides the step and fits into memory, estimated from the peak with `micro_batch`.
+
+        Returns None if no micro-batch above `micro_batch` fits.
+        """
         rows = self.options.groups * self.options.group_size
-        fixed = ready.resident + 3 * ready.weights  # gradients and AdamW's two moments come with the first step
-        a_row = max(peak - fixed, 0) / micro_batch
+        fixed = ready.resident + 3 * ready.weights  # the first step allocates the gradients and AdamW's two moments
+        bytes_per_row = max(peak - fixed, 0) / micro_batch
         for passes in range(1, rows // micro_batch):
-            if rows % passes == 0 and fixed + a_row * rows / passes <= ROOM * free_memory():
+            if rows % passes == 0 and fixed + bytes_per_row * rows / passes <= MEMORY_SHARE * free_memory():
                 return int(rows // passes)
         return None
 
 
-def show_ratios(found: dict[str, list[Pair]], about: dict[str, Any]) -> float:
-    """TRL's seconds over ours, pair by pair; returns the whole step's."""
-    pairs = list(zip(found["trl"], found["ours"], strict=True))
-    generation = [theirs.step.seconds["generation"] / ours.step.seconds["generation"] for theirs, ours in pairs]
-    of_generation = {name: [one.step.tokens for one in each] for name, each in found.items()}
-    show_spread("generation_ratio", generation, **about, tokens_trl=of_generation["trl"], tokens_ours=of_generation["ours"])
-    per_token = [one * ours.step.tokens / theirs.step.tokens for one, (theirs, ours) in zip(generation, pairs, strict=True)]
-    show_spread("generation_ratio_per_token", per_token, **about)
-    show_spread("training_ratio", [theirs.training.training / ours.training.training for theirs, ours in pairs], **about)
-    partly = [theirs.training_partly.training / ours.training_partly.training for theirs, ours in pairs]
-    show_spread("training_ratio_partly_alive", partly, **about)
-    step = [theirs.step.whole / ours.step.whole for theirs, ours in pairs]
-    show_spread("step_ratio", step, **about)
-    # Generation of the whole step and training of the last: not one step that ran.
+def show_ratios(reports: dict[str, list[ArmReports]], settings: dict[str, Any]) -> float:
+    """Print TRL's seconds over permix's by pair, for each part of a step. Returns the median ratio of whole steps."""
+    pairs = list(zip(reports["trl"], reports["ours"], strict=True))
+    generation = [trl.step.seconds["generation"] / ours.step.seconds["generation"] for trl, ours in pairs]
+    tokens = {name: [report.step.tokens for report in of_arm] for name, of_arm in reports.items()}
+    show_spread("generation_ratio", generation, **settings, tokens_trl=tokens["trl"], tokens_ours=tokens["ours"])
+    per_token = [ratio * ours.step.tokens / trl.step.tokens for ratio, (trl, ours) in zip(generation, pairs, strict=True)]
+    show_spread("generation_ratio_per_token", per_token, **settings)
+    show_spread(
+        "training_ratio", [trl.training.training_seconds / ours.training.training_seconds for trl, ours in pairs], **settings
+    )
+    partly = [trl.training_partly.training_seconds / ours.training_partly.training_seconds for trl, ours in pairs]
+    show_spread("training_ratio_partly_alive", partly, **settings)
+    step = [trl.step.step_seconds / ours.step.step_seconds for trl, ours in pairs]
+    show_spread("step_ratio", step, **settings)
+    # Composed of the generation of the whole step and the training of the partly alive step: no such step was run.
     composed = [
-        (theirs.step.seconds["generation"] + theirs.training_partly.training)
-        / (ours.step.seconds["generation"] + ours.training_partly.training)
-        for theirs, ours in pairs
+        (trl.step.seconds["generation"] + trl.training_partly.training_seconds)
+        / (ours.step.seconds["generation"] + ours.training_partly.training_seconds)
+        for trl, ours in pairs
     ]
-    show_spread("step_ratio_partly_alive", composed, **about)
+    show_spread("step_ratio_partly_alive", composed, **settings)
     return float(statistics.median(step))
 
 
-def show_parts(found: dict[str, list[Pair]], about: dict[str, Any]) -> None:
-    """Where the seconds of a whole step go; the sum of the medians of its parts."""
-    for name, pairs in found.items():
-        parts = {part: statistics.median(one.step.seconds[part] for one in pairs) for part in pairs[0].step.seconds}
-        show(f"step_seconds_{name}", sum(parts.values()), **{part: round(spent, 2) for part, spent in parts.items()}, **about)
+def show_parts(reports: dict[str, list[ArmReports]], settings: dict[str, Any]) -> None:
+    """Print for each arm the median seconds of each part of a whole step, and their sum."""
+    for name, of_arm in reports.items():
+        parts = {part: statistics.median(report.step.seconds[part] for report in of_arm) for part in of_arm[0].step.seconds}
+        rounded = {part: round(seconds, 2) for part, seconds in parts.items()}
+        show(f"step_seconds_{name}", sum(parts.values()), **rounded, **settings)
 
 
-def show_floor(pairs: list[Pair], rates: Any, about: dict[str, Any]) -> None:
-    """What share of our seconds the matrix products alone would take at this machine's rate."""
-    generation = [rates.forward(one.step.lengths) / rates.decoding / one.step.seconds["generation"] for one in pairs]
-    training = [3 * rates.forward(one.training.lengths) / rates.training / one.training.training for one in pairs]
-    show_spread("floor_share_of_generation", generation, **about, matrix_gflops=round(rates.decoding / 1e9, 1))
-    show_spread("floor_share_of_training", training, **about, matrix_gflops=round(rates.training / 1e9, 1))
+def show_floor(reports: list[ArmReports], rates: Any, settings: dict[str, Any]) -> None:
+    """Print the share of permix's seconds that the matrix products alone would take at this machine's rate."""
+    generation = [rates.forward(each.step.lengths) / rates.decoding / each.step.seconds["generation"] for each in reports]
+    training = [3 * rates.forward(each.training.lengths) / rates.training / each.training.training_seconds for each in reports]
+    show_spread("floor_share_of_generation", generation, **settings, matrix_gflops=round(rates.decoding / 1e9, 1))
+    show_spread("floor_share_of_training", training, **settings, matrix_gflops=round(rates.training / 1e9, 1))
 
 
-def show_memory(found: dict[str, list[Pair]], about: dict[str, Any]) -> dict[str, int]:
-    """The peak of each arm's own process (on a GPU, of its allocations there)."""
-    peaks = {name: max(report.peak for pair in pairs for report in pair) for name, pairs in found.items()}
+def show_memory(reports: dict[str, list[ArmReports]], settings: dict[str, Any]) -> dict[str, int]:
+    """Print and return the peak memory of each arm in bytes: of its process, or of its allocations on the GPU."""
+    peaks = {name: max(report.peak for each in of_arm for report in each) for name, of_arm in reports.items()}
     for name, peak in peaks.items():
-        show(f"peak_memory_gib_{name}", peak / 2**30, **about)
+        show(f"peak_memory_gib_{name}", peak / 2**30, **settings)
     return peaks
 
 
 def free_memory() -> int:
-    """Bytes that can still be had, on the device that is used."""
+    """Return the free bytes of the device that is used."""
     import torch
 
     if torch.cuda.is_available():

@@ -1,20 +1,19 @@
-"""Coverage of the intervals over questions and training seeds, and the power of a comparison by them, by simulation.
+"""How often intervals over questions and training seeds contain the true difference, and the power of comparisons: by simulation.
 
 Two methods are trained with the same S seeds. All models answer the same questions, under the same personas and without one, and
 are compared by `permix.metrics.stability.seed_differences`. An answer is right if a normal number exceeds a threshold. The number
 is the sum of the persona's effect, the seed's effects on all answers and on single personas, and parts of the question, of
 question and method, of question, method and seed, and of the cell. The shares of these parts (`SHARES`) give about the intervals
-of the quickstart and of the study with three seeds in docs/history/training.md. The truth of a difference is its mean over many
-seeds.
-
-One JSON line a study: for each measure how often the interval over questions alone, and that over questions and seeds, contain
-the truth and exclude 0, the mean width of each, and the power that `permix.metrics.training_seeds` expects from the mean of the
-estimated variance components.
+of the quickstart and of the study with three seeds in docs/history/training.md. The true difference is its mean over many seeds.
 
     python -m bench.training_seeds > training_seeds.jsonl
     python -m bench.training_seeds --page training_seeds.jsonl
 
-With --normal the values of seeds are drawn from the normal model itself: 100,000 data sets a line.
+Printed is one JSON line a study. For each measure it has, for the interval over questions alone and for that over questions and
+seeds, how often it contains the true difference (`held`), how often it excludes 0, and its mean width; and the power that
+`permix.metrics.training_seeds` expects from the mean of the estimated variance components.
+
+With --normal, the values of seeds are drawn from the normal model itself: 100,000 data sets a line.
 """
 
 import argparse
@@ -47,7 +46,7 @@ SEED_SDS = {"none": (0.0, 0.0), "moderate": (0.03, 0.02), "large": (0.06, 0.04)}
 
 
 class Study(NamedTuple):
-    """Two methods: the kind of the personas' effects, the true PSS of both without seed effects, and the sizes."""
+    """Two methods: the kind of persona effects, the true PSS of each without seed effects, and the sizes of the study."""
 
     effect: str
     pss: tuple[float, float]
@@ -75,27 +74,28 @@ STUDIES = (
 
 
 def thresholds(effect: str, pss: float, personas: int) -> Array:
-    """Effects [P] of personas whose accuracies have this PSS and the mean `ACCURACY`."""
+    """Return `effect_P` of personas whose accuracies have this PSS and the mean `ACCURACY`."""
     shape_P = np.linspace(-1, 1, personas) if effect == "graded" else -np.eye(personas)[0]
 
-    def with_size(size: float) -> Array:
+    def effects_of_size(size: float) -> Array:
         return np.asarray(size * shape_P + brentq(lambda x: float(ndtr(x + size * shape_P).mean()) - ACCURACY, -9, 9))
 
     def excess(size: float) -> float:
-        accuracy_P = ndtr(with_size(size))
+        accuracy_P = ndtr(effects_of_size(size))
         return float(accuracy_P.min() / accuracy_P.max()) - pss
 
-    return with_size(0.0 if effect == "none" else float(brentq(excess, 0, 3)))
+    return effects_of_size(0.0 if effect == "none" else float(brentq(excess, 0, 3)))
 
 
 def seed_shifts(study: Study, n: int, rng: np.random.Generator) -> Array:
-    """Shifts [n, P + 1] that training seeds give the personas' thresholds, and last that of no persona."""
-    whole, single = (sd / float(np.exp(-(ndtri(ACCURACY) ** 2) / 2) / np.sqrt(2 * np.pi)) for sd in SEED_SDS[study.seed_effects])
-    return np.asarray(rng.normal(0, whole, (n, 1)) + rng.normal(0, single, (n, study.personas + 1)))
+    """Draw the shifts [n, P + 1] of the thresholds by `n` training seeds; the last column is that without a persona."""
+    density = float(np.exp(-(ndtri(ACCURACY) ** 2) / 2) / np.sqrt(2 * np.pi))  # turns an sd of accuracy into one of thresholds
+    common_sd, single_sd = (sd / density for sd in SEED_SDS[study.seed_effects])
+    return np.asarray(rng.normal(0, common_sd, (n, 1)) + rng.normal(0, single_sd, (n, study.personas + 1)))
 
 
 def true_values(study: Study, pss: float, rng: np.random.Generator) -> dict[str, float]:
-    """The mean of each measure over `MANY_SEEDS` training seeds of a method."""
+    """Return the mean of each measure over `MANY_SEEDS` training seeds of a method."""
     mean_P = np.append(thresholds(study.effect, pss, study.personas), ndtri(ACCURACY))
     accuracy_R_N = ndtr(mean_P + seed_shifts(study, MANY_SEEDS, rng))
     accuracy_R_P, none_R = accuracy_R_N[:, :-1], accuracy_R_N[:, -1]
@@ -108,7 +108,7 @@ def true_values(study: Study, pss: float, rng: np.random.Generator) -> dict[str,
 
 
 def draw_study(study: Study, rng: np.random.Generator) -> list[list[AccuracyGrid]]:
-    """The grids of both methods' seeds on the same questions."""
+    """Draw the grids of all seeds of both methods, on the same questions."""
     sd = {name: float(np.sqrt(share)) for name, share in SHARES.items()}
     P, Q = study.personas, study.questions
     question_Q = rng.normal(0, sd["question"], Q)
@@ -126,31 +126,32 @@ def draw_study(study: Study, rng: np.random.Generator) -> list[list[AccuracyGrid
 
 
 def simulate(study: Study, data_sets: int, resamples: int, seed: int) -> dict[str, Any]:
-    """Coverage, rejections and widths of every measure, and the power expected from the mean variance components."""
+    """Return the line of a study, from `data_sets` simulated studies."""
     rng = np.random.default_rng([seed, *json.dumps(study).encode()])
-    one, two = (true_values(study, pss, np.random.default_rng(seed)) for pss in study.pss)
-    found: dict[str, list[SeedDifference]] = {}
-    for place in range(data_sets):
-        first, other = draw_study(study, rng)
-        for name, difference in seed_differences(first, other, "paired", {}, place, resamples).items():
-            found.setdefault(name, []).append(difference)
+    first_true, second_true = (true_values(study, pss, np.random.default_rng(seed)) for pss in study.pss)
+    differences: dict[str, list[SeedDifference]] = {}
+    for data_set in range(data_sets):
+        first, second = draw_study(study, rng)
+        for name, difference in seed_differences(first, second, "paired", {}, data_set, resamples).items():
+            differences.setdefault(name, []).append(difference)
     measures = {
-        name: summarize(name, found[name], two[name] - one[name], study.seeds) for name in MEASURE_VIEWS["seed_differences"]
+        name: summarize(name, differences[name], second_true[name] - first_true[name], study.seeds)
+        for name in MEASURE_VIEWS["seed_differences"]
     }
     return {**study._asdict(), "data_sets": data_sets, "resamples": resamples, "seed": seed, "measures": measures}
 
 
-def summarize(name: str, found: Sequence[SeedDifference], truth: float, seeds: int) -> dict[str, Any]:
-    """How often each interval contains the truth and excludes 0, its mean width, and the expected power."""
-    values = [one.over_questions.value for one in found if one.over_questions.value is not None]
-    components = mean_components([one.components for one in found])
+def summarize(name: str, differences: Sequence[SeedDifference], truth: float, seeds: int) -> dict[str, Any]:
+    """Return how often each interval contains the true difference and excludes 0, its mean width, and the expected power."""
+    values = [difference.over_questions.value for difference in differences if difference.over_questions.value is not None]
+    components = mean_components([difference.components for difference in differences])
     expected = power_over_seeds(float(np.mean(values)), components, seeds, question_noise(STABILITY_MEASURES[name]))
     summary: dict[str, Any] = {"true": round(truth, 4), "mean": round(float(np.mean(values)), 4), "expected": round(expected, 3)}
     for kind, estimates in (
-        ("questions", [one.over_questions for one in found]),
-        ("seeds", [one.over_seeds for one in found]),
+        ("questions", [difference.over_questions for difference in differences]),
+        ("seeds", [difference.over_seeds for difference in differences]),
     ):
-        end_N_2 = np.array([(one.low, one.high) for one in estimates], dtype=float)
+        end_N_2 = np.array([(difference.low, difference.high) for difference in estimates], dtype=float)
         low_N, high_N = end_N_2.T
         summary[kind] = {
             "held": round(float(((low_N <= truth) & (truth <= high_N)).mean()), 4),
@@ -161,68 +162,74 @@ def summarize(name: str, found: Sequence[SeedDifference], truth: float, seeds: i
 
 
 def mean_components(components: Iterable[SeedVarianceComponents | None]) -> SeedVarianceComponents:
-    """The mean of each variance; truncation at 0 makes that of the seeds slightly too large."""
-    known = [one for one in components if one is not None]
-    seed, own, shared = (float(np.mean([getattr(one, name) for one in known])) for name in ("seed", "own", "shared"))
+    """Return the mean of each variance component. Truncation at 0 makes that of the seeds slightly too large."""
+    known = [each for each in components if each is not None]
+    seed, own, shared = (float(np.mean([getattr(each, name) for each in known])) for name in ("seed", "own", "shared"))
     return SeedVarianceComponents(seed=seed, own=own, shared=shared)
 
 
 NORMAL_RATIOS = (0.0, 0.25, 1.0, 4.0, 20.0)
-"""Variances of the seeds, relative to the question noise that each seed has of its own."""
+"""Variances between seeds, relative to the question noise of a single seed."""
 
 
 def simulate_normal(seeds: int, shared: float, questions: int, data_sets: int, seed: int) -> dict[str, Any]:
-    """Coverage in the normal model with own question noise 1, for each of `NORMAL_RATIOS`.
+    """Return the line of the normal model: coverage for each of `NORMAL_RATIOS`, with a variance of 1 of a seed's own question
+    noise.
 
     The interval "seeds" is the formula of `permix.metrics.training_seeds` for arrays; "satterthwaite" is Student's t with
     Satterthwaite's degrees of freedom, which that module does not use.
     """
     rng = np.random.default_rng([seed, seeds, int(10 * shared)])
-    held: dict[float, dict[str, float]] = {}
+    coverage: dict[float, dict[str, float]] = {}
     t_seeds, t_questions = stdtrit(seeds - 1, 0.975), stdtrit(questions - 1, 0.975)
     for ratio in NORMAL_RATIOS:
         observed_N = (ratio + 1) * rng.chisquare(seeds - 1, data_sets) / (seeds - 1)
         own_N = rng.chisquare((seeds - 1) * (questions - 1), data_sets) / ((seeds - 1) * (questions - 1))
-        whole_N = (shared + 1 / seeds) * rng.chisquare(questions - 1, data_sets) / (questions - 1)
-        shared_N = np.maximum(0.0, whole_N - own_N / seeds)
-        half_N = np.maximum(t_questions * np.sqrt(whole_N), np.sqrt(t_seeds**2 * observed_N / seeds + t_questions**2 * shared_N))
+        question_variance_N = (shared + 1 / seeds) * rng.chisquare(questions - 1, data_sets) / (questions - 1)
+        shared_N = np.maximum(0.0, question_variance_N - own_N / seeds)
+        half_N = np.maximum(
+            t_questions * np.sqrt(question_variance_N), np.sqrt(t_seeds**2 * observed_N / seeds + t_questions**2 * shared_N)
+        )
         error_N = rng.normal(0, np.sqrt(shared + (1 + ratio) / seeds), data_sets)
         variance_N = observed_N / seeds + shared_N
         freedom_N = variance_N**2 / ((observed_N / seeds) ** 2 / (seeds - 1) + shared_N**2 / (questions - 1))
-        halves = {
-            "questions": t_questions * np.sqrt(whole_N),
+        half_widths = {
+            "questions": t_questions * np.sqrt(question_variance_N),
             "seeds": half_N,
             "satterthwaite": stdtrit(freedom_N, 0.975) * np.sqrt(variance_N),
         }
-        held[ratio] = {name: round(float((np.abs(error_N) <= one_N).mean()), 4) for name, one_N in halves.items()}
-    return {"seeds": seeds, "shared": shared, "questions": questions, "data_sets": data_sets, "seed": seed, "normal": held}
+        coverage[ratio] = {
+            name: round(float((np.abs(error_N) <= half_width_N).mean()), 4) for name, half_width_N in half_widths.items()
+        }
+    return {"seeds": seeds, "shared": shared, "questions": questions, "data_sets": data_sets, "seed": seed, "normal": coverage}
 
 
-def page(lines: Sequence[dict[str, Any]]) -> str:
-    """Markdown tables of the lines: of studies, and of the normal model."""
+def markdown_tables(lines: Sequence[dict[str, Any]]) -> str:
+    """Return Markdown tables of the lines: coverage and power of the studies, and coverage in the normal model."""
     studies, normal = ([line for line in lines if kind in line] for kind in ("measures", "normal"))
     tables = []
     if studies:
-        rows = [["personas × questions", "effect, PSS", "seeds", "seed effects", *MEASURE_VIEWS["seed_differences"]]]
-        for one in studies:
-            about = [f"{one['personas']} × {one['questions']}", f"{one['effect']} {one['pss'][0]:g} → {one['pss'][1]:g}"]
-            cells = [
-                f"{_per_cent(each['questions']['held'])} / {_per_cent(each['seeds']['held'])}"
-                for each in one["measures"].values()
+        headings = ["personas × questions", "effect, PSS", "seeds", "seed effects", *MEASURE_VIEWS["seed_differences"]]
+        coverage_rows, power_rows = [headings], [headings]
+        for line in studies:
+            first_pss, second_pss = line["pss"]
+            study = [
+                f"{line['personas']} × {line['questions']}",
+                f"{line['effect']} {first_pss:g} → {second_pss:g}",
+                str(line["seeds"]),
+                line["seed_effects"],
             ]
-            rows.append([*about, str(one["seeds"]), one["seed_effects"], *cells])
-        tables.append(markdown(rows))
-        rows = [rows[0]]
-        for one in studies:
-            about = [f"{one['personas']} × {one['questions']}", f"{one['effect']} {one['pss'][0]:g} → {one['pss'][1]:g}"]
-            cells = [f"{_per_cent(each['seeds']['not 0'])} ({_per_cent(each['expected'])})" for each in one["measures"].values()]
-            rows.append([*about, str(one["seeds"]), one["seed_effects"], *cells])
-        tables.append(markdown(rows))
+            measures = line["measures"].values()
+            coverage = [f"{_per_cent(each['questions']['held'])} / {_per_cent(each['seeds']['held'])}" for each in measures]
+            power = [f"{_per_cent(each['seeds']['not 0'])} ({_per_cent(each['expected'])})" for each in measures]
+            coverage_rows.append([*study, *coverage])
+            power_rows.append([*study, *power])
+        tables += [markdown(coverage_rows), markdown(power_rows)]
     if normal:
         rows = [["seeds", "shared / own", *(f"seed / own {ratio:g}" for ratio in NORMAL_RATIOS)]]
-        for one in normal:
-            cells = [" / ".join(_per_cent(share) for share in each.values()) for each in one["normal"].values()]
-            rows.append([str(one["seeds"]), f"{one['shared']:g}", *cells])
+        for line in normal:
+            cells = [" / ".join(_per_cent(share) for share in each.values()) for each in line["normal"].values()]
+            rows.append([str(line["seeds"]), f"{line['shared']:g}", *cells])
         tables.append(markdown(rows))
     return "\n\n".join(tables)
 
@@ -233,28 +240,28 @@ def _per_cent(share: float) -> str:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-sets", type=int, default=100, help="data sets of a study")
-    parser.add_argument("--resamples", type=int, default=200, help="bootstrap draws of a data set")
-    parser.add_argument("--draws", type=int, default=500, help="draws of true accuracies of a grid")
+    parser.add_argument("--data-sets", type=int, default=100, help="simulated data sets of each study")
+    parser.add_argument("--resamples", type=int, default=200, help="bootstrap resamples of each data set")
+    parser.add_argument("--draws", type=int, default=500, help="posterior draws of each grid")
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--only", type=int, nargs="+", help="these studies, by place; all when not given")
-    parser.add_argument("--normal", action="store_true", help="the normal model instead of studies")
-    parser.add_argument("--page", type=Path, help="simulate nothing: tables of the lines in this file")
+    parser.add_argument("--only", type=int, nargs="+", help="indices of the studies to simulate, from 0; by default all")
+    parser.add_argument("--normal", action="store_true", help="simulate the normal model instead of studies")
+    parser.add_argument("--page", type=Path, help="print the tables of the lines in this file, and simulate nothing")
     return parser
 
 
 def main() -> None:
     options = parser().parse_args()
     if options.page:
-        print(page([json.loads(line) for line in options.page.read_text(encoding="utf-8").splitlines()]))
+        print(markdown_tables([json.loads(line) for line in options.page.read_text(encoding="utf-8").splitlines()]))
         return
-    priors.N_DRAWS = priors.MAX_CHAIN_PERSONAS = options.draws  # fewer chains, as many steps
+    priors.N_DRAWS = priors.MAX_CHAIN_PERSONAS = options.draws  # fewer chains with the same number of steps
     if options.normal:
         for seeds, shared in itertools.product((2, 3, 5, 8), (0.0, 0.5, 1.0, 4.0)):
             print(json.dumps(simulate_normal(seeds, shared, 200, 100_000, options.seed)), flush=True)
         return
-    for place, study in enumerate(STUDIES):
-        if options.only is None or place in options.only:
+    for index, study in enumerate(STUDIES):
+        if options.only is None or index in options.only:
             print(json.dumps(simulate(study, options.data_sets, options.resamples, options.seed)), flush=True)
 
 

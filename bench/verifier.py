@@ -1,17 +1,15 @@
-"""How often the verifier errs on model output with published verdicts, beside plain math-verify. One JSON line for each set and
-arm.
-
-A false positive is an answer that is paid though the published verdict calls it wrong; a false negative is the reverse. The
-published verdicts are no truth: `--errors` prints each disagreement. Intervals are exact (Clopper-Pearson, 95 %). `cpu_s` is the
-time of this process and its children, reading included. math-verify is optional (`pip install 'math-verify[antlr4_13_2]'`).
+"""How often the verifier disagrees with published verdicts on model output, compared with math-verify.
 
     python -m bench.verifier math_cot_100.jsonl example_model_solutions.jsonl
-
-A stability run is read too: its verdicts are those that an earlier verifier recorded, so the disagreements show what has changed.
-
     python -m bench.verifier runs/study/*/accuracy --errors
 
-Formats of files, recognised by their fields:
+Printed is one JSON line for each file and arm. A false positive is an answer that is called right though the published verdict
+calls it wrong; a false negative is the reverse. Published verdicts may be wrong too: `--errors` prints each disagreement.
+Intervals are exact (Clopper-Pearson, 95 %). `cpu_s` is the CPU time of this process and its children. math-verify is optional
+(`pip install 'math-verify[antlr4_13_2]'`).
+
+A stability run is read too. Its verdicts are those that an earlier verifier recorded, so the disagreements show what has changed.
+The formats of files are recognised by their fields:
 
     Qwen2.5-Math, evaluation/data/eval_rm_maj_example/math_cot_100.jsonl     question, gt, code (completions), score (verdicts)
     openai/grade-school-math, data/example_model_solutions.jsonl             question, ground_truth, {model: {solution,
@@ -29,11 +27,10 @@ from scipy.stats import binomtest
 
 from permix.storage.run_dir import RunReader
 from permix.tasks import TASKS, verify_completion
-from permix.verification.math_verifier import Verifier
 
 
 class Labelled(NamedTuple):
-    """A completion and its published verdict."""
+    """A completion, and its published verdict `right`."""
 
     task: str
     question: str
@@ -43,7 +40,7 @@ class Labelled(NamedTuple):
 
 
 def read_run(path: Path) -> Iterator[Labelled]:
-    """The scored completions of a stability run, with their recorded verdicts."""
+    """Yield the scored completions of a stability run, with their recorded verdicts."""
     run = RunReader(path)
     for key, summary in run.cells.summaries.items():
         cell = run.cells.parse_uncached(key)
@@ -52,12 +49,12 @@ def read_run(path: Path) -> Iterator[Labelled]:
 
 
 def read(path: Path) -> Iterator[Labelled]:
-    """The labelled completions of a file or of a run. Raises ValueError for a line of another format."""
+    """Yield the labelled completions of a file or of a run. Raises ValueError for a line of another format."""
     if path.is_dir():
         yield from read_run(path)
         return
     with path.open(encoding="utf-8") as file:
-        for place, line in enumerate(file, start=1):
+        for number, line in enumerate(file, start=1):
             row = json.loads(line)
             if "ground_truth" in row:
                 gold = row["ground_truth"].rpartition("A:")[2].strip().replace(",", "")
@@ -68,36 +65,36 @@ def read(path: Path) -> Iterator[Labelled]:
                 for completion, right in zip(row["code"], row["score"], strict=True):
                     yield Labelled("math", row["question"], completion, row["gt"], bool(right))
             else:
-                raise ValueError(f"{path}:{place}: fields {', '.join(row)}: not a format that is known")
+                raise ValueError(f"{path}:{number}: fields {', '.join(row)}: not a format that is known")
 
 
 def by_permix(cases: Sequence[Labelled]) -> list[bool | None]:
-    verifier = Verifier()
-    return [verify_completion(TASKS[one.task], one.completion, one.gold, verifier, one.question).correct for one in cases]
+    """Return permix's verdicts."""
+    return [verify_completion(TASKS[case.task], case.completion, case.gold, case.question).correct for case in cases]
 
 
 def by_math_verify(cases: Sequence[Labelled]) -> list[bool | None]:
-    """math-verify as its documentation shows it: parse both texts, verify."""
+    """Return the verdicts of math-verify, used as its documentation shows: parse both texts, then verify."""
     from math_verify import parse, verify
 
-    return [bool(verify(parse(f"${one.gold}$"), parse(one.completion))) for one in cases]
+    return [bool(verify(parse(f"${case.gold}$"), parse(case.completion))) for case in cases]
 
 
-def figure(name: str, arm: str, cases: Sequence[Labelled], found: Sequence[bool | None], cpu_s: float) -> dict[str, object]:
-    """The two error rates with their intervals."""
-    wrong, right = (
-        [verdict for one, verdict in zip(cases, found, strict=True) if one.right is wanted] for wanted in (False, True)
+def figure(name: str, arm: str, cases: Sequence[Labelled], verdicts: Sequence[bool | None], cpu_s: float) -> dict[str, object]:
+    """Return the figure of one arm: the counts of both kinds of errors with their intervals."""
+    on_wrong, on_right = (
+        [verdict for case, verdict in zip(cases, verdicts, strict=True) if case.right is published] for published in (False, True)
     )
     return {
-        "figure": "verifier", "data": name, "arm": arm, "n": len(cases), "published_right": len(right),
-        "false_positives": share(sum(verdict is True for verdict in wrong), len(wrong)),
-        "false_negatives": share(sum(verdict is False for verdict in right), len(right)),
-        "no_verdict": sum(verdict is None for verdict in found), "cpu_s": round(cpu_s, 2),
+        "figure": "verifier", "data": name, "arm": arm, "n": len(cases), "published_right": len(on_right),
+        "false_positives": share(sum(verdict is True for verdict in on_wrong), len(on_wrong)),
+        "false_negatives": share(sum(verdict is False for verdict in on_right), len(on_right)),
+        "no_verdict": sum(verdict is None for verdict in verdicts), "cpu_s": round(cpu_s, 2),
     }  # fmt: skip
 
 
 def share(k: int, n: int) -> list[object]:
-    """k, n, and the exact 95 % interval of k / n."""
+    """Return [k, n, low, high], with the exact 95 % interval of k / n; its ends are None if `n` is 0."""
     if n == 0:
         return [0, 0, None, None]
     low, high = binomtest(k, n).proportion_ci(0.95, "exact")
@@ -105,19 +102,20 @@ def share(k: int, n: int) -> list[object]:
 
 
 def cpu_seconds() -> float:
+    """Return the CPU seconds of this process and its children, user and system."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
 
 def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("files", nargs="+", type=Path)
-    options.add_argument("--errors", action="store_true", help="also a line for each disagreement with the published verdict")
-    return options
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", type=Path, help="files of labelled completions, or stability runs")
+    parser.add_argument("--errors", action="store_true", help="also print each disagreement with the published verdicts")
+    return parser
 
 
 def main() -> None:
-    given = parser().parse_args()
+    options = parser().parse_args()
     arms: dict[str, Callable[[Sequence[Labelled]], list[bool | None]]] = {"permix": by_permix}
     try:
         import math_verify  # noqa: F401
@@ -125,18 +123,16 @@ def main() -> None:
         arms["math-verify"] = by_math_verify
     except ImportError:
         pass
-    for path in given.files:
+    for path in options.files:
         cases = list(read(path))
-        for arm, verdicts in arms.items():
+        name = str(path) if path.is_dir() else path.name
+        for arm, verify_all in arms.items():
             start = cpu_seconds()
-            found = verdicts(cases)
-            print(
-                json.dumps(figure(str(path) if path.is_dir() else path.name, arm, cases, found, cpu_seconds() - start)),
-                flush=True,
-            )
-            for one, verdict in zip(cases, found, strict=True) if given.errors else ():
-                if verdict is not one.right:
-                    print(json.dumps({"arm": arm, "verdict": verdict, **one._asdict(), "completion": one.completion[-200:]}))
+            verdicts = verify_all(cases)
+            print(json.dumps(figure(name, arm, cases, verdicts, cpu_seconds() - start)), flush=True)
+            for case, verdict in zip(cases, verdicts, strict=True) if options.errors else ():
+                if verdict is not case.right:
+                    print(json.dumps({"arm": arm, "verdict": verdict, **case._asdict(), "completion": case.completion[-200:]}))
 
 
 if __name__ == "__main__":

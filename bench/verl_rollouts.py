@@ -1,17 +1,19 @@
-"""An export runs through verl's own rollout code, with a scripted server where vLLM would be. One JSON line a figure.
+"""Whether verl's own rollout code follows an exported plan, and whether its advantages equal those of permix's trainer.
 
     python -m bench.verl_rollouts run FOLDER [--scope rollout] [--steps 2]      with verl installed
     python -m bench.verl_rollouts compare FOLDER                                with permix[train]
 
-`run` exports a small training, then does what `verl.trainer.main_ppo` does, without a network: Ray in local mode, the reward
-workers, the agent loop workers, TransferQueue, the replay buffer and the advantages. The server answers right, wrong, or with a
-text on which the scorer fails, by the seed of the request. It checks that every rollout had the prompt and the seed of the plan,
-that a rollout without a score was left out, and that the others have the reward of the verifier.
+`run` exports a small training, then does what `verl.trainer.main_ppo` does, but with a scripted server in the place of vLLM and
+without training a network: Ray in local mode, the reward workers, the agent loop workers, TransferQueue, the replay buffer and
+the advantages. The server's answer depends on the seed of the request: right, wrong, or a text on which the scorer fails. The
+figures count the rollouts that had the prompt and the seed of the plan, those without a score, which verl leaves out, and those
+whose reward is not the verifier's.
 
 `compare` gives the same rewards to the trainer of `permix train` and compares the advantages. verl divides by the standard
-deviation + 1e-6, TRL by it + 1e-4: the comparison is made with verl's advantage times (sd + 1e-6) / (sd + 1e-4), and as it is.
+deviation + 1e-6, TRL by it + 1e-4. So the comparison is made with verl's advantage times (sd + 1e-6) / (sd + 1e-4), and also with
+the plain one. One JSON line a figure.
 
-Ray needs minutes on a busy machine: RAY_raylet_start_wait_time_s=180.
+Ray needs minutes to start on a busy machine: set RAY_raylet_start_wait_time_s=180.
 """
 
 import argparse
@@ -30,7 +32,6 @@ from permix.config import ExportConfig
 from permix.pipelines.engine_export import export_plan
 from permix.plan import Plan, read_plan
 from permix.types import PlanRow, Verdict, seed_from
-from permix.verification.math_verifier import Verifier
 
 UNREADABLE = "no score can be had"
 """The completion on which the scorer fails."""
@@ -39,14 +40,14 @@ GROUP_SIZE = 4
 
 
 def is_right(completion: str, gold: str) -> bool:
-    """The scorer of the exported task: fails on `UNREADABLE`, as a verifier that runs out of memory does."""
+    """Score a completion of the exported task. Raises MemoryError for `UNREADABLE`, as a verifier without memory would."""
     if completion == UNREADABLE:
         raise MemoryError("no room to score this")
     return completion == f"I say {gold}."
 
 
 def scripted_reply(seed: int, gold: str) -> str:
-    """Two in five are right, two wrong, one has no score."""
+    """Return the completion for a seed: of five successive seeds, two give a right one, two a wrong one, one gives no score."""
     return (f"I say {gold}.", "No idea.", f"I say {gold}.", "Not today.", UNREADABLE)[seed % 5]
 
 
@@ -56,16 +57,18 @@ def main() -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="An export through verl's own rollout code.")
-    parser.add_argument("action", choices=["run", "compare"])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("action", choices=["run", "compare"], help="run verl on an export, or compare its advantages")
     parser.add_argument("folder", type=Path, help="where the export and its rollouts are written")
-    parser.add_argument("--scope", choices=["group", "rollout"], default="group")
-    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument(
+        "--scope", choices=["group", "rollout"], default="group", help="whether a group or each rollout has its own persona"
+    )
+    parser.add_argument("--steps", type=int, default=2, help="steps of the exported training")
     return parser
 
 
 def write_export(folder: Path, scope: str, steps: int) -> Path:
-    """A training of `steps` steps of 3 questions × `GROUP_SIZE` rollouts, exported to `folder`/export."""
+    """Export a training of `steps` steps of 3 questions × `GROUP_SIZE` rollouts, and return the folder of the export."""
     from tests.tiny import make_folder
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,9 +76,9 @@ def write_export(folder: Path, scope: str, steps: int) -> Path:
     if not (model / "config.json").exists():
         make_folder(model)
     questions = [{"question": f"What is {n} + {n}?", "answer": str(2 * n), "split": "train"} for n in range(1, 10)]
-    (folder / "questions.jsonl").write_text("".join(json.dumps(one) + "\n" for one in questions))
+    (folder / "questions.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
     personas = [{"id": name, "text": f"a {name}", "split": "train", "tags": ["role"]} for name in ("sailor", "tutor", "poet")]
-    (folder / "personas.jsonl").write_text("".join(json.dumps(one) + "\n" for one in personas))
+    (folder / "personas.jsonl").write_text("".join(json.dumps(persona) + "\n" for persona in personas))
     training = {
         "stage": "train",
         "model": {"name": str(model)},
@@ -91,17 +94,17 @@ def write_export(folder: Path, scope: str, steps: int) -> Path:
 
 
 def compose(out: Path) -> Any:
-    """verl's configuration of the export, without what needs a network: the sampled log-probabilities serve as the old ones."""
+    """Return verl's configuration of the export, changed so that no network is needed: old logprobs are the rollout logprobs."""
     from hydra import compose, initialize_config_module
     from omegaconf import OmegaConf
 
     with initialize_config_module("verl.trainer.config", version_base=None):
         config = compose("ppo_trainer")
     OmegaConf.set_struct(config, False)
-    own = OmegaConf.load(out / "config.yaml")
-    del own["defaults"]
-    own.permix.folder = str(out)
-    config = OmegaConf.merge(config, own)
+    exported = OmegaConf.load(out / "config.yaml")
+    del exported["defaults"]
+    exported.permix.folder = str(out)
+    config = OmegaConf.merge(config, exported)
     config.actor_rollout_ref.rollout.agent.num_workers = config.reward.num_workers = 1
     config.data.dataloader_num_workers = 0
     config.algorithm.rollout_correction.bypass_mode = True
@@ -112,19 +115,29 @@ def compose(out: Path) -> Any:
 
 
 def run(options: argparse.Namespace) -> None:
-    started, cpu = time.monotonic(), time.process_time()
+    """Write the rollouts of verl to FOLDER/rollouts.jsonl, and print their figures."""
+    started, started_cpu = time.monotonic(), time.process_time()
     out = write_export(options.folder, options.scope, options.steps)
     plan = read_plan(out / "plan.parquet")
     with open(options.folder / "rollouts.jsonl", "w", encoding="utf-8") as file:
-        for one in verl_rollouts(out, plan):
-            file.write(json.dumps(one) + "\n")
+        for rollout in verl_rollouts(out, plan):
+            file.write(json.dumps(rollout) + "\n")
     rollouts = read_rollouts(options.folder)
-    about = {"scope": options.scope, "steps": options.steps}
-    show("rollouts of the plan", len(rollouts), **about)
-    show("rollouts with the plan's prompt and seed", sum(one["as_planned"] for one in rollouts), **about)
-    show("rollouts without a score, left out by verl", sum(one["reward"] is None for one in rollouts), **about)
-    show("rollouts whose reward is not the verifier's", sum(one["reward"] != one["expected"] for one in rollouts), **about)
-    show("wall seconds", time.monotonic() - started, **about, cpu_seconds_of_the_driver=round(time.process_time() - cpu, 1))
+    settings = {"scope": options.scope, "steps": options.steps}
+    show("rollouts of the plan", len(rollouts), **settings)
+    show("rollouts with the plan's prompt and seed", sum(rollout["as_planned"] for rollout in rollouts), **settings)
+    show("rollouts without a score, left out by verl", sum(rollout["reward"] is None for rollout in rollouts), **settings)
+    show(
+        "rollouts whose reward is not the verifier's",
+        sum(rollout["reward"] != rollout["expected"] for rollout in rollouts),
+        **settings,
+    )
+    show(
+        "wall seconds",
+        time.monotonic() - started,
+        **settings,
+        cpu_seconds_of_the_driver=round(time.process_time() - started_cpu, 1),
+    )
 
 
 def read_rollouts(folder: Path) -> list[dict[str, Any]]:
@@ -132,7 +145,7 @@ def read_rollouts(folder: Path) -> list[dict[str, Any]]:
 
 
 def expected_reward(row: PlanRow, number: int) -> float | None:
-    """What the scorer must say of the scripted reply to rollout `number` of the row."""
+    """Return the reward of the scripted reply to rollout `number` of the row; None if the scorer fails on it."""
     try:
         return float(is_right(scripted_reply(seed_from(row.seed, number), row.gold), row.gold))
     except MemoryError:
@@ -140,16 +153,16 @@ def expected_reward(row: PlanRow, number: int) -> float | None:
 
 
 def planned(plan: Plan, step: int) -> Iterator[tuple[PlanRow, int, int]]:
-    """The rollouts of a step: the row, the number in the row, the number in the group."""
-    places = Counter[int]()
+    """Yield the rollouts of a step: the row, the rollout's number in the row, and its number in the group."""
+    n_in_group = Counter[int]()
     for row in plan.rows_at(step):
         for number in range(row.rollouts):
-            yield row, number, places[row.group]
-            places[row.group] += 1
+            yield row, number, n_in_group[row.group]
+            n_in_group[row.group] += 1
 
 
 def verl_rollouts(out: Path, plan: Plan) -> Iterator[dict[str, Any]]:
-    """One line for each rollout of the plan, with what verl made of it."""
+    """Run verl on the export, and yield a line for each rollout of the plan with verl's reward and advantage."""
     import ray
     import transfer_queue as tq
     from torchdata.stateful_dataloader import StatefulDataLoader
@@ -169,8 +182,8 @@ def verl_rollouts(out: Path, plan: Plan) -> Iterator[dict[str, Any]]:
         dataset=data, batch_size=config.data.train_batch_size, num_workers=0, drop_last=True, collate_fn=collate_fn,
         sampler=create_rl_sampler(config.data, data),
     )  # fmt: skip
-    quiet = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
-    environment = {"PYTHONPATH": os.pathsep.join(str(Path(one).resolve()) for one in ("src", "."))} | quiet
+    threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+    environment = {"PYTHONPATH": os.pathsep.join(str(Path(folder).resolve()) for folder in ("src", "."))} | threads
     ray.init(num_cpus=6, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": environment})
     tq.init(config.transfer_queue)
     try:
@@ -186,7 +199,7 @@ def verl_rollouts(out: Path, plan: Plan) -> Iterator[dict[str, Any]]:
         )  # fmt: skip
 
         class WithoutNetwork(PPOTrainer):  # type: ignore[misc]
-            """verl's trainer: its methods that fetch, submit and score; nothing is trained."""
+            """verl's trainer, of which only the methods that submit prompts, fetch rollouts and compute advantages are used."""
 
             def __init__(self) -> None:
                 self.config, self.trainer_mode, self.global_steps = config, "sync", 1
@@ -205,8 +218,8 @@ def verl_rollouts(out: Path, plan: Plan) -> Iterator[dict[str, Any]]:
             trainer._compute_old_log_prob(batch, {})
             trainer._compute_advantage(batch, {})
             fields = ["prompts", "rm_scores", "advantages", "extra_info", "extra_fields"]
-            found = tq.kv_batch_get(keys=batch.keys, partition_id="train", select_fields=fields)
-            yield from _lines(plan, step, batch.keys, found, tokenizer)
+            fetched = tq.kv_batch_get(keys=batch.keys, partition_id="train", select_fields=fields)
+            yield from _rollout_lines(plan, step, batch.keys, fetched, tokenizer)
             tq.kv_clear(keys=batch.keys, partition_id="train")
             trainer.global_steps += 1
     finally:
@@ -214,30 +227,32 @@ def verl_rollouts(out: Path, plan: Plan) -> Iterator[dict[str, Any]]:
         ray.shutdown()
 
 
-def _lines(plan: Plan, step: int, keys: Sequence[str], found: Any, tokenizer: Any) -> Iterator[dict[str, Any]]:
-    """The lines of a step, in the plan's order."""
-    by_place: dict[tuple[int, int], int] = {}
-    for at, key in enumerate(keys):
-        info = getattr(found["extra_info"][at], "data", found["extra_info"][at])
-        by_place[info["group"], int(key.split("_")[1])] = at
-    for row, number, place in planned(plan, step):
+def _rollout_lines(plan: Plan, step: int, keys: Sequence[str], fetched: Any, tokenizer: Any) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a step, in the order of the plan."""
+    index_of: dict[tuple[int, int], int] = {}
+    for index, key in enumerate(keys):
+        info = getattr(fetched["extra_info"][index], "data", fetched["extra_info"][index])
+        index_of[info["group"], int(key.split("_")[1])] = index
+    for row, number, in_group in planned(plan, step):
         expected = expected_reward(row, number)
-        line = {"step": step, "group": row.group, "rollout": place, "expected": expected, "reward": None, "advantage": None}
-        if (row.group, place) not in by_place:
+        line = {"step": step, "group": row.group, "rollout": in_group, "expected": expected, "reward": None, "advantage": None}
+        if (row.group, in_group) not in index_of:
             yield line | {"as_planned": expected is None}
             continue
-        at = by_place[row.group, place]
-        prompt = tokenizer.apply_chat_template([dict(one) for one in row.messages], add_generation_prompt=True, return_dict=False)
-        fields = getattr(found["extra_fields"][at], "data", found["extra_fields"][at])
+        index = index_of[row.group, in_group]
+        prompt = tokenizer.apply_chat_template(
+            [dict(turn) for turn in row.messages], add_generation_prompt=True, return_dict=False
+        )
+        fields = getattr(fetched["extra_fields"][index], "data", fetched["extra_fields"][index])
         yield line | {
-            "reward": float(found["rm_scores"][at].sum()),
-            "advantage": float(found["advantages"][at][0]),
-            "as_planned": found["prompts"][at].tolist() == prompt and fields["seed"] == seed_from(row.seed, number),
+            "reward": float(fetched["rm_scores"][index].sum()),
+            "advantage": float(fetched["advantages"][index][0]),
+            "as_planned": fetched["prompts"][index].tolist() == prompt and fields["seed"] == seed_from(row.seed, number),
         }
 
 
 def scripted_client(config: Any, golds: Mapping[str, str]) -> Any:
-    """Where vLLM's client would be: sees token ids and sampling parameters alone."""
+    """Return a client in the place of vLLM's; it gets token ids and sampling parameters only."""
     from verl.workers.rollout.llm_server import LLMServerClient
     from verl.workers.rollout.replica import TokenOutput
 
@@ -251,60 +266,61 @@ def scripted_client(config: Any, golds: Mapping[str, str]) -> Any:
             question = tokenizer.decode(prompt_ids).split("<|im_start|>user\n")[-1].split("<|im_end|>")[0]
             reply = scripted_reply(sampling_params["seed"], golds[question])
             ids = tokenizer(f"{reply}<|im_end|>", add_special_tokens=False).input_ids
-            about = {"min_global_steps": 1, "max_global_steps": 1, "seed": sampling_params["seed"]}
-            return TokenOutput(token_ids=ids, log_probs=[-0.1] * len(ids), stop_reason="completed", extra_fields=about)
+            fields = {"min_global_steps": 1, "max_global_steps": 1, "seed": sampling_params["seed"]}
+            return TokenOutput(token_ids=ids, log_probs=[-0.1] * len(ids), stop_reason="completed", extra_fields=fields)
 
     return Scripted(config)
 
 
 def compare(options: argparse.Namespace) -> None:
-    """Print the largest difference of verl's advantages from those of permix's trainer, on the rewards that verl gave."""
+    """Print the largest difference of verl's advantages from those of permix's trainer, both from verl's rewards."""
     plan, rollouts = read_plan(options.folder / "export" / "plan.parquet"), read_rollouts(options.folder)
-    own = permix_advantages(options.folder / "model", plan, rollouts, options.folder / "permix-train")
+    advantages = permix_advantages(options.folder / "model", plan, rollouts, options.folder / "permix-train")
     pairs = [
-        (one["advantage"] * epsilon_factor(deviation), one["advantage"], mine, n_scored)
-        for one, mine, (deviation, n_scored) in zip(rollouts, own, group_deviations(rollouts), strict=True)
-        if one["reward"] is not None
+        (rollout["advantage"] * epsilon_factor(deviation), rollout["advantage"], advantage, n_scored)
+        for rollout, advantage, (deviation, n_scored) in zip(rollouts, advantages, group_deviations(rollouts), strict=True)
+        if rollout["reward"] is not None
     ]
-    several = [pair for pair in pairs if pair[3] > 1]
-    show("rollouts compared", len(several))
-    show("largest difference", max(abs(scaled - mine) for scaled, _, mine, _ in several))
-    show("largest difference, epsilons not made equal", max(abs(plain - mine) for _, plain, mine, _ in several))
-    show("rollouts that are the only ones of their group with a score", len(pairs) - len(several))
-    unscored = [mine for one, mine in zip(rollouts, own, strict=True) if one["reward"] is None]
+    compared = [pair for pair in pairs if pair[3] > 1]  # a single score has no standard deviation
+    show("rollouts compared", len(compared))
+    show("largest difference", max(abs(scaled - advantage) for scaled, _, advantage, _ in compared))
+    show("largest difference, epsilons not made equal", max(abs(plain - advantage) for _, plain, advantage, _ in compared))
+    show("rollouts that are the only ones of their group with a score", len(pairs) - len(compared))
+    unscored = [advantage for rollout, advantage in zip(rollouts, advantages, strict=True) if rollout["reward"] is None]
     show("largest advantage without a score in permix", max(map(abs, unscored), default=0.0), n=len(unscored))
 
 
 def epsilon_factor(deviation: float) -> float:
-    """What makes an advantage of verl one of TRL: they add 1e-6 and 1e-4 to the standard deviation of the group."""
+    """Return the factor that turns verl's advantage into TRL's: they add 1e-6 and 1e-4 to the group's standard deviation."""
     return (deviation + 1e-6) / (deviation + 1e-4)
 
 
 def group_deviations(rollouts: Sequence[Mapping[str, Any]]) -> list[tuple[float, int]]:
-    """For each rollout the standard deviation of its group's rewards, and how many of them there are."""
+    """Return for each rollout the standard deviation and the number of its group's rewards."""
     groups: dict[tuple[int, int], list[float]] = {}
-    for one in rollouts:
-        rewards = groups.setdefault((one["step"], one["group"]), [])
-        if one["reward"] is not None:
-            rewards.append(one["reward"])
-    found = {key: (statistics.stdev(rewards) if len(rewards) > 1 else math.nan, len(rewards)) for key, rewards in groups.items()}
-    return [found[one["step"], one["group"]] for one in rollouts]
+    for rollout in rollouts:
+        rewards = groups.setdefault((rollout["step"], rollout["group"]), [])
+        if rollout["reward"] is not None:
+            rewards.append(rollout["reward"])
+    by_group = {
+        key: (statistics.stdev(rewards) if len(rewards) > 1 else math.nan, len(rewards)) for key, rewards in groups.items()
+    }
+    return [by_group[rollout["step"], rollout["group"]] for rollout in rollouts]
 
 
-class RecordedVerifier(Verifier):
-    """Gives the recorded rewards, in order."""
+class RecordedRewards:
+    """Returns the recorded rewards as verdicts, in order."""
 
     def __init__(self, rewards: Sequence[float | None]) -> None:
-        super().__init__()
         self.rewards = iter(rewards)
 
-    def check(self, answer: str | None, gold: str, question: str = "") -> Verdict:
+    def __call__(self, answer: str | None, gold: str, question: str = "") -> Verdict:
         reward = next(self.rewards)
         return Verdict(correct=None, error="no score") if reward is None else Verdict(correct=reward == 1.0)
 
 
 def permix_advantages(model: Path, plan: Plan, rollouts: Sequence[Mapping[str, Any]], out: Path) -> list[float]:
-    """The advantages that the trainer of `permix train` computes from these rewards, in the order of the rollouts."""
+    """Return the advantages that the trainer of `permix train` computes from these rewards, in the order of the rollouts."""
     import torch
 
     from permix.config import OptimConfig
@@ -319,7 +335,7 @@ def permix_advantages(model: Path, plan: Plan, rollouts: Sequence[Mapping[str, A
 
         def log_plan(self, plan: Plan, blocks: Sequence[dict[str, Any]]) -> None: ...
 
-    class Watched(PlanGRPOTrainer):
+    class RecordingTrainer(PlanGRPOTrainer):
         advantages: list[float]
 
         def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -327,12 +343,12 @@ def permix_advantages(model: Path, plan: Plan, rollouts: Sequence[Mapping[str, A
             self.advantages = [*getattr(self, "advantages", []), *scored["advantages"].tolist()]
             return dict(scored)
 
-    # The trainer's own task asks the verifier of every completion, which the scorer of the exported task would not.
-    asked = Plan(tuple(row.model_copy(update={"task": "arithmetic"}) for row in plan.rows), plan.metadata)
+    # The arithmetic task calls the verifier for every completion; the exported task would call its own scorer instead.
+    plan = Plan(tuple(row.model_copy(update={"task": "arithmetic"}) for row in plan.rows), plan.metadata)
     config = OptimConfig(lr=1e-4, max_new_tokens=4, microbatch_tokens=64, precision="float32", save_every=1000)
-    trainer = Watched(
-        plan=asked, verifier=RecordedVerifier([one["reward"] for one in rollouts]), recorder=Recorder(), config=config,
-        args=grpo_arguments(config, asked, out), model=load_causal_lm(str(model), torch.float32, "cpu").train(),
+    trainer = RecordingTrainer(
+        plan=plan, check=RecordedRewards([rollout["reward"] for rollout in rollouts]), recorder=Recorder(), config=config,
+        args=grpo_arguments(config, plan, out), model=load_causal_lm(str(model), torch.float32, "cpu").train(),
         processing_class=load_tokenizer(str(model)),
     )  # fmt: skip
     trainer.train()

@@ -15,21 +15,21 @@ from permix.types import Estimate
 IDS = ["0", "1", "2"]
 
 
-def test_a_run_sees_what_its_rounds_ask_for() -> None:
+def test_a_run_gets_the_answers_of_its_rounds() -> None:
     answers = np.ones((3, 5, 1))
-    seen = adaptive.of_rounds(answers, [Round(until=2, personas=tuple(IDS)), Round(until=4, personas=("2",))], IDS)
+    seen = adaptive.answers_of_rounds(answers, [Round(until=2, personas=tuple(IDS)), Round(until=4, personas=("2",))], IDS)
     assert (~np.isnan(seen[..., 0])).astype(int).tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1]]
 
 
-def test_an_interval_holds_its_ends() -> None:
+def test_an_interval_contains_its_ends() -> None:
     one = Estimate(value=0.5, low=0.4, high=0.6, n=9)
-    assert [adaptive.holds(one, truth) for truth in (0.39, 0.4, 0.6, 0.61)] == [False, True, True, False]
+    assert [adaptive.contains(one, truth) for truth in (0.39, 0.4, 0.6, 0.61)] == [False, True, True, False]
     assert adaptive.width(one) == pytest.approx(0.2)
     unknown = Estimate(value=0.5, n=1)
-    assert (adaptive.holds(unknown, 0.5), adaptive.width(unknown)) == (False, float("inf"))
+    assert (adaptive.contains(unknown, 0.5), adaptive.width(unknown)) == (False, float("inf"))
 
 
-def test_a_small_setting_is_told_and_paged(
+def test_a_small_setting_becomes_a_line_and_a_table(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr(adaptive, "SETTINGS", (Setting("one bad", 1.5, 6, 60, 0.5),))
@@ -39,7 +39,7 @@ def test_a_small_setting_is_told_and_paged(
     found = json.loads(line)
     assert found["cells_whole"] == 6 * 60
     assert found["fewer"] == pytest.approx(360 / found["cells_sequential"], abs=0.01)
-    assert set(found["held"]) == set(adaptive.HELD)
+    assert set(found["held"]) == set(adaptive.MEASURES)
     file = tmp_path / "lines.jsonl"
     file.write_text(line + "\n")
     monkeypatch.setattr(sys, "argv", ["adaptive", "--page", str(file)])

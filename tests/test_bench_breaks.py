@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.breaks import LABELLED, Labelled, figures, read, share, tried
+from bench.breaks import LABELLED, Labelled, detect, figures, read, share
 from permix.types import canonical_text
 
 
@@ -19,7 +19,7 @@ def test_the_labelled_answers() -> None:
 
 @pytest.mark.slow
 def test_rules_hold_on_what_they_were_written_on() -> None:
-    assert [one.case.answer for one in tried(read(LABELLED / "breaks-dev.tsv")) if one.found != one.case.broken] == []
+    assert [one.case.answer for one in detect(read(LABELLED / "breaks-dev.tsv")) if one.found != one.case.broken] == []
 
 
 def test_figures_by_hand() -> None:
@@ -29,7 +29,7 @@ def test_figures_by_hand() -> None:
         Labelled(False, "plain", "a sailor", "Aye."),
         Labelled(False, "lie", "a sailor", "I am a computer program."),
     ]
-    precision, recall, *forms = figures(tried(cases))
+    precision, recall, *forms = figures(detect(cases))
     assert (precision["of"], precision["n"], recall["of"], recall["n"]) == (1, 2, 1, 2)
     assert [(one["form"], one["value"]) for one in forms] == [("lie", 1.0), ("plain", 0.0), ("machine", 1.0), ("odd", 0.0)]
 

@@ -156,7 +156,7 @@ def test_what_a_machine_lacks_is_tried_again(tmp_path: Path) -> None:
 )
 def test_another_file_is_not_written_over(tmp_path: Path, text: str) -> None:
     (tmp_path / "gpu.json").write_text(text)
-    with pytest.raises(SystemExit, match=f"--out {tmp_path}: gpu.json is no state of this script"):
+    with pytest.raises(SystemExit, match=f"--out {tmp_path}: gpu.json was not written by this script"):
         run(tmp_path, Launched())
     assert (tmp_path / "gpu.json").read_text() == text
 

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.recognisability import area, kappa, main, read_verdicts
+from bench.recognisability import auc, kappa, main, read_verdicts
 
 RECORDED = Path(__file__).parents[1] / "docs" / "recorded" / "quickstart" / "base-fidelity"
 
 
-def test_the_area_counts_ties_half_and_leaves_out_what_has_no_score() -> None:
+def test_the_auc_counts_ties_half_and_leaves_out_answers_without_a_score() -> None:
     # Recognised: 5, 3. Not recognised: 5, 1. Pairs: tie, win, loss, win.
-    assert area(np.array([[5.0, 3.0, 5.0, 1.0, np.nan]]), np.array([[1.0, 1.0, 0.0, 0.0, 1.0]])) == 0.625
-    assert math.isnan(area(np.array([[5.0, 3.0]]), np.array([[1.0, 1.0]])))
+    assert auc(np.array([[5.0, 3.0, 5.0, 1.0, np.nan]]), np.array([[1.0, 1.0, 0.0, 0.0, 1.0]])) == 0.625
+    assert math.isnan(auc(np.array([[5.0, 3.0]]), np.array([[1.0, 1.0]])))
 
 
 def test_kappa_by_hand() -> None:

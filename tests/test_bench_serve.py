@@ -1,4 +1,4 @@
-"""The endpoint that serves a model of this machine, asked by our own client; and the agreement of a judge with a classifier."""
+"""The endpoint that serves a local model, asked by our own client; and the agreement of a judge with a classifier."""
 
 import threading
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bench.judge_agreement import correlation
-from bench.serve import server_of
+from bench.serve import make_server
 from permix.config import ModelConfig
 from permix.inference.openai import OpenAIModel
 from permix.inference.scripted import ScriptedModel
@@ -23,7 +23,7 @@ def echo(request: Request) -> str | Failure:
 @pytest.fixture
 def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with server_of(ScriptedModel(echo), "parrot", 0, most=4) as server:
+    with make_server(ScriptedModel(echo), "parrot", 0, max_batch=4) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/v1"
         server.shutdown()
@@ -42,8 +42,8 @@ def test_every_request_gets_its_own_answer_or_its_own_failure(endpoint: str) -> 
     }
 
 
-def test_personas_that_are_told_and_scored_alike_correlate(tmp_path: Path) -> None:
-    share_P_M = np.array([[0.1, 0.3], [0.2, 0.4], [0.6, 0.8]])  # the second run lies 0.2 above the first, which is taken off
+def test_personas_that_are_named_and_scored_alike_correlate(tmp_path: Path) -> None:
+    share_P_M = np.array([[0.1, 0.3], [0.2, 0.4], [0.6, 0.8]])  # the second run lies 0.2 above the first, which is subtracted
     counts_R_P = np.array([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0], [3.0, 0.0, 0.0]])
     same, opposite = (correlation(share_P_M, sign * share_P_M + 3, counts_R_P) for sign in (2.0, -1.0))
     assert same[:2] == pytest.approx([1.0, 1.0])

@@ -62,7 +62,7 @@ def test_only_seeds_that_both_arms_have_are_compared(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="have 1 measured seeds in common; two or more are needed"):
         common_units(study, ["rlvr", "permix-replay"])
     (study / "base" / "character" / "metrics.json").unlink()
-    with pytest.raises(SystemExit, match=r"base/character/metrics\.json is missing: the untrained model has to be measured"):
+    with pytest.raises(SystemExit, match=r"base/character/metrics\.json is missing: measure the untrained model first"):
         common_units(study, ["rlvr", "permix"])
     (study / "rlvr-2" / "dev-accuracy" / "metrics.json").unlink()
     assert sorted(units_of(study, "rlvr")) == ["1", "10"]

@@ -22,5 +22,5 @@ def test_the_rule_by_hand() -> None:
 
 
 def test_a_run_that_is_not_measured_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="base/dev-accuracy: is not measured"):
+    with pytest.raises(SystemExit, match="base/dev-accuracy: this run has no measures yet"):
         dev_methods(tmp_path, ["rlvr"], [1])

@@ -7,7 +7,17 @@ import pytest
 from scipy.special import ndtr
 
 from bench import training_seeds
-from bench.training_seeds import ACCURACY, SHARES, Study, page, seed_shifts, simulate, simulate_normal, thresholds, true_values
+from bench.training_seeds import (
+    ACCURACY,
+    SHARES,
+    Study,
+    markdown_tables,
+    seed_shifts,
+    simulate,
+    simulate_normal,
+    thresholds,
+    true_values,
+)
 from permix.metrics import priors
 
 
@@ -43,7 +53,7 @@ def test_a_study_is_one_line_and_a_row_of_both_tables(monkeypatch: pytest.Monkey
     assert line["measures"]["pss"]["true"] > 0.1
     assert all(0 <= one["seeds"]["held"] <= 1 for one in line["measures"].values())
     normal = json.loads(json.dumps(simulate_normal(3, 1.0, 200, 1000, 7)))
-    text = page([json.loads(json.dumps(line)), normal])
+    text = markdown_tables([json.loads(json.dumps(line)), normal])
     assert text.count("| 4 × 40 | one bad 0.7 → 0.9 | 2 | moderate |") == 2
     assert "| 3 | 1 |" in text
     assert len(training_seeds.STUDIES) == len(set(training_seeds.STUDIES))

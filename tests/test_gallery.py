@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bench.gallery import RUNS, TALLEST, cut
-from bench.record import level, record
+from bench.gallery import MAX_HEIGHT, RUNS, compress_screenshot
+from bench.record import record, shorten_platform
 from permix.report.builder import build_report
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,8 +77,8 @@ def test_recording_leaves_out_weights_and_the_kernel_and_refuses_paths(tmp_path:
 
 
 def test_a_platform_without_a_known_processor_is_its_system_alone() -> None:
-    assert [level(one) for one in ("macOS-14.2-arm64-arm-64bit", "Plan9-4")] == ["macOS-arm64", "Plan9"]
+    assert [shorten_platform(one) for one in ("macOS-14.2-arm64-arm-64bit", "Plan9-4")] == ["macOS-arm64", "Plan9"]
 
 
 def test_a_screenshot_is_cut_where_it_grows_too_tall() -> None:
-    assert cut(Image.new("RGB", (3, TALLEST + 5), "white")).size == (3, TALLEST)
+    assert compress_screenshot(Image.new("RGB", (3, MAX_HEIGHT + 5), "white")).size == (3, MAX_HEIGHT)

@@ -19,7 +19,7 @@ from permix.dashboard.try_it import (
     AskedPrompt,
     TriedQuestion,
     _answer,
-    _Asked,
+    _AskedModel,
     _error_line,
     _LoadedModel,
     attribute_answer,
@@ -298,7 +298,7 @@ def test_a_hub_model_is_not_downloaded(tmp_path: Path, monkeypatch: pytest.Monke
 def test_without_torch_the_line_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     sent = TriedQuestion((Message(role="user", content="?"),), "", "", None, None, Sampling(), 0)
-    found = _answer(sent, _Asked(ModelConfig(name=str(tiny_model)), ()), _LoadedModel())
+    found = _answer(sent, _AskedModel(ModelConfig(name=str(tiny_model)), ()), _LoadedModel())
     assert list(found) == ["error"]
     assert "torch" in found["error"]
     missing = ModuleNotFoundError("No module named 'torch'", name="torch")
@@ -317,7 +317,7 @@ class BrokenModel(_LoadedModel):
 
 def test_an_error_of_any_kind_is_one_line_with_its_type() -> None:
     sent = TriedQuestion((Message(role="user", content="?"),), "", "", None, None, Sampling(), 0)
-    found = _answer(sent, _Asked(ModelConfig(name="m"), ()), BrokenModel())
+    found = _answer(sent, _AskedModel(ModelConfig(name="m"), ()), BrokenModel())
     assert found == {"error": "OddError: System role not supported"}
 
 

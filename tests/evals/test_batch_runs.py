@@ -1,5 +1,6 @@
 """Runs that are answered through batch files: equal to runs over HTTP, in rounds, partly, killed, and moved to an endpoint."""
 
+import itertools
 import json
 import multiprocessing
 import re
@@ -174,6 +175,52 @@ def test_reading_and_writing_in_one_start(tmp_path: Path, capsys: pytest.Capture
     assert permix_command("stability", file, "--batch-in", tmp_path / "b", "--batch-out", tmp_path / "c") == 0
     assert "nothing was written, since nothing is pending" in capsys.readouterr().err
     assert not (tmp_path / "c").exists()
+
+
+def test_a_host_that_refuses_the_seed_answers_every_sample_in_the_second_batch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, run = file_of(tmp_path, samples=3, sampling={"temperature": 1.0, "max_new_tokens": 16}), tmp_path / "run"
+    assert permix_command("stability", file, "--batch-out", tmp_path / "a") == 0
+    run_batch(tmp_path / "a", lambda body: refused_by_openai(422, "Extra inputs are not permitted", param="seed"))
+    capsys.readouterr()
+    assert permix_command("stability", file, "--batch-in", tmp_path / "a") == 3
+    said = capsys.readouterr().err
+    assert "note: seed is left out in the next batch, since it was refused: Extra inputs are not permitted" in said
+    assert "have no score; give --batch-out with a new folder to write the next batch" in said
+    assert "does not help" not in said
+    assert permix_command("stability", file, "--batch-in", tmp_path / "a", "--batch-out", tmp_path / "b") == 0
+    requests = requests_in(tmp_path / "b")
+    assert len({one["custom_id"] for one in requests}) == 72
+    assert not any("seed" in one["body"] for one in requests)
+    numbers = itertools.count()
+    run_batch(tmp_path / "b", lambda body: completed(f"It is {next(numbers)}."))
+    assert permix_command("stability", file, "--batch-in", tmp_path / "b") == 0
+    texts = [cell.completion.text for cell in records(run) if cell.completion is not None]
+    assert len(texts) == len(set(texts)) == 72
+
+
+def test_one_start_reads_a_refusal_and_writes_a_batch_that_is_read_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, words = file_of(tmp_path), "Unsupported parameter: 'max_tokens' is not supported with this model."
+    assert permix_command("stability", file, "--batch-out", tmp_path / "a") == 0
+    run_batch(tmp_path / "a", lambda body: refused_by_openai(400, words, param="max_tokens"))
+    assert permix_command("stability", file, "--batch-in", tmp_path / "a", "--batch-out", tmp_path / "b") == 0
+    assert all("max_tokens" not in one["body"] for one in requests_in(tmp_path / "b"))
+    run_batch(tmp_path / "b", answer)
+    capsys.readouterr()
+    assert permix_command("stability", file, "--batch-in", tmp_path / "b") == 0
+    assert "24 recorded, 0 failed, 0 recorded before, 0 unknown" in capsys.readouterr().err
+
+
+def test_what_is_refused_for_good_is_not_written_again_in_vain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = file_of(tmp_path)
+    assert permix_command("stability", file, "--batch-out", tmp_path / "a") == 0
+    run_batch(tmp_path / "a", lambda body: refused_by_openai(400, "This model's maximum context length is 16 tokens"))
+    capsys.readouterr()
+    assert permix_command("stability", file, "--batch-in", tmp_path / "a") == 3
+    assert "have no score; writing the same requests again with --batch-out does not help, since" in capsys.readouterr().err
 
 
 def test_nothing_is_written_for_what_is_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

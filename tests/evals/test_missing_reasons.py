@@ -18,6 +18,7 @@ from permix.storage.cells import (
     JUDGE_OPTIONS,
     MODEL_OPTIONS,
     FailureCause,
+    NextStart,
     explain_missing,
     find_cause,
     find_cure,
@@ -178,6 +179,14 @@ def test_a_stop_is_named_before_what_to_do() -> None:
     # The requests that were never sent may be answered, whatever became of those that were.
     assert "does not help with 2 of them" in explain_missing(failures((2, "FilteredReplyError", "x")), stop_reason="stopped")
     assert explain_missing([], stop_reason="stopped") == "; stopped; run the same command again to fill them"
+
+
+def test_a_refusal_that_the_next_requests_do_without_is_not_for_good() -> None:
+    start = NextStart("write the next batch", "writing it again", ("at most 16 of `seed`",))
+    refused, filtered = (2, "UnprocessableEntityError", "HTTP 422: at most 32 of `seed`"), (1, "FilteredReplyError", "x")
+    assert explain_missing(failures(refused), start) == "; write the next batch (2 × HTTP 422: at most 32 of `seed`)"
+    assert "; it does not help with 1 of them, since" in explain_missing(failures(refused, filtered), start)
+    assert explain_missing(failures(filtered), start).startswith("; writing it again does not help, since")
 
 
 def test_failures_of_cells_with_and_without_scores() -> None:

@@ -2,8 +2,11 @@
 
 import json
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -11,7 +14,7 @@ import pytest
 from permix.config import ModelConfig
 from permix.errors import ConfigError, DataError, IncompleteRunError
 from permix.inference import batch_files
-from permix.inference.base import CompletionResult
+from permix.inference.base import CompletionResult, remember_request_changes
 from permix.inference.batch_files import (
     BatchResult,
     RequestFiles,
@@ -23,7 +26,7 @@ from permix.inference.batch_files import (
 from permix.inference.batch_model import BatchFlags, BatchModel, open_batch_model
 from permix.storage.cells import FailureCause, find_cause
 from permix.storage.files import read_json
-from permix.types import Completion, Failure, Message, Request, Sampling
+from permix.types import Completion, Failure, Message, Request, Sampling, digest
 from tests.batch_runner import (
     completed,
     expired,
@@ -363,7 +366,7 @@ def test_results_of_other_messages_seeds_and_runs_are_not_taken(tmp_path: Path, 
     with (tmp_path / "results-0.jsonl").open("a") as file:
         file.write(result_line("request-17", completed("of another program")))
     model, results = read(tmp_path, [request("1"), request("2", seed=9), request("3 and more")])
-    model.pass_over([request("3")], SAMPLING)
+    model.pass_over(lambda: [request("3")], SAMPLING)
     model.finish("")
     assert [index for index, _ in results] == [0]
     said = capsys.readouterr().err
@@ -405,6 +408,304 @@ def test_a_refused_field_is_left_out_of_the_next_batch(tmp_path: Path, capsys: p
     body = requests_in(tmp_path / "b")[-1]["body"]
     assert body["max_completion_tokens"] == 32
     assert "max_tokens" not in body
+
+
+# Ray Data
+
+
+def run_ray_code(requests: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Run the code of docs/guide.md with a Ray Data that answers 5: the rows that its engine got, and the builder's options."""
+    guide = (Path(__file__).parents[2] / "docs" / "guide.md").read_text()
+    code = "import glob, json, ray" + guide.partition("import glob, json, ray")[2].partition("```")[0]
+    rows: list[dict[str, Any]] = []
+    options: dict[str, Any] = {}
+
+    class Lines(list[dict[str, Any]]):
+        def write_json(self, path: str) -> None:
+            out.mkdir()
+            (out / "0.json").write_text("".join(json.dumps(row) + "\n" for row in self))
+
+    def read_text(pattern: str) -> Lines:
+        paths = sorted(requests.glob(Path(pattern).name))
+        return Lines({"text": line} for path in paths for line in path.read_text().splitlines())
+
+    def build_processor(config: Any, before: Any, after: Any, builder_kwargs: dict[str, Any]) -> Callable[[Lines], Lines]:
+        options.update(builder_kwargs)
+
+        def process(lines: Lines) -> Lines:
+            rows.extend(map(before, lines))
+            counts = {"generated_text": "It is 5.", "num_generated_tokens": 3, "num_input_tokens": 9}
+            return Lines(after({name: row[name] for name in row if name != "sampling_params"} | counts) for row in rows)
+
+        return process
+
+    modules = {name: ModuleType(name) for name in ("ray", "ray.data", "ray.data.llm")}
+    vars(modules["ray"])["data"] = modules["ray.data"]
+    vars(modules["ray.data"])["read_text"] = read_text
+    vars(modules["ray.data.llm"]).update(build_processor=build_processor, vLLMEngineProcessorConfig=dict)
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    exec(code.replace("batches/qwen/requests-", f"{requests}/requests-"), {})
+    return rows, options
+
+
+def test_the_guides_code_for_ray_data_hands_on_every_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ModelConfig(name="served", backend="batch", extra_body='{"top_k": 5}', thinking="off")
+    (tmp_path / "endpoint.json").write_text(json.dumps({"served in batch files": {"seed": "no", "max_tokens": "use the other"}}))
+    schema = {"type": "object", "properties": {"score": {"type": "integer"}}}
+    requests = [request("1", schema=schema), request("2", schema=schema)]
+    ask(tmp_path, "", "b", requests, config)
+    rows, options = run_ray_code(tmp_path / "b", tmp_path / "out", monkeypatch)
+    assert options == {"chat_template_kwargs": {"enable_thinking": False, "thinking": False}}
+    assert rows[0]["messages"][1]["content"] == "1"
+    sampling = rows[0]["sampling_params"]
+    assert json.loads(sampling.pop("structured_outputs")["json"]) == schema
+    assert sampling == {"temperature": 0.5, "top_p": 0.9, "max_tokens": 32, "top_k": 5}
+    assert texts_of(ask(tmp_path, "out", "", requests, config)[1]) == ["It is 5."] * 2
+
+
+def test_the_guides_code_for_ray_data_refuses_a_field_that_it_does_not_hand_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ModelConfig(name="served", backend="batch", extra_body='{"reasoning_effort": "low"}')
+    ask(tmp_path, "", "b", [request("1")], config)
+    with pytest.raises(ValueError, match=r"not handed on to the engine: .*'reasoning_effort': 'low'"):
+        run_ray_code(tmp_path / "b", tmp_path / "out", monkeypatch)
+
+
+# What a host refuses
+
+EXTRA = "Extra inputs are not permitted"
+
+CONTEXT_LENGTH = (
+    "'max_tokens' or 'max_completion_tokens' is too large: 64. This model's maximum context length is 2048 tokens and your "
+    "request has 2000 input tokens (64 > 2048 - 2000)."
+)
+
+
+def ask(
+    folder: Path, batch_in: str, batch_out: str, requests: list[Request], config: ModelConfig = CONFIG, **options: Any
+) -> tuple[BatchModel, list[CompletionResult]]:
+    """One start with files in `folder`, which keeps what was refused as a run does. "": no files."""
+    results = ResultIndex(folder / batch_in) if batch_in else None
+    files = RequestFiles(folder / batch_out, stage="stability", run=Path("run")) if batch_out else None
+    model = BatchModel(config, results, files, **options)
+    with remember_request_changes(model, folder):
+        found = list(model.generate(requests, SAMPLING))
+    model.finish("read them")
+    return model, found
+
+
+def refused_by_mistral(field: str) -> dict[str, Any]:
+    detail = {"detail": [{"type": "extra_forbidden", "loc": ["body", field], "msg": EXTRA, "input": -1}]}
+    body = {"object": "error", "message": detail, "type": "invalid_request_error", "param": None, "code": None}
+    return {"response": {"status_code": 422, "body": body}, "error": None}
+
+
+def bodies_in(folder: Path) -> list[dict[str, Any]]:
+    return [one["body"] for one in requests_in(folder)]
+
+
+def texts_of(results: list[CompletionResult]) -> list[str]:
+    return [text_of(one.result) for one in results]
+
+
+def former_id(body: dict[str, Any]) -> str:
+    """The id that earlier versions gave a request that was sent with this body."""
+    return f"permix-{digest(json.dumps(body, sort_keys=True), length=32)}"
+
+
+def answer_in_turn() -> Callable[[dict[str, Any]], dict[str, Any]]:
+    numbers = count()
+    return lambda body: completed(f"answer {next(numbers)}")
+
+
+def test_samples_stay_apart_when_no_seed_is_sent(tmp_path: Path) -> None:
+    samples = [request(seed=seed) for seed in (7, 8, 9)]
+    ask(tmp_path, "", "a", samples)
+    run_batch(tmp_path / "a", lambda body: refused_by_mistral("seed"))
+    ask(tmp_path, "a", "", samples)
+    ask(tmp_path, "", "b", samples)
+    lines = requests_in(tmp_path / "b")
+    assert [one["body"] for one in lines] == [lines[0]["body"]] * 3
+    assert "seed" not in lines[0]["body"]
+    assert [one["custom_id"] for one in lines] == [one["custom_id"] for one in requests_in(tmp_path / "a")]
+    assert len({one["custom_id"] for one in lines}) == 3
+    run_batch(tmp_path / "b", answer_in_turn())
+    model, found = ask(tmp_path, "b", "", samples)
+    assert sorted(texts_of(found)) == ["answer 0", "answer 1", "answer 2"]
+    assert model.results is not None
+    assert model.results.n_left == 0
+
+
+@pytest.mark.parametrize("seed", [5, None])
+def test_samples_stay_apart_when_the_user_sends_one_seed_for_all(seed: int | None, tmp_path: Path) -> None:
+    config = ModelConfig(name="served", backend="batch", extra_body=json.dumps({"seed": seed}))
+    samples = [request(seed=number) for number in (5, 6, 7)]
+    ask(tmp_path, "", "a", samples, config)
+    assert [one["seed"] for one in bodies_in(tmp_path / "a")] == [seed] * 3
+    run_batch(tmp_path / "a", answer_in_turn())
+    assert sorted(texts_of(ask(tmp_path, "a", "", samples, config)[1])) == ["answer 0", "answer 1", "answer 2"]
+
+
+def test_results_of_earlier_versions_are_read_by_the_ids_that_they_had(tmp_path: Path) -> None:
+    """They took the body as it was sent after each of the refusals that endpoint.json names."""
+    requests = [request(str(number)) for number in range(4)]
+    ask(tmp_path, "", "a", requests)
+    lines = []
+    for number, body in enumerate(bodies_in(tmp_path / "a")):
+        renamed = {("max_completion_tokens" if name == "max_tokens" else name): value for name, value in body.items()}
+        without = {name: value for name, value in renamed.items() if name != "temperature"}
+        lines.append(result_line(former_id([body, renamed, without, without][number]), completed(f"answer {number}")))
+    (tmp_path / "a" / "results.jsonl").write_text("".join(lines))
+    known = {"served in batch files": {"max_tokens": "use max_completion_tokens", "temperature": "no"}}
+    (tmp_path / "endpoint.json").write_text(json.dumps(known))
+    model, found = ask(tmp_path, "a", "", requests)
+    assert texts_of(found) == ["answer 0", "answer 1", "answer 2", "answer 3"]
+    # A start that has recorded some of them knows their lines too.
+    model = BatchModel(CONFIG, ResultIndex(tmp_path / "a"), None)
+    model.pass_over(lambda: requests[1:3], SAMPLING)
+    with remember_request_changes(model, tmp_path):
+        assert texts_of(list(model.generate([requests[0], requests[3]], SAMPLING))) == ["answer 0", "answer 3"]
+    model.finish("")
+    assert model.counts.recorded_before == 2
+    assert model.results is not None
+    assert model.results.n_left == 0
+
+
+def test_a_line_that_samples_shared_in_an_earlier_version_answers_one_of_them(tmp_path: Path) -> None:
+    samples = [request(seed=seed) for seed in (7, 8, 9)]
+    (tmp_path / "endpoint.json").write_text(json.dumps({"served in batch files": {"seed": EXTRA}}))
+    ask(tmp_path, "", "a", samples)
+    body = bodies_in(tmp_path / "a")[0]
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "results.jsonl").write_text(result_line(former_id(body), completed("the one answer")))
+    _, found = ask(tmp_path, "old", "b", samples)
+    assert [(index, text_of(result)) for index, result in found] == [(0, "the one answer")]
+    assert len(requests_in(tmp_path / "b")) == 2
+    # Once it is recorded, no other sample takes it.
+    model = BatchModel(CONFIG, ResultIndex(tmp_path / "old"), None)
+    model.pass_over(lambda: samples[:1], SAMPLING)
+    with remember_request_changes(model, tmp_path):
+        assert list(model.generate(samples[1:], SAMPLING)) == []
+    assert model.counts.recorded_before == 1
+
+
+def test_a_refusal_of_one_prompt_changes_no_other_request(tmp_path: Path) -> None:
+    requests = [request(str(number)) for number in range(6)]
+    ask(tmp_path, "", "a", requests)
+    first, second = run_batch(
+        tmp_path / "a",
+        lambda body: refused_by_vllm(400, CONTEXT_LENGTH) if body["messages"][1]["content"] == "2" else completed("5"),
+        files=2,
+    )
+    (second if '"status_code": 400' in first.read_text() else first).rename(tmp_path / "later")
+    read_first, _ = ask(tmp_path, "a", "b", requests)  # the file with the refusal is read first
+    assert read_first.request_changes == {}
+    assert not (tmp_path / "endpoint.json").exists()
+    assert {"max_tokens", "seed", "temperature", "top_p"} < set(bodies_in(tmp_path / "b")[0])
+    (tmp_path / "later").rename(second if not second.exists() else first)
+    model, found = ask(tmp_path, "a", "", requests)
+    assert sum(isinstance(one.result, Completion) for one in found) == 5
+    assert model.results is not None
+    assert model.results.n_left == 0
+
+
+def test_a_field_that_was_sent_with_an_answered_request_is_kept(tmp_path: Path) -> None:
+    """The words may be about the prompt after all."""
+    requests = [request(str(number)) for number in range(4)]
+    ask(tmp_path, "", "a", requests)
+    words = "Unsupported parameter: 'temperature'"
+    run_batch(
+        tmp_path / "a", lambda body: completed("5") if body["messages"][1]["content"] == "3" else refused_by_vllm(400, words)
+    )
+    model, found = ask(tmp_path, "a", "b", requests)
+    assert sum(isinstance(one.result, Failure) for one in found) == 3
+    assert model.request_changes == {}
+    assert all("temperature" in body for body in bodies_in(tmp_path / "b"))
+
+
+def test_the_batch_that_a_start_writes_does_without_what_this_start_reads(tmp_path: Path) -> None:
+    requests = [request(str(number)) for number in range(3)]
+    ask(tmp_path, "", "a", requests)
+    run_batch(tmp_path / "a", lambda body: refused_by_openai(422, EXTRA, param="seed"))
+    model, found = ask(tmp_path, "a", "b", requests)
+    assert [isinstance(one.result, Failure) for one in found] == [True] * 3
+    assert model.request_changes == {"seed": EXTRA}
+    assert [("seed" in body, body["max_tokens"]) for body in bodies_in(tmp_path / "b")] == [(False, 32)] * 3
+    manifest = read_json(tmp_path / "b" / "batch.json")
+    assert manifest["files"][0]["bytes"] == (tmp_path / "b" / "requests-0000.jsonl").stat().st_size
+    run_batch(tmp_path / "b", answer_in_turn())
+    model, found = ask(tmp_path, "b", "", requests)
+    assert sorted(texts_of(found)) == ["answer 0", "answer 1", "answer 2"]
+
+
+def test_lines_that_were_written_before_a_refusal_is_read_do_without_too(tmp_path: Path) -> None:
+    """Turns of interviews: the first batch of a start may be written before the results of another are read."""
+    ask(tmp_path, "", "a", [request("2")])
+    run_batch(tmp_path / "a", lambda body: refused_by_openai(422, EXTRA, param="seed"))
+    files = RequestFiles(tmp_path / "b", stage="stability", run=Path("run"))
+    model = BatchModel(CONFIG, ResultIndex(tmp_path / "a"), files)
+    for text in ("1", "2"):
+        list(model.generate([request(text)], SAMPLING))
+    model.finish("")
+    assert ["seed" in body for body in bodies_in(tmp_path / "b")] == [False, False]
+
+
+def test_answers_before_and_after_a_refusal_are_read_together(tmp_path: Path) -> None:
+    requests = [request(str(number)) for number in range(4)]
+    ask(tmp_path, "", "all", requests)
+    (refused,) = run_batch(tmp_path / "all", lambda body: refused_by_mistral("seed"))
+    ask(tmp_path, "all", "b", requests)
+    refused.rename(tmp_path / "all" / "z.jsonl")
+    (path,) = run_batch(tmp_path / "b", lambda body: completed("without a seed"), out=tmp_path / "all")
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
+    missing = {one["custom_id"] for one in requests_in(tmp_path / "all")} - {
+        json.loads(line)["custom_id"] for line in path.open()
+    }
+    (tmp_path / "all" / "y.jsonl").write_text("".join(result_line(one, completed("with a seed")) for one in missing))
+    _, found = ask(tmp_path, "all", "", requests)
+    assert sorted(texts_of(found)) == ["with a seed"] + ["without a seed"] * 3
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        refused_by_openai(
+            400, "Invalid parameter: 'response_format' of type 'json_schema' is not supported", param="response_format"
+        ),
+        refused_by_vllm(400, "This model does not support response format `json_schema`."),
+        refused_by_vllm(501, "structured outputs are not implemented"),
+    ],
+)
+def test_a_schema_that_a_host_refuses_is_left_out_of_the_next_batch(refused: dict[str, Any], tmp_path: Path) -> None:
+    requests = [request(str(number), schema={"type": "object"}) for number in range(3)]
+    ask(tmp_path, "", "a", requests)
+    assert all("response_format" in body for body in bodies_in(tmp_path / "a"))
+    run_batch(tmp_path / "a", lambda body: refused)
+    model, _ = ask(tmp_path, "a", "b", requests)
+    assert set(model.request_changes) == {"response_format"}
+    assert not any("response_format" in body for body in bodies_in(tmp_path / "b"))
+    run_batch(tmp_path / "b", lambda body: completed('{"score": 4}'))
+    assert texts_of(ask(tmp_path, "b", "", requests)[1]) == ['{"score": 4}'] * 3
+
+
+def test_files_for_the_endpoint_of_the_configuration_do_without_what_it_refused_over_http(tmp_path: Path) -> None:
+    known = {
+        "served at http://h:1/v1": {"max_tokens": "use max_completion_tokens", "stream": "only streams", "seed": "no seed"},
+        "served at http://h:2/v1": {"temperature": "only 1"},
+        "served in batch files": {"top_p": "only 0.9"},
+    }
+    (tmp_path / "endpoint.json").write_text(json.dumps(known))
+    there = ModelConfig(name="served", base_url="http://h:1/v1")
+    ask(tmp_path, "", "a", [request()], there)
+    assert set(bodies_in(tmp_path / "a")[0]) == {"model", "messages", "temperature", "top_p", "max_completion_tokens"}
+    assert read_json(tmp_path / "endpoint.json")["served in batch files"] == {
+        "top_p": "only 0.9", "max_tokens": "use max_completion_tokens", "seed": "no seed",
+    }  # fmt: skip
+    (tmp_path / "endpoint.json").write_text(json.dumps(known))
+    ask(tmp_path, "", "b", [request()])  # a name alone says nothing of the host
+    assert {"max_tokens", "seed", "temperature"} < set(bodies_in(tmp_path / "b")[0])
 
 
 # Damaged and hostile files
@@ -503,6 +804,31 @@ def test_results_of_ray_data_and_a_single_file_are_read(tmp_path: Path) -> None:
     path.rename(tmp_path / "ray/12_000000_000000.json")
     assert len(read(tmp_path / "ray", [request("1")])[1]) == 1
     assert len(read(tmp_path / "ray/12_000000_000000.json", [request("1")])[1]) == 1
+
+
+def test_a_file_of_requests_in_place_of_results_is_refused(tmp_path: Path) -> None:
+    """Without that it holds 0 results, and the advice to write the next batch would be paid for twice."""
+    write(tmp_path, [request("1")])
+    for name in ("requests-0000.jsonl", "batch.json"):
+        with pytest.raises(ConfigError, match=rf"--batch-in .*{name}: it holds requests, which an engine has to answer first"):
+            ResultIndex(tmp_path / name)
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_file_that_is_one_json_array_is_one_damage_with_its_cause(
+    indent: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, [request("1"), request("2")])
+    (path,) = run_batch(tmp_path, lambda body: completed("a"))
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    (tmp_path / "out.json").write_text(json.dumps(lines, indent=indent))
+    path.write_text(json.dumps(lines[0]) + "\n")
+    model, results = read(tmp_path, [request("1"), request("2")])
+    model.finish("")
+    assert texts_of(results) == ["a"]
+    said = capsys.readouterr().err
+    assert "1 damaged lines were passed over" in said
+    assert "out.json:1: the file is one JSON array; results are one object a line" in said
 
 
 def test_folders_without_results_pipes_and_packed_files_are_refused(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from permix import cli
 from permix.config import FidelityConfig, ModelConfig, build_config
 from permix.errors import ConfigError
+from permix.inference.base import remember_request_changes
 from permix.inference.openai_endpoint import MAX_REFUSALS
 from permix.inference.request_body import (
     FilteredReplyError,
@@ -21,6 +22,7 @@ from permix.inference.request_body import (
     refusal_text,
     refused_field,
 )
+from permix.storage.cells import FailureCause
 from permix.types import Completion, Failure, Message, Request, Sampling
 from tests.inference.test_openai import model_at, questions
 from tests.sample_runs import endpoint, stability_values, toml
@@ -137,6 +139,153 @@ def test_what_was_found_out_is_remembered_in_the_run(tmp_path: Path) -> None:
         assert len(server.asked) == n + 2, "no field was tried again"
 
 
+def sent_fields(asked: list[Any]) -> list[set[str]]:
+    """The fields of each request, without those that all have."""
+    return [set(one.body) - {"model", "messages", "top_p"} for one in asked]
+
+
+ALL_FIELDS = {"max_tokens", "seed", "temperature"}
+
+CONTEXT_LENGTH = (
+    "'max_tokens' or 'max_completion_tokens' is too large: 64. This model's maximum context length is 2048 tokens and your "
+    "request has 2000 input tokens (64 > 2048 - 2000)."
+)
+
+
+def asking(*texts: str) -> list[Request]:
+    return [Request((Message(role="user", content=text),), number) for number, text in enumerate(texts)]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Invalid prompt: 'bad: at what temperature does it melt' was flagged as violating our usage policy.",
+        "We do not answer this: 'bad: at what temperature does it melt'.",
+        "Unsupported parameter: 'temperature'",  # it is refused without it too
+        CONTEXT_LENGTH,
+    ],
+)
+def test_the_refusal_of_one_prompt_changes_no_other_request(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def habit(body: Mapping[str, Any], nth: int, headers: Mapping[str, str]) -> Action:
+        return refusal(words) if "bad" in body["messages"][-1]["content"] else Reply("18")
+
+    with openai_server(habit) as server:
+        model = model_at(server.base_url, concurrency=1)
+        asked = asking("a", "bad: at what temperature does it melt", "b", "c")
+        found = [one.result for one in model.generate(asked, Sampling(temperature=0))]
+    assert [isinstance(one, Failure) for one in found] == [False, True, False, False]
+    assert [fields for one, fields in zip(server.asked, sent_fields(server.asked), strict=True) if "bad" not in one.user] == [
+        ALL_FIELDS
+    ] * 3
+    assert model.endpoints[0].request_changes == {}
+    assert "note: " not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("cause", [cause.name for cause in FailureCause if cause.concerns_one_request])
+@pytest.mark.parametrize("field", ["temperature", "seed", "top_p", "max_tokens", "max_completion_tokens", "response_format"])
+def test_words_on_one_prompt_are_never_about_a_field(cause: str, field: str) -> None:
+    body = RequestBody("m")
+    sent = body.build((Message(role="user", content="q"),), 7, Sampling(), {"type": "object"})
+    for words in {
+        "CONTENT_FILTER": ["content_filter", "Your prompt was flagged", "It violates our content policy"],
+        "CONTEXT_LENGTH": ["The prompt is too long", "This model's maximum context length is 16 tokens", CONTEXT_LENGTH],
+        "EMPTY_REPLY": [],
+    }[cause]:
+        for text in (f"Unsupported parameter: '{field}'. {words}", f"{words}: '{field}' is not supported"):
+            assert body.find_change(text, field, sent) is None
+            assert body.find_change(text, None, sent) is None
+    assert body.find_change(f"Unsupported parameter: '{field}'", field, sent) is not None
+    assert body.find_change("It cannot be answered", "messages.0.content", sent) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "field"),
+    [
+        ("temperature is not supported by this model", "temperature"),
+        ("invalid temperature: only 1 is allowed for this model", "temperature"),
+        ("The temperature must be 1", "temperature"),
+        ("This model does not support temperature", "temperature"),
+        ("Unrecognized request argument supplied: seed", "seed"),
+        ("property 'seed' is unsupported", "seed"),
+        ("Unsupported parameter(s): logit_bias, seed", "seed"),
+        ("Extra inputs are not permitted: body.seed", "seed"),
+        ("extra fields: seed=3", "seed"),
+        ("top_p: 1 is out of range", "top_p"),
+        ("max_tokens is deprecated: use max_completion_tokens", "max_tokens"),
+        ("unknown field max_tokens", "max_tokens"),
+        ("Invalid parameter: 'response_format' of type 'json_schema' is not supported with this model.", "response_format"),
+        ("This response_format type is unavailable now", "response_format"),
+        ("structured outputs are not supported", "response_format"),
+        ("This model only supports streaming: set stream to true", "stream"),
+        # Words of the prompt, or of something else
+        ("Refused: 'what is the temperature of a seed'", None),
+        ("Refused: 'is the temperature is high'", None),
+        ("I cannot say at what degree a seed grows", None),
+        ("max_tokens is too large: 200000. This model supports at most 128000 completion tokens", None),
+        ("max_tokens: 9000 > 8192, which is the most that is allowed; extra tokens are not supported", None),
+        ("'max_tokens' or 'max_completion_tokens' must be at least 1", None),
+        ("no such thing", None),
+    ],
+)
+def test_a_field_is_named_as_a_field(words: str, field: str | None) -> None:
+    body = RequestBody("m")
+    prompt = "Tell me: what is the temperature of a seed? And is the temperature is high a sentence?"
+    sent = body.build((Message(role="user", content=prompt),), 7, Sampling(), {"type": "object"})
+    assert body.find_change(words, None, sent) == field
+
+
+def test_a_change_is_kept_once_the_request_is_refused_for_another_field_alone() -> None:
+    """Here no request is answered: what comes after both changes is refused for a reason of its own."""
+
+    def habit(body: Mapping[str, Any], nth: int, headers: Mapping[str, str]) -> Action:
+        for name in ("max_tokens", "seed"):
+            if name in body:
+                return refusal(f"Unsupported parameter: '{name}'", param=name)
+        return refusal("We do not answer this")
+
+    with openai_server(habit) as server:
+        model = model_at(server.base_url, concurrency=1)
+        list(model.generate(questions(1), Sampling()))
+        assert set(model.endpoints[0].request_changes) == {"max_tokens"}
+        assert [fields & {"max_tokens", "seed"} for fields in sent_fields(server.asked)] == [
+            {"max_tokens", "seed"},
+            {"seed"},
+            set(),
+        ]
+
+
+def test_fields_that_are_refused_in_the_same_words_are_kept_when_the_request_is_answered() -> None:
+    def habit(body: Mapping[str, Any], nth: int, headers: Mapping[str, str]) -> Action:
+        words = "'temperature' and 'seed' are not supported"
+        return refusal(words) if {"temperature", "seed"} & set(body) else Reply("18")
+
+    with openai_server(habit) as server:
+        model = model_at(server.base_url, concurrency=1)
+        list(model.generate(questions(3), Sampling()))
+        assert set(model.endpoints[0].request_changes) == {"temperature", "seed"}
+        assert len(server.asked) == 3 + 2
+
+
+def test_a_refused_schema_is_remembered_in_the_run_and_a_prompt_that_is_too_long_does_not_take_it_away(tmp_path: Path) -> None:
+    def habit(body: Mapping[str, Any], nth: int, headers: Mapping[str, str]) -> Action:
+        if body["messages"][-1]["content"] == "long":
+            return refusal("This model's maximum context length is 64 tokens.")
+        return refusal("Provider returned error") if "response_format" in body else Reply("18")
+
+    asked = [one._replace(schema={"type": "object"}) for one in asking("long", "a", "b")]
+    with openai_server(habit) as server:
+        for n_before in (0, 4):
+            model = model_at(server.base_url, concurrency=1)
+            with remember_request_changes(model, tmp_path):
+                found = [one.result for one in model.generate(asked, Sampling())]
+            assert [isinstance(one, Failure) for one in found] == [True, False, False]
+            schemas = ["response_format" in one.body for one in server.asked[n_before:]]
+            assert schemas == ([True, True, False, False] if n_before == 0 else [False] * 3)
+    assert json.loads((tmp_path / "endpoint.json").read_text()) == {
+        model.endpoints[0].address: {"response_format": "Provider returned error"}
+    }
+
+
 def test_a_setting_that_matters_is_never_left_out() -> None:
     with openai_server(lambda body, *_: refusal("`top_p` is not supported") if "top_p" in body else Reply("18")) as server:
         found = [one.result for one in model_at(server.base_url).generate(questions(2), Sampling(temperature=1, top_p=0.9))]
@@ -191,11 +340,11 @@ def test_no_text_at_the_token_limit_is_an_empty_answer_that_was_cut_off(message:
         ("end_turn", "stop"),
         ("", "stop"),
         ("eos", "stop"),
-        (None, "stop"),
+        (None, None),
         ("STOP", "stop"),
     ],
 )
-def test_finish_reasons_of_other_makers(finish: str | None, means: str) -> None:
+def test_finish_reasons_of_other_makers(finish: str | None, means: str | None) -> None:
     assert parse_chat_completion(reply({"content": "half of it is"}, finish)).finish == means
 
 
@@ -248,9 +397,9 @@ def test_what_was_generated_beside_the_text_makes_an_empty_answer(
     message: dict[str, Any], finish: str | None, usage: Any
 ) -> None:
     found = parse_chat_completion(reply(message, finish, usage))
-    assert (found.text, found.finish, found.completion_tokens) == ("", "stop", 5 if usage else None)
+    assert (found.text, found.finish, found.completion_tokens) == ("", finish, 5 if usage else None)
     streamed = json.dumps({"choices": [{"delta": message, "finish_reason": finish}], "usage": usage})
-    assert parse_chat_completion(f"data: {streamed}\n\n".encode()) == found
+    assert parse_chat_completion(f"data: {streamed}\n\ndata: [DONE]\n\n".encode()) == found
 
 
 @pytest.mark.parametrize(
@@ -274,6 +423,48 @@ def test_a_stream_however_it_begins(begin: str, end_of_line: str) -> None:
     stream = f"{begin}data: {first}\n\n: still there\n\ndata:{last}\n\ndata: [DONE]\n\n".replace("\r\n", "\n")
     found = parse_chat_completion(stream.replace("\n", end_of_line).encode())
     assert (found.text, found.finish) == ("1\u2028\u0085\u20298", "length")
+
+
+def test_a_stream_that_breaks_off_is_no_answer() -> None:
+    """Cut after each event, and in the middle of each: a router ends the stream when the server behind it dies."""
+    whole = events(
+        [{"delta": {"content": "3 + 4 = 7, "}}, {"delta": {"content": "so 7"}}, {"delta": {}, "finish_reason": "stop"}],
+        usage=USAGE,
+    ).body
+    parts = whole.decode().split("\n\n")[:-1]
+    assert len(parts) == 5
+    for n in range(1, len(parts)):
+        for end in ("\n\n", "\n", ""):
+            body = ("\n\n".join(parts[:n]) + end).encode()
+            if n <= 2:
+                with pytest.raises(MalformedReplyError, match="a stream that broke off, without a finish_reason"):
+                    parse_chat_completion(body)
+            else:
+                assert parse_chat_completion(body).text == "3 + 4 = 7, so 7"
+        with pytest.raises(MalformedReplyError):
+            parse_chat_completion("\n\n".join(parts[:n]).encode()[:-3])
+    without = whole.replace(b', "finish_reason": "stop"', b"")
+    assert without != whole
+    found = parse_chat_completion(without)
+    assert (found.text, found.finish, found.is_cut_off) == ("3 + 4 = 7, so 7", None, None)
+
+
+def test_a_stream_that_breaks_off_is_tried_again() -> None:
+    half, whole = Raw(b'data: {"choices": [{"delta": {"content": "3 + 4 = 7, "}}]}\n\n'), Reply("7")
+    with openai_server(lambda body, nth, headers: whole if nth else half) as server:
+        (found,) = [one.result for one in model_at(server.base_url).generate(questions(1), Sampling())]
+    assert isinstance(found, Completion)
+    assert found.text == "7"
+
+
+def test_further_answers_of_a_stream_are_no_part_of_the_first() -> None:
+    lines = [
+        {"choices": [{"index": 0, "delta": {"content": "A"}}, {"index": 1, "delta": {"content": "B"}}]},
+        {"choices": [{"index": 1, "delta": {"content": "b"}, "finish_reason": "length"}]},
+        {"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": "stop"}]},
+    ]
+    found = parse_chat_completion("".join(f"data: {json.dumps(line)}\n\n" for line in lines).encode())
+    assert (found.text, found.finish) == ("Aa", "stop")
 
 
 @pytest.mark.parametrize(
@@ -471,7 +662,10 @@ def test_a_body_in_flight_gets_the_changes_that_others_found() -> None:
     body = RequestBody("m")
     sent = body.build((Message(role="user", content="q"),), 2**40 + 7, Sampling(max_new_tokens=9))
     assert (sent["seed"], sent["max_tokens"]) == (7, 9)
-    assert body.adapt("use max_completion_tokens", None, sent) == "max_tokens"
+    words = "use max_completion_tokens"
+    assert body.find_change(words, None, sent) == "max_tokens"
+    assert body.rebuild(sent) == sent, "a refusal alone changes nothing"
+    body.keep_change("max_tokens", words)
     changed = body.rebuild(sent)
     assert (changed["max_completion_tokens"], "max_tokens" in changed) == (9, False)
-    assert body.adapt("use max_completion_tokens", None, changed) is None
+    assert body.find_change(words, None, changed) is None

@@ -13,14 +13,13 @@ import pytest
 
 import permix
 from permix import cli
-from permix.config import ConfigSection, JudgeConfig, ModelConfig, StabilityConfig, build_config
+from permix.config import ConfigSection, JudgeConfig, ModelConfig, StabilityConfig, build_config, normalize_address
 from permix.errors import ConfigError, DataError, IncompleteRunError, MissingScoresError
 from permix.evals.stability import run_stability
 from permix.inference.addresses import (
     MAX_NAME_CHARS,
     AddressCheck,
     check_addresses,
-    normalize_address,
     parse_statement,
     read_addresses,
     record_address,

@@ -397,6 +397,7 @@ def config_with(base_url: Any) -> ModelConfig:
     ("base_url", "words"),
     [
         (("http://h/v1", "http://h/v1/"), "base_url: http://h/v1 is given twice; give it once"),
+        (("http://h/v1", "HTTP://H:80/v1"), "base_url: HTTP://H:80/v1 is given twice, as http://h/v1 as well; give it once"),
         (("http://h/v1", ""), "base_url.1 = '': is empty"),
         ((), "base_url = []: names no address"),
         (("http://h/v1", "http://u:hunter2@g/v1"), "base_url holds credentials"),

@@ -13,13 +13,13 @@ from datasets import Dataset, DatasetDict, IterableDataset
 
 from permix.config import TaskConfig
 from permix.errors import ConfigError, DataError
-from permix.interop.trl import VerifiableReward, find_gold, mix_personas, verifiable_reward
+from permix.interop.trl import VerifiableReward, mix_personas, verifiable_reward
 from permix.personas.pool import load_pool
 from permix.plan import PersonaSampler, sample_persona
 from permix.prompts import build_messages
 from permix.tasks import TASKS, LoadedTask, Task, load_task
+from permix.tasks.custom import find_gold
 from permix.types import Persona, Verdict, digest, seed_from
-from permix.verification.math_verifier import Verifier
 from tests.sample_runs import TEXTS
 
 Row = dict[str, Any]
@@ -234,8 +234,7 @@ def test_the_reward_is_the_evaluations_verdict() -> None:
     ],
 )
 def test_of_a_worked_solution_the_final_answer_counts(task: str, answer: str, gold: str | None) -> None:
-    verifier = Verifier()
-    assert find_gold(TASKS[task], answer, verifier) == gold
+    assert find_gold(TASKS[task], answer) == gold
 
 
 @pytest.mark.parametrize("task", ["mmlu", "own-choice"])
@@ -245,7 +244,7 @@ def test_of_a_worked_solution_the_final_answer_counts(task: str, answer: str, go
     + [(one, None) for one in ("1", -1, 26, 0.5, True, None, float("nan"), "Paris", "", "BC", ["A", "B"], [], {"A": 1})],
 )
 def test_of_choices_the_gold_is_a_letter_or_an_index(task: str, answer: object, gold: str | None) -> None:
-    assert find_gold(TASKS[task], answer, Verifier()) == gold
+    assert find_gold(TASKS[task], answer) == gold
 
 
 def test_rows_of_the_published_mmlu_are_rewarded() -> None:
@@ -280,8 +279,8 @@ def test_a_list_holds_accepted_answers_as_in_a_file(task: str, column: str, answ
 
 @pytest.mark.parametrize("task", ["math", "gsm8k", "own-number", "mmlu", "own-choice"])
 def test_a_list_of_which_nobody_says_whether_all_or_any_are_right_is_none(task: str) -> None:
-    assert find_gold(TASKS[task], ["1", "2"], Verifier()) is None
-    accepted = find_gold(TASKS[task], ["1", "2"], Verifier(), any_of=True)
+    assert find_gold(TASKS[task], ["1", "2"]) is None
+    accepted = find_gold(TASKS[task], ["1", "2"], any_of=True)
     assert (accepted is None) == (task in ("mmlu", "own-choice"))
 
 

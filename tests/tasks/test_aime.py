@@ -12,7 +12,6 @@ from permix.config import TaskConfig
 from permix.errors import ConfigError, DataError
 from permix.tasks import TASKS, load_questions
 from permix.tasks.base import verify_completion
-from permix.verification.math_verifier import Verifier
 
 ROW_24 = {
     "id": 60, "problem": "Aya walks $9$ kilometers. How long, in minutes?", "solution": "Long.", "answer": "204",
@@ -69,5 +68,4 @@ def test_levels_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_answers_are_plain_numbers(completion: str, right: bool) -> None:
-    verifier = Verifier()
-    assert verify_completion(TASKS["aime25"], completion, "70", verifier).correct is right
+    assert verify_completion(TASKS["aime25"], completion, "70").correct is right

@@ -21,7 +21,6 @@ from permix.tasks.code import CODE, extract_program, registered_suite
 from permix.training.job import prepare_training
 from permix.training.rewards import verify_completions
 from permix.types import Question
-from permix.verification.math_verifier import Verifier
 from permix.verification.sandbox import Case
 from tests.sample_runs import stability_values, toml
 from tests.sandboxed import needs_sandbox
@@ -69,8 +68,7 @@ def one(tmp_path: Path, row: dict[str, Any], **fields: Any) -> Question:
 
 
 def answers(question: Question, completions: Sequence[str]) -> list[bool | None]:
-    verifier = Verifier()
-    return [verify_completion(TASKS["code"], completion, question.gold, verifier).correct for completion in completions]
+    return [verify_completion(TASKS["code"], completion, question.gold).correct for completion in completions]
 
 
 def block(code: str) -> str:
@@ -109,8 +107,7 @@ def test_the_answer_is_the_last_closed_block_of_python_else_of_any_kind(completi
 
 
 def test_no_block_is_wrong_and_unparsed_without_any_sandbox() -> None:
-    verifier = Verifier()
-    found = verify_completion(CODE, "I would rather not.", "no such gold", verifier)
+    found = verify_completion(CODE, "I would rather not.", "no such gold")
     assert (found.correct, found.extracted, found.error) == (False, None, None)
 
 
@@ -260,8 +257,7 @@ def test_published_solutions_are_right(row: dict[str, Any], tmp_path: Path) -> N
 def test_the_reward_is_the_verdict(tmp_path: Path) -> None:
     asked = one(tmp_path, OWN_FUNCTION)
     completions = [block("def add(a, b): return a + b"), block("def add(a, b): return 0"), "no"]
-    verifier = Verifier()
-    found = verify_completions(completions, ["code"] * 3, [asked.gold] * 3, verifier)
+    found = verify_completions(completions, ["code"] * 3, [asked.gold] * 3)
     assert [verdict.reward for verdict in found] == [1.0, 0.0, 0.0]
     assert [verdict.extracted for verdict in found] == ["def add(a, b): return a + b\n", "def add(a, b): return 0\n", None]
 
@@ -272,8 +268,7 @@ def test_a_sandbox_that_fails_is_no_score(tmp_path: Path, monkeypatch: pytest.Mo
         (tmp_path / tool).write_text("#!/bin/sh\necho 'bwrap: Out of luck' >&2\nexit 1\n")
         (tmp_path / tool).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    verifier = Verifier()
-    found = verify_completion(CODE, block("def add(a, b): return a + b"), asked.gold, verifier)
+    found = verify_completion(CODE, block("def add(a, b): return a + b"), asked.gold)
     assert (found.correct, found.reward) == (None, None)
     assert found.error == "sandbox: the sandbox did not start: bwrap: Out of luck"
     assert found.extracted == "def add(a, b): return a + b\n"

@@ -12,7 +12,6 @@ from permix.config import TaskConfig
 from permix.errors import ConfigError, DataError
 from permix.tasks import TASKS, load_questions
 from permix.tasks.base import verify_completion
-from permix.verification.math_verifier import Verifier
 
 ROW = {
     "question": "Which gas is most of the air?", "subject": "chemistry",
@@ -78,5 +77,4 @@ def test_a_bad_row_is_named_with_its_field(fields: dict[str, Any], words: str, t
     ("completion", "right"), [("\\boxed{b}", True), ("The answer is (B), since A burns.", True), ("\\boxed{Nitrogen}", False)]
 )
 def test_answers_are_letters(completion: str, right: bool) -> None:
-    verifier = Verifier()
-    assert verify_completion(TASKS["mmlu"], completion, "B", verifier).correct is right
+    assert verify_completion(TASKS["mmlu"], completion, "B").correct is right

@@ -14,7 +14,6 @@ from permix.storage.cells import read_cells
 from permix.tasks import TASKS, load_questions
 from permix.tasks.base import ALTERNATIVE, verify_completion
 from permix.types import Question
-from permix.verification.math_verifier import Verifier
 from tests.sample_runs import endpoint, stability_values, toml
 from tests.servers import openai_server
 
@@ -172,7 +171,7 @@ USER = [{"role": "user", "content": "What is 3+4?"}]
 def test_rows_as_published_are_read_without_an_option(row: dict[str, Any], answer: str, gold: str, tmp_path: Path) -> None:
     question = one(tmp_path, row, answer)
     assert (question.text, question.gold) == ("What is 3+4?", gold)
-    assert verify_completion(TASKS[f"own-{answer}"], question.solution or "", gold, Verifier()).correct or answer == "math"
+    assert verify_completion(TASKS[f"own-{answer}"], question.solution or "", gold).correct or answer == "math"
 
 
 @pytest.mark.parametrize(
@@ -284,9 +283,9 @@ def test_a_gold_of_marks_alone_can_be_right(gold: str, way: str, tmp_path: Path)
     said = gold.strip("$").removeprefix("\\boxed{").removesuffix("}") if "boxed" in gold else gold
     if said in "\"'" and '"' in way:
         return  # a quotation mark in quotation marks
-    assert verify_completion(TASKS["own-exact"], way % said, question.gold, Verifier()).correct
+    assert verify_completion(TASKS["own-exact"], way % said, question.gold).correct
     for other in ("+", "y*", "????"):
-        assert verify_completion(TASKS["own-exact"], way % other, question.gold, Verifier()).correct is False
+        assert verify_completion(TASKS["own-exact"], way % other, question.gold).correct is False
 
 
 @pytest.mark.parametrize(
@@ -296,7 +295,7 @@ def test_choices_that_differ_in_marks_are_distinct(choices: list[str], tmp_path:
     for place, text in enumerate(choices):
         question = one(tmp_path, {"question": "Which?", "choices": choices, "answer": text}, "choice")
         assert question.gold == "ABC"[place]
-        verdict = verify_completion(TASKS["own-choice"], f"\\boxed{{{text}}}", question.gold, Verifier(), question.text)
+        verdict = verify_completion(TASKS["own-choice"], f"\\boxed{{{text}}}", question.gold, question.text)
         assert verdict.correct
 
 
@@ -348,9 +347,7 @@ def test_an_unclear_choice_is_refused(row: dict[str, Any], words: str, tmp_path:
 
 def test_of_several_accepted_texts_any_is_right(tmp_path: Path) -> None:
     gold = one(tmp_path, {"question": "Capital?", "answer": ["Paris", "Lutetia", "Paris"]}, "exact").gold
-    right = {
-        text: verify_completion(TASKS["own-exact"], text, gold, Verifier()).correct for text in ("paris.", "Lutetia", "Rome")
-    }
+    right = {text: verify_completion(TASKS["own-exact"], text, gold).correct for text in ("paris.", "Lutetia", "Rome")}
     assert right == {"paris.": True, "Lutetia": True, "Rome": False}
 
 
@@ -441,8 +438,7 @@ def test_kinds_of_files(tmp_path: Path, name: str, content: bytes) -> None:
 def test_answers_are_compared_as_the_owner_says(
     answer: str, completion: str, gold: str, extracted: str | None, correct: bool
 ) -> None:
-    verifier = Verifier()
-    found = verify_completion(TASKS[f"own-{answer}"], completion, gold, verifier)
+    found = verify_completion(TASKS[f"own-{answer}"], completion, gold)
     assert (found.extracted, found.correct) == (extracted, correct)
 
 
@@ -484,9 +480,9 @@ def test_any_of_the_accepted_answers_is_right(
 ) -> None:
     [question] = own(write(tmp_path / "qa.jsonl", [{"question": "Which?", **row}]), answer)
     assert question.gold.split(ALTERNATIVE) == gold
-    task, verifier = TASKS[f"own-{answer}"], Verifier()
-    assert [verify_completion(task, one, question.gold, verifier).correct for one in right] == [True] * len(right)
-    assert [verify_completion(task, one, question.gold, verifier).correct for one in wrong] == [False] * len(wrong)
+    task = TASKS[f"own-{answer}"]
+    assert [verify_completion(task, one, question.gold).correct for one in right] == [True] * len(right)
+    assert [verify_completion(task, one, question.gold).correct for one in wrong] == [False] * len(wrong)
 
 
 @pytest.mark.parametrize(

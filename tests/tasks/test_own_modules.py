@@ -21,7 +21,6 @@ from permix.tasks import _find_own_task, find_task, load_selection, verify_compl
 from permix.training.job import prepare_training
 from permix.training.rewards import verify_completions
 from permix.types import Request
-from permix.verification.math_verifier import Verifier
 from tests.sample_runs import toml, write_pool
 
 SCORERS = '''
@@ -146,7 +145,7 @@ def test_a_function_of_ones_own_scores_a_run(folder: Path) -> None:
 def test_a_function_gets_the_completion_without_its_thinking(
     folder: Path, completion: str, correct: bool, extracted: str | None
 ) -> None:
-    verdict = verify_completion(find_task("own-my_scorers:strict"), completion, "Town 1", Verifier())
+    verdict = verify_completion(find_task("own-my_scorers:strict"), completion, "Town 1")
     assert (verdict.correct, verdict.extracted, verdict.error) == (correct, extracted, None)
 
 
@@ -156,7 +155,7 @@ def test_of_several_accepted_answers_a_function_may_take_any(folder: Path) -> No
     loaded = load_selection(build_config(TaskConfig, own("strict"), source="test"))
     [question] = loaded.questions
     for completion, correct in (("Town 1", True), ("City 1", True), ("Village 1", False)):
-        assert verify_completion(loaded.task, completion, question.gold, Verifier()).correct is correct
+        assert verify_completion(loaded.task, completion, question.gold).correct is correct
 
 
 def test_an_answer_that_it_raises_for_has_no_score_and_is_not_wrong(folder: Path) -> None:
@@ -291,7 +290,7 @@ def test_a_plan_of_ones_own_task_is_rewarded_by_it(folder: Path, section: dict[s
     assert {row.task for row in job.plan.rows} == {name}
     assert job.config.train.max_new_tokens == (40 if "name" in section else 512)
     golds = [row.gold for row in job.plan.rows[:2]]
-    verdicts = verify_completions([golds[0], "nothing"], [name] * 2, golds, Verifier())
+    verdicts = verify_completions([golds[0], "nothing"], [name] * 2, golds)
     assert [verdict.reward for verdict in verdicts] == [1.0, 0.0]
     write_plan(job.plan, folder / "plan.parquet")
     again = prepare_training(build_config(TrainConfig, values | {"plan_file": str(folder / "plan.parquet")}, source="test"))

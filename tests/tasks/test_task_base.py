@@ -31,7 +31,6 @@ from permix.tasks.base import (
     verify_completion,
 )
 from permix.types import SPLITS, Question, Verdict
-from permix.verification.math_verifier import Verifier
 from tests.sample_runs import asked_as, asked_what, stability_values, toml
 from tests.servers import openai_server
 
@@ -84,11 +83,10 @@ def test_a_prompt_holds_the_question_and_changes_with_the_wording_alone(name: st
 
 
 def test_verify_extracts_then_checks() -> None:
-    verifier = Verifier()
-    assert verify_completion(TASKS["arithmetic"], "7 + 5 is 12.", "12", verifier) == Verdict(correct=True, extracted="12")
-    assert verify_completion(TASKS["arithmetic"], "Perhaps 13?", "12", verifier) == Verdict(correct=False, extracted="13")
-    assert verify_completion(TASKS["arithmetic"], "Who knows", "12", verifier) == Verdict(correct=False, extracted=None)
-    assert verify_completion(TASKS["math"], "\\boxed{\\frac{1}{2}}", "0.5", verifier).reward == 1.0
+    assert verify_completion(TASKS["arithmetic"], "7 + 5 is 12.", "12") == Verdict(correct=True, extracted="12")
+    assert verify_completion(TASKS["arithmetic"], "Perhaps 13?", "12") == Verdict(correct=False, extracted="13")
+    assert verify_completion(TASKS["arithmetic"], "Who knows", "12") == Verdict(correct=False, extracted=None)
+    assert verify_completion(TASKS["math"], "\\boxed{\\frac{1}{2}}", "0.5").reward == 1.0
 
 
 @given(st.text())
@@ -182,8 +180,7 @@ def test_importing_tasks_imports_no_heavy_library() -> None:
     ],
 )
 def test_where_answers_are_numbers_an_expression_in_the_box_earns_nothing(name: str, completion: str, right: bool) -> None:
-    verifier = Verifier()
-    assert verify_completion(TASKS[name], completion, "156", verifier).correct is right
+    assert verify_completion(TASKS[name], completion, "156").correct is right
 
 
 @pytest.mark.parametrize("question", ["What is $156/12$?", "What is 156/12?", "He shares 156 / 12 cakes."])
@@ -193,7 +190,7 @@ def test_where_answers_are_numbers_an_expression_in_the_box_earns_nothing(name: 
     [(r"\boxed{156/12}", False), (r"\boxed{\frac{156}{12}}", False), ("It is 156/12.", False), (r"\boxed{13}", True)],
 )
 def test_a_division_of_the_question_is_no_answer(name: str, question: str, completion: str, right: bool) -> None:
-    assert verify_completion(TASKS[name], completion, "13", Verifier(), question).correct is right
+    assert verify_completion(TASKS[name], completion, "13", question).correct is right
 
 
 @pytest.mark.parametrize(
@@ -211,7 +208,7 @@ def test_a_division_of_the_question_is_no_answer(name: str, question: str, compl
 def test_a_number_that_the_question_holds_as_the_gold_has_it_is_right(
     question: str, completion: str, gold: str, right: bool
 ) -> None:
-    assert verify_completion(TASKS["own-number"], completion, gold, Verifier(), question).correct is right
+    assert verify_completion(TASKS["own-number"], completion, gold, question).correct is right
 
 
 def test_a_wording_of_ones_own_changes_the_prompt_its_identity_and_nothing_else() -> None:

@@ -15,6 +15,7 @@ from permix.pipelines.train import FORMER_IDENTITY_KEYS
 from permix.plan import PersonaSampler, Plan, PlanBuilder, compile_plan
 from permix.storage.files import read_json
 from permix.storage.run_dir import RunDir
+from permix.tasks.base import AnswerCheck
 from permix.training.sft_data import (
     SFTDataset,
     TeacherRequests,
@@ -25,7 +26,7 @@ from permix.training.sft_data import (
     teacher_identity,
 )
 from permix.types import Cell, CellKey, Completion, Persona, Question, Verdict, seed_from
-from permix.verification.math_verifier import Verifier
+from permix.verification.math_verifier import check_answer
 from tests.sample_runs import endpoint
 from tests.servers import Action, OpenAIServer, Reply, error, listing, openai_server
 
@@ -58,10 +59,9 @@ def stage(out: Path, base_url: str, **teacher: Any) -> TrainConfig:
     return build_config(TrainConfig, values, source="test")
 
 
-def ask(config: TrainConfig, plan: Plan = PLAN, verifier: Verifier | None = None) -> SFTDataset:
-    judge = verifier or Verifier()
+def ask(config: TrainConfig, plan: Plan = PLAN, check: AnswerCheck = check_answer) -> SFTDataset:
     with RunDir.open(config.out, config, {}) as run:
-        return teacher_examples(config, plan, run, judge)
+        return teacher_examples(config, plan, run, check)
 
 
 def by_question(*replies: Action | str) -> Mapping[str, list[Action | str]]:
@@ -195,8 +195,8 @@ def test_a_teacher_that_has_moved_goes_on(tmp_path: Path) -> None:
         confirmed = config.model_copy(update={"teacher": config.teacher.model_copy(update={"same_weights": True})})
         with RunDir.open(config.out, config, {"teacher": {}}, former_identity_keys=FORMER_IDENTITY_KEYS) as run:
             with pytest.raises(ConfigError, match=r"confirm it once with --teacher.same-weights"):
-                teacher_examples(config, PLAN, run, Verifier())
-            teacher_examples(confirmed, PLAN, run, Verifier())
+                teacher_examples(config, PLAN, run)
+            teacher_examples(confirmed, PLAN, run)
         assert len(server.asked) == 1
         before, now = read_addresses(config.out)["teacher"].addresses
         assert (before.address, now.confirmed_by) == (first.removeprefix("http://"), "user")
@@ -238,12 +238,11 @@ def test_a_sample_that_the_verifier_failed_on_is_not_learnt_and_not_wrong() -> N
 
 
 def test_a_failing_verifier_does_not_hold_the_training_up(tmp_path: Path) -> None:
-    class Broken(Verifier):
-        def check(self, answer: str | None, gold: str, question: str = "") -> Verdict:
-            return Verdict(correct=None, error="time") if answer == "7" else super().check(answer, gold, question)
+    def broken(answer: str | None, gold: str, question: str = "") -> Verdict:
+        return Verdict(correct=None, error="time") if answer == "7" else check_answer(answer, gold, question)
 
     with openai_server(Script(*REPLIES)) as server:
-        chosen = ask(stage(tmp_path / "run", server.base_url), verifier=Broken())
+        chosen = ask(stage(tmp_path / "run", server.base_url), check=broken)
     assert chosen.counts["samples that the verifier failed on"] == 1
     assert texts(chosen) == {"q3": ["6", "It is 6."], "q4": ["8"]}
 

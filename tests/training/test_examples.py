@@ -21,7 +21,7 @@ from permix.training.sft_data import (
     save_sft_dataset,
 )
 from permix.types import Persona, Question, Verdict
-from permix.verification.math_verifier import Verifier
+from permix.verification.math_verifier import check_answer
 
 SAILOR = PersonaSampler((Persona(id="sailor", text="a sailor"),), (1.0,))
 GSM8K = [
@@ -48,11 +48,6 @@ def plan_of(solutions: Sequence[str | None], mix: float = 0.0, **options: Any) -
     return compile_plan(PlanBuilder(questions, lambda question: question.text, SAILOR, config, PersonasConfig(split="train")))
 
 
-def gold(plan: Plan, verifier: Verifier | None = None) -> SFTDataset:
-    judge = verifier or Verifier()
-    return gold_examples(plan, judge)
-
-
 def write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -67,14 +62,14 @@ def test_every_solution_of_every_task_is_verified_right(tmp_path: Path) -> None:
     }
     for name, task in tasks.items():
         config = RolloutPlanConfig(mix=0.5, steps=task.n // 2, questions_per_step=2)
-        chosen = gold(compile_plan_from_config(task, PersonasConfig(split="train"), config))
+        chosen = gold_examples(compile_plan_from_config(task, PersonasConfig(split="train"), config))
         assert chosen.counts == {"rows": task.n, "examples": task.n}, name
         assert {one.persona_id is None for one in chosen.examples} == {True, False}
 
 
 def test_a_row_is_one_example_in_the_plans_order_whatever_its_rollouts() -> None:
     plan = plan_of(["0 + 0 = 0.", "1 + 1 = 2.", "2 + 2 = 4."], mix=0.5, steps=6)
-    chosen = gold(plan)
+    chosen = gold_examples(plan)
     assert [(one.step, one.question_id, one.persona_id, one.messages) for one in chosen.examples] == [
         (row.step, row.question_id, row.persona_id, row.messages) for row in plan.rows
     ]
@@ -84,18 +79,17 @@ def test_a_row_is_one_example_in_the_plans_order_whatever_its_rollouts() -> None
 
 def test_personas_change_the_prompt_and_not_the_answer() -> None:
     solutions = ["0 + 0 = 0.", "1 + 1 = 2."]
-    plain, mixed = gold(plan_of(solutions)).examples, gold(plan_of(solutions, mix=1.0)).examples
+    plain, mixed = gold_examples(plan_of(solutions)).examples, gold_examples(plan_of(solutions, mix=1.0)).examples
     assert [one.completion for one in plain] == [one.completion for one in mixed]
     assert [one.messages[-1] for one in plain] == [one.messages[-1] for one in mixed]
     assert {one.messages[0]["content"] for one in mixed} == {"You are a sailor."}
 
 
 def test_what_is_not_verified_right_is_left_out_and_counted_by_its_reason() -> None:
-    class Broken(Verifier):
-        def check(self, answer: str | None, gold: str, question: str = "") -> Verdict:
-            return Verdict(correct=None, error="time") if gold == "6" else super().check(answer, gold, question)
+    def broken(answer: str | None, gold: str, question: str = "") -> Verdict:
+        return Verdict(correct=None, error="time") if gold == "6" else check_answer(answer, gold, question)
 
-    chosen = gold(plan_of(["0 + 0 = 0.", "1 + 1 = 3.", None, "3 + 3 = 6.", ""]), Broken())
+    chosen = gold_examples(plan_of(["0 + 0 = 0.", "1 + 1 = 3.", None, "3 + 3 = 6.", ""]), broken)
     assert [one.question_id for one in chosen.examples] == ["q0"]
     assert chosen.counts == {
         "rows": 5,
@@ -108,34 +102,32 @@ def test_what_is_not_verified_right_is_left_out_and_counted_by_its_reason() -> N
 
 def test_nothing_to_learn_is_refused_with_the_reasons() -> None:
     with pytest.raises(ConfigError, match=r"task arithmetic: no row of the plan gives an example \(2 rows, 0 examples, 1 rows"):
-        gold(plan_of(["0 + 0 = 1.", None]))
+        gold_examples(plan_of(["0 + 0 = 1.", None]))
 
 
 def test_a_solution_asked_again_and_again_is_verified_once() -> None:
-    class Counting(Verifier):
-        asked = 0
+    asked = []
 
-        def check(self, answer: str | None, gold: str, question: str = "") -> Verdict:
-            self.asked += 1
-            return super().check(answer, gold, question)
+    def counting(answer: str | None, gold: str, question: str = "") -> Verdict:
+        asked.append(answer)
+        return check_answer(answer, gold, question)
 
-    verifier = Counting()
-    assert gold(plan_of(["0 + 0 = 0.", "1 + 1 = 2."], steps=10), verifier).counts["examples"] == 10
-    assert verifier.asked == 2
+    assert gold_examples(plan_of(["0 + 0 = 0.", "1 + 1 = 2."], steps=10), counting).counts["examples"] == 10
+    assert len(asked) == 2
 
 
 def test_steps_are_the_plans_without_those_that_are_empty() -> None:
     plan = plan_of(["0 + 0 = 0.", None, "2 + 2 = 4.", "3 + 3 = 6."], steps=2, questions_per_step=2)
-    steps = examples_by_step(gold(plan).examples)
+    steps = examples_by_step(gold_examples(plan).examples)
     assert [[one.question_id for one in step] for step in steps] == [
         [row.question_id for row in plan.rows if row.step == step and row.solution] for step in (0, 1)
     ]
-    assert len(examples_by_step(gold(plan_of([None, "1 + 1 = 2.", None, "3 + 3 = 6."])).examples)) == 2
+    assert len(examples_by_step(gold_examples(plan_of([None, "1 + 1 = 2.", None, "3 + 3 = 6."])).examples)) == 2
 
 
 def test_what_was_kept_is_what_is_read_again(tmp_path: Path) -> None:
     assert load_sft_dataset(tmp_path) is None
-    chosen = gold(plan_of(["0 + 0 = 0.", "1 + 1 = 3.", "2 + 2 =\u2028 4.\r\n"], mix=1.0))
+    chosen = gold_examples(plan_of(["0 + 0 = 0.", "1 + 1 = 3.", "2 + 2 =\u2028 4.\r\n"], mix=1.0))
     assert save_sft_dataset(tmp_path, chosen, samples_every=1) == load_sft_dataset(tmp_path) == chosen
     assert sorted(path.name for path in tmp_path.iterdir()) == ["examples.json", "examples.jsonl", "samples.md"]
     assert (tmp_path / "samples.md").read_text().count("## Step") == 2
@@ -144,14 +136,14 @@ def test_what_was_kept_is_what_is_read_again(tmp_path: Path) -> None:
 
 
 def test_a_broken_file_of_examples_is_named(tmp_path: Path) -> None:
-    save_sft_dataset(tmp_path, gold(plan_of(["0 + 0 = 0."])), samples_every=1)
+    save_sft_dataset(tmp_path, gold_examples(plan_of(["0 + 0 = 0."])), samples_every=1)
     (tmp_path / "examples.jsonl").write_text('{"step": 0}\n')
     with pytest.raises(DataError, match=r"examples\.jsonl:1: not an example: Field required"):
         load_sft_dataset(tmp_path)
 
 
 def test_a_file_of_examples_that_was_cut_is_named(tmp_path: Path) -> None:
-    save_sft_dataset(tmp_path, gold(plan_of(["0 + 0 = 0.", "1 + 1 = 2."])), samples_every=1)
+    save_sft_dataset(tmp_path, gold_examples(plan_of(["0 + 0 = 0.", "1 + 1 = 2."])), samples_every=1)
     whole = (tmp_path / "examples.jsonl").read_bytes()
     (tmp_path / "examples.jsonl").write_bytes(whole[:-5])
     with pytest.raises(DataError, match=r"examples\.jsonl: its last line is incomplete"):

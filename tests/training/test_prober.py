@@ -31,9 +31,9 @@ from permix.pipelines.train import run_training
 from permix.report.builder import build_report
 from permix.storage.cells import read_cells
 from permix.storage.files import read_json
-from permix.training.checkpoints import restore_weights, save_weights
 from permix.training.dev_eval import check_dev_eval_prompts, load_dev_curve
 from permix.training.job import prepare_training
+from permix.training.network import restore_weights, save_weights
 from permix.training.run_log import StepClock, read_training_log
 from permix.training.trl_setup import (
     DevEvalCallback,

@@ -4,31 +4,27 @@ from permix.tasks import TASKS
 from permix.tasks.base import verify_completion
 from permix.training.rewards import mean_reward_by_tag, verify_completions
 from permix.types import Verdict, reward_tags
-from permix.verification.math_verifier import Verifier
+from permix.verification.math_verifier import check_answer
 
 
-class BrokenVerifier(Verifier):
-    """Fails on one answer, as the real one does when its worker dies."""
-
-    def check(self, answer: str | None, gold: str, question: str = "") -> Verdict:
-        if answer == "13":
-            return Verdict(correct=None, extracted=answer, error="the worker died")
-        return super().check(answer, gold, question)
+def broken_check(answer: str | None, gold: str, question: str = "") -> Verdict:
+    """Fails on one answer, as a scorer does when its worker dies."""
+    if answer == "13":
+        return Verdict(correct=None, extracted=answer, error="the worker died")
+    return check_answer(answer, gold, question)
 
 
 def test_verdicts_are_the_evaluations_own_in_order() -> None:
     completions = ["It is 12.", "\\boxed{13}", "no idea", "\\boxed{\\frac{1}{2}} and 7"]
     tasks, golds = ["arithmetic", "gsm8k", "arithmetic", "math"], ["12", "12", "12", "1/2"]
-    verifier = Verifier()
-    found = verify_completions(completions, tasks, golds, verifier)
-    assert found == [verify_completion(TASKS[t], c, g, verifier) for c, t, g in zip(completions, tasks, golds, strict=True)]
+    found = verify_completions(completions, tasks, golds)
+    assert found == [verify_completion(TASKS[t], c, g) for c, t, g in zip(completions, tasks, golds, strict=True)]
     assert [verdict.reward for verdict in found] == [1.0, 0.0, 0.0, 1.0]
     assert [verdict.extracted for verdict in found[:3]] == ["12", "13", None]
 
 
 def test_a_failed_verification_has_no_reward_and_is_not_zero() -> None:
-    verifier = BrokenVerifier()
-    found = verify_completions(["12", "13", "14"], ["arithmetic"] * 3, ["12"] * 3, verifier)
+    found = verify_completions(["12", "13", "14"], ["arithmetic"] * 3, ["12"] * 3, check=broken_check)
     assert [verdict.reward for verdict in found] == [1.0, None, 0.0]
 
 

@@ -14,10 +14,15 @@ def sample(prompt: int, length: int) -> Sample:
 def test_rollouts_of_a_prompt_share_its_tokens_by_hand() -> None:
     # Prompt 5 with completions of 3, 4 and 1 read 5 + 2 + 3 + 0 = 10 tokens; prompt 2 with 6 reads 2 + 5 = 7.
     samples = [sample(5, 3), sample(2, 6), sample(5, 4), sample(5, 1)]
-    assert [[[len(one.completion) for one in own] for own in each] for each in pack_samples(samples, 17)] == [[[3, 4, 1], [6]]]
-    assert [[[len(one.completion) for one in own] for own in each] for each in pack_samples(samples, 16)] == [[[3, 4, 1]], [[6]]]
+    assert [[[len(one.completion) for one in own] for own in each.by_prompt] for each in pack_samples(samples, 17)] == [
+        [[3, 4, 1], [6]]
+    ]
+    assert [[[len(one.completion) for one in own] for own in each.by_prompt] for each in pack_samples(samples, 16)] == [
+        [[3, 4, 1]],
+        [[6]],
+    ]
     # Of 9 tokens the prompt takes 5: 2 for the first leaves 2, too few for 3.
-    assert [[[len(one.completion) for one in own] for own in each] for each in pack_samples(samples, 9)] == [
+    assert [[[len(one.completion) for one in own] for own in each.by_prompt] for each in pack_samples(samples, 9)] == [
         [[3]],
         [[4, 1]],
         [[6]],
@@ -30,9 +35,10 @@ def test_every_rollout_is_packed_once_and_no_pack_is_over_budget_but_a_lone_roll
 ) -> None:
     samples = [sample(*shape) for shape in shapes]
     packs = pack_samples(samples, budget)
-    packed = [id(one) for each in packs for own in each for one in own]
+    packed = [id(one) for each in packs for own in each.by_prompt for one in own]
     assert sorted(packed) == sorted(map(id, samples))
     for each in packs:
-        cost = sum(build_prompt_group(own).forward_tokens for own in each)
-        assert cost <= budget or sum(map(len, each)) == 1
-        assert all(len({one.prompt for one in own}) == 1 for own in each)
+        cost = sum(build_prompt_group(own).forward_tokens for own in each.by_prompt)
+        assert cost == each.forward_tokens
+        assert cost <= budget or len(each.samples) == 1
+        assert all(len({one.prompt for one in own}) == 1 for own in each.by_prompt)

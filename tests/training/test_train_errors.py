@@ -17,7 +17,7 @@ from permix.errors import ConfigError, PermixError
 from permix.pipelines import train
 from permix.pipelines.train import run_training
 from permix.plan import read_plan
-from permix.training import checkpoints, grpo_trainer
+from permix.training import grpo_trainer, network
 from permix.training.checkpoints import newest_checkpoint, write_checkpoint
 from permix.training.job import prepare_training
 from permix.training.run_log import RolloutLogger, read_training_log
@@ -187,7 +187,7 @@ def never(*_: Any, **__: Any) -> None:
 @pytest.fixture
 def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing may be loaded that takes long."""
-    monkeypatch.setattr(checkpoints, "load_causal_lm", never)
+    monkeypatch.setattr(network, "load_causal_lm", never)
     monkeypatch.setattr(grpo_trainer, "generate_reference_answers", never)
 
 

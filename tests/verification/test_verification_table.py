@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from permix.tasks import TASKS, verify_completion
-from permix.verification.math_verifier import Verifier
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "verification.md"
 
@@ -22,5 +21,5 @@ def test_the_table_is_read() -> None:
 
 @pytest.mark.parametrize(("task", "completion", "gold", "verdict"), ROWS)
 def test_a_row_of_the_table(task: str, completion: str, gold: str, verdict: str) -> None:
-    found = verify_completion(TASKS[task], completion.replace("⏎", "\n"), gold, Verifier())
+    found = verify_completion(TASKS[task], completion.replace("⏎", "\n"), gold)
     assert found.correct is (verdict == "right"), found

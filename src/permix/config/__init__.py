@@ -35,6 +35,7 @@ from permix.config.data import (
     TaskConfig,
     ThinkingSwitch,
     configurable_backends,
+    normalize_address,
     require_answer_kind,
     rubric_entries,
 )
@@ -203,6 +204,7 @@ __all__ = [
     "format_validation_error",
     "load_config",
     "merge_values",
+    "normalize_address",
     "quote_input",
     "read_config_values",
     "require_answer_kind",

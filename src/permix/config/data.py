@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
@@ -33,6 +34,22 @@ def _check_tracker_names(names: tuple[str, ...]) -> tuple[str, ...]:
 
 TrackerNames = Annotated[tuple[str, ...], AfterValidator(_check_tracker_names)]
 """Names of experiment trackers, each once."""
+
+
+def normalize_address(base_url: str) -> str:
+    """HOST:PORT/PATH of a URL, in small letters up to the path: without scheme, login, the scheme's own port and a last slash."""
+    parts = urlsplit(base_url)
+    own_port = {"http": ":80", "https": ":443"}.get(parts.scheme, "")
+    host = parts.netloc.rpartition("@")[2].lower()
+    return (host.removesuffix(own_port) if own_port else host) + parts.path.rstrip("/")
+
+
+def _find_server(base_url: str) -> str:
+    """The normalized address; a text that is not an address as it is, which is refused where it is used."""
+    try:
+        return normalize_address(base_url)
+    except ValueError:
+        return base_url
 
 
 class BackendCapabilities(NamedTuple):
@@ -237,8 +254,11 @@ class ModelConfig(ConfigSection):
         addresses = [url.rstrip("/") for url in self.base_urls]
         if "" in addresses:
             raise ValueError("base_url: an address is empty; give one such as http://127.0.0.1:8000/v1")
-        if repeated := next((url for url in addresses if addresses.count(url) > 1), None):
-            raise ValueError(f"base_url: {redact_secrets(repeated)} is given twice; give it once")
+        servers = [_find_server(url) for url in addresses]
+        for place, url in enumerate(addresses):
+            if (first := servers.index(servers[place])) < place:
+                as_well = "" if addresses[first] == url else f", as {redact_secrets(addresses[first])} as well"
+                raise ValueError(f"base_url: {redact_secrets(url)} is given twice{as_well}; give it once")
         return self
 
     @model_validator(mode="after")

@@ -37,7 +37,6 @@ from permix.storage.cells import record_files
 from permix.storage.files import JsonlWriter, open_regular, read_file_state
 from permix.tasks import AnswerKind, find_task, verify_completion
 from permix.types import Cell, Completion, Failure, Message, Persona, Request, Sampling, digest
-from permix.verification.math_verifier import Verifier
 
 ASK_S, IDLE_ASK_S = 300.0, 60.0
 """Longest time for one question, all models together, and how long the process waits for the next question, in seconds."""
@@ -261,7 +260,7 @@ class TriedQuestion(NamedTuple):
     seed: int
 
 
-class _Asked(NamedTuple):
+class _AskedModel(NamedTuple):
     """One model in the process that asks: its configuration, and its open-ended fidelity runs."""
 
     config: ModelConfig
@@ -445,7 +444,7 @@ class TryIt:
     def _work(self, question: TriedQuestion, chosen: Sequence[ModelChoice]) -> None:
         """Let the process answer, and take over each answer as it comes."""
         deadline, reason = time.monotonic() + ASK_S, "it failed here; the terminal of permix view shows why"
-        asked = [_Asked(one.config, tuple(run.path for run in one.runs if _is_open_fidelity(run))) for one in chosen]
+        asked = [_AskedModel(one.config, tuple(run.path for run in one.runs if _is_open_fidelity(run))) for one in chosen]
         try:
             pipe = self._open_process()
             pipe.send((question, asked))
@@ -583,7 +582,7 @@ def _require_on_this_machine(config: ModelConfig) -> None:
         )
 
 
-def _answer(question: TriedQuestion, asked: _Asked, models: _LoadedModel) -> dict[str, Any]:
+def _answer(question: TriedQuestion, asked: _AskedModel, models: _LoadedModel) -> dict[str, Any]:
     """Ask one model. What goes wrong is one line, `error`."""
     try:
         return _answer_or_raise(question, asked, models)
@@ -592,7 +591,7 @@ def _answer(question: TriedQuestion, asked: _Asked, models: _LoadedModel) -> dic
         return {"error": _error_line(error)}
 
 
-def _answer_or_raise(question: TriedQuestion, asked: _Asked, models: _LoadedModel) -> dict[str, Any]:
+def _answer_or_raise(question: TriedQuestion, asked: _AskedModel, models: _LoadedModel) -> dict[str, Any]:
     config = asked.config
     if not config.capabilities.is_local:
         config = config.model_copy(update={"retries": min(config.retries, 1), "timeout_s": min(config.timeout_s, ASK_S / 2)})
@@ -635,13 +634,13 @@ def _score(question: TriedQuestion, completion: Completion) -> dict[str, Any]:
     if task.scorer is not None:
         return {"unscored": f"not scored: answers of {task.name} are programs, and they are not run here"}
     prompt = question.messages[-1]["content"]
-    verdict = verify_completion(task, completion.text, question.gold, Verifier(), prompt)
+    verdict = verify_completion(task, completion.text, question.gold, prompt)
     if verdict.correct is None:
         return {"unscored": f"not scored: {verdict.error}"}
     return {"extracted": verdict.extracted, "correct": verdict.correct}
 
 
-def _attribution(question: TriedQuestion, completion: Completion, asked: _Asked) -> dict[str, Any]:
+def _attribution(question: TriedQuestion, completion: Completion, asked: _AskedModel) -> dict[str, Any]:
     """The persona that the classifier of identifiability names for the answer, or why it is not asked.
 
     Nothing without a persona, and for a model without an open-ended fidelity run.

@@ -27,7 +27,7 @@ from permix.evals.grid import (
 from permix.evals.shards import divide_cells, report_finished_shard
 from permix.inference.addresses import check_addresses
 from permix.inference.base import Model
-from permix.inference.batch_model import again_text, is_only_writing
+from permix.inference.batch_model import is_only_writing, next_start
 from permix.metrics.sequential import Round, count_cells
 from permix.personas.pool import PersonaPool, select_recorded_personas
 from permix.prompts import template_hash
@@ -108,7 +108,7 @@ def run_fidelity_cells(
         with run.track_usage():
             pending = run_cells(model, own, config.sampling, run, None, f"fidelity {config.label or model.name}{part}")
         failures = find_failures(run.cells(), scored=False) if pending else ()
-        why = explain_missing(failures, again_text(model), stop_reason=run.stop_reason)
+        why = explain_missing(failures, next_start(model), stop_reason=run.stop_reason)
         missing = f"{config.out}: {pending} of {len(own)} answers{part} are missing{why}"
         if divided is not None:
             if pending:

@@ -40,7 +40,7 @@ from permix.evals.text_metrics import measure_text_metrics
 from permix.inference import check_model, load_model
 from permix.inference.addresses import check_addresses
 from permix.inference.base import Model
-from permix.inference.batch_model import BatchModel, again_text, is_only_writing
+from permix.inference.batch_model import BatchModel, is_only_writing, next_start
 from permix.inference.cache import cached_model
 from permix.inference.chat_template import encode_chat
 from permix.inference.cost import RequestGroup, estimate_cost, find_measured, runs_beside
@@ -485,6 +485,6 @@ def _incomplete_run_error(run: RunDir, model: Model, conversations: Conversation
     pending = n_turns - sum(map(len, conversations.values()))
     waiting = sum(len(one) < turns for one in conversations.values())
     rounds = f"; {waiting} of {len(conversations)} interviews wait for their next turn" if isinstance(model, BatchModel) else ""
-    why = explain_missing(find_failures(run.cells(), scored=False), again_text(model), stop_reason=run.stop_reason)
+    why = explain_missing(find_failures(run.cells(), scored=False), next_start(model), stop_reason=run.stop_reason)
     part = "" if run.shard is None else f" of shard {run.shard}"
     return IncompleteRunError(f"{run.path}: {pending} of {n_turns} turns{part} are missing{rounds}{why}", pending)

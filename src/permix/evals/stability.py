@@ -39,7 +39,7 @@ from permix.evals.strategies.persona_search import load_selection_questions
 from permix.inference import check_model, load_model
 from permix.inference.addresses import check_addresses
 from permix.inference.base import Model
-from permix.inference.batch_model import again_text, is_only_writing
+from permix.inference.batch_model import is_only_writing, next_start
 from permix.inference.cache import cached_model
 from permix.metrics import sequential, statistics
 from permix.metrics.linear_models import (
@@ -65,8 +65,8 @@ from permix.storage.workers import hold_shared_files
 from permix.tasks import LoadedTask, load_selection
 from permix.tasks.base import Task, answer_token_limit, check_contamination, read_trained_on, verify_completion
 from permix.trackers import check_trackers, log_measures
-from permix.types import Cell, Verdict, count_text, digest
-from permix.verification.math_verifier import VERIFIER_VERSION, Verifier
+from permix.types import Cell, count_text, digest
+from permix.verification.math_verifier import VERIFIER_VERSION
 
 CellRunner = Callable[[Sequence[Cell], str], int]
 """(cells, description) -> number of these cells that are pending afterwards."""
@@ -254,11 +254,10 @@ def evaluate_setup(model: Model, config: StabilityConfig, task: Task, setup: Eva
     own, grid_json = first if divided is None else divided.own, None if divided is None else strategy.describe_grid(setup, ())
     with RunDir.open(config.out, config, identity, own, gains, endpoints=[endpoint], shard=shard, grid=grid_json) as run:
         description = f"stability {config.label or model.name}"
-        verifier = Verifier()
         with run.track_usage():
 
             def answer(cells: Sequence[Cell], description: str) -> int:
-                return run_cells(model, cells, config.sampling, run, partial(_score_answer, task, verifier), description)
+                return run_cells(model, cells, config.sampling, run, partial(verify_completion, task), description)
 
             if divided is not None:
                 progress = GridProgress(answer(own, f"{description}, shard {shard}"), len(own))
@@ -267,7 +266,7 @@ def evaluate_setup(model: Model, config: StabilityConfig, task: Task, setup: Eva
             else:
                 progress = _run_strategy(run, setup, first, strategy, answer, (description, f"{description}, {config.strategy}"))
         failures = find_failures(run.cells(), scored=True) if progress.pending else ()
-        why = explain_missing(failures, again_text(model), stop_reason=run.stop_reason)
+        why = explain_missing(failures, next_start(model), stop_reason=run.stop_reason)
         part = "" if shard is None else f" of shard {shard}"
         missing = (
             f"{config.out}: {progress.pending} of {progress.n_cells} cells{part}, with or without a persona, have no score{why}"
@@ -314,10 +313,6 @@ def _finish_shard(
     report_finished_shard(run.path, divided.shard, len(divided.own), pending, "cells")
     with hold_shared_files(run.path):  # two workers that end at the same time write the same file, one after the other
         return _write_metrics(run.path, config, model)
-
-
-def _score_answer(task: Task, verifier: Verifier, completion: str, gold: str, prompt: str) -> Verdict:
-    return verify_completion(task, completion, gold, verifier, prompt)
 
 
 def _run_strategy(

@@ -30,6 +30,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError
 
+from permix.config import normalize_address
 from permix.errors import ConfigError, DataError
 from permix.inference.base import Model
 from permix.progress import print_status
@@ -89,14 +90,6 @@ class RecordedForm(NamedTuple):
     recorded: str
     fingerprint: str
     server_says: ServerStatement
-
-
-def normalize_address(base_url: str) -> str:
-    """HOST:PORT/PATH of a URL, in small letters up to the path: without scheme, login, the scheme's own port and a last slash."""
-    parts = urlsplit(base_url)
-    own_port = {"http": ":80", "https": ":443"}.get(parts.scheme, "")
-    host = parts.netloc.rpartition("@")[2].lower()
-    return (host.removesuffix(own_port) if own_port else host) + parts.path.rstrip("/")
 
 
 def parse_statement(

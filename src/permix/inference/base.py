@@ -150,7 +150,7 @@ def remember_request_changes(model: Model, folder: Path) -> Iterator[None]:
     path = folder / REQUEST_CHANGES_FILE
     known = _read_request_changes(path)
     for endpoint in endpoints:
-        endpoint.request_changes.update(known.get(endpoint.address, {}))
+        endpoint.request_changes.update(_known_changes(endpoint, known))
     try:
         yield
     finally:
@@ -160,6 +160,14 @@ def remember_request_changes(model: Model, folder: Path) -> Iterator[None]:
                 changes = _read_request_changes(path)
                 merged = {address: changes.get(address, {}) | fields for address, fields in found.items()}
                 write_json(path, changes | merged)
+
+
+def _known_changes(endpoint: Any, known: Mapping[str, dict[ChangeableField, str]]) -> dict[ChangeableField, str]:
+    """What is known of an endpoint: also, of batch files, what the same host refused over HTTP."""
+    found: dict[ChangeableField, str] = {}
+    for address in getattr(endpoint, "other_addresses", ()):
+        found |= {name: words for name, words in known.get(address, {}).items() if name in endpoint.changeable_fields}
+    return found | known.get(endpoint.address, {})
 
 
 def _read_request_changes(path: Path) -> dict[str, dict[ChangeableField, str]]:

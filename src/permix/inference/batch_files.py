@@ -3,9 +3,10 @@
     {"custom_id": ID, "method": "POST", "url": "/v1/chat/completions", "body": {...}}            a request
     {"custom_id": ID, "response": {"status_code": 200, "body": {...}}, "error": null, ...}       its result
 
-`vllm run-batch`, hosted batch APIs and Ray Data read and write such lines. The id is a digest of the body, so a result belongs to
-every request with this body, whatever the order, the file or the start that wrote it; a result of other messages, another seed
-or another sampling has another id and is not taken.
+`vllm run-batch`, hosted batch APIs and Ray Data read and write such lines. The id is a digest of the request as the configuration
+asks for it: of the body before anything that a host refuses is left out of it. So a result belongs to its request whatever the
+order, the file or the start that wrote it, and whatever was left out; a result of other messages, another seed or another
+sampling has another id and is not taken.
 
 Contract: `RequestFiles` writes a folder of request files and the manifest `batch.json`, which comes last. It replaces request
 files that it wrote for the same run, and refuses a folder with anything else in it. `ResultIndex` reads files of results: it
@@ -18,7 +19,7 @@ import json
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -27,6 +28,7 @@ from pydantic import ValidationError
 from permix.errors import ConfigError, DataError
 from permix.inference.http_client import status_failure_type
 from permix.inference.request_body import (
+    SCHEMA_REFUSAL_STATUSES,
     FilteredReplyError,
     MalformedReplyError,
     parse_chat_completion,
@@ -65,20 +67,38 @@ class BatchRequest(NamedTuple):
     line: bytes
 
 
-def build_batch_request(body: Mapping[str, Any]) -> BatchRequest:
-    """The line of one request. Raises UnicodeEncodeError for a lone surrogate in the body, which no engine takes."""
+def build_batch_request(body: Mapping[str, Any], *apart: str) -> BatchRequest:
+    """The line of one request. Raises UnicodeEncodeError for a lone surrogate in the body, which no engine takes.
+
+    apart: what tells the request apart from others with this body, if something does; only the id contains it.
+    """
     text = json.dumps(body, sort_keys=True)
     if "\\ud" in text:  # perhaps half of a pair
         json.dumps(body, ensure_ascii=False).encode()
-    custom_id = batch_request_id(text)
-    return BatchRequest(
-        custom_id, f'{{"custom_id": "{custom_id}", "method": "POST", "url": "{BATCH_URL}", "body": {text}}}\n'.encode()
-    )
+    custom_id = batch_request_id(text, *apart)
+    return BatchRequest(custom_id, _request_line(custom_id, text))
 
 
-def batch_request_id(body_text: str) -> str:
-    """The id of the request whose body is this text: JSON with sorted keys, in ASCII."""
-    return f"permix-{digest(body_text, length=32)}"
+def batch_request_id(body_text: str, *apart: str) -> str:
+    """The id of the request whose body is this text: JSON with sorted keys, in ASCII. apart: see `build_batch_request`."""
+    return f"permix-{digest(body_text, *apart, length=32)}"
+
+
+def _request_line(custom_id: str, body_text: str) -> bytes:
+    return f'{{"custom_id": "{custom_id}", "method": "POST", "url": "{BATCH_URL}", "body": {body_text}}}\n'.encode()
+
+
+BodyChange = Callable[[dict[str, Any]], dict[str, Any]]
+"""(the body of a request as the configuration asks for it) -> the body that is sent."""
+
+
+def _changed_lines(spool: IO[bytes], change: BodyChange | None) -> Iterator[bytes]:
+    for line in iter(spool.readline, b""):
+        if change is None:
+            yield line
+        else:
+            request = json.loads(line)
+            yield _request_line(request["custom_id"], json.dumps(change(request["body"]), sort_keys=True))
 
 
 class RequestFile(Record):
@@ -122,7 +142,7 @@ class RequestFiles:
     def __init__(self, folder: Path, *, stage: str, run: Path, shards: int | None = None) -> None:
         """Raises ConfigError if the folder holds other files than request files of this run, or is no folder."""
         self.folder, self.stage, self.run, self.shards = folder, stage, str(run), shards
-        self.n_requests = self.n_bytes = 0
+        self.n_requests = 0
         self._spool: IO[bytes] | None = None
         self._check_folder()
 
@@ -133,19 +153,19 @@ class RequestFiles:
                 self._spool = _create(self.folder / _SPOOL)
             self._spool.write(line)
         self.n_requests += 1
-        self.n_bytes += len(line)
 
-    def commit(self, **about: Any) -> tuple[BatchManifest, bool]:
+    def commit(self, change: BodyChange | None = None, **about: Any) -> tuple[BatchManifest, bool]:
         """Split the lines into files and write the manifest. `about`: its fields but for those that this object knows.
 
-        Returns the manifest, and whether the folder held the same requests before. There must be a line.
+        change: what is left out of the bodies or renamed. It comes last, since what the host refuses may be learnt after a line
+        was added. Returns the manifest, and whether the folder held the same requests before. There must be a line.
         """
         assert self._spool is not None, "no request was added"
         before = _read_manifest(self.folder / MANIFEST_FILE)
         with guard_writes(self.folder):
             self._spool.flush()
             self._spool.seek(0)
-            files = tuple(self._split(self._spool))
+            files = tuple(self._split(_changed_lines(self._spool, change)))
             # From here on, until the manifest is there, the folder holds request files alone: the next start replaces them.
             (self.folder / MANIFEST_FILE).unlink(missing_ok=True)
             names = {file.name for file in files}
@@ -170,9 +190,9 @@ class RequestFiles:
                 if _SCRATCH_FILE.fullmatch(path.name):
                     path.unlink()
 
-    def _split(self, spool: IO[bytes]) -> Iterator[RequestFile]:
+    def _split(self, lines: Iterator[bytes]) -> Iterator[RequestFile]:
         n_files = None if self.shards is None else min(self.shards, self.n_requests)
-        line, done, number = spool.readline(), 0, 0
+        line, done, number = next(lines, b""), 0, 0
         while line:
             name = f"requests-{number:04}.jsonl"
             last = done + MAX_FILE_REQUESTS if n_files is None else self.n_requests * (number + 1) // n_files
@@ -181,7 +201,7 @@ class RequestFiles:
                 while line and done < last and (n_files is not None or not n or size + len(line) <= MAX_FILE_BYTES):
                     file.write(line)
                     sha.update(line)
-                    n, size, done, line = n + 1, size + len(line), done + 1, spool.readline()
+                    n, size, done, line = n + 1, size + len(line), done + 1, next(lines, b"")
             yield RequestFile(name=name, requests=n, bytes=size, sha256=sha.hexdigest())
             number += 1
 
@@ -250,6 +270,10 @@ class DamagedLine(NamedTuple):
 
 MAX_NAMED_LINES = 3
 
+_BEGINS_ARRAY = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[\s*(?:\{|$)")
+
+_ARRAY_REASON = "the file is one JSON array; results are one object a line, which jq -c '.[]' FILE > FILE.jsonl makes of it"
+
 MAX_OPEN_RESULT_FILES = 64
 
 _LENGTH_BITS, _OFFSET_BITS = 24, 48
@@ -295,6 +319,11 @@ class ResultIndex:
         """Give the results that were taken no more: a failure that was recorded must not come back in the same start."""
         self._given.clear()
 
+    def has(self, custom_id: str) -> bool:
+        """Whether `take` would give results with this id."""
+        key = id_key(custom_id)
+        return key in self._places or key in self._given
+
     def drop(self, custom_id: str) -> bool:
         """Take the results with this id without reading them; returns whether there were any."""
         return self._places.pop(id_key(custom_id), None) is not None
@@ -307,8 +336,11 @@ class ResultIndex:
         with open_regular(path) as file:
             offset = 0
             for number, line, length in _bounded_lines(file):
+                if not offset and line is not None and _BEGINS_ARRAY.match(line):
+                    return self._note_damage(path, number, _ARRAY_REASON)
                 self._add(file_number, path, number, line, offset)
                 offset += length
+        return None
 
     def _add(self, file_number: int, path: Path, number: int, line: bytes | None, offset: int) -> None:
         if line is None:
@@ -360,11 +392,16 @@ class ResultIndex:
         return file.fileno()
 
 
+_NO_RESULTS_YET = "it holds requests, which an engine has to answer first"
+
+
 def _result_paths(source: Path) -> list[Path]:
     """The files to read, sorted by name: all but the manifest, request files, and files that begin with a request."""
     if not source.exists():
         raise ConfigError(f"--batch-in {source}: no such folder; give the folder with the files of results")
     if not source.is_dir():
+        if source.name == MANIFEST_FILE or _begins_with_request(source):
+            raise ConfigError(f"--batch-in {source}: {_NO_RESULTS_YET}; give the file of results, or the folder that holds it")
         return [source]
     paths = sorted(
         path
@@ -376,7 +413,7 @@ def _result_paths(source: Path) -> list[Path]:
         raise ConfigError(f"--batch-in {source}: {escape_control(packed[0])} is packed; unpack it first (gunzip, unzstd)")
     found = [path for path in paths if not _begins_with_request(path)]
     if not found:
-        hint = "; it holds requests, which an engine has to answer first" if paths else ""
+        hint = f"; {_NO_RESULTS_YET}" if paths else ""
         raise ConfigError(f"--batch-in {source}: holds no file of results (*.jsonl or *.json){hint}")
     return found
 
@@ -459,7 +496,9 @@ def read_batch_result(line: Mapping[str, Any]) -> BatchResult:
         if status is not None and not 200 <= status < 300:
             field = refused_field(about.get("error", about) if isinstance(about, dict) else about)
             return BatchResult(
-                _failure(status_failure_type(status), f"HTTP {status}: {refusal}"), refusal if status in (400, 422) else "", field
+                _failure(status_failure_type(status), f"HTTP {status}: {refusal}"),
+                refusal if status in SCHEMA_REFUSAL_STATUSES else "",
+                field,
             )
         code = about.get("code") if isinstance(about, dict) else None
         words = f"{code}: {refusal}" if isinstance(code, str) else refusal if about else "neither a response nor an error"

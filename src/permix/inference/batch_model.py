@@ -6,12 +6,17 @@ gets, and leaves the others pending. So a request whose answer is recorded is no
 repeated, and a run may use files at one start and an endpoint at the next. Some requests depend on earlier answers: the next
 turn of an interview, the further cells of a persona search, a judge's second attempt. They become pending once those answers
 have been read, so each round is one batch.
+
+The id of a line tells what the configuration asks for, not what is sent, so it stays the same when a field is left out that the
+host refuses, and samples that differ in their seed alone have lines of their own also where no seed is sent. Earlier versions
+took the body as it was sent: their results are found by the ids that it had (`_FormerIds`).
 """
 
 import contextlib
 import json
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,14 +42,20 @@ from permix.inference.batch_files import (
     size_text,
 )
 from permix.inference.cost import CHARACTERS_PER_TOKEN, find_price
-from permix.inference.request_body import ChangeableField, RequestBody, response_format
+from permix.inference.openai_endpoint import endpoint_address, parse_url
+from permix.inference.request_body import ChangeableField, RequestBody, sent_seed
 from permix.progress import add_result, print_status
+from permix.storage.cells import NextStart
 from permix.types import Completion, Failure, Request, Sampling, digest
 
 BATCH_ADDRESS = "batch files"
 """Recorded in place of an address for a model that is asked through batch files."""
 
-_ADAPTABLE: frozenset[ChangeableField] = frozenset({"max_tokens", "temperature", "top_p", "seed"})
+BATCH_FIELDS: frozenset[ChangeableField] = frozenset({"max_tokens", "temperature", "top_p", "seed", "response_format"})
+"""The fields of a line that are left out or renamed when a host refuses them."""
+
+_FORMER_FIELDS: tuple[ChangeableField, ...] = ("max_tokens", "temperature", "top_p", "seed")
+"""Those whose change gave a request another id in earlier versions."""
 
 
 class BatchFlags(NamedTuple):
@@ -114,6 +125,41 @@ class BatchCounts:
         self.answered = self.failed = self.recorded_before = self.differing = self.written = 0
 
 
+class _FormerIds:
+    """The ids that earlier versions gave a request after a host had refused one of these fields.
+
+    Requests that differ in their seed alone had one line once no seed was sent. Its one answer counts for one request.
+    """
+
+    def __init__(self, config: ModelConfig, refused: Iterable[ChangeableField]) -> None:
+        fields = [name for name in _FORMER_FIELDS if name in refused]
+        self._bodies = []
+        for n in range(1, len(fields) + 1):
+            for some in combinations(fields, n):
+                body = RequestBody(config.name, config.extra_fields)
+                body.changes.update(dict.fromkeys(some, ""))
+                self._bodies.append(body)
+        self._owners: dict[bytes, bytes] = {}
+
+    def own(self, standard: Mapping[str, Any], seed: int) -> Iterator[str]:
+        """Ids of this request alone."""
+        return (one for one, is_shared in self._find(standard, seed).items() if not is_shared)
+
+    def shared(self, standard: Mapping[str, Any], seed: int, results: ResultIndex, owner: str) -> Iterator[str]:
+        """Ids of requests that differ in their seed alone, whose results nobody but the request `owner` has taken."""
+        for one, is_shared in self._find(standard, seed).items():
+            key = id_key(owner)
+            if is_shared and results.has(one) and self._owners.setdefault(id_key(one), key) == key:
+                yield one
+
+    def _find(self, standard: Mapping[str, Any], seed: int) -> dict[str, bool]:
+        """All ids of the request, each with whether other requests have it."""
+        sent = sent_seed(seed)
+        bodies = [standard] if standard.get("seed") != sent else []  # the user's own seed
+        bodies += [body for one in self._bodies if (body := one.rebuild(standard)) != standard]
+        return {batch_request_id(json.dumps(body, sort_keys=True)): body.get("seed") != sent for body in bodies}
+
+
 class BatchModel:
     """Implements `Model`: yields the results that it finds in `results`, and writes the other requests to `requests`.
 
@@ -122,6 +168,7 @@ class BatchModel:
 
     default_system: str | None = None
     content_addressed = False
+    changeable_fields = BATCH_FIELDS
 
     def __init__(
         self, config: ModelConfig, results: ResultIndex | None, requests: RequestFiles | None, *, repeats_failed: bool = True
@@ -131,7 +178,11 @@ class BatchModel:
         self.counts = BatchCounts()
         self.manifest: BatchManifest | None = None
         self._repeats_failed = repeats_failed
-        self._body = RequestBody(config.name, config.extra_fields)
+        self._body = RequestBody(config.name, config.extra_fields, BATCH_FIELDS)
+        self._former = _FormerIds(config, ())
+        self._refused: dict[ChangeableField, str] = {}  # in this start, with the words
+        self._answered_fields: set[str] = set()  # of the requests that were answered in this start
+        self._passed_over: list[tuple[Callable[[], Iterable[Request]], Sampling]] = []
         self._written: set[bytes] = set()
         self._sampling = Sampling()
         self._n_characters = self._max_new_tokens = 0
@@ -164,44 +215,66 @@ class BatchModel:
         return self._body.changes
 
     @property
+    def other_addresses(self) -> tuple[str, ...]:
+        """The endpoints that the configuration names: the files are for the same host, so what was refused there is refused
+        in files too (`permix.inference.base.remember_request_changes`)."""
+        addresses = []
+        for url in self.config.base_urls:
+            with contextlib.suppress(ConfigError):  # nothing is asked there
+                addresses.append(endpoint_address(self.name, parse_url(url).geturl()))
+        return tuple(addresses)
+
+    @property
     def only_writes(self) -> bool:
         """Whether this start brings no result, so that there is nothing new to measure."""
         return self.results is None
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[CompletionResult]:
         """Yield a result for every request that has one in the files. Equal requests share one line and its result."""
-        body, learnt = RequestBody(self.name, self.config.extra_fields), RequestBody(self.name, self.config.extra_fields)
-        body.changes.update(self._body.changes)  # what is learnt meanwhile holds for the next batch: it changes the ids
-        learnt.changes.update(self._body.changes)
+        self._drop_passed_over()
         self._sampling = sampling
         for index, request in enumerate(requests):
-            fields = _request_fields(body, request, sampling)
-            result = None
-            if self.results is not None:
-                result = self._take(batch_request_id(json.dumps(fields, sort_keys=True)), fields, learnt)
+            standard = self._standard_body(request, sampling)
+            result = None if self.results is None else self._take(self.results, request, standard)
             if result is not None:
                 yield CompletionResult(index, result)
             if self.requests is not None and (result is None or (isinstance(result, Failure) and self._repeats_failed)):
-                yield from self._write(index, fields, request, sampling)
+                yield from self._write(index, standard, request, sampling)
         if self.results is not None:
             self.results.forget_given()
-        self._learn(learnt)
+        self._learn()
 
-    def pass_over(self, requests: Iterable[Request], sampling: Sampling) -> None:
+    def pass_over(self, requests: Callable[[], Iterable[Request]], sampling: Sampling) -> None:
         """Requests whose results are recorded already, so that their lines do not count as unknown."""
-        if self.results is None or not self.results.n_left:
-            return
-        for custom_id in self._request_ids(self._body, requests, sampling):
-            self.counts.recorded_before += self.results.drop(custom_id)
+        if self.results is not None:
+            self._passed_over.append((requests, sampling))
+
+    def _drop_passed_over(self) -> None:
+        """Drop the results of requests that were passed over. Not earlier: their former ids depend on what is known to be
+        refused, which is read from the run's folder when the model is first asked."""
+        if self._body.changes:
+            self._former = _FormerIds(self.config, self._body.changes)
+        passed_over, self._passed_over = self._passed_over, []
+        for requests, sampling in passed_over:
+            if self.results is None or not self.results.n_left:
+                return
+            for request in requests():
+                standard = self._standard_body(request, sampling)
+                custom_id = self._request_id(request, standard)
+                own = [custom_id, *self._former.own(standard, request.seed)]
+                shared = self._former.shared(standard, request.seed, self.results, custom_id)
+                self.counts.recorded_before += sum(self.results.drop(one) for one in (*own, *shared))
 
     def finish(self, read_back: str) -> None:
         """Print the counts of what was read, and write the request files. `read_back`: the command that reads their results."""
         if self.results is not None:
+            self._drop_passed_over()
             self._show_counts(self.results)
             self.results.close()
         if self.requests is not None and self.requests.n_requests:
+            change = self._body.rebuild if self._body.changes else None
             self.manifest, unchanged = self.requests.commit(
-                model=self.name, sampling=self._sampling.model_dump(), prompt_characters=self._n_characters,
+                change, model=self.name, sampling=self._sampling.model_dump(), prompt_characters=self._n_characters,
                 max_new_tokens=self._max_new_tokens, read_back=read_back,
             )  # fmt: skip
             self.counts.written = self.manifest.requests
@@ -215,31 +288,43 @@ class BatchModel:
         if self.requests is not None:
             self.requests.discard()
 
-    def _request_ids(self, body: RequestBody, requests: Iterable[Request], sampling: Sampling) -> Iterator[str]:
-        for request in requests:
-            yield batch_request_id(json.dumps(_request_fields(body, request, sampling), sort_keys=True))
+    def _standard_body(self, request: Request, sampling: Sampling) -> dict[str, Any]:
+        return self._body.build_standard(request.messages, request.seed, sampling, request.schema)
 
-    def _take(self, custom_id: str, fields: Mapping[str, Any], learnt: RequestBody) -> Completion | Failure | None:
-        """The first completion with this id; without one the last failure; None without a result."""
-        assert self.results is not None
-        found = [read_batch_result(line) for line in self.results.take(custom_id)]
+    def _request_id(self, request: Request, standard: Mapping[str, Any]) -> str:
+        return batch_request_id(json.dumps(standard, sort_keys=True), *_apart(request, standard))
+
+    def _take(self, results: ResultIndex, request: Request, standard: Mapping[str, Any]) -> Completion | Failure | None:
+        """The first completion of the request; without one the last failure; None without a result."""
+        custom_id = self._request_id(request, standard)
+        found = [
+            read_batch_result(line)
+            for one in (custom_id, *self._former.own(standard, request.seed))
+            for line in results.take(one)
+        ]
+        if not any(isinstance(one.result, Completion) for one in found):
+            shared = self._former.shared(standard, request.seed, results, custom_id)
+            found += [read_batch_result(line) for one in shared for line in results.take(one)]
+        sent = self._body.rebuild(standard)
         completions = [one.result for one in found if isinstance(one.result, Completion)]
         if completions:
             self.counts.answered += 1
             self.counts.differing += any(one.text != completions[0].text for one in completions[1:])
+            self._answered_fields.update(sent)
             return completions[0]
         if not found:
             return None
         self.counts.failed += 1
-        if found[-1].refusal:
-            learnt.adapt(found[-1].refusal, found[-1].refused_field, fields)
+        for one in found:
+            if one.refusal and (field := self._body.find_change(one.refusal, one.refused_field, sent)) is not None:
+                self._refused.setdefault(field, one.refusal)
         return found[-1].result
 
-    def _write(self, index: int, fields: Mapping[str, Any], request: Request, sampling: Sampling) -> Iterator[CompletionResult]:
+    def _write(self, index: int, standard: Mapping[str, Any], request: Request, sampling: Sampling) -> Iterator[CompletionResult]:
         """Write the line of a request, unless it is there already; yields a failure for a text that no engine takes."""
         assert self.requests is not None
         try:
-            custom_id, line = build_batch_request(fields)
+            custom_id, line = build_batch_request(standard, *_apart(request, standard))
         except UnicodeEncodeError as error:
             yield CompletionResult(index, Failure(type="UnicodeEncodeError", message=str(error)))
             return
@@ -249,13 +334,14 @@ class BatchModel:
             self._n_characters += sum(len(message["content"]) for message in request.messages)
             self._max_new_tokens += sampling.max_new_tokens
 
-    def _learn(self, learnt: RequestBody) -> None:
-        """Take over which fields of the requests were refused, so that the next batch does without them."""
-        for name, words in learnt.changes.items():
-            if name in _ADAPTABLE and name not in self._body.changes:
-                self._body.changes[name] = words
+    def _learn(self) -> None:
+        """Take over which fields of the requests were refused, so that the next batch does without them: also the one that this
+        start writes. A field that was sent with an answered request is not what the host refuses."""
+        for name, words in self._refused.items():
+            if name not in self._answered_fields and name not in self._body.changes:
+                self._body.keep_change(name, words)
                 instead = "is sent as max_completion_tokens" if name == "max_tokens" else "is left out"
-                print_status(f"note: {name} {instead} in the next batch, since it was refused: {words}")
+                print_status(f"note: {name} {instead} in the next batch, since it was refused: {self._body.changes[name]}")
 
     def _show_counts(self, results: ResultIndex) -> None:
         counts, unknown = self.counts, results.n_left + results.n_foreign
@@ -291,10 +377,10 @@ class BatchModel:
             )
 
 
-def _request_fields(body: RequestBody, request: Request, sampling: Sampling) -> dict[str, Any]:
-    """The body as it is sent over HTTP."""
-    fields = body.build(request.messages, request.seed, sampling)
-    return fields if request.schema is None else fields | {"response_format": response_format(request.schema)}
+def _apart(request: Request, standard: Mapping[str, Any]) -> tuple[str, ...]:
+    """What tells a request apart from others with this body: its seed, where the user sends one for all requests."""
+    seed = sent_seed(request.seed)
+    return () if standard.get("seed") == seed else (str(seed),)
 
 
 def is_only_writing(model: object) -> bool:
@@ -302,11 +388,15 @@ def is_only_writing(model: object) -> bool:
     return isinstance(model, BatchModel) and model.only_writes
 
 
-def again_text(model: object, what: str = "fill them") -> str:
+def next_start(model: object, what: str = "fill them") -> NextStart:
     """What to do about what is pending, for the end of an error: `what` completes "run the same command again to ..."."""
     if isinstance(model, BatchModel):
-        return "give --batch-out with a new folder to write the next batch, or --batch-in with further results"
-    return f"run the same command again to {what}"
+        return NextStart(
+            "give --batch-out with a new folder to write the next batch, or --batch-in with further results",
+            "writing the same requests again with --batch-out",
+            tuple(model.request_changes.values()),
+        )
+    return NextStart(f"run the same command again to {what}")
 
 
 @contextlib.contextmanager
@@ -372,4 +462,4 @@ def describe_batch(manifest: BatchManifest, folder: Path, config: ModelConfig, p
 def pass_over_answered(model: object, requests: Callable[[], Iterable[Request]], sampling: Sampling) -> None:
     """Tell a model that reads batch files which requests are answered already; other models need not know."""
     if isinstance(model, BatchModel):
-        model.pass_over(requests(), sampling)
+        model.pass_over(requests, sampling)

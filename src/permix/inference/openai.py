@@ -23,9 +23,9 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from permix.config import ModelConfig
+from permix.config import ModelConfig, normalize_address
 from permix.errors import ConfigError
-from permix.inference.addresses import SIZES_OF_WEIGHTS, RecordedForm, ServerStatement, normalize_address, parse_statement
+from permix.inference.addresses import SIZES_OF_WEIGHTS, RecordedForm, ServerStatement, parse_statement
 from permix.inference.base import CompletionResult
 from permix.inference.endpoint_secrets import MIN_HIDDEN_KEY_CHARS
 from permix.inference.http_client import HttpClient, has_http_status

@@ -38,15 +38,16 @@ from permix.inference.http_client import (
 )
 from permix.inference.pacing import CircuitBreaker, ConcurrencyLimit, FailureStreak
 from permix.inference.request_body import (
+    SCHEMA_REFUSAL_STATUSES,
     ChangeableField,
     FilteredReplyError,
     MalformedReplyError,
     RequestBody,
+    concerns_messages,
     is_system_refusal,
     parse_chat_completion,
     refusal_text,
     refused_field,
-    response_format,
     usage_count,
 )
 from permix.progress import print_status
@@ -98,7 +99,7 @@ class WastedTokens:
 
 def is_schema_refusal(error: BaseException) -> bool:
     """Whether the status may mean "no support for JSON schemas". It can have other causes, so retry without the schema."""
-    return http_status(error) in (400, 404, 415, 422, 501)
+    return http_status(error) in SCHEMA_REFUSAL_STATUSES
 
 
 def is_retryable(error: BaseException) -> bool:
@@ -123,6 +124,16 @@ class Outcome(NamedTuple):
 
     result: Completion | Failure
     is_of_address: bool = False
+
+
+class _Trial(NamedTuple):
+    """A field that a request does without, after the refusal with these words; `said` is for messages. `is_named`: the refusal
+    names the field."""
+
+    field: ChangeableField
+    refusal: str
+    said: str
+    is_named: bool
 
 
 class Endpoint:
@@ -151,13 +162,12 @@ class Endpoint:
         """When an address that was left out may be asked again, by `time.monotonic`; None while it is asked."""
         self._answered_kinds: set[bool] = set()  # of requests: with a system message (True) and without
         self._refusals_by_kind: Counter[tuple[bool, bool]] = Counter()  # (with a system message, of the prompt itself)
-        self._supports_schemas = True
         self._next_wait_note_s = self._next_limit_note_s = 0.0
 
     @property
     def address(self) -> str:
         """The model's name and the endpoint's URL: what is found out about an endpoint holds for this model there."""
-        return f"{self.name} at {self.base_url}"
+        return endpoint_address(self.name, self.base_url)
 
     @property
     def request_changes(self) -> dict[ChangeableField, str]:
@@ -234,7 +244,7 @@ class Endpoint:
             n_attempts += 1
             async with breaker.attempt(is_first=n_attempts == 1) as is_probe:
                 try:
-                    return await self._post_with_schema_fallback(client, request, sampling, wasted)
+                    return await self._post(client, request, sampling, wasted)
                 except Exception:
                     n_answers = breaker.streak.n_answers if n_attempts == 1 else n_answers
                     raise
@@ -260,51 +270,43 @@ class Endpoint:
         self._answered_kinds.add(has_system(request))
         return Outcome(self.secrets.redact_completion(wasted.add_to_completion(completion)))
 
-    async def _post_with_schema_fallback(
-        self, client: HttpClient, request: Request, sampling: Sampling, wasted: WastedTokens
-    ) -> Completion:
-        body = self._body.build(request.messages, request.seed, sampling)
-        if request.schema is None or not self._supports_schemas:
-            return await self._post(client, body, wasted)
-        try:
-            return await self._post(client, body | {"response_format": response_format(request.schema)}, wasted)
-        except HttpStatusError as error:
-            if not is_schema_refusal(error):
-                raise
-        completion = await self._post(client, body, wasted)
-        self._supports_schemas = False
-        return completion
+    async def _post(self, client: HttpClient, request: Request, sampling: Sampling, wasted: WastedTokens) -> Completion:
+        """One request, asked again without what the endpoint refuses. The tokens of a malformed reply are added to `wasted`.
 
-    async def _post(self, client: HttpClient, body: dict[str, Any], wasted: WastedTokens) -> Completion:
-        """One HTTP request. The tokens of a malformed reply are added to `wasted`."""
+        A change is kept for all later requests once the changed request is answered, or is refused for another field alone.
+        Requests in flight at the same time are refused for the same field: each tries without it, and it is noted once.
+        """
+        body = self._body.build(request.messages, request.seed, sampling, request.schema)
+        tried: list[_Trial] = []
         while True:
             try:
                 raw = await self._with_timeout(client.post("/chat/completions", body))
             except HttpStatusError as error:
-                if error.status_code not in (400, 422) or (changed := self._adapted(error, body)) is None:
+                refusal, param = self.secrets.redact(refusal_text(error.body)), refused_field(error.body)
+                field = self._body.find_change(refusal, param, body) if error.status_code in (400, 422) else None
+                if field is not None:
+                    past = [one for one in tried if one.is_named and not self._body.names(one.field, refusal, param, body)]
+                    self._keep(past)
+                    tried = [one for one in tried if one not in past]
+                elif not self._body.has_schema(body) or not is_schema_refusal(error) or concerns_messages(refusal, param):
                     raise
-                body = changed
+                said = self.secrets.sanitize_message(error_message(error))
+                tried.append(_Trial(field or "response_format", refusal, said, is_named=field is not None))
+                body = self._body.rebuild(body, tried[-1].field)
                 continue
+            self._keep(tried)
             try:
                 return parse_chat_completion(raw)
             except (MalformedReplyError, FilteredReplyError):
                 wasted.add_reply(raw)
                 raise
 
-    def _adapted(self, error: HttpStatusError, body: dict[str, Any]) -> dict[str, Any] | None:
-        """The body without the field that the endpoint refused, or None if the refusal is about something else.
-
-        Requests in flight at the same time are refused for the same field: they too get their bodies changed, and it is noted
-        once.
-        """
-        known = dict(self._body.changes)
-        field = self._body.adapt(self.secrets.redact(refusal_text(error.body)), refused_field(error.body), body)
-        if field is None:
-            return None
-        if field not in known:
-            words = self.secrets.sanitize_message(error_message(error))
-            print_status(f"note: {self.base_url}: {_CHANGES[field]}, since it answered: {words}")
-        return self._body.rebuild(body)
+    def _keep(self, tried: Iterable["_Trial"]) -> None:
+        """Change these fields in all later requests, and note each change once."""
+        for trial in tried:
+            if trial.field not in self._body.changes:
+                self._body.keep_change(trial.field, trial.refusal)
+                print_status(f"note: {self.base_url}: {_CHANGES[trial.field]}, since it answered: {trial.said}")
 
     async def _with_timeout(self, reply: Awaitable[_T]) -> _T:
         """Limit the time of the whole reply, however slowly its bytes come. Raises TimeoutError."""
@@ -439,6 +441,7 @@ _CHANGES: dict[ChangeableField, str] = {
     "seed": "no seed is sent, so sampled answers cannot be reproduced",
     "stream": "replies are streamed",
     "stream_options": "no stream_options are sent, so tokens are not counted",
+    "response_format": "no JSON schema is sent",
 }
 
 
@@ -468,6 +471,11 @@ def has_system(request: Request) -> bool:
 def count_kinds(requests: Iterable[Request]) -> Counter[bool]:
     """How many requests have a system message (True), and how many have none."""
     return Counter(map(has_system, requests))
+
+
+def endpoint_address(name: str, base_url: str) -> str:
+    """The address of a model behind an endpoint, by which endpoint.json keeps what was found out there."""
+    return f"{name} at {base_url}"
 
 
 def parse_url(url: str) -> SplitResult:

@@ -1,18 +1,21 @@
 """The body of a chat request in the form that an endpoint accepts, and what an endpoint's replies hold.
 
-Endpoints differ: some want `max_completion_tokens`, some refuse a temperature, a seed or a top_p of 1, some only stream.
-`RequestBody` starts with the standard fields. When an endpoint refuses one of them, `adapt` reads which one from the refusal,
-changes the body of all later requests, and keeps the endpoint's words, so that a run can record what was not sent.
+Endpoints differ: some want `max_completion_tokens`, some refuse a temperature, a seed, a top_p of 1 or a JSON schema, some only
+stream. `RequestBody` starts with the standard fields. When an endpoint refuses a request, `find_change` reads from the refusal
+which field it is about, and `keep_change` changes the body of all later requests and keeps the endpoint's words, so that a run
+can record what was not sent. The caller decides whether the refusal is enough: over HTTP a change is kept once the changed
+request gets further, and in batch files if no request with the field was answered.
 
 A field is left out only if the answers then still mean what the configuration says, or if the record says that they do not: a
-top_p below 1 and a number of tokens are never left out.
+top_p below 1 and a number of tokens are never left out. A refusal of one prompt (too long, filtered) changes nothing, whatever
+names of fields its words contain.
 """
 
 import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
@@ -27,10 +30,37 @@ MAX_REFUSAL_CHARS = 100_000
 MAX_USAGE_TOKENS = 10**9
 """A count of tokens above this is no count: no model reads or writes as many for one request."""
 
-ChangeableField = Literal["max_tokens", "temperature", "top_p", "seed", "stream", "stream_options"]
+SCHEMA_REFUSAL_STATUSES = (400, 404, 415, 422, 501)
+"""HTTP statuses with which hosts refuse a JSON schema; other fields are refused with 400 and 422."""
+
+ChangeableField = Literal["max_tokens", "temperature", "top_p", "seed", "stream", "stream_options", "response_format"]
 """A field of a request that is left out, renamed or added (`stream`) when an endpoint refuses a request."""
 
-_FIELDS = ("max_completion_tokens", "max_tokens", "temperature", "top_p", "seed", "stream_options")
+_FIELDS = ("max_completion_tokens", "max_tokens", "temperature", "top_p", "seed", "stream_options", "response_format")
+
+_OTHER_NAMES = {"response_format": r"response[_ ]formats?|json[_ ]schemas?|json mode|structured[_ ]outputs?|guided_json"}
+"""Patterns of the names by which a refusal may call a field, where they are not its own name alone."""
+
+_WORDS = frozenset({"temperature", "seed"})
+"""Names that are also words of prompts: they count only where they stand as the name of a field."""
+
+_BEFORE_A_FIELD = re.compile(
+    r"(?:parameters?|fields?|arguments?|options?|propert(?:y|ies)|keys?|inputs?|supplied|supports?|support for|supported"
+    r"|unsupported|unknown|unexpected|unrecogni[sz]ed|invalid|allows?|allowed|accepts?|permits?|permitted|specify|sets?|setting"
+    r"|without|remove|omit)(?:\(s\))?\W{1,4}(?:(?:a|the|any|custom)\s+)?(?:\w+,\s+){0,5}(?:and\s+)?$",
+    re.IGNORECASE,
+)
+
+_AFTER_A_FIELD = re.compile(
+    r"\s*[=:<>]|\W{1,3}(?:parameters?|fields?|arguments?|options?|values?|is|are|was|must|should|may|can|cannot|can't|does|do"
+    r"|doesn't|has|have|to be|not|only|unsupported)\b",
+    re.IGNORECASE,
+)
+
+_QUOTES = "'\"`"
+
+_QUOTED_CHARS = 8
+"""A name that stands in the prompt with the same characters before or after it, as many as this, is quoted from there."""
 
 _STREAM_REFUSAL = re.compile(
     r"non-?stream|only supports? stream|stream(?:ing)? (?:mode|must|is required|only)|requires? stream|(?:enable|without) stream"
@@ -38,10 +68,24 @@ _STREAM_REFUSAL = re.compile(
     re.IGNORECASE,
 )
 
+_UNKNOWN = r"unsupported|not supported|unknown|unrecognized|unexpected|not permitted|extra"
+
+_OTHER_VALUE = (
+    r"too (?:large|small|big|high|low|long)|exceed|at (?:least|most)|greater|less than|larger|between|positive|\d\s*[<>]"
+)
+
+_CAUSES_IN_MESSAGES = tuple(cause for cause in FailureCause if cause.concerns_one_request or cause is FailureCause.SYSTEM_ROLE)
+
 
 def is_system_refusal(message: str) -> bool:
     """Whether an endpoint's message says that its chat template takes no system message."""
     return FailureCause.SYSTEM_ROLE.is_named_in(message)
+
+
+def concerns_messages(refusal: str, param: str | None = None) -> bool:
+    """Whether a refusal is about the messages of its request: too long, filtered, of a role that is not taken."""
+    is_named = param is not None and re.match(r"messages|prompt|input", param) is not None
+    return is_named or any(cause.is_named_in(refusal) for cause in _CAUSES_IN_MESSAGES)
 
 
 class RequestBody:
@@ -49,61 +93,127 @@ class RequestBody:
 
     extra: fields that the user adds; they replace the standard ones, and no refusal changes them.
     changes: the fields that are left out or renamed, each with the endpoint's words.
+    changeable: the fields that a refusal may change.
     """
 
-    def __init__(self, model: str, extra: Mapping[str, Any] | None = None) -> None:
-        self._model, self._extra = model, dict(extra or {})
+    def __init__(
+        self,
+        model: str,
+        extra: Mapping[str, Any] | None = None,
+        changeable: frozenset[ChangeableField] = frozenset(get_args(ChangeableField)),
+    ) -> None:
+        self._model, self._extra, self._changeable = model, dict(extra or {}), changeable
         self.changes: dict[ChangeableField, str] = {}
 
-    def build(self, messages: Sequence[Message], seed: int, sampling: Sampling) -> dict[str, Any]:
-        """The body of one request. Only the low 31 bits of the seed are sent."""
+    def build_standard(
+        self, messages: Sequence[Message], seed: int, sampling: Sampling, schema: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """The body of one request without any change. Only the low 31 bits of the seed are sent. schema: of the reply."""
         body: dict[str, Any] = {
             "model": self._model, "messages": messages, "temperature": sampling.temperature, "top_p": sampling.top_p,
-            "max_tokens": sampling.max_new_tokens, "seed": seed & 0x7FFFFFFF,
+            "max_tokens": sampling.max_new_tokens, "seed": sent_seed(seed),
         }  # fmt: skip
-        return self.rebuild(body) | self._extra
+        return body | self._extra | ({} if schema is None else {"response_format": response_format(schema)})
 
-    def rebuild(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """A body that was built earlier, with all changes up to now."""
-        changed = {
+    def build(
+        self, messages: Sequence[Message], seed: int, sampling: Sampling, schema: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """The body of one request with all changes up to now."""
+        return self.rebuild(self.build_standard(messages, seed, sampling, schema))
+
+    def rebuild(self, body: Mapping[str, Any], *further: ChangeableField) -> dict[str, Any]:
+        """A body that was built earlier, with all changes up to now and `further` ones."""
+        changes = (self.changes.keys() | set(further)) & self._changeable
+        kept = {
             name: value
             for name, value in body.items()
-            if name in self._extra or name not in self.changes or (name == "top_p" and value != 1)
+            if name not in changes or not self._is_standard(name, body) or (name == "top_p" and value != 1)
         }
-        if "max_tokens" in body and "max_tokens" not in changed:
-            changed["max_completion_tokens"] = body["max_tokens"]
-        if "stream" in self.changes:
+        changed = self._extra | kept
+        if "max_tokens" in body and "max_tokens" not in kept:
+            changed.setdefault("max_completion_tokens", body["max_tokens"])
+        if "stream" in changes:
             changed["stream"] = True
-            if "stream_options" not in self.changes:
-                changed["stream_options"] = {"include_usage": True}
+            if "stream_options" not in changes:
+                changed.setdefault("stream_options", {"include_usage": True})
         return changed
 
-    def adapt(self, refusal: str, param: str | None, body: Mapping[str, Any]) -> ChangeableField | None:
-        """Learn from a refusal of `body`; returns the name of the field that changes, or None if nothing can be changed.
+    def find_change(self, refusal: str, param: str | None, body: Mapping[str, Any]) -> ChangeableField | None:
+        """The field of `body` whose change may help against a refusal of it; None if nothing can be changed. Keeps nothing.
 
         refusal: the endpoint's message. param: the field that it names apart from the message, if it does.
         """
-        if _STREAM_REFUSAL.search(refusal) and "stream" not in body:
-            return self._change("stream", refusal)
-        ours = body.keys() - self._extra.keys()
-        named = [param] if param in _FIELDS else [name for name in _FIELDS if re.search(rf"(?<!\w){name}(?!\w)", refusal)]
-        if "max_tokens" in ours and ("max_completion_tokens" in refusal or (named == ["max_tokens"] and _says_unknown(refusal))):
-            return self._change("max_tokens", refusal)
-        if "top_p" in named and "top_p" in ours and body["top_p"] == 1:
-            return self._change("top_p", refusal)
-        removable: tuple[ChangeableField, ...] = ("temperature", "seed", "stream_options")
-        for name in removable:
-            if name in named and name in ours:
-                return self._change(name, refusal)
-        return None
+        if concerns_messages(refusal, param):
+            return None
+        if "stream" in self._changeable and "stream" not in body and self.names("stream", refusal, param, body):
+            return "stream"
+        named = [name for name in _FIELDS if _names(name, refusal, param, body)]
+        if "max_tokens" in named or "max_completion_tokens" in named:
+            wanted = _UNKNOWN if "max_completion_tokens" not in refusal else rf"{_UNKNOWN}|\buse\b|instead|deprecated|replaced?"
+            is_name = re.search(wanted, refusal, re.I) is not None and re.search(_OTHER_VALUE, refusal, re.I) is None
+            is_alone = not set(named) - {"max_tokens", "max_completion_tokens"}
+            if is_name and (is_alone or "max_completion_tokens" in named) and self._is_standard("max_tokens", body):
+                return "max_tokens"
+        if "top_p" in named and self._is_standard("top_p", body) and body["top_p"] == 1:
+            return "top_p"
+        removable: tuple[ChangeableField, ...] = ("temperature", "seed", "stream_options", "response_format")
+        return next((name for name in removable if name in named and self._is_standard(name, body)), None)
 
-    def _change(self, name: ChangeableField, refusal: str) -> ChangeableField:
+    def names(self, field: ChangeableField, refusal: str, param: str | None, body: Mapping[str, Any]) -> bool:
+        """Whether a refusal of `body` names the field, other than in words quoted from its messages."""
+        if field == "stream":
+            text = _prompt_text(body)
+            return any(not _is_quoted(refusal, *match.span(), text) for match in _STREAM_REFUSAL.finditer(refusal))
+        names = ("max_tokens", "max_completion_tokens") if field == "max_tokens" else (field,)
+        return any(_names(name, refusal, param, body) for name in names)
+
+    def has_schema(self, body: Mapping[str, Any]) -> bool:
+        """Whether `body` has a JSON schema that can be left out."""
+        return self._is_standard("response_format", body)
+
+    def keep_change(self, name: ChangeableField, refusal: str) -> None:
+        """Change this field in all later requests. refusal: the endpoint's words."""
         self.changes.setdefault(name, refusal[:MAX_WORDS_CHARS])
-        return name
+
+    def _is_standard(self, name: str, body: Mapping[str, Any]) -> bool:
+        """Whether `body` has this field, and it is not one of the user's own."""
+        return name in body and (name not in self._extra or body[name] != self._extra[name])
 
 
-def _says_unknown(refusal: str) -> bool:
-    return re.search(r"unsupported|not supported|unknown|unrecognized|unexpected|not permitted|extra", refusal, re.I) is not None
+def sent_seed(seed: int) -> int:
+    """The seed of a request as it is sent."""
+    return seed & 0x7FFFFFFF
+
+
+def _names(name: str, refusal: str, param: str | None, body: Mapping[str, Any]) -> bool:
+    """Whether a refusal names a field as a field, by `param` or in words that are not quoted from the messages of `body`."""
+    root = (param or "").partition(".")[0]
+    if root in _FIELDS:
+        return root == name
+    prompt = _prompt_text(body)
+    for match in re.finditer(rf"(?<!\w)(?:{_OTHER_NAMES.get(name, name)})(?!\w)", refusal, re.IGNORECASE):
+        start, end = match.span()
+        before, after = refusal[max(0, start - 100) : start], refusal[end : end + 40]
+        is_marked = before[-1:] in tuple(_QUOTES) and after[:1] in tuple(_QUOTES)
+        stands_as_field = is_marked or before.endswith(".") or _BEFORE_A_FIELD.search(before) or _AFTER_A_FIELD.match(after)
+        if (name not in _WORDS or stands_as_field) and not _is_quoted(refusal, start, end, prompt):
+            return True
+    return False
+
+
+def _prompt_text(body: Mapping[str, Any]) -> str:
+    return _plain("\n".join(str(message.get("content")) for message in body.get("messages", ())))
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\s", " ", text).lower()
+
+
+def _is_quoted(refusal: str, start: int, end: int, prompt: str) -> bool:
+    """Whether the words at this place of a refusal stand in the prompt too, with what is before them or after them."""
+    words, n = _plain(refusal[start:end]), _QUOTED_CHARS
+    before, after = _plain(refusal[max(0, start - n) : start]), _plain(refusal[end : end + n])
+    return (len(before) == n and before + words in prompt) or (len(after) == n and words + after in prompt)
 
 
 def _validation_error(body: Any) -> tuple[list[str], str] | None:
@@ -254,8 +364,8 @@ def _plain_reason(reason: str | None) -> str:
 def parse_chat_completion(body: bytes) -> Completion:
     """The first choice of a chat completion, streamed or not.
 
-    Token counts that the reply does not state are None. Raises MalformedReplyError, also for a reply of nothing and for one that
-    an error of the endpoint broke off, and FilteredReplyError.
+    Token counts that the reply does not state are None, and so is `finish` without a finish reason. Raises MalformedReplyError,
+    also for a reply of nothing and for one that broke off, and FilteredReplyError.
     """
     raw = _join_stream(body) if body.lstrip().startswith(_STREAM_STARTS) else body
     try:
@@ -282,7 +392,7 @@ def parse_chat_completion(body: bytes) -> Completion:
         text=text,
         prompt_tokens=usage_count(reply.usage, "prompt_tokens"),
         completion_tokens=generated,
-        finish="length" if reason in _LENGTH_REASONS else "stop",
+        finish="length" if reason in _LENGTH_REASONS else None if choice.finish_reason is None else "stop",
         reasoning=reasoning or None,
     )
 
@@ -334,8 +444,12 @@ _STREAM_STARTS = (b"data:", b"event:", b"id:", b"retry:", b":")
 """How a body of server-sent events may begin; ":" begins a comment, which keeps the connection open."""
 
 
+_END_OF_STREAM = "[DONE]"
+
+
 def _stream_events(body: bytes) -> Iterator[tuple[dict[str, Any], str]]:
-    """The events of a stream, each with its text. Raises MalformedReplyError for an event that is no JSON object or an error."""
+    """The events of a stream, each with its text; the sign of the end is an empty one. Raises MalformedReplyError for an event
+    that is no JSON object, or an error."""
     name = ""
     # Not `splitlines`, which also splits at U+2028, U+0085 and others that JSON may contain as they are.
     for line in re.split(r"\r\n|\n|\r", body.decode(errors="replace")):
@@ -343,7 +457,10 @@ def _stream_events(body: bytes) -> Iterator[tuple[dict[str, Any], str]]:
         data = value.strip()
         if field == "event" or not line:
             name = data
-        if field != "data" or data == "[DONE]":
+        if field != "data":
+            continue
+        if data == _END_OF_STREAM:
+            yield {}, data
             continue
         try:
             event = json.loads(data)
@@ -356,15 +473,19 @@ def _stream_events(body: bytes) -> Iterator[tuple[dict[str, Any], str]]:
 
 
 def _join_stream(body: bytes) -> bytes:
-    """The events of a streamed completion as one completion. Raises MalformedReplyError."""
+    """The events of a streamed completion as one completion. Raises MalformedReplyError, also for a stream that ends without a
+    finish reason and without the sign of the end: what is there of it is not the whole answer."""
     content: list[str] = []
     reasoning: list[str] = []
-    finish, usage, seen = None, None, False
+    finish, usage, seen, ended = None, None, False, False
     others: dict[str, Any] = {}
     for event, data in _stream_events(body):
         usage = event.get("usage") or usage
+        ended = ended or data == _END_OF_STREAM
         try:
             for choice in event.get("choices") or []:
+                if choice.get("index"):
+                    continue  # another answer to the same request
                 seen = True
                 delta = choice.get("delta") or choice.get("message") or {}
                 parts = delta.get("content")
@@ -376,5 +497,7 @@ def _join_stream(body: bytes) -> bytes:
             raise MalformedReplyError(f"an event of the stream is no part of a completion: {data}") from None
     if not seen:
         raise MalformedReplyError(f"a stream without a choice: {body.decode(errors='replace')}")
+    if finish is None and not ended:
+        raise MalformedReplyError(f"a stream that broke off, without a finish_reason: {body.decode(errors='replace')}")
     message = {"content": "".join(content), "reasoning_content": "".join(reasoning), **others}
     return json.dumps({"choices": [{"message": message, "finish_reason": finish}], "usage": usage}).encode()

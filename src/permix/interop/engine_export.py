@@ -171,7 +171,7 @@ def write_export(engine: TrainingEngine, format_name: str, export: PlanExport, o
     _check_folder(out, identity)
     made = engine.build_files(export)
     no_counterpart = [*made.no_counterpart, *setting_notes(engine, export.settings)]
-    about = {
+    metadata = {
         **identity,
         "permix": __version__,
         "written_against": dict(made.versions),
@@ -186,14 +186,14 @@ def write_export(engine: TrainingEngine, format_name: str, export: PlanExport, o
     }
     if out.exists():
         # A shell may be in the empty folder: it stays. EXPORT_FILE comes first: with it an interrupted export goes on.
-        write_json(out / EXPORT_FILE, about)
+        write_json(out / EXPORT_FILE, metadata)
         _write_files(out, export.plan, made.files)
     else:
         scratch = out.with_name(f".{out.name}.part")
         with guard_writes(scratch):
             shutil.rmtree(scratch, ignore_errors=True)
             _write_files(scratch, export.plan, made.files)
-            write_json(scratch / EXPORT_FILE, about)
+            write_json(scratch / EXPORT_FILE, metadata)
             scratch.replace(out)
     return {
         "format": format_name,

@@ -29,7 +29,6 @@ from permix.interop.inspect_logs import PERMIX_METADATA_KEY, sample_id, to_chat_
 from permix.tasks import find_task
 from permix.tasks.base import verify_completion
 from permix.types import Cell
-from permix.verification.math_verifier import Verifier
 
 
 @task  # type: ignore[untyped-decorator]
@@ -110,12 +109,10 @@ def generate_with_seed() -> Solver:
 @scorer(metrics=[accuracy(), stderr(), grouped(accuracy(), "persona")], name="verify")  # type: ignore[untyped-decorator]
 def permix_scorer(task: str) -> Scorer:
     """The verdict that `permix stability` gives the same answer: C, I, or unscored when the verifier failed."""
-    verifier, permix_task = Verifier(), find_task(task)
+    permix_task = find_task(task)
 
     async def score(state: TaskState, target: Target) -> Score:
-        verdict = await asyncio.to_thread(
-            verify_completion, permix_task, state.output.completion, target.text, verifier, state.input_text
-        )
+        verdict = await asyncio.to_thread(verify_completion, permix_task, state.output.completion, target.text, state.input_text)
         if verdict.correct is None:
             return Score.unscored(answer=verdict.extracted, reason=verdict.error)
         return Score(value="C" if verdict.correct else "I", answer=verdict.extracted)

@@ -25,7 +25,6 @@ from permix.storage.run_dir import RunDir
 from permix.tasks import TASKS
 from permix.tasks.base import verify_completion
 from permix.types import Cell, count_text, digest
-from permix.verification.math_verifier import Verifier
 
 
 def export_run(config: ExportConfig) -> dict[str, str]:
@@ -140,12 +139,11 @@ def import_identity(merged: MergedLogs, config: ImportConfig) -> dict[str, Any]:
 def rescore_cells(cells: Sequence[Cell], answer: str) -> list[Cell]:
     """The cells with verdicts of the task own-ANSWER. That task extracts the gold answer from the log's target."""
     task = TASKS[f"own-{answer}"]
-    verifier = Verifier()
 
     def rescore(cell: Cell) -> Cell:
         if cell.completion is None or cell.gold is None:
             return cell
         gold = task.extract_answer(cell.gold) or cell.gold
-        return cell.model_copy(update={"verdict": verify_completion(task, cell.completion.text, gold, verifier, cell.prompt)})
+        return cell.model_copy(update={"verdict": verify_completion(task, cell.completion.text, gold, cell.prompt)})
 
     return [rescore(cell) for cell in cells]

@@ -30,7 +30,6 @@ from permix.plan import Plan, load_training_plan
 from permix.tasks import find_task
 from permix.tasks.base import verify_completion
 from permix.types import PlanRow, last_user_text, reward_tags
-from permix.verification.math_verifier import Verifier
 
 
 class UnverifiedAnswerError(PermixError):
@@ -55,7 +54,7 @@ class PlanEnv(Env):  # type: ignore[misc]
         row = self.row
         message, _ = self.renderer.parse_response(action)
         text, question = renderers.get_text_content(message), last_user_text(row.messages)
-        verdict = await asyncio.to_thread(verify_completion, find_task(row.task), text, row.gold, Verifier(), question)
+        verdict = await asyncio.to_thread(verify_completion, find_task(row.task), text, row.gold, question)
         if verdict.reward is None:
             raise UnverifiedAnswerError(
                 f"step {row.step}, group {row.group}: the answer could not be verified: "

@@ -24,14 +24,11 @@ from permix.personas.pool import PersonasLike, resolve_pool
 from permix.plan import PersonaSampler, sample_persona
 from permix.progress import print_status
 from permix.prompts import persona_message, template_text
-from permix.storage.rows import given_fields, is_data_frame, is_missing_value, is_real_number, quote_value
+from permix.storage.rows import is_data_frame, is_real_number, quote_value
 from permix.tasks import LoadedTask, find_task, is_permix_task, own_task
-from permix.tasks.base import ALTERNATIVE, Task, can_be_right, verify_completion
-from permix.tasks.custom import ACCEPTED_ANSWERS_COLUMN, parse_gold, scalar_text
-from permix.tasks.datasets import DatasetRow
-from permix.tasks.multiple_choice import CHOICE_LETTERS, same_letter
+from permix.tasks.base import Task, verify_completion
+from permix.tasks.custom import ACCEPTED_ANSWERS_COLUMN, find_gold
 from permix.types import Persona, digest, last_user_text, seed_from
-from permix.verification.math_verifier import Verifier
 
 PERSONA_COLUMNS = ("persona_id", "persona_tags")
 
@@ -200,7 +197,6 @@ class VerifiableReward:
     def __init__(self, task: Task, answer_column: str) -> None:
         self.task, self.answer_column = task, answer_column
         self.__name__ = f"{task.name}_reward"
-        self._verifier = Verifier()
         self._gold_by_answer: dict[str, str | None] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -218,7 +214,7 @@ class VerifiableReward:
         rewards = [
             None
             if gold is None
-            else verify_completion(self.task, _completion_text(completion), gold, self._verifier, _question_text(prompt)).reward
+            else verify_completion(self.task, _completion_text(completion), gold, _question_text(prompt)).reward
             for prompt, completion, gold in zip(asked, completions, self._golds(len(completions), columns), strict=True)
         ]
         if (log_metric := columns.get("log_metric")) is not None:
@@ -243,62 +239,13 @@ class VerifiableReward:
     def _gold(self, answer: object) -> str | None:
         known = repr(answer)
         if known not in self._gold_by_answer:
-            gold = find_gold(self.task, answer, self._verifier, any_of=self.answer_column == ACCEPTED_ANSWERS_COLUMN)
+            gold = find_gold(self.task, answer, any_of=self.answer_column == ACCEPTED_ANSWERS_COLUMN)
             self._gold_by_answer[known] = gold
             if gold is None:
                 print_status(
                     f"note: {self.__name__}: {quote_value(answer)} is not an answer that can be verified; its rewards are None"
                 )
         return self._gold_by_answer[known]
-
-
-def find_gold(task: Task, answer: object, verifier: Verifier, *, any_of: bool = False) -> str | None:
-    """The gold answer for an entry of the answer column; for a worked solution its final answer ("... #### 72" -> "72").
-
-    Of choices the entry is a letter, or as an integer the index from 0, as MMLU has it.
-
-    A list holds accepted answers where a file may have such a list: for exact texts and functions of the user's own, and with
-    `any_of` for every task of answers that are no letters. A list of one is that one.
-    None for an entry without an answer (None, NaN), and if the task does not accept the answer itself as right, since then every
-    completion would be wrong.
-    """
-    [answer] = given_fields({"answer": answer}).values()
-    if isinstance(answer, list):
-        return _find_accepted_gold(task, answer, verifier, any_of=any_of)
-    if task.answers_match is same_letter:
-        return _choice_letter(answer)
-    text = "" if is_missing_value(answer) else scalar_text(answer)
-    if not text:
-        return None
-    if task.scorer is not None:
-        return str(answer) if isinstance(answer, str) else text
-    if task.name in ("own-number", "own-exact"):
-        try:
-            gold, _ = parse_gold(task.name, DatasetRow("", {"answer": text}), "answer")  # as in a file
-        except DataError:
-            return None
-    else:
-        gold = text if task.answers_match is not None else task.extract_answer(text) or text
-    return gold if can_be_right(task, gold, verifier) else None
-
-
-def _find_accepted_gold(task: Task, answers: Sequence[object], verifier: Verifier, *, any_of: bool) -> str | None:
-    golds = [find_gold(task, one, verifier) for one in answers if not isinstance(one, list)]
-    if len(golds) < len(answers) or not golds or None in golds:
-        return None
-    distinct = dict.fromkeys(filter(None, golds))
-    in_any_column = task.name == "own-exact" or (task.scorer is not None and task.name.startswith("own-"))
-    by_verifier = task.name == "own-number" or (task.scorer is None and task.answers_match is None)
-    return ALTERNATIVE.join(distinct) if len(distinct) == 1 or in_any_column or (any_of and by_verifier) else None
-
-
-def _choice_letter(answer: object) -> str | None:
-    if isinstance(answer, float) and answer.is_integer():  # of a column of integers with gaps
-        answer = int(answer)
-    if isinstance(answer, int) and not isinstance(answer, bool):
-        return CHOICE_LETTERS[answer] if 0 <= answer < len(CHOICE_LETTERS) else None
-    letter = answer.strip(" ().:").upper() if isinstance(answer, str) else ""
-    return letter if len(letter) == 1 and letter in CHOICE_LETTERS else None
 
 
 def _question_text(prompt: Any) -> str:

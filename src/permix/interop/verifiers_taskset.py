@@ -33,7 +33,6 @@ from permix.storage.rows import quote_value
 from permix.tasks import find_task
 from permix.tasks.base import verify_completion
 from permix.types import Message, PlanRow, last_user_text, reward_tags
-from permix.verification.math_verifier import Verifier
 
 
 class PlanData(vf.TaskData):  # type: ignore[misc]
@@ -67,9 +66,7 @@ class PlanTask(vf.Task[PlanData]):  # type: ignore[misc]
         """
         data = self.data
         question = data.prompt if isinstance(data.prompt, str) else last_user_text([message_to_wire(one) for one in data.prompt])
-        verdict = await asyncio.to_thread(
-            verify_completion, find_task(data.task), trace.last_reply, data.gold, Verifier(), question
-        )
+        verdict = await asyncio.to_thread(verify_completion, find_task(data.task), trace.last_reply, data.gold, question)
         if verdict.reward is None:
             raise vf.TaskError(f"the answer could not be verified: {verdict.error or 'the verifier gave no reason'}")
         # Recorded here and not by a metric of its own: an unscored metric would count as 0 in prime-rl's means.

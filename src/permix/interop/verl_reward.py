@@ -15,7 +15,6 @@ from permix.tasks import find_task
 from permix.tasks.base import verify_completion
 from permix.tasks.code import register_suite
 from permix.types import last_user_text
-from permix.verification.math_verifier import Verifier
 from permix.verification.sandbox import Case, Suite
 
 ROLLOUT_FIELD = "permix_rollout"
@@ -44,7 +43,7 @@ def compute_score(
         _register_tests(tests)
     prompt = _question_prompt(extra_info or {})
     task = find_task(str((extra_info or {}).get("task")))
-    verdict = verify_completion(task, solution_str, ground_truth, Verifier(), prompt)
+    verdict = verify_completion(task, solution_str, ground_truth, prompt)
     if verdict.reward is None:
         raise MissingRewardError(f"{data_source}: the verifier failed, so this rollout has no reward: {verdict.error}")
     # No key "acc": verl's validation counts a rollout without it as wrong.

@@ -52,6 +52,38 @@ TRAIN_SHARES = (1 / 8, 1 / 4, 1 / 2)
 """Points of the learning curve, as shares of the training questions: few, since each costs a fit in every fold."""
 
 
+class CanonicalOrder(NamedTuple):
+    """The order of personas and questions in which a measure computes: it depends on content and seed, not on the caller's order.
+
+    `personas` [P] and `questions` [Q] are the places of the caller's personas and questions, in this order.
+    """
+
+    personas: tuple[int, ...]
+    questions: tuple[int, ...]
+
+    @property
+    def callers_P(self) -> LabelArray:
+        """The place in this order of each persona of the caller, in the caller's order."""
+        return np.argsort(self.personas)
+
+    def sort_grid(self, text_P_Q: TextGrid) -> TextGrid:
+        """The caller's grid in this order."""
+        return text_P_Q[np.ix_(self.personas, self.questions)]
+
+    def of_personas(self, kept: Sequence[int]) -> "CanonicalOrder":
+        """The order of those personas alone that stand at these places of it."""
+        return self._replace(personas=tuple(self.personas[place] for place in kept))
+
+
+def canonical_order(persona_ids: Sequence[str], question_keys: Sequence[str], seed: int) -> CanonicalOrder:
+    """Personas by id, questions by a hash of their key and the seed."""
+    # Folds are dealt and labels are shuffled along this order. Another one would change every accuracy and every interval.
+    return CanonicalOrder(
+        tuple(sorted(range(len(persona_ids)), key=lambda p: persona_ids[p])),
+        tuple(sorted(range(len(question_keys)), key=lambda q: seed_from(seed, question_keys[q]))),
+    )
+
+
 class CrossValSplit(NamedTuple):
     """The answers to train on, the answers to score, and the fold of each question."""
 
@@ -180,55 +212,35 @@ def summarize_identifiability(
     check_grid_names("identifiability", persona_ids, persona_texts, question_texts)
     _check_folds(len(question_texts), folds)
     P, Q = len(persona_ids), len(question_texts)
-    personas = sorted(range(P), key=lambda p: persona_ids[p])
-    # Sorted by hash, so that the folds depend on content and seed and not on the caller's order.
-    questions = sorted(range(Q), key=lambda q: seed_from(seed, canonical_text(question_texts[q])))
-
-    answer_P_Q = to_text_grid(answers_P_Q, "answers", (P, Q))[np.ix_(personas, questions)]
-    train_text_P_Q = (
-        answer_P_Q if reference_P_Q is None else to_text_grid(reference_P_Q, "reference", (P, Q))[np.ix_(personas, questions)]
-    )
+    order = canonical_order(persona_ids, [canonical_text(text) for text in question_texts], seed)
+    ordered_questions = [question_texts[q] for q in order.questions]
+    answer_P_Q = order.sort_grid(to_text_grid(answers_P_Q, "answers", (P, Q)))
+    train_text_P_Q = answer_P_Q if reference_P_Q is None else order.sort_grid(to_text_grid(reference_P_Q, "reference", (P, Q)))
     split = CrossValSplit(_is_answered(train_text_P_Q), _is_answered(answer_P_Q), np.arange(Q) % folds)
-    _check_answers(split, [persona_ids[p] for p in personas])
+    _check_answers(split, [persona_ids[p] for p in order.personas])
 
     rng = np.random.default_rng(seed_from(seed, "identify"))
-    true_P_Q = np.repeat(np.arange(P)[:, None], Q, axis=1)
-    shuffled_S_P_Q = [shuffle_labels(true_P_Q, split.train_P_Q, rng) for _ in range(N_LABEL_SHUFFLES)]
-    mask = partial(mask_persona_words, persona_texts=persona_texts)
-    masked_P_Q, masked_train_P_Q = map_texts(mask, answer_P_Q), map_texts(mask, train_text_P_Q)
-    question_P_Q = map_texts(mask, np.array([[question_texts[q] for q in questions]] * P, dtype=object))
-
-    predicted_L_P_Q = cross_val_predict(
-        masked_train_P_Q, masked_P_Q, [true_P_Q, *shuffled_S_P_Q], split, text_features, linear_classifier
-    )
-    # A control: without the answers an accuracy above chance would mean that the folds leak.
-    by_question_P_Q = cross_val_predict(question_P_Q, question_P_Q, [true_P_Q], split, text_features, linear_classifier)[0]
-    by_length_P_Q = cross_val_predict(train_text_P_Q, answer_P_Q, [true_P_Q], split, length_features, length_classifier)[0]
-
-    correct_L_P_Q = [_correctness(predicted_P_Q, true_P_Q) for predicted_P_Q in predicted_L_P_Q]
+    predicted = _predict_personas(answer_P_Q, train_text_P_Q, ordered_questions, persona_texts, split, rng)
+    correct_L_P_Q = [_correctness(predicted_P_Q) for predicted_P_Q in predicted.by_text_L_P_Q]
     counts_R_Q = rng.multinomial(Q, np.full(Q, 1 / Q), size=resamples).astype(float)
     accuracy = partial(_accuracy, counts_R_Q=counts_R_Q, rng=rng)
-    predicted_by_count = {
-        count: cross_val_predict(masked_train_P_Q, masked_P_Q, [true_P_Q], part, text_features, linear_classifier)[0]
-        for count, part in learning_curve_splits(split).items()
-    }
     # `accuracy` draws from `rng` at each call, so another order of the calls would change the intervals.
     recall_P = [accuracy([correct_Q[None]]) for correct_Q in correct_L_P_Q[0]]
-    callers_order = np.argsort(personas)
     overall = accuracy(correct_L_P_Q[:1])
     smaller_points = [
-        LearningCurvePoint(questions=count, accuracy=accuracy([_correctness(predicted_P_Q, true_P_Q)]))
-        for count, predicted_P_Q in predicted_by_count.items()
+        LearningCurvePoint(questions=count, accuracy=accuracy([_correctness(predicted_P_Q)]))
+        for count, predicted_P_Q in predicted.by_count.items()
     ]
+    callers_P = order.callers_P
     return Identifiability(
         accuracy=overall,
         chance=1 / P,
-        question_only=accuracy([_correctness(by_question_P_Q, true_P_Q)]),
-        length_only=accuracy([_correctness(by_length_P_Q, true_P_Q)]),
+        question_only=accuracy([_correctness(predicted.by_question_P_Q)]),
+        length_only=accuracy([_correctness(predicted.by_length_P_Q)]),
         permuted=accuracy(correct_L_P_Q[1:]),
         persona_ids=tuple(persona_ids),
-        confusion=_to_tuples(_confusion_counts(predicted_L_P_Q[0])[np.ix_(callers_order, callers_order)]),
-        per_persona=tuple(recall_P[p] for p in callers_order),
+        confusion=_to_tuples(_confusion_counts(predicted.by_text_L_P_Q[0])[np.ix_(callers_P, callers_P)]),
+        per_persona=tuple(recall_P[p] for p in callers_P),
         n_asked=P * Q,
         n_answered=int(split.test_P_Q.sum()),
         n_questions=Q,
@@ -236,10 +248,58 @@ def summarize_identifiability(
         reference=reference_name,
         right_by_question={
             text: (int(n_correct), n_scored)
-            for text, (n_correct, n_scored) in sum_by_question(correct_L_P_Q[0], [question_texts[q] for q in questions]).items()
+            for text, (n_correct, n_scored) in sum_by_question(correct_L_P_Q[0], ordered_questions).items()
         },
         learning_curve=(*smaller_points, LearningCurvePoint(questions=max_train_questions(split), accuracy=overall)),
     )
+
+
+class _Predictions(NamedTuple):
+    """The place of the persona that a classifier names for each answer; −1 for answers that are not scored.
+
+    `by_text_L_P_Q`: classifiers of the masked texts, first that of the true labels, then those of shuffled ones. `by_count`:
+    those of the learning curve, by their `max_train_questions`.
+    """
+
+    by_text_L_P_Q: list[LabelArray]
+    by_question_P_Q: LabelArray
+    by_length_P_Q: LabelArray
+    by_count: dict[int, LabelArray]
+
+
+def _predict_personas(
+    answer_P_Q: TextGrid,
+    train_text_P_Q: TextGrid,
+    question_texts: Sequence[str],
+    persona_texts: Sequence[str],
+    split: CrossValSplit,
+    rng: np.random.Generator,
+) -> _Predictions:
+    """Train and apply every classifier; `rng` shuffles the labels, and nothing else is drawn."""
+    true_P_Q = _true_labels(answer_P_Q.shape)
+    shuffled_S_P_Q = [shuffle_labels(true_P_Q, split.train_P_Q, rng) for _ in range(N_LABEL_SHUFFLES)]
+    mask = partial(mask_persona_words, persona_texts=persona_texts)
+    masked_P_Q, masked_train_P_Q = map_texts(mask, answer_P_Q), map_texts(mask, train_text_P_Q)
+    question_P_Q = map_texts(mask, np.array([question_texts] * len(answer_P_Q), dtype=object))
+    by_text = partial(cross_val_predict, make_features=text_features, make_classifier=linear_classifier)
+    # A control: without the answers an accuracy above chance would mean that the folds leak.
+    (by_question_P_Q,) = by_text(question_P_Q, question_P_Q, [true_P_Q], split)
+    (by_length_P_Q,) = cross_val_predict(train_text_P_Q, answer_P_Q, [true_P_Q], split, length_features, length_classifier)
+    return _Predictions(
+        by_text(masked_train_P_Q, masked_P_Q, [true_P_Q, *shuffled_S_P_Q], split),
+        by_question_P_Q,
+        by_length_P_Q,
+        {
+            count: by_text(masked_train_P_Q, masked_P_Q, [true_P_Q], part)[0]
+            for count, part in learning_curve_splits(split).items()
+        },
+    )
+
+
+def _true_labels(shape: tuple[int, ...]) -> LabelArray:
+    """true_P_Q: the place of each answer's own persona."""
+    P, Q = shape
+    return np.repeat(np.arange(P)[:, None], Q, axis=1)
 
 
 def sum_by_question(share_P_Q: Array, question_texts: Sequence[str]) -> dict[str, tuple[float, int]]:
@@ -254,9 +314,9 @@ def shuffle_labels(true_P_Q: LabelArray, train_P_Q: BoolArray, rng: np.random.Ge
     return np.where(train_P_Q, shuffled_P_Q, -1).astype(np.int64)
 
 
-def _correctness(predicted_P_Q: LabelArray, true_P_Q: LabelArray) -> Array:
+def _correctness(predicted_P_Q: LabelArray) -> Array:
     """correct_P_Q: 1 or 0; NaN without a prediction."""
-    return np.where(predicted_P_Q < 0, np.nan, (predicted_P_Q == true_P_Q).astype(float))
+    return np.where(predicted_P_Q < 0, np.nan, (predicted_P_Q == _true_labels(predicted_P_Q.shape)).astype(float))
 
 
 def _accuracy(correct_S_P_Q: Sequence[Array], counts_R_Q: Array, rng: np.random.Generator) -> Estimate:

@@ -11,13 +11,14 @@ p = (1 + #{|difference after swapping| ≥ |difference|}) / (1 + swaps).
 Axes: P personas, Q questions, S samples, R resamples, K random half splits; N is the personas followed by the baseline.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from permix.metrics import posterior, statistics
-from permix.metrics.measures import measures_in
+from permix.metrics.measures import StabilityMeasure, measures_in
 from permix.metrics.right_in_character import RightInCharacter, right_in_character_difference, swap_test_p
 from permix.metrics.stability import (
     BOOTSTRAP_BLOCK_FLOATS,
@@ -27,7 +28,7 @@ from permix.metrics.stability import (
     resample_scores,
     resamples_per_block,
 )
-from permix.metrics.statistics import Array, none_if_nan
+from permix.metrics.statistics import Array, BootstrapResult, none_if_nan
 from permix.types import Estimate, Record
 
 
@@ -117,69 +118,116 @@ def compare_models_paired(
     `resamples` is the number of bootstrap draws and of swaps.
     """
     absent_N_Q = np.isnan(first_N_Q) | np.isnan(other_N_Q)
-    first_N_Q, other_N_Q = (np.where(absent_N_Q, np.nan, rows_N_Q) for rows_N_Q in (first_N_Q, other_N_Q))
-    N, Q = first_N_Q.shape
+    models = _BothModels(*(np.where(absent_N_Q, np.nan, rows_N_Q) for rows_N_Q in (first_N_Q, other_N_Q)))
+    N, Q = absent_N_Q.shape
+    # Two generators: one draws half splits and then resamples, the other swaps. In another order every interval would be another.
     draws, swaps = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2))
     halves_K_Q = statistics.random_half_splits(Q, n_crossfit_splits(N * Q), draws)
-    measures = measures_in("comparison")
-    resampled_measures = [one for one in measures if one.estimator not in ("posterior", "observed")]
+    bootstrapped = _resampled_differences(models, draws, resamples)
+    null = _swap_null_distribution(models.first_N_Q, models.other_N_Q, halves_K_Q, swaps, resamples)
+    personas = _persona_differences(models, persona_ids, bootstrapped["accuracy_P"])
+    return PairedComparison(
+        measures=_measure_differences(models, halves_K_Q, bootstrapped, null, seed),
+        personas=personas, n_questions=Q, n_cells=sum(one.n for one in personas),
+    )  # fmt: skip
+
+
+class _BothModels(NamedTuple):
+    """Scores of two models, NaN in both where either has none."""
+
+    first_N_Q: Array
+    other_N_Q: Array
+
+    @property
+    def grids(self) -> list[tuple[Array, Array]]:
+        """(mean_P_Q, baseline_Q) of each model."""
+        return [(rows_N_Q[:-1], rows_N_Q[-1]) for rows_N_Q in self]
+
+    @property
+    def has_score_N_Q(self) -> Array:
+        return ~np.isnan(self.first_N_Q)
+
+
+def _resampled_differences(models: _BothModels, rng: np.random.Generator, resamples: int) -> dict[str, BootstrapResult]:
+    """The difference of every measure with a bootstrap interval, and `accuracy_P`, of all questions and of each resample."""
+    measures = _bootstrapped_measures()
+
+    def values_of(mean_P_Q: Array, baseline_Q: Array, counts_R_Q: Array) -> dict[str, Array]:
+        scores = resample_scores(mean_P_Q, baseline_Q, counts_R_Q)
+        accuracy_R_P = statistics.weighted_question_mean(mean_P_Q, counts_R_Q)
+        return {one.name: one.of_resamples(scores) for one in measures} | {"accuracy_P": accuracy_R_P}
 
     def resampled(counts_R_Q: Array) -> dict[str, Array]:
-        of_one, of_two = (
-            {one.name: one.of_resamples(resample_scores(rows_N_Q[:-1], rows_N_Q[-1], counts_R_Q)) for one in resampled_measures}
-            for rows_N_Q in (first_N_Q, other_N_Q)
-        )
-        accuracy_of_one, accuracy_of_two = (
-            statistics.weighted_question_mean(rows_N_Q[:-1], counts_R_Q) for rows_N_Q in (first_N_Q, other_N_Q)
-        )
-        return {name: of_two[name] - of_one[name] for name in of_one} | {"accuracy_P": accuracy_of_two - accuracy_of_one}
+        first, other = (values_of(*grid, counts_R_Q) for grid in models.grids)
+        return {name: other[name] - first[name] for name in first}
 
-    bootstrapped = statistics.bootstrap(resampled, Q, draws, resamples, resamples_per_block(first_N_Q[:-1]))
-    null = _swap_null_distribution(first_N_Q, other_N_Q, halves_K_Q, swaps, resamples)
-    with_persona_Q, with_baseline_Q = ~absent_N_Q[:-1].all(axis=0), ~absent_N_Q[-1]
+    block_size = resamples_per_block(models.first_N_Q[:-1])
+    return statistics.bootstrap(resampled, models.first_N_Q.shape[1], rng, resamples, block_size)
+
+
+def _bootstrapped_measures() -> list[StabilityMeasure]:
+    return [one for one in measures_in("comparison") if one.estimator not in ("posterior", "observed")]
+
+
+def _measure_differences(
+    models: _BothModels,
+    halves_K_Q: Array,
+    bootstrapped: Mapping[str, BootstrapResult],
+    null: Mapping[str, Array],
+    seed: int,
+) -> tuple[MeasureDifference, ...]:
+    """Every measure of the comparison: both values, their difference by the measure's estimator, and the p of the swaps."""
+    measures = measures_in("comparison")
+    with_persona_Q, with_baseline_Q = models.has_score_N_Q[:-1].any(axis=0), models.has_score_N_Q[-1]
     scored_Q = {"personas": with_persona_Q, "baseline": with_baseline_Q, "both": with_persona_Q & with_baseline_Q}
-    observed = [observed_measures(rows_N_Q[:-1], rows_N_Q[-1], halves_K_Q, measures) for rows_N_Q in (first_N_Q, other_N_Q)]
+    observed = [observed_measures(*grid, halves_K_Q, measures) for grid in models.grids]
     observed_difference = {one.name: observed[1][one.name] - observed[0][one.name] for one in measures}
     differences = {
         one.name: Estimate(value=none_if_nan(observed_difference[one.name]), n=int(scored_Q[one.questions].sum()))
         for one in measures
     }
     values = [{name: none_if_nan(value) for name, value in each.items()} for each in observed]
-    scored_P = np.array([not row_Q.all() for row_Q in absent_N_Q[:-1]])
+    scored_P = models.has_score_N_Q[:-1].any(axis=1)
     of_draws: dict[str, Estimate] = {}
     if scored_P.any():
         drawn = [one.name for one in measures if one.estimator == "posterior"]
-        grids = [(rows_N_Q[:-1][scored_P], rows_N_Q[-1]) for rows_N_Q in (first_N_Q, other_N_Q)]
+        grids = [(mean_P_Q[scored_P], baseline_Q) for mean_P_Q, baseline_Q in models.grids]
         of_draws = posterior.posterior_differences(grids[:1], grids[1:], seed=seed)
         differences |= {name: of_draws[name] for name in drawn}
         for value_by_name, grid in zip(values, grids, strict=True):
             estimates = posterior.posterior_estimates(*grid, seed=seed)
             value_by_name |= {name: estimates[name].value for name in drawn}
-    first, other = ([(rows_N_Q[:-1], rows_N_Q[-1])] for rows_N_Q in (first_N_Q, other_N_Q))
-    for one in resampled_measures:
+    first, other = models.grids
+    for one in _bootstrapped_measures():
         n = differences[one.name].n
-        differences[one.name] = difference_estimate(one, bootstrapped[one.name], n, first, other, of_draws)
-    compared = tuple(
+        differences[one.name] = difference_estimate(one, bootstrapped[one.name], n, [first], [other], of_draws)
+    return tuple(
         MeasureDifference(
             name=one.name, first=values[0][one.name], other=values[1][one.name], difference=differences[one.name],
             p=_two_sided_p(observed_difference[one.name], null[one.name]),
         )
         for one in measures
     )  # fmt: skip
-    difference_P_Q = (other_N_Q - first_N_Q)[:-1]
+
+
+def _persona_differences(
+    models: _BothModels, persona_ids: Sequence[str], accuracy: BootstrapResult
+) -> tuple[PersonaDifference, ...]:
+    """The difference in each persona's accuracy; `accuracy` has its resamples."""
+    difference_P_Q = (models.other_N_Q - models.first_N_Q)[:-1]
     p_P = np.array([statistics.sign_flip_p(difference_Q) for difference_Q in difference_P_Q])
-    holm_P, n_P = statistics.holm_adjust(p_P), (~absent_N_Q[:-1]).sum(axis=1).tolist()
-    value_P, replicate_R_P = bootstrapped["accuracy_P"]
-    first_P, other_P = (statistics.mean_over_samples(rows_N_Q[:-1]) for rows_N_Q in (first_N_Q, other_N_Q))
-    personas = tuple(
+    holm_P, n_P = statistics.holm_adjust(p_P), models.has_score_N_Q[:-1].sum(axis=1).tolist()
+    first_P, other_P = (statistics.mean_over_samples(mean_P_Q) for mean_P_Q, _ in models.grids)
+    return tuple(
         PersonaDifference(
             id=id, first=none_if_nan(first_P[row]), other=none_if_nan(other_P[row]), n=n_P[row],
-            difference=statistics.bootstrap_paired(float(value_P[row]), replicate_R_P[:, row], difference_P_Q[row]),
+            difference=statistics.bootstrap_paired(
+                float(accuracy.value[row]), accuracy.replicates[:, row], difference_P_Q[row]
+            ),
             p=none_if_nan(p_P[row]), holm_p=none_if_nan(holm_P[row]),
         )
         for row, id in enumerate(persona_ids)
     )  # fmt: skip
-    return PairedComparison(measures=compared, personas=personas, n_questions=Q, n_cells=sum(n_P))
 
 
 def _swap_null_distribution(

@@ -31,7 +31,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from permix.errors import DataError
-from permix.metrics.identifiability import AnswerTexts, BoolArray, TextGrid, check_grid_names, sum_by_question, to_text_grid
+from permix.metrics.identifiability import (
+    AnswerTexts,
+    BoolArray,
+    TextGrid,
+    canonical_order,
+    check_grid_names,
+    sum_by_question,
+    to_text_grid,
+)
 from permix.metrics.persona_classifier import MASK_TOKEN, WORD_PATTERN, mask_persona_words
 from permix.metrics.statistics import (
     TIE_TOLERANCE,
@@ -128,11 +136,11 @@ def summarize_recognisability(
     """
     check_grid_names("recognisability", persona_ids, persona_texts, question_texts)
     P, Q = len(persona_ids), len(question_texts)
-    personas = sorted(range(P), key=lambda p: persona_ids[p])
-    questions = sorted(range(Q), key=lambda q: seed_from(seed, canonical_text(question_texts[q])))
-    answer_P_Q = to_text_grid(answers_P_Q, "answers", (P, Q))[np.ix_(personas, questions)]
+    order = canonical_order(persona_ids, [canonical_text(text) for text in question_texts], seed)
+    ordered_questions = [question_texts[q] for q in order.questions]
+    answer_P_Q = order.sort_grid(to_text_grid(answers_P_Q, "answers", (P, Q)))
     answered_P_Q = np.array([[text is not None for text in text_Q] for text_Q in answer_P_Q])
-    texts = TextsToEmbed.prepare(answer_P_Q, [question_texts[q] for q in questions], [persona_texts[p] for p in personas])
+    texts = TextsToEmbed.prepare(answer_P_Q, ordered_questions, [persona_texts[p] for p in order.personas])
     vectors = embed_distinct(texts.all_texts, embed)
 
     text_P_D = np.stack([vectors[text] for text in texts.persona_P])
@@ -149,7 +157,7 @@ def summarize_recognisability(
     accuracy = sample.share(nearest.own_share_P_Q)
     shuffled_R = shuffled_shares(counts_P_P, np.random.default_rng(seed_from(seed, "shuffled texts")), resamples)
     low, high = np.quantile(shuffled_R, (0.025, 0.975))
-    callers_order = np.argsort(personas)
+    callers_P = order.callers_P
     return Recognisability(
         accuracy=accuracy,
         chance=1 / P,
@@ -159,16 +167,16 @@ def summarize_recognisability(
         shuffled=Estimate(value=float(shuffled_R.mean()), low=float(low), high=float(high), n=accuracy.n),
         shuffled_p=permutation_p(float(np.trace(counts_P_P) / counts_P_P.sum()), shuffled_R),
         persona_ids=tuple(persona_ids),
-        confusion=tuple(tuple(map(float, row)) for row in counts_P_P[np.ix_(callers_order, callers_order)]),
-        per_persona=tuple(recall_P[p] for p in callers_order),
+        confusion=tuple(tuple(map(float, row)) for row in counts_P_P[np.ix_(callers_P, callers_P)]),
+        per_persona=tuple(recall_P[p] for p in callers_P),
         n_asked=P * Q,
         n_answered=int(answered_P_Q.sum()),
         n_scored=int(scored_P_Q.sum()),
         n_questions=Q,
         removed_words=texts.removed_words,
-        closest_texts=_closest_texts(text_P_D, [persona_ids[p] for p in personas]),
+        closest_texts=_closest_texts(text_P_D, [persona_ids[p] for p in order.personas]),
         embedder=embedder,
-        right_by_question=sum_by_question(nearest.own_share_P_Q, [question_texts[q] for q in questions]),
+        right_by_question=sum_by_question(nearest.own_share_P_Q, ordered_questions),
     )
 
 

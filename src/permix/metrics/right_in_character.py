@@ -19,7 +19,6 @@ Axes: P personas, Q questions, S answers of a persona to a question, N rows of a
 """
 
 from collections.abc import Callable, Collection, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -33,9 +32,11 @@ from permix.metrics.identifiability import (
     MIN_ANSWERS,
     N_LABEL_SHUFFLES,
     BoolArray,
+    CanonicalOrder,
     CrossValSplit,
     LabelArray,
     TextGrid,
+    canonical_order,
     cross_val_predict,
     shuffle_labels,
 )
@@ -148,6 +149,11 @@ class _AnswerRows(NamedTuple):
         numbers = np.repeat(np.arange(len(kept)), len(rows) // len(kept))
         return _AnswerRows(self.text_N_Q[rows], self.score_N_Q[rows], numbers)
 
+    def sorted_by(self, order: CanonicalOrder) -> "_AnswerRows":
+        """The rows of the caller's personas and questions in this order."""
+        rows, questions = self.of_personas(order.personas), list(order.questions)
+        return rows._replace(text_N_Q=rows.text_N_Q[:, questions], score_N_Q=rows.score_N_Q[:, questions])
+
 
 def summarize_right_in_character(
     answers_P_Q_S: SampledTexts,
@@ -175,47 +181,59 @@ def summarize_right_in_character(
     """
     P, Q = len(persona_ids), len(question_ids)
     _check_names(persona_ids, persona_texts, question_ids, folds)
-    personas = sorted(range(P), key=lambda p: persona_ids[p])
-    # Sorted by hash, so that the folds depend on content and seed and not on the caller's order.
-    questions = sorted(range(Q), key=lambda q: seed_from(seed, question_ids[q]))
-    order = partial(_ordered, personas=personas, questions=questions)
-    own = order(_to_rows(answers_P_Q_S, scores_P_Q_S, (P, Q)))
-    train = own if reference_P_Q_S is None else order(_to_rows(reference_P_Q_S, None, (P, Q)))
-    kept = _personas_with_enough(own, train, [persona_ids[p] for p in personas])
+    all_personas = canonical_order(persona_ids, question_ids, seed)
+    own = _to_rows(answers_P_Q_S, scores_P_Q_S, (P, Q)).sorted_by(all_personas)
+    train = own if reference_P_Q_S is None else _to_rows(reference_P_Q_S, None, (P, Q)).sorted_by(all_personas)
+    kept = _personas_with_enough(own, train, [persona_ids[p] for p in all_personas.personas])
     n_answers, n_asked = int(own.is_scored_N_Q.sum()), own.text_N_Q.size
-    kept_ids = [persona_ids[personas[place]] for place in kept]
+    order = all_personas.of_personas(kept)
+    kept_ids = [persona_ids[p] for p in order.personas]
     own, train = own.of_personas(kept), train.of_personas(kept)
     split = CrossValSplit(_limit_training(train.has_text_N_Q), own.is_scored_N_Q, np.arange(Q) % folds)
     _check_trained(split, train.persona_N, kept_ids)
 
-    values = [values_Q[q] if values_Q is not None else () for q in questions]
-    texts_to_mask = tuple(persona_texts[personas[place]] for place in kept)
+    values = [values_Q[q] if values_Q is not None else () for q in order.questions]
+    texts_to_mask = tuple(persona_texts[p] for p in order.personas)
     masked, masked_train = (_mask_rows(rows.text_N_Q, texts_to_mask, values) for rows in (own, train))
     rng = np.random.default_rng(seed_from(seed, "right in character"))
-    shuffled = [shuffle_labels(train.label_N_Q, split.train_P_Q, rng) for _ in range(N_LABEL_SHUFFLES)]
-    predicted_L = cross_val_predict(masked_train, masked, [train.label_N_Q, *shuffled], split, text_features, linear_classifier)
-    (by_length,) = cross_val_predict(masked_train, masked, [train.label_N_Q], split, length_features, length_classifier)
-    scores = own.score_N_Q.astype(object)
-    own_split = CrossValSplit(_limit_training(own.is_scored_N_Q), own.is_scored_N_Q, split.fold_Q)
-    (by_score,) = cross_val_predict(scores, scores, [own.label_N_Q], own_split, score_features, score_classifier)
-    cells = _CellMeans.of(own, predicted_L, by_length, by_score)
+    # The draws: shuffles of the labels, then those of `estimates` and of `persona_estimates`. In another order every interval
+    # would be another one.
+    cells = _predict_cells(own, train, masked, masked_train, split, rng)
     estimates, by_persona = cells.estimates(rng, resamples), cells.persona_estimates(kept_ids, rng, resamples)
-    callers_order = sorted(range(len(kept)), key=lambda place: personas[kept[place]])
+    callers_P = order.callers_P
     return RightInCharacter(
         **estimates,
         chance=1 / len(kept),
-        personas=tuple(by_persona[place] for place in callers_order),
+        personas=tuple(by_persona[place] for place in callers_P),
         left_out=tuple(id for id in persona_ids if id not in kept_ids),
         n_answers=n_answers,
         n_asked=n_asked,
         n_questions=Q,
         classifier=CLASSIFIER_DESCRIPTION.format(folds=folds) + ", numbers and answers masked",
         reference=reference_name,
-        question_ids=tuple(question_ids[q] for q in questions),
+        question_ids=tuple(question_ids[q] for q in order.questions),
         share_P_Q=tuple(
-            tuple(None if np.isnan(value) else float(value) for value in cells.share_P_Q[place]) for place in callers_order
+            tuple(None if np.isnan(value) else float(value) for value in cells.share_P_Q[place]) for place in callers_P
         ),
     )
+
+
+def _predict_cells(
+    own: _AnswerRows,
+    train: _AnswerRows,
+    masked_N_Q: TextGrid,
+    masked_train_N_Q: TextGrid,
+    split: CrossValSplit,
+    rng: np.random.Generator,
+) -> "_CellMeans":
+    """Train and apply every classifier; `rng` shuffles the labels, and nothing else is drawn."""
+    true, shuffled = train.label_N_Q, [shuffle_labels(train.label_N_Q, split.train_P_Q, rng) for _ in range(N_LABEL_SHUFFLES)]
+    predicted_L = cross_val_predict(masked_train_N_Q, masked_N_Q, [true, *shuffled], split, text_features, linear_classifier)
+    (by_length,) = cross_val_predict(masked_train_N_Q, masked_N_Q, [true], split, length_features, length_classifier)
+    scores = own.score_N_Q.astype(object)
+    own_split = CrossValSplit(_limit_training(own.is_scored_N_Q), own.is_scored_N_Q, split.fold_Q)
+    (by_score,) = cross_val_predict(scores, scores, [own.label_N_Q], own_split, score_features, score_classifier)
+    return _CellMeans.of(own, predicted_L, by_length, by_score)
 
 
 class _CellMeans(NamedTuple):
@@ -455,11 +473,6 @@ def _to_rows(texts_P_Q_S: SampledTexts, scores_P_Q_S: ArrayLike | None, shape: t
     N = shape[0] * S
     text_N_Q, score_N_Q = (grid.transpose(0, 2, 1).reshape(N, shape[1]) for grid in (text_P_Q_S, score_P_Q_S))
     return _AnswerRows(text_N_Q, score_N_Q, np.repeat(np.arange(shape[0]), S))
-
-
-def _ordered(rows: _AnswerRows, personas: Sequence[int], questions: Sequence[int]) -> _AnswerRows:
-    one = rows.of_personas(personas)
-    return one._replace(text_N_Q=one.text_N_Q[:, questions], score_N_Q=one.score_N_Q[:, questions])
 
 
 def _mask_rows(text_N_Q: TextGrid, persona_texts: tuple[str, ...], values_Q: Sequence[Collection[str]]) -> TextGrid:

@@ -24,7 +24,7 @@ from permix.evals.personagym import preflight_personagym, run_personagym
 from permix.inference import check_model, load_model
 from permix.inference.addresses import check_addresses
 from permix.inference.base import Model
-from permix.inference.batch_model import again_text
+from permix.inference.batch_model import next_start
 from permix.inference.cost import Price, RequestGroup, estimate_cost, find_measured, runs_beside
 from permix.judges.prompts import (
     ExamplesByQuestion,
@@ -56,7 +56,7 @@ from permix.judges.validation import N_ADDED_CONTROLS, build_control_inputs
 from permix.personas.pool import PersonaPool
 from permix.progress import print_status
 from permix.prompts import template_text
-from permix.storage.cells import JUDGE_OPTIONS, explain_missing
+from permix.storage.cells import JUDGE_OPTIONS, NextStart, explain_missing
 from permix.storage.files import write_json
 from permix.storage.run_dir import RunDir, RunReader
 from permix.trackers import check_trackers, log_measures
@@ -99,7 +99,7 @@ def judge_fidelity_run(config: JudgeConfig, given_model: Model | None = None) ->
         print_status(f"judge {_judge_label(named.judge)}: {_totals_text(outcome)}")
         _print_missing(named.run, count_answers(inputs))
         _write_metrics(named, folder, pending=outcome.n_pending)
-    _require_all_scored(outcome, named, folder, again_text(model, "ask for them"))
+    _require_all_scored(outcome, named, folder, next_start(model, "ask for them"))
 
 
 def preflight_judging(config: JudgeConfig) -> dict[str, str]:
@@ -259,7 +259,7 @@ def _totals_text(totals: CallTotals) -> str:
     return f"{totals.n_inputs - totals.n_pending} of {totals.n_inputs} scored; {totals.n_calls} calls so far, {tokens}, {cost}"
 
 
-def _require_all_scored(totals: CallTotals, config: JudgeConfig, folder: Path, again: str) -> None:
+def _require_all_scored(totals: CallTotals, config: JudgeConfig, folder: Path, again: NextStart) -> None:
     if not totals.n_pending:
         return
     missing = f"{totals.n_pending} of {totals.n_inputs} have no score"

@@ -23,7 +23,7 @@ from permix.errors import ConfigError, DataError, IncompleteRunError, option_con
 from permix.inference import check_model, load_model
 from permix.inference.addresses import check_addresses
 from permix.inference.base import Model
-from permix.inference.batch_model import again_text
+from permix.inference.batch_model import next_start
 from permix.inference.cost import RequestGroup, estimate_cost, find_measured, runs_beside
 from permix.personas.loading import check_plain_text
 from permix.personas.personagym import (
@@ -309,7 +309,7 @@ def write_questions(config: QuestionsConfig, model: Model | None = None) -> Path
             f" and {len(summary.pending) - MAX_LISTED_MISSING} more" if len(summary.pending) > MAX_LISTED_MISSING else ""
         )
         failures = find_failures(read_run_cells(config.out), scored=False)
-        why = explain_missing(failures, again_text(asked, "write them"), stop_reason=summary.stop_reason)
+        why = explain_missing(failures, next_start(asked, "write them"), stop_reason=summary.stop_reason)
         raise IncompleteRunError(f"{config.out}: still missing: {missing}{why}", len(summary.pending))
     return config.out / ("examples.jsonl" if job.given_questions else "questions.jsonl")
 

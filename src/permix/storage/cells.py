@@ -323,7 +323,7 @@ def count_failures(failures: Iterable[Failure], options: OptionNames = MODEL_OPT
     examples: dict[str, Failure] = {}
     counts = Counter[str]()
     for failure in failures:
-        kind = re.sub(r"\d+", "0", _failure_text(failure))
+        kind = _without_numbers(_failure_text(failure))
         examples.setdefault(kind, failure)
         counts[kind] += 1
     return [
@@ -332,29 +332,47 @@ def count_failures(failures: Iterable[Failure], options: OptionNames = MODEL_OPT
     ]
 
 
+class NextStart(NamedTuple):
+    """What a further start does about missing results: the advice where it can help, what does not help with requests that were
+    refused for good, and the words of refusals whose cause the next requests do without."""
+
+    advice: str
+    repetition: str = "running the same command again"
+    cured: tuple[str, ...] = ()
+
+    def helps(self, failure: Failure) -> bool:
+        """Whether the request may be answered next time. Words count without their numbers."""
+        words = _without_numbers(failure.message)
+        return not is_permanent(failure) or any(_without_numbers(one) in words for one in self.cured)
+
+
+def _without_numbers(text: str) -> str:
+    return re.sub(r"\d+", "0", text)
+
+
 def explain_missing(
     failures: Iterable[Failure],
-    again: str = "run the same command again to fill them",
+    again: str | NextStart = "run the same command again to fill them",
     *,
     stop_reason: str = "",
     options: OptionNames = MODEL_OPTIONS,
 ) -> str:
     """The end of an error about missing results: whether to run again, the most frequent reasons with counts, and what helps.
 
-    `again`: what to do where a further start can help. `stop_reason`: why this start asked for no more.
+    `again`: what a further start can do, or its advice alone. `stop_reason`: why this start asked for no more.
     """
-    found = list(failures)
+    found, start = list(failures), NextStart(again) if isinstance(again, str) else again
     stopped = f"; {stop_reason}" if stop_reason else ""
     if not found:
-        return f"{stopped}; {again}"
+        return f"{stopped}; {start.advice}"
     counted = count_failures(found, options)
     reasons = describe_reasons(counted)
     refused = "the endpoint refuses these requests, or a content filter stops the replies"
-    permanent = sum(map(is_permanent, found))
+    permanent = sum(not start.helps(failure) for failure in found)
     if permanent == len(found) and not stop_reason:
-        return f"; running the same command again does not help, since {refused}: {reasons}{describe_cures(counted)}"
+        return f"; {start.repetition} does not help, since {refused}: {reasons}{describe_cures(counted)}"
     useless = f"; it does not help with {permanent} of them, since {refused}" if permanent else ""
-    return f"{stopped}; {again} ({reasons}{useless}){describe_cures(counted)}"
+    return f"{stopped}; {start.advice} ({reasons}{useless}){describe_cures(counted)}"
 
 
 def describe_reasons(reasons: Sequence[FailureReason]) -> str:

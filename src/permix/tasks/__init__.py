@@ -30,7 +30,6 @@ from permix.tasks.gsm8k import GSM8K
 from permix.tasks.math import AIME_TASKS, MATH, MATH500
 from permix.tasks.multiple_choice import MMLU
 from permix.types import Message, Question, Split, digest, require_unique
-from permix.verification.math_verifier import Verifier
 
 __all__ = [
     "TASKS",
@@ -256,7 +255,7 @@ def check_loaded_task(loaded: "LoadedTask") -> "LoadedTask":
 
 def _check_own_scorer(task: Task, question: Question) -> None:
     """Score the right answer of a question, so that a scorer which raises is found before a model is asked."""
-    verdict = verify_completion(task, question.solution or question.gold, question.gold, Verifier(), question.text)
+    verdict = verify_completion(task, question.solution or question.gold, question.gold, question.text)
     if verdict.correct is None:
         is_function = task.name.startswith("own-")
         option = f"task.answer = {task.name.removeprefix('own-')!r}" if is_function else f"task.name = {task.name!r}"

@@ -20,7 +20,7 @@ from permix.sanitize import escape_control, truncate
 from permix.storage.files import read_json, write_json
 from permix.thinking import answer_of
 from permix.types import Question, Split, Verdict, digest, require_unique
-from permix.verification.math_verifier import Verifier, repeats_fraction
+from permix.verification.math_verifier import check_answer, repeats_fraction
 
 ALTERNATIVE = "\n— or —\n"
 """Separates the accepted answers in the gold of a question of the user's own that has several."""
@@ -76,18 +76,25 @@ class Task:
         return self.extract(answer_of(completion)[-MAX_COMPLETION_CHARS:], question)
 
 
-def verify_completion(task: Task, completion: str, gold: str, verifier: Verifier, question: str = "") -> Verdict:
+AnswerCheck = Callable[[str | None, str, str], Verdict]
+"""Gives the verdict on an extracted answer, a gold and the question's text, as `check_answer` does."""
+
+
+def verify_completion(
+    task: Task, completion: str, gold: str, question: str = "", *, check: AnswerCheck = check_answer
+) -> Verdict:
     """Score a completion. The training reward and the evaluation's score both come from here.
 
     A task of the user's own that raises, or returns something else than True or False, gives a verdict without a score.
 
     question: the question's text, or the prompt that holds it. Its formulas, repeated, are no answers, and its choices are the
         letters that count. Without it neither is known.
+    check: judges the answers of tasks that have neither a scorer nor `answers_match`.
     """
     if task.source is None:
-        return _verify(task, completion, gold, verifier, question)
+        return _verify(task, completion, gold, question, check)
     try:
-        verdict = _verify(task, completion, gold, verifier, question)
+        verdict = _verify(task, completion, gold, question, check)
         if not isinstance(verdict, Verdict) or not isinstance(verdict.correct, bool | None):
             raise TypeError(f"the scorer returned {truncate(repr(verdict), MAX_SHOWN_ERROR_CHARS)}, not a permix Verdict")
         return verdict
@@ -101,16 +108,16 @@ MAX_SHOWN_ERROR_CHARS = 300
 _WAYS_TO_SAY = ("\\boxed{{{}}}", "<answer>{}</answer>", "{}")
 
 
-def can_be_right(task: Task, gold: str, verifier: Verifier) -> bool:
+def can_be_right(task: Task, gold: str) -> bool:
     """Whether a completion that states the gold as its answer is right, or whether the verifier fails on it.
 
     Otherwise every completion would be wrong.
     """
     said = gold.split(ALTERNATIVE)[0]
-    return any(verify_completion(task, way.format(said), gold, verifier).correct is not False for way in _WAYS_TO_SAY)
+    return any(verify_completion(task, way.format(said), gold).correct is not False for way in _WAYS_TO_SAY)
 
 
-def _verify(task: Task, completion: str, gold: str, verifier: Verifier, question: str) -> Verdict:
+def _verify(task: Task, completion: str, gold: str, question: str, check: AnswerCheck) -> Verdict:
     answer = task.extract_answer(completion, question)
     if task.scorer is not None:
         return Verdict(correct=False) if answer is None else task.scorer(answer, gold)
@@ -120,8 +127,8 @@ def _verify(task: Task, completion: str, gold: str, verifier: Verifier, question
             correct = not all(repeats_fraction(answer, one, question) for one in gold.split(ALTERNATIVE))
         return Verdict(correct=correct, extracted=answer)
     if ALTERNATIVE not in gold:
-        return verifier.check(answer, gold, question)
-    return _best_verdict([verifier.check(answer, one, question) for one in gold.split(ALTERNATIVE)])
+        return check(answer, gold, question)
+    return _best_verdict([check(answer, one, question) for one in gold.split(ALTERNATIVE)])
 
 
 def require_bool(value: object, name: str) -> bool:

@@ -64,7 +64,7 @@ from typing import Any, NamedTuple
 from permix.config import ANSWER_KINDS, TaskConfig
 from permix.errors import DataError
 from permix.progress import print_status
-from permix.storage.rows import CSV_SUFFIXES, field_value, is_real_number, quote_value
+from permix.storage.rows import CSV_SUFFIXES, field_value, given_fields, is_missing_value, is_real_number, quote_value
 from permix.tasks import multiple_choice
 from permix.tasks.answers import (
     are_distinct,
@@ -89,7 +89,6 @@ from permix.tasks.gsm8k import split_marked_answer
 from permix.types import SPLITS, Question, Verdict, canonical_text, digest
 from permix.verification.extraction import extract_boxed, number_in_box, number_readings
 from permix.verification.math_verifier import (
-    Verifier,
     is_number_text,
     numbers_equal,
     same_number_in_some_notation,
@@ -354,10 +353,10 @@ def _check_golds(name: str, rows: Sequence[DatasetRow], questions: Sequence[Ques
     task = next((one for one in CUSTOM_TASKS if one.name == name), None)
     if task is None or name == "own-choice":
         return
-    verifier, checked = Verifier(), set[str]()
+    checked = set[str]()
     for row, question in zip(rows, questions, strict=True):
         for gold in question.gold.split(ALTERNATIVE):
-            if gold not in checked and not can_be_right(task, gold, verifier):
+            if gold not in checked and not can_be_right(task, gold):
                 raise DataError(
                     f"{row.where}: answer = {quote_value(gold)}: a completion that gives this answer would be wrong by "
                     f'task.answer = "{name.removeprefix("own-")}"; write it in another way, or compare by another task.answer'
@@ -447,6 +446,55 @@ def _parse_list(text: str) -> Any:
 def same_as_any(same: Callable[[str, str], bool], answer: str, gold: str) -> bool:
     """Whether the answer is the same as any of the accepted ones in a gold."""
     return any(same(answer, one) for one in gold.split(ALTERNATIVE))
+
+
+def find_gold(task: Task, answer: object, *, any_of: bool = False) -> str | None:
+    """The gold answer for an entry of the answer column; for a worked solution its final answer ("... #### 72" -> "72").
+
+    Of choices the entry is a letter, or as an integer the index from 0, as MMLU has it.
+
+    A list holds accepted answers where a file may have such a list: for exact texts and functions of the user's own, and with
+    `any_of` for every task of answers that are no letters. A list of one is that one.
+    None for an entry without an answer (None, NaN), and if the task does not accept the answer itself as right, since then every
+    completion would be wrong.
+    """
+    [answer] = given_fields({"answer": answer}).values()
+    if isinstance(answer, list):
+        return _find_accepted_gold(task, answer, any_of=any_of)
+    if task.answers_match is multiple_choice.same_letter:
+        return _choice_letter(answer)
+    text = "" if is_missing_value(answer) else scalar_text(answer)
+    if not text:
+        return None
+    if task.scorer is not None:
+        return str(answer) if isinstance(answer, str) else text
+    if task.name in ("own-number", "own-exact"):
+        try:
+            gold, _ = parse_gold(task.name, DatasetRow("", {"answer": text}), "answer")  # as in a file
+        except DataError:
+            return None
+    else:
+        gold = text if task.answers_match is not None else task.extract_answer(text) or text
+    return gold if can_be_right(task, gold) else None
+
+
+def _find_accepted_gold(task: Task, answers: Sequence[object], *, any_of: bool) -> str | None:
+    golds = [find_gold(task, one) for one in answers if not isinstance(one, list)]
+    if len(golds) < len(answers) or not golds or None in golds:
+        return None
+    distinct = dict.fromkeys(filter(None, golds))
+    in_any_column = task.name == "own-exact" or (task.scorer is not None and task.name.startswith("own-"))
+    by_verifier = task.name == "own-number" or (task.scorer is None and task.answers_match is None)
+    return ALTERNATIVE.join(distinct) if len(distinct) == 1 or in_any_column or (any_of and by_verifier) else None
+
+
+def _choice_letter(answer: object) -> str | None:
+    if isinstance(answer, float) and answer.is_integer():  # of a column of integers with gaps
+        answer = int(answer)
+    if isinstance(answer, int) and not isinstance(answer, bool):
+        return multiple_choice.CHOICE_LETTERS[answer] if 0 <= answer < len(multiple_choice.CHOICE_LETTERS) else None
+    letter = answer.strip(" ().:").upper() if isinstance(answer, str) else ""
+    return letter if len(letter) == 1 and letter in multiple_choice.CHOICE_LETTERS else None
 
 
 # Choices

@@ -42,8 +42,9 @@ class TRLBackend:
         check_launch(job.plan, job.config, detect_launch())
 
     def train(self, job: TrainJob, source: str, tokenizer: Any, run: RunDir | None, folder: Path) -> None:
-        from permix.training.checkpoints import delete_older_checkpoints, newest_checkpoint, save_model
+        from permix.training.checkpoints import delete_older_checkpoints, newest_checkpoint
         from permix.training.grpo_trainer import train_by_reward
+        from permix.training.network import save_model
         from permix.training.sft_trainer import train_supervised
         from permix.training.trl_setup import selected_weights_path
 

@@ -1,4 +1,4 @@
-"""Loads the network that is trained, finds and completes checkpoints, and writes the trained model.
+"""Finds, completes and deletes checkpoints, and keeps the rollouts in them.
 
 The last file of a checkpoint is its manifest: the step, a hash of the run's identity, size and SHA-256 of every file, and how far
 the run's logs went. A checkpoint is used only if all of this still holds; else the one before it is used (two are kept), or
@@ -21,17 +21,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
-from permix.config import OptimConfig
 from permix.errors import ConfigError, DataError
-from permix.inference.hardware import pick_device, pick_dtype
-from permix.inference.hf import load_causal_lm, load_empty_causal_lm
 from permix.progress import print_status
-from permix.storage.files import guard_writes, read_json, replace_when_done, write_error, write_json
+from permix.storage.files import guard_writes, read_json, write_error, write_json
 from permix.storage.run_dir import read_provenance
 from permix.training import distributed
-from permix.training.compatibility import detect_sharding, has_sharded_weights
 from permix.training.run_log import read_log_until
 from permix.types import Record, digest
 
@@ -288,170 +284,3 @@ def _sha256(file: IO[bytes], size: int) -> str:
         sha.update(chunk)
         size -= len(chunk)
     return sha.hexdigest()
-
-
-def load_trainable_model(source: str) -> Any:
-    """The network to train, in float32. Under FSDP2 only the main process reads the weights; the others get shards later."""
-    import torch
-
-    # float32 even if train.precision is bfloat16: bfloat16 weights would lose small updates. Autocast is for forward passes only.
-    if detect_sharding() == "fsdp2" and not distributed.is_main():
-        return load_empty_causal_lm(source, torch.float32).train()
-    return load_causal_lm(source, torch.float32, "cpu" if has_sharded_weights() else pick_device()).train()
-
-
-def seed_trainer(seed: int) -> None:
-    """Seed torch's global generator. TRL draws LoRA's first weights before it seeds anything, and all processes need the same."""
-    import torch
-
-    torch.manual_seed(seed)
-
-
-def autocast_context(config: OptimConfig) -> Any:
-    """A context with the precision of the trainer's forward passes."""
-    import torch
-
-    device = pick_device()
-    dtype = pick_dtype(config.precision, device)
-    return torch.autocast(device, dtype=dtype, enabled=dtype == torch.bfloat16)
-
-
-def build_lora_config(config: OptimConfig) -> Any:
-    """peft's configuration of adapters on every linear layer; None without LoRA."""
-    if config.lora_rank == 0:
-        return None
-    from peft import LoraConfig
-
-    return LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM")
-
-
-def save_model(
-    trainer: Any, tokenizer: Any, config: OptimConfig, source: str, folder: Path, selected_weights: Path | None
-) -> None:
-    """Write a trainer's network, adapters merged, and the tokenizer into `folder`. Every process calls it; the main one writes.
-
-    `source` is the model that training began with. `selected_weights`: a file of `save_weights` that replaces the last weights.
-    """
-    network, state = _merged_model(trainer, config, source, selected_weights)
-    if not distributed.is_main():
-        return
-    import torch
-    from safetensors import SafetensorError
-
-    from permix.inference.generation import stop_at_end_of_turn
-
-    stop_at_end_of_turn(network, tokenizer)  # adapters may have been merged into a newly loaded network
-    if config.save_dtype == "bfloat16":
-        state = _cast_state(network.state_dict() if state is None else state, torch.bfloat16)
-    with guard_writes(folder, SafetensorError):
-        network.save_pretrained(folder, state_dict=state)
-        tokenizer.save_pretrained(folder)
-        if config.save_dtype != "float32":  # save_pretrained writes the dtype of the network, which was not cast
-            write_json(folder / "config.json", read_json(folder / "config.json") | {"dtype": config.save_dtype})
-        _make_readable(folder)
-
-
-def _cast_state(state: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
-    """The floating-point tensors of a state in another format. Tied tensors stay one tensor, so that they are saved once."""
-    cast: dict[tuple[int, tuple[int, ...]], Any] = {}
-    return {
-        name: cast.setdefault((value.data_ptr(), tuple(value.shape)), value.to(dtype)) if value.is_floating_point() else value
-        for name, value in state.items()
-    }
-
-
-def _make_readable(folder: Path) -> None:
-    """Give every file the permissions of a new file: safetensors writes files that only their owner may read."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for path in folder.rglob("*"):
-        if path.is_file():
-            path.chmod(0o666 & ~mask)
-
-
-def _merged_model(
-    trainer: Any, config: OptimConfig, source: str, selected_weights: Path | None
-) -> tuple[Any, dict[str, Any] | None]:
-    """The trained network with adapters merged. With sharded weights: and its state; (None, None) in other processes."""
-    network, state = trainer.accelerator.unwrap_model(trainer.model), None
-    if has_sharded_weights():
-        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # collective: before the other processes return
-        if not distributed.is_main():
-            return None, None
-        restore_weights(network, selected_weights, state)
-        if hasattr(network, "merge_and_unload"):  # shards cannot be merged: load the whole weights into a new network
-            from peft import get_peft_model
-
-            network, full_state = get_peft_model(load_trainable_model(source), build_lora_config(config)), state
-            network.load_state_dict(full_state, assign=True)
-            network.get_base_model().tie_weights()
-            state = None
-    else:
-        restore_weights(network, selected_weights)
-    return (network.merge_and_unload() if hasattr(network, "merge_and_unload") else network), state
-
-
-def save_weights(network: Any, path: Path) -> None:
-    """Write the trainable weights and their hash to one file, whole or not at all. All processes call it; the main one writes."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    from permix.training.weight_sync import full_tensor
-
-    kept: dict[str, Any] = {}
-    for name, one in network.named_parameters():
-        if one.requires_grad:
-            tensor = full_tensor(one.detach())  # collective: all processes must call it, though one keeps the result
-            kept |= {name: tensor.cpu().contiguous()} if distributed.is_main() else {}
-    if distributed.is_main():
-        with guard_writes(path, SafetensorError), replace_when_done(path) as scratch:
-            save_file(kept, scratch, {"sha256": _tensors_sha256(kept)})
-
-
-def load_weights(path: Path) -> dict[str, Any]:
-    """The weights that `save_weights` wrote, by name. Raises DataError if the file is missing or damaged."""
-    from safetensors import SafetensorError, safe_open
-
-    weights: dict[str, Any] = {}
-    with contextlib.suppress(OSError, SafetensorError), safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-        if (file.metadata() or {}).get("sha256") == _tensors_sha256(tensors):
-            weights = tensors
-    if not weights:
-        raise DataError(
-            f"{path}: the weights that the dev evaluations chose are missing or damaged; restore the file, or remove this run's "
-            "checkpoints to train again"
-        )
-    return weights
-
-
-def _tensors_sha256(tensors: Mapping[str, Any]) -> str:
-    import torch
-
-    sha = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        sha.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        sha.update(tensor.flatten().view(torch.uint8).numpy())
-    return sha.hexdigest()
-
-
-def restore_weights(network: Any, path: Path | None, state: dict[str, Any] | None = None) -> None:
-    """Copy the weights that `save_weights` wrote into the network, or into `state` if the network holds shards only.
-
-    Does nothing if `path` is None. Raises DataError if the file is missing or damaged.
-    """
-    if path is None:
-        return
-    import torch
-
-    kept = load_weights(path)
-    names = {id(one): name for name, one in reversed(list(network.named_parameters()))}
-    with torch.no_grad():
-        # Tied weights have several names, and the file holds the first of them.
-        for name, one in network.named_parameters(remove_duplicate=False):
-            if names[id(one)] not in kept:
-                continue
-            if state is None:
-                one.copy_(kept[names[id(one)]])
-            else:
-                state[name] = kept[names[id(one)]]

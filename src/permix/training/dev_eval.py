@@ -179,15 +179,15 @@ def describe_dev_eval(dev_eval: DevEval) -> str:
 
 def _check_plan_sections(config: TrainConfig, plan: Plan) -> None:
     """Raise ConfigError if a plan file was compiled with other sections [task] and [personas] than the dev evaluation uses."""
-    task, about = config.task.model_dump(mode="json"), plan.metadata
+    task, metadata = config.task.model_dump(mode="json"), plan.metadata
     recorded = {
-        name: about["task"][name] for name in ("name", "levels", "path", "prompt_template") if name in about.get("task", {})
+        name: metadata["task"][name] for name in ("name", "levels", "path", "prompt_template") if name in metadata.get("task", {})
     }
     differing = {f"task.{name}": (task[name], theirs) for name, theirs in recorded.items() if task[name] != theirs}
-    if about.get("template", template_hash(config.personas.template)) != template_hash(config.personas.template):
+    if metadata.get("template", template_hash(config.personas.template)) != template_hash(config.personas.template):
         differing["personas.template"] = (config.personas.template, "another template")
-    if about.get("empty_system_prompt", config.personas.empty_system_prompt) != config.personas.empty_system_prompt:
-        differing["personas.empty_system_prompt"] = (config.personas.empty_system_prompt, about["empty_system_prompt"])
+    if metadata.get("empty_system_prompt", config.personas.empty_system_prompt) != config.personas.empty_system_prompt:
+        differing["personas.empty_system_prompt"] = (config.personas.empty_system_prompt, metadata["empty_system_prompt"])
     if differing:
         field, (ours, theirs) = next(iter(differing.items()))
         raise ConfigError(
@@ -271,7 +271,9 @@ def _dev_point(
     step: int, folder: Path, stability_summary: StabilitySummary, identifiability: Identifiability | None
 ) -> DevEvalPoint:
     answers = read_grid_results(folder / "stability")
-    token_counts = [brief.completion_tokens for brief in answers.grid_summaries.values() if brief.completion_tokens is not None]
+    token_counts = [
+        summary.completion_tokens for summary in answers.grid_summaries.values() if summary.completion_tokens is not None
+    ]
     cut_off = count_cut_off(answers)
     return DevEvalPoint(
         step=step,

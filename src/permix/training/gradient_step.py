@@ -28,7 +28,7 @@ from permix.training.loss import (
     forward_kl,
     importance_weights,
 )
-from permix.training.rollouts import Pack, Sample, build_prompt_group, pack_samples
+from permix.training.rollouts import Pack, Sample, pack_samples
 
 
 class ReplayBatch(NamedTuple):
@@ -41,6 +41,18 @@ class ReplayBatch(NamedTuple):
     weight: float
     samples: Sequence[Sample]
     teacher_topk: Sequence[TeacherTopK]
+
+
+class PackLogprobs(NamedTuple):
+    """Log-probabilities of a pack's completion tokens [N], in nats.
+
+    `current`: of the weights in training. `old_N`: of those that sampled the rollouts, in the trainer's precision. `sampler_N`:
+    of the network that sampled them, in its own precision; None where it is not known.
+    """
+
+    current: TokenLogprobs
+    old_N: torch.Tensor
+    sampler_N: torch.Tensor | None
 
 
 class GradientStep:
@@ -102,46 +114,43 @@ class GradientStep:
 
     def _policy_loss(self, model: Any, pack: Pack, *, sizes: Mapping[str, int], step_metrics: "StepMetrics") -> torch.Tensor:
         """The share of one pack in the loss of the step; adds the pack's metrics to `step_metrics`."""
-        ordered = [sample for own in pack for sample in own]
         loss = LOSSES[self.config.loss]
-        weights = loss.token_weights([len(sample.completion) for sample in ordered], **sizes)
-        terms, scores = self._token_terms(model, pack, loss.token_losses, self.config.beta)
-        old_N, sampler_N = (
-            flat_logprobs(ordered, "old_logprobs", scores.logprob_N),
-            flat_logprobs(ordered, "rollout_logprobs", scores.logprob_N),
-        )
-        gap_N = None if sampler_N is None or old_N is None else (old_N - sampler_N).abs()
-        step_metrics.add(entropy=scores.entropy_N, clipped=terms.clipped_N, kl=terms.kl_N, rollout_logprob_gap=gap_N)
-        step_metrics.trained_tokens += sum(build_prompt_group(own).forward_tokens for own in pack)
-        return (terms.loss_N * expand_to_tokens(weights, ordered, terms.loss_N)).sum()
+        weights = loss.token_weights([len(sample.completion) for sample in pack.samples], **sizes)
+        logps = self._pack_logprobs(model, pack)
+        terms = self._token_terms(pack, logps, loss.token_losses, self.config.beta)
+        gap_N = None if logps.sampler_N is None else (logps.old_N - logps.sampler_N).abs()
+        step_metrics.add(entropy=logps.current.entropy_N, clipped=terms.clipped_N, kl=terms.kl_N, rollout_logprob_gap=gap_N)
+        step_metrics.trained_tokens += pack.forward_tokens
+        return (terms.loss_N * expand_to_tokens(weights, pack.samples, terms.loss_N)).sum()
 
-    def _token_terms(self, model: Any, pack: Pack, losses: TokenLosses, beta: float) -> tuple[TokenTerms, TokenLogprobs]:
-        """Loss terms and log-probabilities [N] of a pack's completion tokens."""
-        ordered = [sample for own in pack for sample in own]
-        scores = self._token_logprobs(model, pack)
-        for sample, logps in zip(ordered, split_by_sample(scores.logprob_N.detach(), ordered), strict=True):
+    def _pack_logprobs(self, model: Any, pack: Pack) -> PackLogprobs:
+        """Pass the pack through the model; sets `old_logprobs` of rollouts that have none."""
+        samples, current = pack.samples, self._token_logprobs(model, pack)
+        for sample, logps in zip(samples, split_by_sample(current.logprob_N.detach(), samples), strict=True):
             # The first pass runs with the weights that sampled the rollout, so its values are the old ones without another pass.
             # The sampling engine's values have another precision: with them the first ratio would not be exactly 1.
             if sample.old_logprobs is None:
                 sample.old_logprobs = logps.tolist()
-        old_N, sampler_N = (
-            flat_logprobs(ordered, "old_logprobs", scores.logprob_N),
-            flat_logprobs(ordered, "rollout_logprobs", scores.logprob_N),
-        )
+        old_N = flat_logprobs(samples, "old_logprobs", current.logprob_N)
         assert old_N is not None
-        cap = self.config.importance_ratio_cap
-        terms = losses(
-            scores.logprob_N, old_N, expand_to_tokens([sample.advantage for sample in ordered], ordered, scores.logprob_N),
-            sequence_N=expand_to_tokens(range(len(ordered)), ordered, scores.logprob_N),
+        return PackLogprobs(current, old_N, flat_logprobs(samples, "rollout_logprobs", current.logprob_N))
+
+    def _token_terms(self, pack: Pack, logps: PackLogprobs, losses: TokenLosses, beta: float) -> TokenTerms:
+        """Loss terms of a pack's completion tokens."""
+        samples, cap = pack.samples, self.config.importance_ratio_cap
+        logp_N, old_N, sampler_N = logps.current.logprob_N, logps.old_N, logps.sampler_N
+        return losses(
+            logp_N, old_N, expand_to_tokens([sample.advantage for sample in samples], samples, logp_N),
+            sequence_N=expand_to_tokens(range(len(samples)), samples, logp_N),
             clip_low=self.config.clip_low, clip_high=self.config.clip_high or self.config.clip_low, beta=beta,
             importance_weight_N=None if sampler_N is None or cap is None else importance_weights(old_N, sampler_N, cap),
-            ref_logp_N=flat_logprobs(ordered, "ref_logprobs", scores.logprob_N) if beta > 0 else None,
+            ref_logp_N=flat_logprobs(samples, "ref_logprobs", logp_N) if beta > 0 else None,
         )  # fmt: skip
-        return terms, scores
 
     def _dummy_pass(self, model: Any) -> torch.Tensor:
         """The smallest possible pass, with gradient 0, for a process that has no packs left while others have."""
-        return self._token_logprobs(model, [[Sample((self.pad_token_id,), [self.pad_token_id], 0.0)]]).logprob_N.sum() * 0.0
+        pack = Pack([[Sample((self.pad_token_id,), [self.pad_token_id], 0.0)]])
+        return self._token_logprobs(model, pack).logprob_N.sum() * 0.0
 
     def _replay_losses(
         self, model: Any, replay_batch: ReplayBatch, step_metrics: "StepMetrics"
@@ -166,16 +175,15 @@ class GradientStep:
 
     def _offpolicy_kl(self, model: Any, pack: Pack, teacher_topk: Mapping[int, TeacherTopK]) -> tuple[torch.Tensor, torch.Tensor]:
         """KL(base || trained) [N] on the base model's own answers, as (metric, loss)."""
-        ordered = [sample for own in pack for sample in own]
         logits_M_V, source_N, _ = self._logits(model, pack)
-        token_N_K = torch.cat([teacher_topk[id(sample)].token_T_K for sample in ordered]).to(source_N.device)
-        logp_N_K = torch.cat([teacher_topk[id(sample)].logp_T_K for sample in ordered]).to(source_N.device)
+        token_N_K = torch.cat([teacher_topk[id(sample)].token_T_K for sample in pack.samples]).to(source_N.device)
+        logp_N_K = torch.cat([teacher_topk[id(sample)].logp_T_K for sample in pack.samples]).to(source_N.device)
         kl_N = forward_kl(logits_M_V, source_N, token_N_K, logp_N_K)
         return kl_N, kl_N
 
     def _onpolicy_kl(self, model: Any, pack: Pack, _: Mapping[int, TeacherTopK]) -> tuple[torch.Tensor, torch.Tensor]:
         """KL(trained || base) [N] on the trained model's answers, as (metric, loss): that of rollouts without advantage."""
-        terms, _scores = self._token_terms(model, pack, clipped_token_losses, beta=1.0)
+        terms = self._token_terms(pack, self._pack_logprobs(model, pack), clipped_token_losses, beta=1.0)
         assert terms.kl_N is not None
         return terms.kl_N, terms.loss_N
 
@@ -186,11 +194,9 @@ class GradientStep:
         with torch.no_grad():
             for _ in range(self.max_over_ranks(len(packs)) - len(packs)):
                 self._dummy_pass(model)
-            for one in packs:
-                ordered = [sample for own in one for sample in own]
-                for sample, logps in zip(
-                    ordered, split_by_sample(self._token_logprobs(model, one).logprob_N, ordered), strict=True
-                ):
+            for pack in packs:
+                logp_N = self._token_logprobs(model, pack).logprob_N
+                for sample, logps in zip(pack.samples, split_by_sample(logp_N, pack.samples), strict=True):
                     by_sample[id(sample)] = logps.tolist()
         return [by_sample[id(sample)] for sample in samples]
 
@@ -200,7 +206,7 @@ class GradientStep:
 
     def _logits(self, model: Any, pack: Pack) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Logits [M, V]; for each completion token [N] the row of the logits that predicts it; its token id [N]."""
-        groups = [build_prompt_group(own) for own in pack]
+        groups = pack.prompt_groups
         device = self.accelerator.device
         with self.accelerator.autocast():
             if supports_shared_prefix(unwrap_peft(self.accelerator.unwrap_model(model))):

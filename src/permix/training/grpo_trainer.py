@@ -14,7 +14,6 @@ TRL keeps the loop, the advantages, the optimizer, the logs, the checkpoints and
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +22,6 @@ import torch
 from datasets import Dataset
 from torch.distributed.tensor import DTensor
 from torch.utils.data import Sampler
-from transformers import PrinterCallback, Trainer
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler, use_adapter
 
@@ -33,23 +31,21 @@ from permix.inference.generation import generate_tokens, stop_at_end_of_turn, st
 from permix.inference.shared_prefix import DEFAULT_ATTENTION, SHARED_PREFIX_ATTENTION, eval_mode, supports_shared_prefix
 from permix.plan import Plan
 from permix.progress import print_status
+from permix.tasks.base import AnswerCheck
 from permix.thinking import answer_of
 from permix.training import distributed
 from permix.training.checkpoints import (
-    build_lora_config,
     check_world_size,
     checkpoint_step,
     load_rollouts,
-    load_trainable_model,
     save_rollouts,
-    seed_trainer,
-    write_checkpoint,
 )
 from permix.training.compatibility import check_vllm_logprobs_mode, detect_sharding
 from permix.training.curriculum import Curriculum, resume_curriculum, rollout_outcomes
 from permix.training.gradient_step import GradientStep, ReplayBatch, unwrap_peft
 from permix.training.job import TrainJob, generate_reference_answers
 from permix.training.loss import CharacterReplay, build_character_replay
+from permix.training.network import build_lora_config, inference_copy, load_trainable_model, seed_trainer, sync_weights
 from permix.training.rewards import ExpressivityReward, Rollout, mean_or_none, mean_reward_by_tag, verify_completions
 from permix.training.rollouts import (
     Sample,
@@ -62,19 +58,9 @@ from permix.training.rollouts import (
     trl_metrics,
 )
 from permix.training.run_log import StepClock, open_rollout_log
-from permix.training.trl_setup import (
-    DevEvalCallback,
-    StepClockCallback,
-    TrackerCallback,
-    TrainerHooks,
-    check_finite,
-    choose_microbatch_tokens,
-    grpo_arguments,
-    stop_on_divergence,
-)
-from permix.training.weight_sync import inference_copy, sync_weights
+from permix.training.trl_setup import PlanTrainer, check_finite, choose_microbatch_tokens, grpo_arguments, run_trainer
 from permix.types import Message, Sampling, reward_tags, seed_from
-from permix.verification.math_verifier import Verifier
+from permix.verification.math_verifier import check_answer
 
 
 class RolloutRecorder(Protocol):
@@ -87,24 +73,24 @@ class RolloutRecorder(Protocol):
     def log_plan(self, plan: Plan, blocks: Sequence[dict[str, Any]]) -> None: ...
 
 
-class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
-    """`GRPOTrainer` over the rows of a plan; `options` are arguments of `GRPOTrainer`."""
+class PlanGRPOTrainer(PlanTrainer, GRPOTrainer):  # type: ignore[misc]
+    """`GRPOTrainer` over the rows of a plan; `check` judges answers; `options` are arguments of `GRPOTrainer`."""
 
     def __init__(
         self,
         *,
         plan: Plan,
-        verifier: Verifier,
         recorder: RolloutRecorder,
         config: OptimConfig,
         args: GRPOConfig,
+        check: AnswerCheck = check_answer,
         replay: CharacterReplay | None = None,
         expressivity: ExpressivityReward | None = None,
         curriculum: Curriculum | None = None,
         **options: Any,
     ) -> None:
         self.config, self._replay, self._expressivity = config, replay, expressivity
-        self._verifier, self._recorder = verifier, recorder
+        self._check, self._recorder = check, recorder
         self._plan, self._curriculum = plan, curriculum
         self._scored_rollouts: list[ScoredRollout] = []
         self._empty_system_prompt = bool(plan.metadata.get("empty_system_prompt"))
@@ -124,9 +110,7 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             config, self.accelerator, self.processing_class.pad_token_id,
             choose_microbatch_tokens(config, self.model, completions_per_prompt=plan.group_size, bfloat16=self.args.bf16),
         )  # fmt: skip
-        self.remove_callback(PrinterCallback)
-        self.add_callback(StepClockCallback(self._clock))
-        stop_on_divergence(self)
+        self._prepare_loop()
         if detect_sharding() != "zero3":  # DeepSpeed's network cannot run before training begins; its first pass makes the trial
             self._enable_shared_prefix()
         if detect_sharding() == "fsdp2" and not self.use_vllm:
@@ -233,7 +217,7 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             sampling = Sampling(
                 temperature=self.args.temperature, top_p=self.args.top_p, max_new_tokens=self.args.max_completion_length
             )
-            with self._rollout_network() as network:
+            with self.generation_network() as network:
                 completions = generate_tokens(network, self.processing_class, prompt_ids, self._rollout_seeds, sampling)
             return [one.token_ids for one in completions], [one.logprobs for one in completions]
 
@@ -242,13 +226,13 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         return torch.bfloat16 if self.args.bf16 else torch.float32
 
     @contextmanager
-    def _rollout_network(self) -> Iterator[Any]:
+    def generation_network(self) -> Iterator[Any]:
         """The network that generates: an updated copy of the trained one, or the trained one itself if no copy is needed.
 
         In bfloat16 a copy saves casting the weights at every token. With sharded weights a copy is necessary: every pass of the
         trained network needs all processes, and these generate for different numbers of passes, so they would hang.
         """
-        trained = unwrap_peft(self.accelerator.unwrap_model(self.model))
+        trained = unwrap_peft(self.unwrapped_model())
         if self._inference_copy is None and not self.args.bf16:
             with eval_mode(trained):
                 yield trained
@@ -264,7 +248,7 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         texts = [decode_completion(self.processing_class, ids, self._stop_ids) for ids in completion_ids]
         with self._clock.part("verification"):
             verdicts = verify_completions(
-                texts, columns["task"], columns["gold"], self._verifier, [one[-1]["content"] for one in prompts]
+                texts, columns["task"], columns["gold"], [one[-1]["content"] for one in prompts], check=self._check
             )
         rewards = [verdict.reward for verdict in verdicts]
         shaped = rewards
@@ -371,7 +355,7 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def _generate_onpolicy_answers(self, answers: Sequence[Sample], seeds: Sequence[int], max_new_tokens: int) -> list[Sample]:
         """Answers of the model in training to the prompts of `answers`, with the reference's log-probabilities."""
-        with self._clock.part("generation"), self._rollout_network() as network:
+        with self._clock.part("generation"), self.generation_network() as network:
             sampling = Sampling(temperature=self.temperature, max_new_tokens=max_new_tokens)
             prompts = [list(one.prompt) for one in answers]
             completions = generate_tokens(network, self.processing_class, prompts, seeds, sampling) if prompts else []
@@ -390,26 +374,10 @@ class PlanGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         if self.ref_model is not None:
             yield self.ref_model
         else:
-            with use_adapter(self.accelerator.unwrap_model(self.model), adapter_name=None):
+            with use_adapter(self.unwrapped_model(), adapter_name=None):
                 yield self.model
 
-    # Dev evaluation
-
-    def dev_eval_hooks(self) -> TrainerHooks:
-        """The parts of this trainer that `permix.training.trl_setup` uses."""
-        # Not self.log: this class and TRL would take it for the metrics of the step.
-        track = partial(Trainer.log, self)
-        return TrainerHooks(self.processing_class, self._rollout_network, self._unwrapped_model, self._clock, track)
-
-    def _unwrapped_model(self) -> Any:
-        return self.accelerator.unwrap_model(self.model)
-
     # Records
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        with self._clock.part("saving"), write_checkpoint(checkpoint):
-            super()._save_checkpoint(model, trial)
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Also saves the rollouts: each process's last file before the main one writes trainer_state.json, which completes it."""
@@ -487,7 +455,6 @@ def train_by_reward(job: TrainJob, source: str, tokenizer: Any, checkpoint: Path
     expressivity = ExpressivityReward(cells, character.expressivity) if character.expressivity > 0 else None
     updates = config.updates_per_rollout
     log = open_rollout_log(out, job.label, done, arguments.max_steps, config.samples_every * updates)
-    verifier = Verifier()
     with log as recorder:
         plan, curriculum = job.plan, None
         if job.curriculum_builder is not None:
@@ -495,12 +462,9 @@ def train_by_reward(job: TrainJob, source: str, tokenizer: Any, checkpoint: Path
             recorder.log_plan(plan, curriculum.block_records)
         seed_trainer(config.seed)
         trainer = PlanGRPOTrainer(
-            plan=plan, verifier=verifier, recorder=recorder, config=config, args=arguments, model=network,
+            plan=plan, recorder=recorder, config=config, args=arguments, model=network,
             processing_class=tokenizer, peft_config=build_lora_config(config), replay=replay, expressivity=expressivity,
             curriculum=curriculum,
         )  # fmt: skip
-        trainer.add_callback(TrackerCallback(job.trackers))
-        if job.dev_eval is not None:
-            trainer.add_callback(DevEvalCallback(job.dev_eval, done, trainer.dev_eval_hooks()))
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        run_trainer(trainer, job, checkpoint)
     return trainer

@@ -39,7 +39,7 @@ from permix.inference.shared_prefix import (
     supports_shared_prefix,
 )
 from permix.training import distributed
-from permix.training.checkpoints import autocast_context
+from permix.training.network import autocast_context
 from permix.training.rollouts import Sample, pack_samples
 from permix.types import Cell, seed_from
 
@@ -179,16 +179,13 @@ class CharacterReplay:
     def cache_base_topk(self, network: Any, pad_token_id: int, microbatch_tokens: int) -> None:
         """Set `teacher_topk` from the base model `network`. Call it before the first optimizer step."""
         by_answer: dict[int, TeacherTopK] = {}  # by identity: packing reorders the answers, and two of them may be equal
-        for each in pack_samples(self.answers, microbatch_tokens):
-            ordered = [sample for own in each for sample in own]
-            logits_N_V = answer_logits(
-                network, [PromptGroup(own[0].prompt, [one.completion for one in own]) for own in each], pad_token_id
-            )
+        for pack in pack_samples(self.answers, microbatch_tokens):
+            logits_N_V = answer_logits(network, pack.prompt_groups, pad_token_id)
             logp_N_V = torch.log_softmax(logits_N_V.float(), -1)
             logp_N_K, token_N_K = logp_N_V.topk(min(REPLAY_TOP_K, logp_N_V.shape[-1]), dim=-1)
-            lengths = [len(sample.completion) for sample in ordered]
+            lengths = [len(sample.completion) for sample in pack.samples]
             for sample, tokens, logps in zip(
-                ordered, torch.split(token_N_K, lengths), torch.split(logp_N_K, lengths), strict=True
+                pack.samples, torch.split(token_N_K, lengths), torch.split(logp_N_K, lengths), strict=True
             ):
                 # Copies: a view would be pickled with the tensor of its whole pack when it is sent to the other processes.
                 by_answer[id(sample)] = TeacherTopK(tokens.clone(), logps.clone())

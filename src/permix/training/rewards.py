@@ -18,9 +18,9 @@ import numpy as np
 from permix.metrics.persona_classifier import fit_persona_classifier
 from permix.prompts import persona_prompt
 from permix.tasks import find_task
-from permix.tasks.base import verify_completion
+from permix.tasks.base import AnswerCheck, verify_completion
 from permix.types import NO_PERSONA_TAG, Cell, Verdict
-from permix.verification.math_verifier import Verifier
+from permix.verification.math_verifier import check_answer
 
 NEUTRAL_EXPRESSIVITY = 0.5
 """Expressivity of a completion without a persona, or under a persona that the classifier does not know."""
@@ -81,12 +81,13 @@ def verify_completions(
     completions: Sequence[str],
     tasks: Sequence[str],
     golds: Sequence[str],
-    verifier: Verifier,
     prompts: Sequence[str] | None = None,
+    *,
+    check: AnswerCheck = check_answer,
 ) -> list[Verdict]:
     """One verdict for each rollout, in order. `prompts` hold the questions, whose formulas, repeated, are no answers."""
     return [
-        verify_completion(find_task(task), completion, gold, verifier, prompt)
+        verify_completion(find_task(task), completion, gold, prompt, check=check)
         for completion, task, gold, prompt in zip(completions, tasks, golds, prompts or [""] * len(golds), strict=True)
     ]
 

@@ -30,8 +30,24 @@ class Sample:
     """Under the weights that sampled it, in the trainer's precision. Set by the first pass over the rollout."""
 
 
-Pack = list[list[Sample]]
-"""The rollouts of one forward pass, one list for each prompt."""
+class Pack(NamedTuple):
+    """The rollouts of one forward pass, one list for each prompt."""
+
+    by_prompt: list[list[Sample]]
+
+    @property
+    def samples(self) -> list[Sample]:
+        """The rollouts in the order of the pass, which is that of the completion tokens `N`."""
+        return list(chain.from_iterable(self.by_prompt))
+
+    @property
+    def prompt_groups(self) -> list[PromptGroup]:
+        return list(map(build_prompt_group, self.by_prompt))
+
+    @property
+    def forward_tokens(self) -> int:
+        """Tokens that the pass reads."""
+        return sum(group.forward_tokens for group in self.prompt_groups)
 
 
 def build_prompt_group(samples: Sequence[Sample]) -> PromptGroup:
@@ -54,9 +70,9 @@ def pack_samples(samples: Iterable[Sample], token_budget: int) -> list[Pack]:
         for part in _split_to_budget(own, token_budget):
             cost = build_prompt_group(part).forward_tokens
             if cost > room:
-                packs.append([])
+                packs.append(Pack([]))
                 room = token_budget
-            packs[-1].append(part)
+            packs[-1].by_prompt.append(part)
             room -= cost
     return packs
 

@@ -11,13 +11,11 @@ Changes to TRL:
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from datasets import Dataset
-from transformers import PrinterCallback, Trainer
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -29,26 +27,19 @@ from permix.inference.hf import context_window
 from permix.inference.shared_prefix import eval_mode, supports_shared_prefix
 from permix.progress import progress_bar
 from permix.storage.run_dir import RunDir
-from permix.training.checkpoints import (
-    build_lora_config,
-    checkpoint_step,
-    load_trainable_model,
-    seed_trainer,
-    write_checkpoint,
-)
+from permix.training.checkpoints import checkpoint_step
 from permix.training.gradient_step import unwrap_peft
 from permix.training.job import TrainJob
+from permix.training.network import build_lora_config, load_trainable_model, seed_trainer
 from permix.training.run_log import MetricsLogger, StepClock
 from permix.training.sft_data import SFTExample, build_sft_dataset, examples_by_step, load_sft_dataset
 from permix.training.trl_setup import (
-    DevEvalCallback,
-    StepClockCallback,
-    TrackerCallback,
+    PlanTrainer,
     TrainerHooks,
     check_finite,
     choose_microbatch_tokens,
     common_arguments,
-    stop_on_divergence,
+    run_trainer,
 )
 
 IGNORE_INDEX = -100
@@ -110,7 +101,7 @@ def split_into_microbatches(inputs: Mapping[str, torch.Tensor], token_budget: in
         start = end
 
 
-class PlanSFTTrainer(SFTTrainer):  # type: ignore[misc]
+class PlanSFTTrainer(PlanTrainer, SFTTrainer):  # type: ignore[misc]
     """`SFTTrainer` over the steps of a plan. `train.microbatch_tokens` counts padding."""
 
     def __init__(
@@ -133,9 +124,7 @@ class PlanSFTTrainer(SFTTrainer):  # type: ignore[misc]
             data_collator=_StepCollator(processing_class.pad_token_id), **options,
         )  # fmt: skip
         self._microbatch_tokens = choose_microbatch_tokens(config, self.model, completions_per_prompt=1, bfloat16=self.args.bf16)
-        self.remove_callback(PrinterCallback)
-        self.add_callback(StepClockCallback(self._clock))
-        stop_on_divergence(self)
+        self._prepare_loop()
 
     def training_step(self, model: Any, inputs: dict[str, torch.Tensor], num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward passes of one optimizer step; returns its loss, the mean over its completion tokens.
@@ -159,26 +148,16 @@ class PlanSFTTrainer(SFTTrainer):  # type: ignore[misc]
         return loss
 
     def dev_eval_hooks(self) -> TrainerHooks:
-        """The parts of this trainer that `permix.training.trl_setup` uses. Call it before training begins."""
         # Make the trial of shared prefixes now: once training has begun, the forward pass runs under autocast.
-        supports_shared_prefix(unwrap_peft(self._unwrapped_model()))
-        track = partial(Trainer.log, self)  # not self.log, which would take it for the metrics of the step
-        return TrainerHooks(self.processing_class, self._generation_network, self._unwrapped_model, self._clock, track)
-
-    def _unwrapped_model(self) -> Any:
-        return self.accelerator.unwrap_model(self.model)
+        supports_shared_prefix(unwrap_peft(self.unwrapped_model()))
+        return super().dev_eval_hooks()
 
     @contextmanager
-    def _generation_network(self) -> Iterator[Any]:
+    def generation_network(self) -> Iterator[Any]:
         """The network in training, in evaluation mode and in the precision of its forward passes."""
-        network = unwrap_peft(self._unwrapped_model())
+        network = unwrap_peft(self.unwrapped_model())
         with eval_mode(network), self.accelerator.autocast():
             yield network
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        with self._clock.part("saving"), write_checkpoint(checkpoint):
-            super()._save_checkpoint(model, trial)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log(logs, start_time)
@@ -216,8 +195,5 @@ def train_supervised(job: TrainJob, source: str, tokenizer: Any, run: RunDir, ch
             steps=steps, config=config, recorder=MetricsLogger(out, done, bar), args=arguments,
             model=network, processing_class=tokenizer, peft_config=build_lora_config(config),
         )  # fmt: skip
-        trainer.add_callback(TrackerCallback(job.trackers))
-        if job.dev_eval is not None:
-            trainer.add_callback(DevEvalCallback(job.dev_eval, done, trainer.dev_eval_hooks()))
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        run_trainer(trainer, job, checkpoint)
     return trainer

@@ -19,13 +19,14 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from transformers import TrainerCallback
+from transformers import PrinterCallback, Trainer, TrainerCallback
 from trl import GRPOConfig
 
 from permix.config import DevEvalConfig, OptimConfig
@@ -49,7 +50,7 @@ from permix.storage.files import write_jsonl
 from permix.storage.run_dir import RunReader
 from permix.trackers import TrackerLog
 from permix.training import distributed
-from permix.training.checkpoints import checkpoint_steps, load_weights, save_weights
+from permix.training.checkpoints import checkpoint_step, checkpoint_steps, write_checkpoint
 from permix.training.compatibility import has_sharded_weights
 from permix.training.dev_eval import (
     DEV_EVAL_LOG,
@@ -60,8 +61,9 @@ from permix.training.dev_eval import (
     dev_eval_steps,
     dev_point_from_metrics,
 )
+from permix.training.job import TrainJob
+from permix.training.network import full_tensor, load_weights, save_weights
 from permix.training.run_log import StepClock, read_log_until, read_training_log
-from permix.training.weight_sync import full_tensor
 from permix.types import digest
 
 FINGERPRINT_VALUES_PER_TENSOR = 256
@@ -268,6 +270,45 @@ class TrackerCallback(TrainerCallback):  # type: ignore[misc]
         self._trackers.log(values, state.global_step)
 
 
+class PlanTrainer(Trainer):  # type: ignore[misc]
+    """What the trainers over a plan have in common. It stands before TRL's trainer among the bases, so `super()` is TRL's."""
+
+    _clock: StepClock
+
+    def _prepare_loop(self) -> None:
+        """Measure the times of a step, print no logs, and stop on divergence. Call it once TRL's trainer is constructed."""
+        self.remove_callback(PrinterCallback)
+        self.add_callback(StepClockCallback(self._clock))
+        stop_on_divergence(self)
+
+    def generation_network(self) -> AbstractContextManager[Any]:
+        """Yields the network that generates, with the current weights."""
+        raise NotImplementedError
+
+    def unwrapped_model(self) -> Any:
+        """The network that is trained, with its adapters."""
+        return self.accelerator.unwrap_model(self.model)
+
+    def dev_eval_hooks(self) -> TrainerHooks:
+        """The parts of this trainer that a dev evaluation uses. Call it before training begins."""
+        # Not self.log: TRL and the trainers over a plan would take it for the metrics of the step.
+        track = partial(Trainer.log, self)
+        return TrainerHooks(self.processing_class, self.generation_network, self.unwrapped_model, self._clock, track)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        with self._clock.part("saving"), write_checkpoint(checkpoint):
+            super()._save_checkpoint(model, trial)
+
+
+def run_trainer(trainer: PlanTrainer, job: TrainJob, checkpoint: Path | None) -> None:
+    """Train to the end of the plan, from `checkpoint` if there is one, with the trackers and dev evaluations of the job."""
+    trainer.add_callback(TrackerCallback(job.trackers))
+    if job.dev_eval is not None:
+        trainer.add_callback(DevEvalCallback(job.dev_eval, checkpoint_step(checkpoint), trainer.dev_eval_hooks()))
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
 def stop_on_divergence(trainer: Any) -> None:
     """Make the trainer raise PermixError before its optimizer step if the norm of the gradient is not finite."""
     # All supported releases of transformers take the norm from here, once a step. Their own methods for it have other names.
@@ -308,8 +349,6 @@ not know."""
 
 def common_arguments(config: OptimConfig, steps: int, out: Path) -> dict[str, Any]:
     """Arguments for optimizer, precision, logs and checkpoints of `steps` optimizer steps; checkpoints go to `out`."""
-    import torch
-
     device = pick_device()
     bf16 = pick_dtype(config.precision, device) == torch.bfloat16
     # transformers writes its choice into the environment, where a later run in this process, or a child process, would find it.

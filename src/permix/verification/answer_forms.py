@@ -18,12 +18,12 @@ from permix.verification.expressions import (
     MAX_DEPTH,
     Node,
     UnreadableError,
+    are_proportional,
     expressions_equal,
+    is_less,
     is_plain_number,
-    less,
-    number,
+    number_node,
     parse_expression,
-    proportional,
     variables_of,
 )
 from permix.verification.latex import Token, UnreadableTokenError, tokenize
@@ -85,7 +85,7 @@ class Assignment:
 
 
 @dataclass(frozen=True)
-class Collection:
+class ItemCollection:
     """Several forms. `brackets`: "()", "[)" and the like for a tuple or an interval, "{}" for a set, "" for a list."""
 
     brackets: str
@@ -93,7 +93,7 @@ class Collection:
 
 
 @dataclass(frozen=True)
-class Union:
+class IntervalUnion:
     """A union of intervals, sorted. Each is (low, high, low is included, high is included)."""
 
     intervals: tuple[tuple[Node, Node, bool, bool], ...]
@@ -131,7 +131,7 @@ class Words:
     without_mark: str = ""
 
 
-Form = Quantity | Assignment | Collection | Union | Matrix | Relation | Ratio | Words
+Form = Quantity | Assignment | ItemCollection | IntervalUnion | Matrix | Relation | Ratio | Words
 
 
 def read_form(text: str) -> Form:
@@ -223,20 +223,20 @@ def _read_list(tokens: Sequence[Token], depth: int) -> Form:
     items = [_read_one(part, depth) for part in parts]
     if len(items) == 1:
         return items[0]
-    if all(isinstance(one, Union) for one in items) and any(_is_or(token) for token in tokens):
-        return _union([interval for one in items if isinstance(one, Union) for interval in one.intervals])
-    return Collection("", _spread(items))
+    if all(isinstance(one, IntervalUnion) for one in items) and any(_is_or(token) for token in tokens):
+        return _union([interval for one in items if isinstance(one, IntervalUnion) for interval in one.intervals])
+    return ItemCollection("", _expand_pairs(items))
 
 
 def _is_or(token: Token) -> bool:
     return (token.kind == "text" and "or" in token.text.lower()) or token.text in ("vee", "lor")
 
 
-def _spread(items: Sequence[Form]) -> tuple[Form, ...]:
+def _expand_pairs(items: Sequence[Form]) -> tuple[Form, ...]:
     r"""The items, with the two values of a `\pm` among them."""
     found: list[Form] = []
     for one in items:
-        found.extend(one.items if isinstance(one, Collection) and one.brackets == "" else (one,))
+        found.extend(one.items if isinstance(one, ItemCollection) and one.brackets == "" else (one,))
     if not found or len(found) > MAX_ITEMS:
         raise UnreadableError("no items, or too many")
     return tuple(found)
@@ -308,8 +308,8 @@ def _plus_and_minus(tokens: Sequence[Token], depth: int) -> Form:
     ]
     first, second = (_read_one(one, depth + 1) for one in both)
     if isinstance(first, Assignment) and isinstance(second, Assignment):
-        return Assignment(first.name, Collection("", _spread([first.value, second.value])))
-    return Collection("", _spread([first, second]))
+        return Assignment(first.name, ItemCollection("", _expand_pairs([first.value, second.value])))
+    return ItemCollection("", _expand_pairs([first, second]))
 
 
 def _read_bracketed(tokens: Sequence[Token], depth: int) -> Form | None:
@@ -326,11 +326,11 @@ def _read_bracketed(tokens: Sequence[Token], depth: int) -> Form | None:
     if opening == "\\{":
         if not inside:
             return Words("\\emptyset")
-        return Collection("{}", _spread([_read_one(part, depth + 1) for part in items]))
+        return ItemCollection("{}", _expand_pairs([_read_one(part, depth + 1) for part in items]))
     if len(items) == 1 and opening == "(" and closing == ")":
         inner = _read_list(inside, depth + 1)
         return inner if not isinstance(inner, Quantity) else _read_quantity(tokens)
-    return Collection(opening + closing, _spread([_read_item(part, depth + 1) for part in items]))
+    return ItemCollection(opening + closing, _expand_pairs([_read_item(part, depth + 1) for part in items]))
 
 
 def _read_item(tokens: Sequence[Token], depth: int) -> Form:
@@ -413,7 +413,7 @@ def _interval_of(nodes: list[Node], signs: list[str]) -> Form | None:
             high = (bound, closed)
         else:
             low = (bound, closed)
-    return Assignment(nodes[names[0]].args[0], Union(((low[0], high[0], low[1], high[1]),)))
+    return Assignment(nodes[names[0]].args[0], IntervalUnion(((low[0], high[0], low[1], high[1]),)))
 
 
 def _has_variables(node: Node) -> bool:
@@ -471,7 +471,7 @@ def _read_union(parts: list[list[Token]], depth: int) -> Form:
     found: list[tuple[Node, Node, bool, bool]] = []
     for part in parts:
         form = _read_one(part, depth + 1)
-        if isinstance(form, Assignment) and isinstance(form.value, Union):
+        if isinstance(form, Assignment) and isinstance(form.value, IntervalUnion):
             found.extend(form.value.intervals)
         elif (as_union := _as_union(form)) is not None:
             found.extend(as_union.intervals)
@@ -480,29 +480,32 @@ def _read_union(parts: list[list[Token]], depth: int) -> Form:
     return _union(found)
 
 
-def _union(intervals: Sequence[tuple[Node, Node, bool, bool]]) -> Union:
+def _union(intervals: Sequence[tuple[Node, Node, bool, bool]]) -> IntervalUnion:
     def key(interval: tuple[Node, Node, bool, bool]) -> float:
+        # How many of the others begin below it: ends are expressions, and these have no order but that of `is_less`.
         low = interval[0]
         if low == Node("neg", (INFINITY,)):
             return float("-inf")
-        below = sum(less(other[0], low) for other in intervals if INFINITY not in (other[0], *other[0].args) and other[0] != low)
+        below = sum(
+            is_less(other[0], low) for other in intervals if INFINITY not in (other[0], *other[0].args) and other[0] != low
+        )
         return float(below)
 
     if any(_has_variables(bound) for interval in intervals for bound in interval[:2]):
         raise UnreadableError("an interval with variable bounds")
-    return Union(tuple(sorted(intervals, key=key)))
+    return IntervalUnion(tuple(sorted(intervals, key=key)))
 
 
-def _as_union(form: Form) -> Union | None:
+def _as_union(form: Form) -> IntervalUnion | None:
     """An interval or a set of numbers as a union; None if the form is neither."""
-    if isinstance(form, Union):
+    if isinstance(form, IntervalUnion):
         return form
-    if isinstance(form, Collection) and len(form.items) == 2 and form.brackets in ("()", "[]", "(]", "[)"):
+    if isinstance(form, ItemCollection) and len(form.items) == 2 and form.brackets in ("()", "[]", "(]", "[)"):
         low, high = form.items
         if isinstance(low, Quantity) and isinstance(high, Quantity):
-            return Union(((low.node, high.node, form.brackets[0] == "[", form.brackets[1] == "]"),))
-    if isinstance(form, Collection) and form.brackets == "{}" and all(isinstance(one, Quantity) for one in form.items):
-        return Union(tuple((one.node, one.node, True, True) for one in form.items if isinstance(one, Quantity)))
+            return IntervalUnion(((low.node, high.node, form.brackets[0] == "[", form.brackets[1] == "]"),))
+    if isinstance(form, ItemCollection) and form.brackets == "{}" and all(isinstance(one, Quantity) for one in form.items):
+        return IntervalUnion(tuple((one.node, one.node, True, True) for one in form.items if isinstance(one, Quantity)))
     return None
 
 
@@ -581,7 +584,7 @@ def _scientific(tokens: list[Token]) -> Node | None:
     if not re.fullmatch("[-+]?[0-9]{1,3}", exponent):
         return None
     value = rest[0].value * Fraction(10) ** int(exponent)
-    return Node("neg", (number(value),)) if negative else number(value)
+    return Node("neg", (number_node(value),)) if negative else number_node(value)
 
 
 def forms_equal(answer: Form, gold: Form) -> bool:
@@ -596,17 +599,17 @@ def forms_equal(answer: Form, gold: Form) -> bool:
         return isinstance(_single(answer), Quantity) and _quantities_equal(_single(answer), gold)  # type: ignore[arg-type]
     if isinstance(answer, Quantity):
         return _single(gold) is not gold and forms_equal(answer, _single(gold))
-    if isinstance(gold, Union) or isinstance(answer, Union):
+    if isinstance(gold, IntervalUnion) or isinstance(answer, IntervalUnion):
         left, right = _as_union(answer), _as_union(gold)
         return left is not None and right is not None and _unions_equal(left, right)
-    if isinstance(gold, Collection) and isinstance(answer, Collection):
+    if isinstance(gold, ItemCollection) and isinstance(answer, ItemCollection):
         return _collections_equal(answer, gold)
     if isinstance(gold, Matrix) and isinstance(answer, Matrix):
         return len(answer.rows) == len(gold.rows) and all(
             len(a) == len(b) and all(map(forms_equal, a, b)) for a, b in zip(answer.rows, gold.rows, strict=True)
         )
     if isinstance(gold, Relation) and isinstance(answer, Relation):
-        return answer.relation == gold.relation and proportional(
+        return answer.relation == gold.relation and are_proportional(
             Node("sub", (answer.left, answer.right)), Node("sub", (gold.left, gold.right)), positive=gold.relation in ("<", "<=")
         )
     if isinstance(gold, Ratio) and isinstance(answer, Ratio):
@@ -638,7 +641,7 @@ def _parts_proportional(answer: Ratio, gold: Ratio) -> bool:
 
 def _single(form: Form) -> Form:
     """The one item of a set with one item; any other form as it is."""
-    return form.items[0] if isinstance(form, Collection) and len(form.items) == 1 and form.brackets == "{}" else form
+    return form.items[0] if isinstance(form, ItemCollection) and len(form.items) == 1 and form.brackets == "{}" else form
 
 
 def _words_equal(answer: Form, gold: Form) -> bool:
@@ -664,7 +667,7 @@ def _assignments_equal(answer: Form, gold: Form) -> bool:
         if other.relation != "=" or not isinstance(assignment.value, Quantity) or not assignment.name:
             return False
         difference = Node("sub", (Node("variable", (assignment.name,)), assignment.value.node))
-        return proportional(difference, Node("sub", (other.left, other.right)))
+        return are_proportional(difference, Node("sub", (other.left, other.right)))
     return forms_equal(assignment.value, other) if assignment is answer else forms_equal(other, assignment.value)
 
 
@@ -680,7 +683,7 @@ def _quantities_equal(answer: Quantity, gold: Quantity) -> bool:
     if (answer.unit == "%") == (gold.unit == "%"):
         return False
     # Golds write a percentage in both ways: 12% as 12 and as 0.12.
-    hundredth = Quantity(Node("div", ((answer if answer.unit == "%" else gold).node, number(100))))
+    hundredth = Quantity(Node("div", ((answer if answer.unit == "%" else gold).node, number_node(100))))
     other = gold if answer.unit == "%" else answer
     return expressions_equal(hundredth.node, other.node)
 
@@ -695,14 +698,14 @@ def _units_agree(answer: str, gold: str) -> bool:
     return power == other_power and "" in (name, other)
 
 
-def _unions_equal(answer: Union, gold: Union) -> bool:
+def _unions_equal(answer: IntervalUnion, gold: IntervalUnion) -> bool:
     return len(answer.intervals) == len(gold.intervals) and all(
         a[2:] == b[2:] and all(_quantities_equal(Quantity(x), Quantity(y)) for x, y in zip(a[:2], b[:2], strict=True))
         for a, b in zip(answer.intervals, gold.intervals, strict=True)
     )
 
 
-def _collections_equal(answer: Collection, gold: Collection) -> bool:
+def _collections_equal(answer: ItemCollection, gold: ItemCollection) -> bool:
     if len(answer.items) != len(gold.items):
         return False
     brackets = {answer.brackets, gold.brackets}

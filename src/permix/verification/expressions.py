@@ -47,7 +47,7 @@ class Node(NamedTuple):
     args: tuple[Any, ...]
 
 
-def number(value: Fraction | int) -> Node:
+def number_node(value: Fraction | int) -> Node:
     return Node("number", (Fraction(value),))
 
 
@@ -69,7 +69,7 @@ _ACCENT_NAMES = "vec hat bar overline mathbf bf boldsymbol mathcal mathbb overri
 
 ACCENTS = frozenset(_ACCENT_NAMES.split())
 
-OPENING = {"(": ")", "[": "]", "{": "}", "lfloor": "rfloor", "lceil": "rceil"}
+CLOSING_OF = {"(": ")", "[": "]", "{": "}", "lfloor": "rfloor", "lceil": "rceil"}
 
 _TIMES, _OVER = {"*", "cdot", "times", "ast"}, {"/", "div"}
 
@@ -81,6 +81,7 @@ class _Reader:
         if len(tokens) > MAX_TOKENS:
             raise UnreadableError("too long")
         self.tokens, self.at, self.depth, self.inside_bars = tokens, 0, 0, 0
+        self.read_ahead: tuple[Node, int] | None = None  # the fraction that begins at `at`, and where it ends
 
     def peek(self) -> str:
         """The text of the next token if it is a sign or a command, else a name for its kind; empty at the end."""
@@ -181,7 +182,8 @@ class _Reader:
         negative = signed and self.peek() == "-"
         if negative:
             self.take()
-        node = self.atom()
+        # "x^2\frac{1}{2}" has the exponent 2: without braces a number is never a mixed one.
+        node = Node("number", (self.take().value,)) if self.peek() == "<number>" else self.atom()
         return Node("neg", (node,)) if negative else node
 
     def group(self) -> Node:
@@ -189,7 +191,7 @@ class _Reader:
         bars, self.inside_bars = self.inside_bars, 0
         node = self.sum()
         self.inside_bars = bars
-        self.expect(OPENING[opening])
+        self.expect(CLOSING_OF[opening])
         return {"lfloor": Node("floor", (node,)), "lceil": Node("ceil", (node,))}.get(opening, node)
 
     def atom(self) -> Node:
@@ -204,7 +206,7 @@ class _Reader:
         sign = self.peek()
         if sign == "<number>":
             return self.number_or_mixed()
-        if sign in OPENING:
+        if sign in CLOSING_OF:
             return self.group()
         if sign == "|":
             self.take()
@@ -220,6 +222,9 @@ class _Reader:
             case "pi":
                 return Node("constant", ("pi",))
             case "frac":
+                if self.read_ahead is not None:
+                    (fraction, self.at), self.read_ahead = self.read_ahead, None
+                    return fraction
                 top = self.single_digit_or_argument()
                 return Node("div", (top, self.single_digit_or_argument()))
             case "binom":
@@ -239,20 +244,25 @@ class _Reader:
             fraction = self.atom()
             if _is_proper_fraction(fraction):
                 return Node("add", (value, fraction))  # a mixed number
-            self.at = before
+            # The fraction is the next factor. It may not be read again: that would take twice as long at each level of nesting,
+            # and `single_digit_or_argument` has replaced tokens within it.
+            self.at, self.read_ahead = before, (fraction, self.at)
         return value
 
     def single_digit_or_argument(self) -> Node:
-        r"""An argument of `\frac`: of digits without braces, LaTeX takes the first one (`\frac12` is one half)."""
+        r"""An argument of `\frac`: of digits without braces, LaTeX takes the first one (`\frac12` is one half).
+
+        Then the rest of the digits takes the token's place, so what has been read cannot be read again.
+        """
         if self.peek() == "<number>" and self.tokens[self.at].text.isdigit() and len(self.tokens[self.at].text) > 1:
             digits = self.tokens[self.at].text
             rest = Token("number", digits[1:], Fraction(digits[1:]))
             self.tokens = [*self.tokens[: self.at], rest, *self.tokens[self.at + 1 :]]
-            return number(int(digits[0]))
+            return number_node(int(digits[0]))
         return self.argument()
 
     def root(self) -> Node:
-        degree = number(2)
+        degree = number_node(2)
         if self.peek() == "[":
             degree = self.group()
         return Node("root", (self.argument(), degree))
@@ -302,7 +312,7 @@ class _Reader:
         if self.peek() == "^":
             self.take()
             exponent = self.argument(signed=True)
-            if exponent == Node("neg", (number(1),)) and name in INVERSES:
+            if exponent == Node("neg", (number_node(1),)) and name in INVERSES:
                 name, exponent = INVERSES[name], None
         node = Node(name, (self.function_argument(),) if base is None else (self.function_argument(), base))
         return node if exponent is None else Node("pow", (node, exponent))
@@ -414,7 +424,7 @@ def _rounded(value: Any, error: Any = 0) -> Value:
     return Value(None, value, error + size * mp.eps * 4)
 
 
-def _parts(value: Value) -> tuple[Any, Any]:
+def _value_and_error(value: Value) -> tuple[Any, Any]:
     if value.exact is not None:
         real = _to_real(value.exact)
         return real, abs(real) * _context().eps
@@ -424,7 +434,7 @@ def _parts(value: Value) -> tuple[Any, Any]:
 def _add(a: Value, b: Value, sign: int = 1) -> Value:
     if a.exact is not None and b.exact is not None:
         return _exact(a.exact + sign * b.exact)
-    (x, ex), (y, ey) = _parts(a), _parts(b)
+    (x, ex), (y, ey) = _value_and_error(a), _value_and_error(b)
     return _rounded(x + sign * y, ex + ey)
 
 
@@ -433,7 +443,7 @@ def _mul(a: Value, b: Value) -> Value:
         return _exact(a.exact * b.exact)
     if 0 in (a.exact, b.exact):
         return Value(Fraction(0))
-    (x, ex), (y, ey) = _parts(a), _parts(b)
+    (x, ex), (y, ey) = _value_and_error(a), _value_and_error(b)
     return _rounded(x * y, abs(x) * ey + abs(y) * ex)
 
 
@@ -442,7 +452,7 @@ def _div(a: Value, b: Value) -> Value:
         if b.exact == 0:
             raise UnreadableError("division by zero")
         return _exact(a.exact / b.exact)
-    (x, ex), (y, ey) = _parts(a), _parts(b)
+    (x, ex), (y, ey) = _value_and_error(a), _value_and_error(b)
     if abs(y) <= ey:
         raise UnreadableError("division by zero")
     return _rounded(x / y, (ex + abs(x / y) * ey) / abs(y))
@@ -458,7 +468,7 @@ def _pow(a: Value, b: Value) -> Value:
             bits = max(a.exact.numerator.bit_length(), a.exact.denominator.bit_length())
             if bits * abs(n) <= MAX_EXACT_BITS or abs(a.exact) in (0, 1):
                 return _exact(Fraction(a.exact) ** (n if abs(a.exact) not in (0, 1) else n % 2 + 2))
-    (x, ex), (y, ey) = _parts(a), _parts(b)
+    (x, ex), (y, ey) = _value_and_error(a), _value_and_error(b)
     if abs(x) <= ex:
         if abs(y) > ey and mp.re(y) > 0:
             return Value(Fraction(0))
@@ -515,7 +525,7 @@ def _elementary(function: Callable[[Any], Any], slope: Callable[[Any, Any], Any]
     """A function of one value. `slope(x, f(x))`: a bound on its derivative, for the error."""
 
     def apply(a: Value) -> Value:
-        x, error = _parts(a)
+        x, error = _value_and_error(a)
         if abs(x) > MAX_LOG2:
             raise UnreadableError("too large an argument")
         try:
@@ -574,7 +584,7 @@ def _factorial(a: Value) -> Value:
             raise UnreadableError("a factorial of a negative number")
         if a.exact <= MAX_FACTORIAL:
             return _exact(Fraction(math.factorial(int(a.exact))))
-    x, error = _parts(a)
+    x, error = _value_and_error(a)
     if abs(x) > 1e6:
         raise UnreadableError("too large a factorial")
     value = mp.gamma(x + 1)
@@ -591,7 +601,7 @@ def _binomial(a: Value, b: Value) -> Value:
 
 
 def _real(value: Value) -> Any:
-    x, error = _parts(value)
+    x, error = _value_and_error(value)
     if abs(_context().im(x)) > error:
         raise UnreadableError("not a real number")
     return _context().re(x)
@@ -624,6 +634,7 @@ def evaluate(node: Node, point: Mapping[str, Fraction]) -> Value:
         case "infinity":
             raise UnreadableError("infinity is no number")
         case "constant":
+            # The plus rounds the constant to the precision of this context. Without it mpmath computes it at each use.
             return _rounded({"pi": +mp.pi, "e": +mp.e, "i": mp.mpc(0, 1)}[node.args[0]])
         case "add" | "sub" | "mul":
             return _evaluate_chain(node, point)
@@ -671,7 +682,7 @@ def values_equal(a: Value, b: Value) -> bool:
     """Whether two values are equal: exactly, or within the bounds on their errors."""
     if a.exact is not None and b.exact is not None:
         return a.exact == b.exact
-    (x, ex), (y, ey) = _parts(a), _parts(b)
+    (x, ex), (y, ey) = _value_and_error(a), _value_and_error(b)
     return bool(abs(x - y) <= 4 * (ex + ey))
 
 
@@ -682,7 +693,7 @@ def is_real(value: Value) -> bool:
     return bool(abs(_context().im(value.inexact)) <= value.error)
 
 
-def points(names: Sequence[str]) -> list[tuple[bool, dict[str, Fraction]]]:
+def sample_points(names: Sequence[str]) -> list[tuple[bool, dict[str, Fraction]]]:
     """The points at which expressions are compared, each with whether all its coordinates are positive."""
     found = []
     for index in range(2 * N_POINTS if names else 1):
@@ -704,7 +715,7 @@ def expressions_equal(a: Node, b: Node) -> bool:
     """
     names = sorted(variables_of(a) | variables_of(b))
     compared = 0
-    for positive, point in points(names):
+    for positive, point in sample_points(names):
         try:
             left, right = evaluate(a, point), evaluate(b, point)
         except UnreadableError:
@@ -721,14 +732,14 @@ def expressions_equal(a: Node, b: Node) -> bool:
     return True
 
 
-def proportional(a: Node, b: Node, *, positive: bool = False) -> bool:
+def are_proportional(a: Node, b: Node, *, positive: bool = False) -> bool:
     """Whether a / b is the same constant at every point, so that a = 0 and b = 0 are the same equation.
 
     `positive`: the constant must be above 0, as for inequalities. Raises UnreadableError if they cannot be evaluated.
     """
     names = sorted(variables_of(a) | variables_of(b))
     ratios = []
-    for _, point in points(names):
+    for _, point in sample_points(names):
         try:
             left, right = evaluate(a, point), evaluate(b, point)
             if any(values_equal(one, Value(Fraction(0))) for one in (left, right)):
@@ -743,6 +754,6 @@ def proportional(a: Node, b: Node, *, positive: bool = False) -> bool:
     return all(values_equal(ratios[0], one) for one in ratios[1:]) and (not positive or bool(_real(ratios[0]) > 0))
 
 
-def less(a: Node, b: Node) -> bool:
+def is_less(a: Node, b: Node) -> bool:
     """Whether a < b, for two real numbers. Raises UnreadableError."""
     return bool(_real(evaluate(a, {})) < _real(evaluate(b, {})))

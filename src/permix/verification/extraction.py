@@ -169,8 +169,9 @@ def extract_last_formula(completion: str) -> str | None:
 
 DIGITS = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
 
+# A minus that is no sign is not matched: it must be seen as the operator before the number.
 _NUMBER_IN_TEXT = re.compile(
-    rf"((?<![\w)\]}}.])[-+](?=\$?[.0-9]))?\$?-?(?<![A-Za-z0-9])({DIGITS})"
+    rf"((?<![\w)\]}}.])[-+](?=\$?[.0-9]))?(?:\$-?)?(?<![A-Za-z0-9])({DIGITS})"
     rf"(?:\s?/\s?({DIGITS})|([eE][-+]?[0-9]{{1,3}})(?!\w))?\s?(\\?%)?"
 )
 
@@ -226,18 +227,6 @@ def first_number(text: str) -> str | None:
     return None if match is None or _is_operand(text, match) else _canonical_number(match)
 
 
-def last_number(text: str) -> str | None:
-    """The last number in a text, in canonical form, or None: "1,234.50" -> "1234.5", ".5" -> "0.5", "$18" -> "18", "3/4", "12%".
-
-    "5-3" ends in 3: a minus is a sign only if there is nothing on its left to subtract from. A number at the end of a word (CO2)
-    does not count. Takes linear time.
-    """
-    last = None
-    for last in _NUMBER_IN_TEXT.finditer(_normalise(text)):  # noqa: B007 - only the last match matters
-        pass
-    return None if last is None else _canonical_number(last)
-
-
 OPERAND_CONTEXT_CHARS = 48
 
 
@@ -253,9 +242,10 @@ def _is_operand(text: str, match: re.Match[str]) -> bool:
 
 
 def last_result(text: str) -> str | None:
-    """The last number in a text that is not a part of an expression, in canonical form, or None.
+    """The last number in a text that is not a part of an expression, in canonical form ("1,234.50" -> "1234.5"), or None.
 
-    "26 - 13" has none, "26 - 13 = 13" has 13, and "18 (2 × 9)" has 18.
+    "26 - 13" has none, "26 - 13 = 13" has 13, and "18 (2 × 9)" has 18. A minus is a sign only if there is nothing on its left to
+    subtract from. A number at the end of a word (CO2) does not count. Takes linear time.
     """
     text = _normalise(text)
     found = reversed(list(_NUMBER_IN_TEXT.finditer(text)))

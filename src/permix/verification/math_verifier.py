@@ -1,6 +1,6 @@
 r"""Check mathematical answers. The training reward and the evaluation's score use the same verifier.
 
-`Verifier.check` returns a verdict for any text, in bounded time, and raises for none; it needs no other process. An answer is
+`check_answer` returns a verdict for any text, in bounded time, and raises for none; it needs no other process. An answer is
 right if it is read whole (`answer_forms`) and has the gold's form and value, or if it is the gold's text. What is not read whole
 is wrong:
 
@@ -34,7 +34,7 @@ from permix.verification.latex import (
     unwrap_text,
 )
 
-VERIFIER_VERSION = "3"
+VERIFIER_VERSION = "4"
 """Part of a run's provenance: scores of different versions are not compared."""
 
 MAX_ANSWER_CHARS = 10_000
@@ -226,7 +226,7 @@ def _ingredients(tokens: Iterable[Token]) -> Counter[object]:
     return found
 
 
-class _Stated(NamedTuple):
+class _StatedForms(NamedTuple):
     """The ingredients of the question's expressions that have the gold's value in another form: in formulas, in plain text."""
 
     in_formulas: list[Counter[object]]
@@ -237,19 +237,19 @@ _TEXT_COMMAND_PART = re.compile(r"\\text ?\{[^{}]*\}")
 
 
 @lru_cache(maxsize=4096)
-def _stated_by_question(question: str, gold: str) -> _Stated:
+def _stated_by_question(question: str, gold: str) -> _StatedForms:
     """What the question states of the gold. Such a question asks for a form: "factor", "simplify", "as a common fraction"."""
     question = question[:MAX_ANSWER_CHARS]
-    formulas = [part for one in formulas_in(question) for part in _parts(clean_latex(one))]
-    in_text = [part for one in plain_expressions_in(question) for part in _parts(clean_latex(one))]
-    return _Stated(
+    formulas = [part for one in formulas_in(question) for part in _formula_parts(clean_latex(one))]
+    in_text = [part for one in plain_expressions_in(question) for part in _formula_parts(clean_latex(one))]
+    return _StatedForms(
         _with_value_of(gold, formulas),
         # A single number of a text is no formula: a question that mentions 0.5 does not ask for 1/2.
         [one for one in _with_value_of(gold, in_text) if one.total() > 1],
     )
 
 
-def _parts(formula: str) -> set[str]:
+def _formula_parts(formula: str) -> set[str]:
     """A formula and its parts between relations, with and without the marks of aligned rows, and without words."""
     aligned = _RELATION_SIGN.split(formula.replace("&", ""))
     parts = [formula, *_RELATION_SIGN.split(formula), *aligned, *_TEXT_COMMAND_PART.split(formula)]
@@ -357,11 +357,8 @@ def truncate_for_record(answer: str) -> str:
     return answer[:MAX_ANSWER_CHARS].encode("utf-8", "replace").decode()
 
 
-class Verifier:
-    """Checks answers against golds, from any thread."""
-
-    def check(self, answer: str | None, gold: str, question: str = "") -> Verdict:
-        """The verdict on one extracted answer. An answer of None (none was found) is wrong."""
-        if answer is None:
-            return Verdict(correct=False)
-        return Verdict(correct=answers_equal(answer, gold, question), extracted=truncate_for_record(answer))
+def check_answer(answer: str | None, gold: str, question: str = "") -> Verdict:
+    """The verdict on one extracted answer, from any thread. An answer of None (none was found) is wrong."""
+    if answer is None:
+        return Verdict(correct=False)
+    return Verdict(correct=answers_equal(answer, gold, question), extracted=truncate_for_record(answer))
