@@ -28,13 +28,13 @@ from permix.config import (
     StudyConfig,
     TrainConfig,
     build_config,
+    fidelity_kind,
     merge_values,
     read_config_values,
 )
 from permix.errors import RENAMED_SHARDS, ConfigError, DataError, IncompleteRunError, OtherShardsPendingError, PermixError
-from permix.evals.answer_vectors import measure_or_explain, measure_recognisability
-from permix.evals.fidelity_records import cut_off_warning, fidelity_kind
-from permix.evals.grid import GridResults, cell_row, count_cut_off, persona_rows, read_grid_results
+from permix.evals.grid import GridResults, cell_row, count_cut_off, cut_off_warning, persona_rows, read_grid_results
+from permix.evals.open_ended import measure_recognisability, try_recognisability
 from permix.evals.stability import StabilityGrid, measure_contexts, measure_stability, read_stability_grid, run_stability
 from permix.evals.strategies import STRATEGIES
 from permix.inference import build_model_config
@@ -275,7 +275,7 @@ class FidelityRun(EvaluationRun):
         and of the answers' text ("text.words" ...): name, value, low, high, n."""
         from permix.evals.text_metrics import measure_text_metrics
 
-        recognised = measure_or_explain(self.path)[0] if self.kind == "open" else None
+        recognised = try_recognisability(self.path).value if self.kind == "open" else None
         rows = [] if recognised is None else estimate_rows(recognised, "recognisability.")
         return estimate_rows(self.summary) + rows + estimate_rows(measure_text_metrics(self.path), "text.")
 
@@ -465,9 +465,9 @@ def judge(
 
     Raises IncompleteRunError if scores are missing; the same call asks for them.
     """
+    from permix.judges.judging import judge_fidelity_run
     from permix.judges.runner import judge_folder
     from permix.judges.summary import JudgeSummary
-    from permix.pipelines.fidelity import judge_fidelity_run
 
     batch = _batch_flags(batch_in, batch_out, batch_files, fields)
     section, given_model = _resolve_model(judge, name)

@@ -22,7 +22,7 @@ from permix.inference.request_body import (
     refusal_text,
     refused_field,
 )
-from permix.storage.cells import FailureCause
+from permix.storage.failures import FailureCause
 from permix.types import Completion, Failure, Message, Request, Sampling
 from tests.inference.test_openai import model_at, questions
 from tests.sample_runs import endpoint, stability_values, toml

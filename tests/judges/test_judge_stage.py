@@ -11,13 +11,14 @@ from permix import cli
 from permix.config import JudgeConfig, build_config
 from permix.errors import ConfigError, DataError, MissingScoresError
 from permix.inference.openai import OpenAIModel
+from permix.judges.judging import judge_fidelity_run
 from permix.judges.runner import judge_folders, latest_judgements, read_judge_calls
-from permix.pipelines.fidelity import judge_fidelity_run, run_fidelity
+from permix.pipelines.fidelity import run_fidelity
 from permix.pipelines.preflight import check_config
 from permix.storage.files import read_json
 from permix.trackers import flatten_measures
 from tests.judges.judgeable import GOOD, answered_run, fidelity_stage, judge_stage, parts, quoted_answer, verdict
-from tests.sample_runs import endpoint, toml
+from tests.sample_runs import endpoint, former_fingerprint, toml
 from tests.servers import Action, Reply, error, listing, openai_server
 
 NOBODY = "http://127.0.0.1:1/v1"
@@ -105,7 +106,7 @@ def test_a_judge_that_has_moved_goes_on_and_one_of_other_weights_is_refused(
         first = server.base_url
         with pytest.raises(MissingScoresError):
             judge_fidelity_run(judge_stage(run, first, attempts=1))
-        earlier = OpenAIModel(judge_stage(run, first).judge).former_fingerprint(first)
+        earlier = former_fingerprint(OpenAIModel(judge_stage(run, first).judge), first)
     capsys.readouterr()
     file = judge_folders(run)[0] / "provenance.json"
     (file.parent / "addresses.json").unlink()

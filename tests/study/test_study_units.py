@@ -291,7 +291,7 @@ def test_time_comes_from_finished_parts_then_from_rates(tmp_path: Path) -> None:
         ({"evaluations": {"a": ACCURACY | {"personas": {"pool": "nowhere.csv"}}}}, "nowhere.csv"),
         (
             {"headlines": [{"evaluation": "character", "measure": "pss", "arm": "rlvr", "against": "base", "published": 1}]},
-            "headlines: measure = 'pss' (headline 1): character has identifiability",
+            "headlines: measure = 'pss' (headline 1): character has identifiability, recognisability",
         ),
     ],
 )
@@ -609,10 +609,10 @@ def test_relative_changes_by_hand() -> None:
     Q = 20
     first = (np.array([[1.0, 0.0] * 10, [1.0, 0.0] * 10]), np.full(Q, np.nan))  # mean .5
     other = (np.array([[1.0, 1.0, 0.0, 0.0] * 5, [1.0, 1.0, 1.0, 1.0, 0.0] * 4]), np.full(Q, np.nan))  # means .5 and .8
-    found = stability_differences([first], [other], 0, 200, statistics.relative_change)["mean"]
+    found = stability_differences([other], [first], 0, 200, statistics.relative_change)["mean"]
     assert found.value == pytest.approx(0.65 / 0.5 - 1)
-    assert stability_differences([first], [other], 0, 200)["mean"].value == pytest.approx(0.15)
-    pss = stability_differences([first], [other], 0, 200, statistics.relative_change)["pss"]
+    assert stability_differences([other], [first], 0, 200)["mean"].value == pytest.approx(0.15)
+    pss = stability_differences([other], [first], 0, 200, statistics.relative_change)["pss"]
     assert pss.low is not None
     assert pss.high is not None
     assert pss.low <= (pss.value or 0.0) <= pss.high
@@ -626,34 +626,34 @@ def results(*scores: int) -> JudgeResults:
 
 def test_a_judges_scores_are_pooled_over_seeds_by_hand() -> None:
     first, other = [results(2, 4, 3, 3), results(4, 4, 3, 5)], [results(4, 4, 4, 4), results(5, 5, 5, 5)]  # means 3, 4; 4, 5
-    difference = score_change_over_seeds(first, other, "paired", seed=0, resamples=200).over_questions
+    difference = score_change_over_seeds(other, first, "paired", seed=0, resamples=200).over_questions
     assert difference.value == pytest.approx(1.0)
     assert difference.n == 4
     relative = score_change_over_seeds(
-        first, other, "paired", seed=0, resamples=200, change=statistics.relative_change
+        other, first, "paired", seed=0, resamples=200, change=statistics.relative_change
     ).over_questions
     assert relative.value == pytest.approx(4.5 / 3.5 - 1)
     assert relative.low is not None
     assert relative.low > 0
-    assert score_change_over_seeds([results(3)], [results()], "paired", seed=0, resamples=200).over_questions.value is None
+    assert score_change_over_seeds([results()], [results(3)], "paired", seed=0, resamples=200).over_questions.value is None
 
 
 def test_a_judges_scores_have_an_interval_over_training_seeds_by_hand() -> None:
     # The mean scores of the seeds are 2, 3 and 3 against 4, 4 and 3: differences 2, 1 and 0, standard error 1 / √3.
     first, other = [results(2, 2), results(3, 3), results(3, 3)], [results(4, 4), results(4, 4), results(3, 3)]
-    found = score_change_over_seeds(first, other, "paired", seed=0, resamples=50)
+    found = score_change_over_seeds(other, first, "paired", seed=0, resamples=50)
     assert found.over_questions.value == found.over_questions.low == found.over_questions.high == pytest.approx(1.0)
     assert found.over_seeds.low == pytest.approx(1 - 4.30265 / 3**0.5, abs=1e-5)  # t with two degrees of freedom
     assert found.over_seeds.high == pytest.approx(1 + 4.30265 / 3**0.5, abs=1e-5)
-    assert score_change_over_seeds(first[:1], other[:1], "paired", seed=0, resamples=50).over_seeds.low is None
-    relative = score_change_over_seeds(first, other, "paired", seed=0, resamples=50, change=statistics.relative_change)
+    assert score_change_over_seeds(other[:1], first[:1], "paired", seed=0, resamples=50).over_seeds.low is None
+    relative = score_change_over_seeds(other, first, "paired", seed=0, resamples=50, change=statistics.relative_change)
     # k = 11 / 8, m = 8 / 3: the values of a seed are (4, 4, 3) / m − k (2, 3, 3) / m.
     value_S = (np.array([4, 4, 3]) - 11 / 8 * np.array([2, 3, 3])) / (8 / 3)
     assert relative.over_seeds.high == pytest.approx(3 / 8 + 4.30265 * value_S.std(ddof=1) / 3**0.5, abs=1e-5)
-    assert score_change_over_seeds([results(3)], [results()], "paired", seed=0, resamples=50).over_seeds.value is None
+    assert score_change_over_seeds([results()], [results(3)], "paired", seed=0, resamples=50).over_seeds.value is None
     two = score_change_over_seeds(
-        first[:2], other[:2], "paired", seed=0, resamples=50
+        other[:2], first[:2], "paired", seed=0, resamples=50
     )  # t is 12.7: no score differs by more than 4
     assert (two.over_seeds.low, two.over_seeds.high) == (-4.0, 4.0)
-    two = score_change_over_seeds(first[:2], other[:2], "paired", seed=0, resamples=50, change=statistics.relative_change)
+    two = score_change_over_seeds(other[:2], first[:2], "paired", seed=0, resamples=50, change=statistics.relative_change)
     assert (two.over_seeds.low, two.over_seeds.high) == (-0.8, 4.0)

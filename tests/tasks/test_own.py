@@ -10,10 +10,10 @@ import pytest
 from permix import cli
 from permix.config import TaskConfig, build_config
 from permix.errors import ConfigError, DataError
-from permix.storage.cells import read_cells
 from permix.tasks import TASKS, load_questions
 from permix.tasks.base import ALTERNATIVE, verify_completion
 from permix.types import Question
+from tests.cell_files import read_cells
 from tests.sample_runs import endpoint, stability_values, toml
 from tests.servers import openai_server
 

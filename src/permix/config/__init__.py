@@ -46,6 +46,7 @@ from permix.config.stages import (
     EngineFormat,
     ExportConfig,
     FidelityConfig,
+    FidelityKind,
     ImportConfig,
     ImportedFidelityConfig,
     ImportedModelConfig,
@@ -64,6 +65,7 @@ from permix.config.stages import (
     TrainableModelConfig,
     TrainConfig,
     ViewConfig,
+    fidelity_kind,
 )
 from permix.config.study import (
     BASE_UNIT,
@@ -160,6 +162,7 @@ __all__ = [
     "EngineFormat",
     "ExportConfig",
     "FidelityConfig",
+    "FidelityKind",
     "HeadlineConfig",
     "ImportConfig",
     "ImportedFidelityConfig",
@@ -201,6 +204,7 @@ __all__ = [
     "build_config",
     "configurable_backends",
     "describe_blank",
+    "fidelity_kind",
     "format_validation_error",
     "load_config",
     "merge_values",

@@ -16,42 +16,39 @@ attempt), so they are not generated again. Its prompt says neither who the perso
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import nullcontext
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from permix.config import FidelityConfig, InterviewConfig
-from permix.errors import ConfigError, DataError, IncompleteRunError, option_context
+from permix.errors import ConfigError, option_context
 from permix.evals.drift_report import Drift, measure_drift, read_train_examples
 from permix.evals.fidelity_records import (
     AskedQuestion,
-    describe_ids,
+    describe_texts,
     interviewer_question_id,
     question_at_turn,
     select_fidelity_personas,
     turn_number,
     write_fidelity_metrics,
 )
-from permix.evals.grid import describe_grid, run_cells, warn_trained_personas
-from permix.evals.shards import assign_personas, report_finished_shard
+from permix.evals.grid import describe_grid, open_evaluated_model, run_cells
+from permix.evals.shards import OwnPart, assign_personas, end_run, missing_text
 from permix.evals.text_metrics import measure_text_metrics
 from permix.inference import check_model, load_model
 from permix.inference.addresses import check_addresses
 from permix.inference.base import Model
-from permix.inference.batch_model import BatchModel, is_only_writing, next_start
-from permix.inference.cache import cached_model
+from permix.inference.batch_model import BatchModel
 from permix.inference.chat_template import encode_chat
 from permix.inference.cost import RequestGroup, estimate_cost, find_measured, runs_beside
 from permix.inference.hf import context_window, load_tokenizer, resolve_model_source
 from permix.personas.loading import load_roleplay
 from permix.personas.pool import PersonaPool, warn_of_misfits
 from permix.prompts import build_messages, template_hash
-from permix.storage.cells import CellIndex, explain_missing, find_failures, read_run_cells
+from permix.storage.cells import CellIndex, read_run_cells
 from permix.storage.files import write_json
 from permix.storage.run_dir import RunDir
-from permix.storage.workers import hold_shared_files
 from permix.trackers import log_measures
 from permix.types import Cell, CellKey, Completion, Message, Persona, Question, Sampling, digest, seed_from
 
@@ -216,11 +213,9 @@ def run_interview(config: FidelityConfig, model: Model | None = None, given_pool
     """
     plan = prepare_interview(config, given_pool)
     check_interview_length(config, plan)
-    warn_trained_personas(config.model, plan.pool)
-    loaded = load_model(config.model, config.threads) if model is None else model
-    with cached_model(loaded, config.cache, config.out) as cached:
+    with open_evaluated_model(config, plan.pool, model) as asked:
         interviewer_model = load_model(config.interviewer, config.threads) if config.interviewer.is_model else None
-        return evaluate_interview(cached, config, plan, interviewer_model)
+        return evaluate_interview(asked, config, plan, interviewer_model)
 
 
 def preflight_interview(config: FidelityConfig) -> dict[str, str]:
@@ -307,32 +302,31 @@ def evaluate_interview(
     if interviewer_model is not None:
         endpoints.append(check_addresses(interviewer_model, config.out, "interviewer", "interview.asked by"))
     identity = _identity(model, config, plan, interviewer_model)
+
+    def write_metrics() -> Drift:
+        result = measure_drift(config.out, config.reference)
+        metrics = write_fidelity_metrics(config.out, result, measure_text_metrics(config.out))
+        log_measures(config.report_to, config.out, config.label or model.name, metrics)
+        return result
+
     with RunDir.open(config.out, config, identity, endpoints=endpoints, shard=shard, grid=grid_json) as run:
         with run.track_usage():
-            conversations = conduct_interviews(
-                model, config, plan, _make_interviewer(plan, interviewer_model, run, config.seed), run, own
-            )
-        n_turns = len(conversations) * config.interview.turns
+            interviewer = _make_interviewer(plan, interviewer_model, run, config.seed)
+            conversations = conduct_interviews(model, config, plan, interviewer, run, own)
+        turns = config.interview.turns
+        n_turns = len(conversations) * turns
         n_pending = n_turns - sum(map(len, conversations.values()))
-        incomplete = partial(_incomplete_run_error, run, model, conversations, config.interview.turns)
-        if shard is not None and number_of is not None:
-            if n_pending:
-                raise incomplete()
-            run.close_records()
-            pending = _count_pending_turns(run.cells(), number_of, config.interview.turns)
-            report_finished_shard(run.path, shard, n_turns, pending, "turns")
-        elif n_pending and is_only_writing(model):
-            raise incomplete()
-        with nullcontext() if shard is None else hold_shared_files(run.path):
-            try:
-                result = measure_drift(run.path, config.reference)
-            except DataError as error:
-                raise (incomplete() if n_pending else error) from error
-            metrics = write_fidelity_metrics(run.path, result, measure_text_metrics(run.path))
-            log_measures(config.report_to, run.path, config.label or model.name, metrics)
-        if n_pending:
-            raise incomplete()
-    return result
+        waiting = sum(len(one) < turns for one in conversations.values())
+        rounds = (
+            f"; {waiting} of {len(conversations)} interviews wait for their next turn" if isinstance(model, BatchModel) else ""
+        )
+        missing = missing_text(run, model, n_pending, n_turns, "turns", f" are missing{rounds}")
+        part = (
+            None
+            if shard is None or number_of is None
+            else OwnPart(shard, n_turns, "turns", partial(_count_pending_turns, number_of=number_of, turns=turns))
+        )
+        return end_run(run, model, n_pending, missing, part, write_metrics)
 
 
 def _count_pending_turns(cells: CellIndex, number_of: Mapping[str, int], turns: int) -> Counter[int]:
@@ -427,7 +421,7 @@ def describe_interview(
     grid = describe_grid(
         plan.pool.personas, list({question.id: question for question in question_by_key.values()}.values()), samples=1
     )
-    return grid | describe_ids(plan.pool.personas, asked_questions) | {
+    return grid | describe_texts(plan.pool.personas, asked_questions) | {
         "turns_asked": {persona_id: [question.id for question in order] for persona_id, order in questions_of.items()}
     }  # fmt: skip
 
@@ -477,14 +471,3 @@ def _make_interviewer(plan: InterviewPlan, interviewer_model: Model | None, run:
         return ModelInterviewer(interviewer_model, run, seed)
     assert plan.question_orders is not None, "neither a script nor a model asks"
     return ScriptedInterviewer(plan.question_orders)
-
-
-def _incomplete_run_error(run: RunDir, model: Model, conversations: Conversations, turns: int) -> IncompleteRunError:
-    """Build the error for missing turns, with the reasons: a failure that recurs needs another remedy."""
-    n_turns = len(conversations) * turns
-    pending = n_turns - sum(map(len, conversations.values()))
-    waiting = sum(len(one) < turns for one in conversations.values())
-    rounds = f"; {waiting} of {len(conversations)} interviews wait for their next turn" if isinstance(model, BatchModel) else ""
-    why = explain_missing(find_failures(run.cells(), scored=False), next_start(model), stop_reason=run.stop_reason)
-    part = "" if run.shard is None else f" of shard {run.shard}"
-    return IncompleteRunError(f"{run.path}: {pending} of {n_turns} turns{part} are missing{rounds}{why}", pending)

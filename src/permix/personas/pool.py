@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import Field, field_validator
 
@@ -309,14 +309,6 @@ _STOP_WORD_TEXT = """
 _STOP_WORDS = frozenset(_STOP_WORD_TEXT.split())
 
 
-class NearDuplicate(NamedTuple):
-    """Two personas, by id, and their similarity."""
-
-    first: str
-    second: str
-    similarity: float
-
-
 def persona_kind(persona: Persona) -> str:
     """The persona's first tag, or "untagged"; selections and splits are stratified by it."""
     return persona.tags[0] if persona.tags else "untagged"
@@ -368,12 +360,6 @@ def _trigram_matrix(gram_sets: Sequence[frozenset[str]]) -> Any:
         ends.append(len(indices))
     ones = np.ones(len(indices), dtype=np.float32)
     return sparse.csr_matrix((ones, indices, ends), shape=(len(gram_sets), len(columns)))
-
-
-def find_near_duplicates(personas: Sequence[Persona], threshold: float = NEAR_DUPLICATE_THRESHOLD) -> list[NearDuplicate]:
-    """All near-duplicate pairs, most similar first, then by id."""
-    pairs = (NearDuplicate(min(a.id, b.id), max(a.id, b.id), value) for a, b, value in near_duplicate_pairs(personas, threshold))
-    return sorted(pairs, key=lambda near: (-near.similarity, near.first, near.second))
 
 
 def check_split_leakage(personas: Sequence[Persona]) -> None:

@@ -13,7 +13,8 @@ from permix.config import SUPERVISED_METHODS, TRAIN_PART, FidelityConfig, Stabil
 from permix.errors import error_context
 from permix.evals.stability import count_most_cells, preflight_stability
 from permix.inference.cost import duration_text
-from permix.pipelines.fidelity import count_later_calls, load_judge_setup, preflight_fidelity, required_rubrics
+from permix.judges.judging import load_judge_setup
+from permix.pipelines.fidelity import count_later_calls, preflight_fidelity, required_rubrics
 from permix.pipelines.study_units import check_same_settings, finished_parts, pending_parts, require_content
 from permix.pipelines.train import preflight_training, training_requests
 from permix.progress import add_result, separate_result
@@ -125,12 +126,12 @@ def training_cost(training: TrainConfig) -> PartCost:
 def evaluation_cost(evaluation: StabilityConfig | FidelityConfig) -> PartCost:
     """The cost of an evaluation of one model."""
     if isinstance(evaluation, StabilityConfig):
-        cells, limit = count_most_cells(evaluation)
-        return PartCost(answers=cells, generated=cells * limit)
+        most = count_most_cells(evaluation)
+        return PartCost(answers=most.n_cells, generated=most.n_cells * most.max_new_tokens)
     answers = int(preflight_fidelity(evaluation)["answers"])
     calls = 0
     if evaluation.judge.name != "none":
-        calls, _ = count_later_calls(evaluation, load_judge_setup(evaluation.judge, required_rubrics(evaluation)), answers)
+        calls = count_later_calls(evaluation, load_judge_setup(evaluation.judge, required_rubrics(evaluation)), answers).n_calls
     return PartCost(
         answers=answers,
         judge_calls=calls,

@@ -28,14 +28,14 @@ from permix.config import (
 from permix.errors import ConfigError, DataError, IncompleteRunError, PermixError
 from permix.progress import print_status
 from permix.storage.files import read_json, write_json
-from permix.storage.run_dir import SETTINGS_OF_A_MACHINE, describe_setting_differences
+from permix.storage.run_dir import MACHINE_SETTINGS, describe_setting_differences
 from permix.storage.workers import is_claimed
 
 UNIT_FILE = "unit.json"
 
 CHANGEABLE_SETTINGS = frozenset(
     (
-        *SETTINGS_OF_A_MACHINE,
+        *MACHINE_SETTINGS,
         *CHANGEABLE_FIELDS,
         *RUNTIME_ONLY_FIELDS,
         *ENGINE_FIELDS,

@@ -41,7 +41,7 @@ from permix import __version__
 from permix.errors import ConfigError, DataError, PermixError
 from permix.progress import print_status
 from permix.sanitize import escape_control, redact_arguments, redact_secrets, truncate
-from permix.storage.cells import RECORDS_FILE, CellIndex, chosen_answers_note, read_run_cells, record_files
+from permix.storage.cells import RECORDS_FILE, CellIndex, conflicting_answers_note, read_run_cells, record_files
 from permix.storage.files import JsonlWriter, drop_torn_line, guard_writes, read_json, read_jsonl, write_json
 from permix.storage.workers import lock_run, worker_file, worker_files
 from permix.types import Cell, CellKey, Shard
@@ -375,50 +375,50 @@ class RunDir:
         *,
         is_alone: bool,
     ) -> None:
-        requested = json.loads(json.dumps(identity))  # as JSON has it: a tuple and a list must compare equal
-        for endpoint in endpoints:
-            requested = _replace_value(requested, endpoint.identity_key, endpoint.fingerprint)
-        path = self.path / "provenance.json"
+        # As JSON has it: a tuple and a list must compare equal.
+        requested = _with_fingerprints(json.loads(json.dumps(identity)), endpoints)
         settings_now = _recorded_settings(config)
         for file in worker_files(self.path / "usage.json"):
             _ = file.exists() and read_run_file(file)  # a damaged file is refused now, and not after the work
-        known_files = [one for one in worker_files(path) if one.exists()]
+        known_files = [file for file in worker_files(self.path / "provenance.json") if file.exists()]
         if known_files:
             former = _read_former_config(self.path)
             settings = (former, _with_keys_of(former, settings_now))
-            changed: list[tuple[Path, dict[str, Any]]] = []
-            for one in known_files:
-                provenance = _read_provenance_file(one)
-                recorded = dict(provenance["identity"])
-                for endpoint in endpoints:
-                    recorded = _replace_value(recorded, endpoint.identity_key, endpoint.fingerprint)
+            changed: dict[Path, dict[str, Any]] = {}
+            for file in known_files:
+                provenance = _read_provenance_file(file)
+                recorded = _with_fingerprints(provenance["identity"], endpoints)
                 added = {key: requested[key] for key in new_identity_keys if key in requested and recorded.get(key) is None}
                 _check_same_identity(self.path, _without_keys(recorded, former_identity_keys) | added, requested, settings)
                 if (identity_now := recorded | added) != provenance["identity"]:
-                    changed.append((one, provenance | {"identity": identity_now}))
+                    changed[file] = provenance | {"identity": identity_now}
             if is_alone:
                 self._check_cells(expected_cells)
             else:
                 _check_same_work(self.path, settings_now, grid)
-            for one, values in changed:
-                write_json(one, values)
-        own = self._own_file(path.name)
-        for one in dict.fromkeys((path, own)):
-            if not one.exists():
-                write_json(one, {"format": RUN_FORMAT} | collect_provenance() | {"identity": requested})
-        for name in APPENDED_FILES:
-            for file in worker_files(self.path / name) if self.shard is None else [self._own_file(name)]:
-                with guard_writes(file):
-                    drop_torn_line(file)
+            for file, values in changed.items():  # only now: a refused start changes nothing on disk
+                write_json(file, values)
+        self._prepare_files(requested)
         if is_alone:
             write_json(self.path / "config.json", settings_now)
             if grid is not None:
                 write_json(self.path / "grid.json", grid)
 
+    def _prepare_files(self, identity: Mapping[str, Any]) -> None:
+        """Write the provenance of the run and of this worker where there is none, and drop the lines that a killed start tore."""
+        path = self.path / "provenance.json"
+        for one in dict.fromkeys((path, self._own_file(path.name))):
+            if not one.exists():
+                write_json(one, {"format": RUN_FORMAT} | collect_provenance() | {"identity": identity})
+        for name in APPENDED_FILES:
+            for file in worker_files(self.path / name) if self.shard is None else [self._own_file(name)]:
+                with guard_writes(file):
+                    drop_torn_line(file)
+
     def _check_cells(self, expected_cells: Iterable[Cell]) -> None:
         cells = self.cells()
         check_cells_unchanged(cells, expected_cells)
-        if note := chosen_answers_note(cells):
+        if note := conflicting_answers_note(cells):
             print_status(f"note: {self.path}: {note}")
 
     def _own_file(self, name: str) -> Path:
@@ -466,7 +466,7 @@ def _recorded_settings(config: BaseModel) -> dict[str, Any]:
     return values | {"shard": None} if "shard" in values else values
 
 
-SETTINGS_OF_A_MACHINE = (
+MACHINE_SETTINGS = (
     *("out", "threads", "cache", "context_turns"),
     *("base_url", "same_weights", "api_key_env", "batch_size", "concurrency", "timeout_s", "retries"),
 )  # fmt: skip
@@ -481,7 +481,7 @@ def _check_same_work(path: Path, settings: Mapping[str, Any], grid: Mapping[str,
     found = [
         _show_difference(*leaf)
         for leaf in _differing_leaves(read_run_file(path / "config.json"), settings)
-        if leaf[0].rpartition(".")[2] not in SETTINGS_OF_A_MACHINE
+        if leaf[0].rpartition(".")[2] not in MACHINE_SETTINGS
     ]
     known = json.loads(json.dumps(grid))
     if not found and known is not None:
@@ -580,7 +580,7 @@ _HASHED_SETTINGS: Mapping[str, _HashedSettings] = {
     "wording": _HashedSettings((), "other prompts of the question writer"),
 }
 
-_NEVER_IDENTITY = {
+_FIELDS_OUTSIDE_FINGERPRINT = {
     *("api_key_env", "batch_size", "concurrency", "timeout_s", "retries", "label"),
     *("prices", "max_cost", "attempts", "answers_per_control", "same_weights"),
 }  # fmt: skip
@@ -606,7 +606,7 @@ def _describe_difference(key: str, known: Any, asked: Any, settings: _Settings) 
         (name, one, other)
         for name, one, other in _differing_leaves(*settings)
         if any(name == field or name.startswith(f"{field}.") for field in hashed.fields)
-        and name.rpartition(".")[2] not in _NEVER_IDENTITY
+        and name.rpartition(".")[2] not in _FIELDS_OUTSIDE_FINGERPRINT
     ]
     moved = [name for name, *_ in differing if name.endswith(".base_url")]
     if len(moved) == len(differing):  # an address alone is no other identity
@@ -643,6 +643,13 @@ def _with_keys_of(known: Mapping[str, Any], values: Mapping[str, Any]) -> dict[s
         for name, value in values.items()
         if name in known
     }
+
+
+def _with_fingerprints(identity: Mapping[str, Any], endpoints: Sequence[CheckedEndpoint]) -> dict[str, Any]:
+    """The identity with each checked endpoint's fingerprint in the place of the one that its model has, or had."""
+    for endpoint in endpoints:
+        identity = _replace_value(identity, endpoint.identity_key, endpoint.fingerprint)
+    return dict(identity)
 
 
 def _replace_value(values: Mapping[str, Any], key: str, value: str | None) -> dict[str, Any]:
