@@ -37,6 +37,7 @@ from permix.config.data import (
     ThinkingSwitch,
     configurable_backends,
     normalize_address,
+    require_answer_kind,
     rubric_entries,
 )
 from permix.config.stages import (
@@ -213,6 +214,7 @@ __all__ = [
     "normalize_address",
     "quote_input",
     "read_config_values",
+    "require_answer_kind",
     "require_own_folder",
     "resolve_mix",
     "rubric_entries",

@@ -20,13 +20,13 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from permix.config import PersonasConfig
+from permix.config import PersonasConfig, build_config
 from permix.errors import ConfigError, DataError, option_context
 from permix.personas.loading import build_personas, read_pool_file
 from permix.progress import print_status
 from permix.prompts import describe_misfits
 from permix.sanitize import escape_control
-from permix.storage.rows import quote_value, valid_names_hint
+from permix.storage.rows import is_whole_number, quote_value, valid_names_hint
 from permix.types import SPLITS, Persona, Record, Split, canonical_text, digest, require_unique, seed_from
 
 
@@ -74,6 +74,8 @@ class PersonaPool(Record):
         selection is part of a larger one. Raises ConfigError for an unknown tag, and if there are fewer than `n` personas.
         """
         for field, tags in (("include_tags", include_tags), ("exclude_tags", exclude_tags)):
+            if isinstance(tags, str):
+                raise ConfigError(f'{field} = {quote_value(tags)}: must be a list of tags, such as ["{tags}"]')
             for tag in tags:
                 self._require_tag(tag, field)
         candidates = [
@@ -83,6 +85,8 @@ class PersonaPool(Record):
         ]
         if not candidates:
             raise ConfigError(f"include_tags = {list(include_tags)}, exclude_tags = {list(exclude_tags)}: no persona is left")
+        if n is not None and not is_whole_number(n):
+            raise ConfigError(f"n = {n!r}: must be a whole number, the number of personas")
         if n is not None and not 1 <= n <= len(candidates):
             raise ConfigError(f"n = {n}: must be between 1 and {len(candidates)}, the number of personas available")
         return PersonaPool(personas=tuple(_interleave_kinds(candidates, seed)[:n]))
@@ -171,7 +175,7 @@ def resolve_pool(personas: PersonasLike, split: Split) -> PersonaPool:
     if isinstance(personas, PersonaPool):
         return personas
     if isinstance(personas, str | Path):
-        return select_personas(PersonasConfig(pool=str(personas), split=split))
+        return select_personas(build_config(PersonasConfig, {"pool": str(personas), "split": split}, source="personas"))
     return PersonaPool(personas=build_personas(personas))
 
 

@@ -658,6 +658,8 @@ class _HashedSettings(NamedTuple):
 
 _MODEL_WORDS = "other weights, another tokenizer, chat template or precision, under the same {section}.name"
 
+_FUNCTION_WORDS = "another function or object of the same name: its source, or a value that it carries, was another one"
+
 _HASHED_SETTINGS: Mapping[str, _HashedSettings] = {
     "model": _HashedSettings(("model",), _MODEL_WORDS.format(section="model")),
     "judge": _HashedSettings(("judge",), _MODEL_WORDS.format(section="judge")),
@@ -665,6 +667,7 @@ _HASHED_SETTINGS: Mapping[str, _HashedSettings] = {
     "interview.personas": _HashedSettings(("personas",), "other personas"),
     "template": _HashedSettings(("personas.template", "templates"), "another text of personas.template"),
     "context_turns": _HashedSettings(("context_turns",), "other recorded turns behind context_turns"),
+    "task_source": _HashedSettings((), "another source of the task or its scorer (task_source)"),
     "prompt": _HashedSettings(("task.prompt_template",), "another prompt of the task"),
     "plan": _HashedSettings(("plan", "plan_file", "task", "personas"), "a plan of other rows (questions, personas or prompts)"),
     "rubrics": _HashedSettings(("judge.rubrics",), "other texts of the rubrics or of the judge's prompt"),
@@ -704,7 +707,8 @@ def _describe_difference(key: str, known: Any, asked: Any, settings: _Settings) 
     ]
     moved = [name for name, *_ in differing if name.endswith(".base_url")]
     if len(moved) == len(differing):  # an address alone is no other identity
-        yield hashed.words
+        is_function = (settings[1].get(key) or {}).get("backend") == "python" if key in ("model", "judge") else False
+        yield _FUNCTION_WORDS if is_function else hashed.words
     yield from (_show_difference(*one) for one in differing)
 
 
