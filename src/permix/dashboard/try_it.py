@@ -92,7 +92,7 @@ def find_models(monitors: Sequence[RunMonitor]) -> tuple[dict[str, ModelChoice],
             notes.append(f"{run.name}: {readable_error(error)}")
             continue
         if config.capabilities.answers_later:
-            notes.append(f"{run.name}: its model answered batch files, and the run knows no address of it")
+            notes.append(f"{run.name}: its model was asked by batch files, so the run has no address at which it can be asked")
         elif config.capabilities.configurable:
             _add_choice(found, config, run, _model_name(config), _origin(config))
         else:

@@ -1,10 +1,11 @@
 """Spread the requests of one call over the addresses of a model.
 
-1. Every request has a home, so that the requests of a persona meet its prefix in one server's cache: of the live addresses the
-   one with the highest hash of address and `prompt_key` (rendezvous hashing: when an address goes, only its own requests move).
+1. Every request has a home address, so that the requests of a persona go to one server, which has its prefix cached. The home is
+   the live address with the highest hash of address and `prompt_key` (rendezvous hashing: if an address is left out, only its own
+   requests get another home).
 2. An address that has room and no request left takes the last request of the longest queue.
-3. A request that fails at an address for a reason of that address goes to another live one, at most once to each. Its failure
-   counts only if no other is left. A lost connection is retried once at an address, not as often as `retries` says, while there
+3. If a request fails because of its address, it is sent to another live address, at most once to each. The failure counts only if
+   no other address is left. A lost connection is retried once at an address, not as often as `retries` says, while there
    are others.
 4. An address that has stopped answering (`CircuitBreaker`), or refuses everything, is left out, which is printed once, and its
    requests go to the others. Every `PROBE_PAUSE_S` seconds it gets one request; once it answers one, it is used like the others

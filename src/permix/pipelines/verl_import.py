@@ -347,7 +347,7 @@ def _check_same_dump(config: ImportConfig, training: VerlTraining) -> None:
                 lacks = "has another content" if (folder / name).exists() else "is missing"
                 raise ConfigError(
                     f"out = {config.out}: holds an import of another dump: {folder / name} {lacks}. A training that went back to "
-                    "a checkpoint dumps its steps anew; give another folder"
+                    "a checkpoint writes its steps again; give another folder"
                 )
     if known.get("verl_log") and not config.verl_log:
         raise ConfigError(f"out = {config.out}: holds an import with verl_log; give the files again, or another out")

@@ -46,9 +46,10 @@ TEMPLATE_NOTE = (
 )
 
 CONTEXT_NOTE = (
-    "The same personas and questions in several contexts: how the persona is brought in, and how far it has been played when the "
-    "question is asked. Each row is one context alone; the tables above average over all contexts. No persona was asked once, "
-    "without a context. The last difference is paired by persona and question, against the first context of the run."
+    "The same personas and questions in several contexts: where the prompt states the persona, and what it adds (a request to "
+    "stay in character, or recorded turns). Each row is one context alone; the tables above average over all contexts. The "
+    "questions without a persona were asked once, without a context. The last difference is against the run's first context, "
+    "paired by persona and question."
 )
 
 STRATEGY_NOTE = (
@@ -71,8 +72,8 @@ RIGHT_IN_CHARACTER_NOTE = (
 RECOGNISABILITY_NOTE = (
     "How often the persona text nearest to an answer, by a sentence embedder, is that of its persona. Words of the persona texts "
     "are removed from the answers, and the mean over the personas that answered the same question is subtracted. It asks whether "
-    "an answer is like the text of that character; it does not see whether the character is played well. p: texts given to the "
-    "personas at random."
+    "an answer is like the text of that character; it does not see whether the character is played well. p is from a test that "
+    "assigns the texts to the personas at random."
 )
 
 JUDGE_SCORES_NOTE = (

@@ -213,8 +213,8 @@ def describe_pilot(difference: MethodDifference, planned: Collection[str]) -> li
     components = [difference.over_seeds[name].components for name in planned]
     if any(one is not None and one.seed is None for one in components):
         lines.append(
-            "A method has one training seed here. So it is not known how much seeds differ, nor how much of the question noise "
-            f"they share: the former is assumed as stated, the latter to be {ASSUMED_SHARED_NOISE:.0%}."
+            "A method has one training seed here. So it is not known how much seeds differ; the table states what is assumed. It "
+            f"is not known either how much of the question noise the seeds share; {ASSUMED_SHARED_NOISE:.0%} is assumed."
         )
     return lines
 

@@ -116,9 +116,9 @@ def plot_judge_reliability(runs: JudgedRuns, kind: str, path: Path) -> None:
     judged = [(label, one) for label, run in runs.items() for one in run.judges.values()]
     shown = [[control for control in CONTROL_NAMES if any(one.histogram[control])] for _, one in judged]
     note = (
-        "answers that got each score, n on the right, without rubrics that ask the same of every persona; a good judge scores "
-        f"wrong and no persona lower than the own one, and the last three alike; {UNTRUSTED_MARK} does not tell right from wrong "
-        f"persona; {UNTESTED_MARK} was not validated"
+        "answers that got each score, n on the right, without rubrics that ask the same of every persona; a good judge gives "
+        "lower scores under a wrong persona and without a persona, and the same scores for padded, retest and injected answers; "
+        f"{UNTRUSTED_MARK} does not tell right from wrong persona; {UNTESTED_MARK} was not validated"
     )
     fig = theme.new_figure(
         0.8 + sum(0.55 + 0.24 * len(bars) for bars in shown), f"Validation of judges: {KIND_TITLES[kind]}", note

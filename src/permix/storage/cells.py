@@ -214,8 +214,8 @@ def conflicting_answers_note(cells: CellIndex) -> str | None:
     if not cells.n_conflicting:
         return None
     return (
-        f"{cells.n_conflicting} of {len(cells)} cells were answered by several workers, differently: one answer of each counts, "
-        "a scored one before others and then by a hash of the record"
+        f"{cells.n_conflicting} of {len(cells)} cells were answered by several workers, differently: one answer counts for "
+        "each cell, one with a score before one without, then the one whose record has the smaller hash"
     )
 
 

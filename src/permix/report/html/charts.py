@@ -407,7 +407,8 @@ def _judge_reliability_chart(models: Sequence[ModelRuns], display_names: Mapping
     ]
     note = (
         "share of answers that got each score, n on the right, without rubrics that ask the same of every persona; a good judge "
-        f"scores wrong and no persona lower than the own one, and the last three alike. {TRUST_MARKS_LEGEND}"
+        "gives lower scores under a wrong persona and without a persona, and the same scores for padded, retest and "
+        f"injected answers. {TRUST_MARKS_LEGEND}"
     )
     return {"note": note, "kinds": kinds} if kinds else {}
 
