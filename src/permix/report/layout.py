@@ -36,8 +36,8 @@ PERSONA_NOTE = (
 GRID_NOTE = "Each cell is one persona and one question: the mean score over its samples."
 
 BEST_OF_K_NOTE = (
-    "Expected accuracy if k personas are tried and the best one is kept. It is chosen with the right answers known, so this is "
-    "an upper bound."
+    "Expected accuracy if k personas are tried and the best one is kept. The best one is chosen by the right answers to the same "
+    "questions, so this is an upper bound."
 )
 
 TEMPLATE_NOTE = (
