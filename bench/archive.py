@@ -4,9 +4,10 @@
     python -m bench.archive unpack docs/recorded/study runs/study
 
 Packing takes the finished units of a study (according to its study.json and each unit's unit.json), and single finished runs in
-its folder, such as recorded turns. It leaves out what `bench.record` leaves out and the folder of the trained model, and refuses
-runs that contain a path of this machine. A unit whose file exists is packed again only with --again. The bytes depend on the
-content alone: names are sorted, and there are no times and no owners. Unpacking never replaces a folder.
+its folder, such as recorded turns; it names what is not finished. It leaves out what `bench.record` leaves out and the folder of
+the trained model, and refuses runs that contain a path of this machine. A unit whose file exists is packed again only with
+--again. The bytes depend on the content alone: names are sorted, and there are no times and no owners. Unpacking never replaces a
+folder. An interrupted call leaves no part of a file or of a unit's folder.
 """
 
 import argparse
@@ -20,21 +21,29 @@ from pathlib import Path
 from typing import Any
 
 from bench.record import record
+from permix.storage.files import replace_when_done
 
 SUFFIX = ".tar.xz"
-LEFT_OUT = ("model", "log.txt", ".lock*", "embeddings.npz")
-"""Files of a unit that are left out, as those of `bench.record` are. Vectors of texts are large and can be computed again."""
+LEFT_OUT = ("model", "log.txt", ".lock*", "embeddings.npz", "other-weights-*")
+"""Files of a unit that are left out, as those of `bench.record` are. Vectors of texts are large and can be computed again; the
+runs of other weights are not the unit's."""
 
 
-def is_finished(folder: Path) -> bool:
-    """Return whether a folder is a unit of a study with all its parts finished, or a single run with its measures."""
+def is_run_or_unit(folder: Path) -> bool:
+    """Whether a folder of a study is a unit or a single run: its reports are neither."""
+    return (folder / "config.json").exists() or (folder / "unit.json").exists()
+
+
+def missing_part(folder: Path) -> str | None:
+    """Why a folder of a study is not packed: what its unit or its single run still lacks; None for what is finished."""
     if (folder / "config.json").exists():
-        return (folder / "metrics.json").exists()
-    unit, study = folder / "unit.json", folder.parent / "study.json"
-    if not unit.exists() or not study.exists():
-        return False
-    finished = set(_read_object(unit)["finished"])
-    return finished >= set(_read_object(study)["evaluations"]) | ({"train"} if (folder / "train").exists() else set())
+        return None if (folder / "metrics.json").exists() else "has no metrics.json"
+    study = folder.parent / "study.json"
+    if not study.exists():
+        return f"{study} is missing, which names the evaluations; start the study once more"
+    needed = set(_read_object(study)["evaluations"]) | ({"train"} if (folder / "train").exists() else set())
+    pending = sorted(needed - set(_read_object(folder / "unit.json")["finished"]))
+    return f"not finished: {', '.join(pending)}" if pending else None
 
 
 def pack(folder: Path, target: Path) -> int:
@@ -51,16 +60,18 @@ def pack(folder: Path, target: Path) -> int:
                 if path.is_file():
                     _add(archive, path, path.relative_to(recorded.parent))
     data = lzma.compress(packed.getvalue(), preset=9 | lzma.PRESET_EXTREME)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(data)
+    with replace_when_done(target) as unfinished:
+        unfinished.write_bytes(data)
     return len(data)
 
 
 def _remove_command_paths(provenance: Path) -> None:
-    """Replace absolute paths in a run's command by their last part."""
+    """Replace absolute paths in the commands of a run's starts by their last part."""
     values = _read_object(provenance)
-    command = [Path(word).name if Path(word).is_absolute() else word for word in values.get("command", [])]
-    provenance.write_text(json.dumps(values | {"command": command}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    for start in (values, values.get("last_start", {})):
+        if start:
+            start["command"] = [Path(word).name if Path(word).is_absolute() else word for word in start.get("command", [])]
+    provenance.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -80,11 +91,15 @@ def unpack(packed: Path, target: Path) -> bool:
 
     Raises tarfile.FilterError for an entry whose path leads out of `target`.
     """
-    if (target / packed.name.removesuffix(SUFFIX)).exists():
+    name = packed.name.removesuffix(SUFFIX)
+    if (target / name).exists():
         return False
     target.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(packed, "r:xz") as archive:
-        archive.extractall(target, filter="data")
+    # In a scratch folder first, so that a folder of this name is whole.
+    with tempfile.TemporaryDirectory(dir=target, prefix=f".{name}.") as scratch, tarfile.open(packed, "r:xz") as archive:
+        archive.extractall(scratch, filter="data")
+        for path in sorted(Path(scratch).iterdir(), key=lambda one: one.name == name):
+            path.rename(target / path.name)
     return True
 
 
@@ -103,9 +118,11 @@ def main() -> None:
         for packed in sorted(options.source.glob(f"*{SUFFIX}")):
             print(f"{packed.name}: {'unpacked' if unpack(packed, options.target) else 'exists already'}")
         return
-    for folder in sorted(path for path in options.source.iterdir() if path.is_dir() and is_finished(path)):
+    for folder in sorted(path for path in options.source.iterdir() if path.is_dir() and is_run_or_unit(path)):
         target = options.target / f"{folder.name}{SUFFIX}"
-        if options.again or not target.exists():
+        if missing := missing_part(folder):
+            print(f"{folder}: left out: {missing}")
+        elif options.again or not target.exists():
             print(f"{target}: {pack(folder, target) / 1000:.0f} kB")
 
 

@@ -25,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.figures import show
-from permix.evals.answer_vectors import RunEmbedder
 from permix.evals.fidelity_records import read_answer_grid
+from permix.evals.open_ended import RunEmbedder
 from permix.evals.text_metrics import read_persona_texts
 from permix.judges.results import read_judge_results
 from permix.judges.runner import judge_folders

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from permix.report.methods import ReportMethod, group_methods, method_difference, pool_seeds
+from permix.report.methods import ReportMethod, group_methods
+from permix.report.pooled import method_difference, pool_seeds
 from permix.report.runs import collect_models
 from permix.types import Estimate
 

@@ -132,7 +132,7 @@ def simulate(study: Study, data_sets: int, resamples: int, seed: int) -> dict[st
     differences: dict[str, list[SeedDifference]] = {}
     for data_set in range(data_sets):
         first, second = draw_study(study, rng)
-        for name, difference in seed_differences(first, second, "paired", {}, data_set, resamples).items():
+        for name, difference in seed_differences(second, first, "paired", {}, data_set, resamples).items():
             differences.setdefault(name, []).append(difference)
     measures = {
         name: summarize(name, differences[name], second_true[name] - first_true[name], study.seeds)

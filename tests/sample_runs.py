@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from permix.config import FidelityConfig, StabilityConfig, build_config
+from permix.inference.openai import OpenAIModel
 from permix.personas.pool import PersonaPool, load_pool
 from permix.types import Cell, Completion, Message, Persona, Verdict
 
@@ -121,3 +122,9 @@ def answered(question_id: str = "q1", text: str = "12", correct: bool | None = T
     """A cell with a completion and a verdict."""
     completion = Completion(text=text, prompt_tokens=5, completion_tokens=1, finish="stop")
     return cell(question_id, completion=completion, verdict=Verdict(correct=correct, extracted=text), **fields)
+
+
+def former_fingerprint(model: OpenAIModel, base_url: str) -> str:
+    """The fingerprint that earlier versions of permix recorded for the model at `base_url`: they counted the address."""
+    _, with_address, *_ = model.recorded_forms(base_url)
+    return with_address.recorded

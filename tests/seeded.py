@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from permix.report.methods import MethodDifference, PooledMethod
+from permix.report.pooled import MethodDifference, PooledMethod
 from permix.types import Cell, Completion, Estimate, Message, Verdict
 
 Right = Callable[[int, int], bool]

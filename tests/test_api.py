@@ -162,13 +162,13 @@ def test_the_same_call_goes_on_and_another_function_is_refused(tmp_path: Path) -
         return careful(messages)
 
     settings: dict[str, Any] = {"task": SUMS, "answer": "number", "personas": PERSONAS[:1], "out": tmp_path / "run", **QUICK}
-    first = permix.evaluate_stability(noting, **settings)
-    again = permix.evaluate_stability(noting, **settings)
+    first = permix.evaluate_stability(noting, name="noting", **settings)
+    again = permix.evaluate_stability(noting, name="noting", **settings)
     assert len(asked) == 8
     assert again.summary == first.summary
-    with pytest.raises(ConfigError, match=r"this run was made with model.name = '.*', not 'careful'"):
+    with pytest.raises(ConfigError, match=r"this run was made with model.name = 'noting', not 'careful'"):
         permix.evaluate_stability(careful, **settings)
-    permix.evaluate_stability(noting, **settings | {"task": [*SUMS, {"question": "What is 1 + 1?", "answer": 2}]})
+    permix.evaluate_stability(noting, name="noting", **settings | {"task": [*SUMS, {"question": "What is 1 + 1?", "answer": 2}]})
     assert asked[8:] == ["What is 1 + 1?"] * 2
 
 
@@ -189,14 +189,14 @@ def test_an_exception_is_a_failure_of_its_cell_alone(tmp_path: Path) -> None:
 
     settings: dict[str, Any] = {"task": SUMS, "answer": "number", "personas": PERSONAS[:1], "out": tmp_path / "run", **QUICK}
     with pytest.raises(IncompleteRunError, match="4 of 8 cells, with or without a persona, have no score") as raised:
-        permix.evaluate_stability(flaky, **settings)
+        permix.evaluate_stability(flaky, name="flaky", **settings)
     partly = raised.value.run
     assert isinstance(partly, permix.StabilityRun)
     errors = {row["error"] for row in partly.rows() if row["correct"] is None}
     assert errors == {"KeyError: 'no such tool'", "TypeError: the answer is NoneType, not a text"}
     assert partly.summary.baseline.value == 1.0
     broken = False
-    assert permix.evaluate_stability(flaky, **settings).summary.n_scored == 4
+    assert permix.evaluate_stability(flaky, name="flaky", **settings).summary.n_scored == 4
 
 
 def test_an_incomplete_run_without_out_can_be_looked_at() -> None:
@@ -220,9 +220,9 @@ def test_an_interruption_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
 
     settings: dict[str, Any] = {"task": SUMS, "answer": "number", "personas": PERSONAS[:1], "out": tmp_path / "run", **QUICK}
     with pytest.raises(KeyboardInterrupt):
-        permix.evaluate_stability(interrupted, **settings)
+        permix.evaluate_stability(interrupted, name="interrupted", **settings)
     assert len(permix.StabilityRun(tmp_path / "run").rows()) == 3
-    assert permix.evaluate_stability(interrupted, **settings).summary.n_scored == 4
+    assert permix.evaluate_stability(interrupted, name="interrupted", **settings).summary.n_scored == 4
     assert asked == 4 + 5
 
 
@@ -305,10 +305,10 @@ def test_what_is_no_model_is_refused() -> None:
 
 
 def test_functions_with_other_arguments_are_told_apart() -> None:
-    def off_by(amount: int, messages: list[Message]) -> str:
+    def off_by(messages: list[Message], amount: int = 0) -> str:
         return f"It is {solve(question_of(messages)) + amount}."
 
-    one, two, again = (wrap_model(functools.partial(off_by, amount)) for amount in (1, 2, 1))
+    one, two, again = (wrap_model(functools.partial(off_by, amount=amount)) for amount in (1, 2, 1))
     assert one.fingerprint == again.fingerprint != two.fingerprint
     assert wrap_model(off_by).fingerprint not in (one.fingerprint, two.fingerprint)
     assert wrap_model(TextsInOrder()).fingerprint != wrap_model(TextsInOrder(), "mine").fingerprint
@@ -394,10 +394,10 @@ def test_questions_of_ones_own_have_ids_choices_and_levels() -> None:
         ({"task": SUMS, "answer": "number", "n": -1}, ConfigError, "n = -1: must be 1 or above"),
         ({"task": "arithmetic", "n": 0}, ConfigError, "n = 0: must be 1 or above"),
         ({"task": "arithmetic", "out": ""}, ConfigError, "path = '': is empty; give the path of a folder"),
-        ({"task": [*SUMS, SUMS[0]], "answer": "number"}, DataError, "occurs twice"),
+        ({"task": [*SUMS, SUMS[0]], "answer": "number"}, DataError, r"task\[4\]: .* occurs twice, first at task\[0\]"),
         ({"task": [SUMS[0], {"question": "Why?"}], "answer": "number"}, DataError, r"task\[1\]: field 'answer' is missing"),
         ({"task": [{"question": "Why?", "answer": "so"}], "answer": "number"}, DataError, r"task\[0\]: answer = 'so': must be"),
-        ({"task": SUMS, "answer": "numbers"}, ConfigError, "'own-numbers': must be .*; did you mean own-number"),
+        ({"task": SUMS, "answer": "numbers"}, ConfigError, "^answer = 'numbers': must be one of number, .*; did you mean number"),
         ({"task": "gsm9k"}, ConfigError, "'gsm9k': must be one of .*; did you mean gsm8k"),
         ({"task": "arithmetic", "sample": 2}, ConfigError, "unknown key sample; did you mean samples"),
         ({"task": "arithmetic", "samples": 0}, ConfigError, "samples = 0"),

@@ -1,13 +1,16 @@
 """Recorded units: what is packed is what comes back, only what is finished is packed, and nothing is replaced."""
 
+import errno
 import json
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench import archive
+from permix.errors import PermixError
 
 
 def run(folder: Path, stage: str) -> Path:
@@ -81,8 +84,51 @@ def test_only_what_is_finished_is_packed_and_once(
     run(tmp_path / "study" / "turns-half", "fidelity")
     assert pack_all(tmp_path, monkeypatch) == ["done-1.tar.xz", "turns.tar.xz"]
     capsys.readouterr()
+    (tmp_path / "study" / "report").mkdir()
     pack_all(tmp_path, monkeypatch)
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out.replace(f"{tmp_path}/study/", "").splitlines() == [
+        "half-1: left out: not finished: stability",
+        "turns-half: left out: has no metrics.json",
+        "untrained-1: left out: not finished: train",
+    ]
+
+
+def test_an_interrupted_unpack_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unit(tmp_path / "study" / "rlvr-1")
+    packed = tmp_path / "rlvr-1.tar.xz"
+    archive.pack(tmp_path / "study" / "rlvr-1", packed)
+    write, written = tarfile.TarFile.makefile, 0
+
+    def interrupted(*given: Any) -> None:
+        nonlocal written
+        written += 1
+        if written == 4:
+            raise KeyboardInterrupt
+        write(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tarfile.TarFile, "makefile", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            archive.unpack(packed, tmp_path / "again")
+    assert list((tmp_path / "again").iterdir()) == []
+    assert archive.unpack(packed, tmp_path / "again")
+    assert len([path for path in (tmp_path / "again").rglob("*") if path.is_file()]) == 6
+
+
+def test_a_file_that_was_packed_in_part_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unit(tmp_path / "study" / "rlvr-1")
+    write = Path.write_bytes
+
+    def full_disk(path: Path, data: bytes) -> int:
+        write(path, data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", full_disk)
+        with pytest.raises(PermixError, match="No space left"):
+            pack_all(tmp_path, monkeypatch)
+    assert pack_all(tmp_path, monkeypatch) == ["rlvr-1.tar.xz"]
+    assert archive.unpack(tmp_path / "packed" / "rlvr-1.tar.xz", tmp_path / "again")
 
 
 def test_the_base_unit_has_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

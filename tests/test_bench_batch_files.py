@@ -8,7 +8,7 @@ import pytest
 
 from bench import bench_batch_files
 from permix.inference.batch_model import BatchFlags
-from permix.storage.cells import read_cells
+from tests.cell_files import read_cells
 
 
 def test_what_is_written_is_answered_and_read(tmp_path: Path) -> None:

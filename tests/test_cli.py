@@ -20,7 +20,7 @@ from permix.cli import commands
 from permix.config import StabilityConfig
 from permix.errors import ConfigError
 from permix.plan import read_plan
-from permix.storage.cells import read_cells
+from tests.cell_files import read_cells
 from tests.sample_runs import asked_what, endpoint, solve, stability_values, toml, write_pool
 from tests.servers import openai_server
 from tests.without_packages import run_without

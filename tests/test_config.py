@@ -312,7 +312,7 @@ def test_secrets_are_refused_without_being_repeated() -> None:
     [
         ("a.toml", None, "no such configuration file"),
         ("a.toml", b"x = ", "not a TOML file"),
-        ("a.toml", b"\xff\xfe", "not a TOML file"),
+        ("a.toml", b"\xff\xff", "not a TOML file"),
         ("a.toml", b"a = 1\na = 2", "not a TOML file"),
         ("a.json", b"{", "not a JSON file"),
         ("a.json", b"[1]", "contains a list, not an object"),

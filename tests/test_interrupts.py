@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from permix.storage.cells import read_cells
+from tests.cell_files import read_cells
 from tests.sample_runs import asked_what, solve, stability_values, toml
 from tests.servers import OpenAIServer, openai_server
 

@@ -78,7 +78,7 @@ def test_no_import_goes_up() -> None:
 
 
 def test_the_tree_is_of_a_size_that_can_be_learnt() -> None:
-    assert len(list((SOURCE / "permix").rglob("*.py"))) <= 210
+    assert len(list((SOURCE / "permix").rglob("*.py"))) <= 213
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 PACKAGE = Path(__file__).parents[1] / "src" / "permix"
 EXCEPTIONS: dict[str, str] = {}
 
@@ -52,3 +54,16 @@ def test_what_counts_as_a_public_name(tmp_path: Path) -> None:
     assert public_names(tmp_path) == {
         "ONE": ["a.py"], "two": ["a.py"], "x": ["a.py"], "table": ["a.py"], "f": ["a.py", "b.py"], "Imported": ["b.py"],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("folder", ["report", "rendering", "dashboard"])
+def test_a_docstring_says_what_a_function_gives_without_the_word_return(folder: str) -> None:
+    """ "The models of ...", not "Return the models of ..."; a function that does something begins with its verb."""
+    found = [
+        f"{path.name}: {node.name}"
+        for path in sorted((PACKAGE / folder).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        and (ast.get_docstring(node) or "").startswith("Return")
+    ]
+    assert found == []

@@ -153,7 +153,7 @@ def test_after_a_run_only_the_rest_is_asked_and_its_rate_is_known(tmp_path: Path
     assert numbers["seconds"] > 0
     assert not (tmp_path / "another").exists()
     result, _ = run_json(capfd, "stability", path, "--dry-run", "--seed", "1", code=2)
-    assert "another seed" in result["error"]  # the run itself would be refused too
+    assert "this run was made with seed = 0, not 1" in result["error"]  # the run itself would be refused too
 
 
 def test_every_command_that_asks_has_a_dry_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -162,7 +162,7 @@ def test_every_command_that_asks_has_a_dry_run(tmp_path: Path, capfd: pytest.Cap
     result, _ = run_json(capfd, "fidelity", fidelity, "--dry-run", *judged)
     # 36 answers by one rubric, and four controls of 36: there are fewer answers than the 100 of each control.
     assert (
-        result["facts"]["judge"] == f"at most 180 calls afterwards, 144 of them to test the judge; at most {180 * 256} new tokens"
+        result["facts"]["judge"] == f"at most 360 calls afterwards, 288 of them to test the judge; at most {360 * 256} new tokens"
     )
     train = ["--task.n", "8", "--plan.steps", "2", "--plan.questions-per-step", "2", "--plan.group-size", "4"]
     result, _ = run_json(capfd, "train", "--dry-run", "--out", str(tmp_path / "trained"), *train, "--train.max-new-tokens", "10")

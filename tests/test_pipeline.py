@@ -25,12 +25,12 @@ from permix.pipelines.quickstart import (
 )
 from permix.plan import read_plan
 from permix.progress import JobSize
-from permix.storage.cells import read_cells
 from permix.storage.files import read_json
 from permix.storage.workers import holds_claim
 from permix.tasks.base import read_trained_on
 from permix.training.run_log import read_training_log
 from permix.types import Cell
+from tests.cell_files import read_cells
 from tests.killable import Moment, command
 
 pytestmark = pytest.mark.slow

@@ -88,6 +88,28 @@ def test_a_part_done_before_says_nothing_of_the_speed() -> None:
         assert journey.time_left_text(0.0, 0.0) == "part 2 of 2"
 
 
+def test_the_speed_is_that_of_the_work_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    journey = MultiProgress([100, 100, 100, 100])
+    with journey.part(0, "done to 95 % by an earlier process"):
+        now += 5
+        with progress_bar("work", 100, "cells") as shown:
+            shown.start_at(95)
+            shown.advance(5)
+    with journey.part(1, "begun"):
+        now += 2
+        assert journey.time_left_text(0.02, 0.02) == "part 2 of 4, 4:58 left in total"  # 7 s for 7 %, and 298 % are left
+    journey = MultiProgress([100, 100, 100, 100])
+    for number in range(2):
+        with journey.part(number, "done before, by bars and all"), progress_bar("work", 100, "cells") as shown:
+            shown.start_at(100)
+            now += 4  # the model is loaded, to look at the run
+    with journey.part(2, "begun"):
+        now += 10
+        assert journey.time_left_text(0.1, 0.1) == "part 3 of 4, 3:10 left in total"
+
+
 def test_meters_inside_a_journey_name_the_step(capsys: pytest.CaptureFixture[str]) -> None:
     with MultiProgress([1, 1]).part(1, "second"), progress_bar("work", 1, "cells") as shown:
         shown.advance(status="loss 0.5")

@@ -6,14 +6,18 @@ the same `out` resumes the run. `import permix` offers these names and imports t
 """
 
 import json
+import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, wraps
+from inspect import signature
+from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from permix.config import (
     FidelityConfig,
@@ -22,22 +26,23 @@ from permix.config import (
     PersonasConfig,
     StabilityConfig,
     StudyConfig,
-    TaskConfig,
     TrainConfig,
     build_config,
+    fidelity_kind,
     merge_values,
     read_config_values,
+    require_own_folder,
 )
-from permix.errors import RENAMED_SHARDS, ConfigError, DataError, IncompleteRunError, OtherShardsPendingError
-from permix.evals.answer_vectors import measure_or_explain, measure_recognisability
-from permix.evals.fidelity_records import cut_off_warning, fidelity_kind
-from permix.evals.grid import GridResults, cell_row, count_cut_off, persona_rows, read_grid_results
+from permix.errors import RENAMED_SHARDS, ConfigError, DataError, IncompleteRunError, OtherShardsPendingError, PermixError
+from permix.evals.grid import GridResults, cell_row, count_cut_off, cut_off_warning, persona_rows, read_grid_results
+from permix.evals.open_ended import measure_recognisability, try_recognisability
+from permix.evals.reference_runs import find_reference
 from permix.evals.stability import StabilityGrid, measure_contexts, measure_stability, read_stability_grid, run_stability
 from permix.evals.strategies import STRATEGIES
 from permix.inference import build_model_config
 from permix.inference.base import CompletionResult, Model
 from permix.inference.batch_model import BatchFlags, BatchModel, check_no_shard, open_batch_model, use_batch_backend
-from permix.inference.scripted import MessageFunction, wrap_model
+from permix.inference.scripted import MessageFunction, code_identity, wrap_model
 from permix.metrics.linear_models import ContextSummary
 from permix.metrics.model_comparison import PairedComparison
 from permix.metrics.recognisability import Recognisability
@@ -48,11 +53,22 @@ from permix.personas.loading import build_open_questions
 from permix.personas.pool import PersonaPool, PersonasLike, resolve_pool, select_personas
 from permix.progress import print_status
 from permix.storage.files import read_json, read_jsonl
-from permix.storage.rows import CSV_SUFFIXES
+from permix.storage.rows import CSV_SUFFIXES, is_whole_number, quote_value
 from permix.storage.run_dir import RunReader, read_provenance
-from permix.tasks import AnswerKind, LoadedTask, Task, find_task, task_from_questions
+from permix.tasks import (
+    AnswerKind,
+    LoadedTask,
+    Task,
+    check_answer_kind,
+    check_loaded_task,
+    find_task,
+    is_permix_task,
+    load_task_object,
+    own_task,
+    task_from_questions,
+)
 from permix.tasks.datasets import DATASET_SUFFIXES
-from permix.types import Cell, Estimate, Question, Record, Request, Sampling, Split
+from permix.types import Cell, Estimate, Question, Record, Request, Sampling, Split, digest
 
 GIVEN_IN_PYTHON = "python"
 """The value in config.json for a pool or questions made in Python, which have no file."""
@@ -74,6 +90,10 @@ TaskLike = str | Path | Mapping[str, Any] | Task | LoadedTask | Sequence[Questio
 `permix.tasks.task_from_questions`)."""
 
 SamplingLike = Sampling | Mapping[str, Any]
+
+_ParametersT = ParamSpec("_ParametersT")
+
+_ResultT = TypeVar("_ResultT")
 
 
 class OpenedRun:
@@ -186,8 +206,8 @@ class StabilityRun(EvaluationRun):
         """
         from permix.evals.in_character import measure_right_in_character
 
-        path = reference or self.config.get("character_reference")
-        return measure_right_in_character(self.path, None if path is None else Path(path), self._results)
+        path = find_reference(self.path, self.config, "character_reference") if reference is None else Path(reference)
+        return measure_right_in_character(self.path, path, self._results)
 
     @property
     def contexts(self) -> tuple[ContextSummary, ...]:
@@ -235,8 +255,7 @@ class FidelityRun(EvaluationRun):
 
         if self.kind == "personagym":
             return count_personagym_answers(self.path)
-        reference_path = self.config.get("reference")
-        reference = None if reference_path is None else Path(reference_path)
+        reference = find_reference(self.path, self.config)
         return measure_drift(self.path, reference) if self.kind == "interview" else measure_identifiability(self.path, reference)
 
     @cached_property
@@ -257,13 +276,44 @@ class FidelityRun(EvaluationRun):
         and of the answers' text ("text.words" ...): name, value, low, high, n."""
         from permix.evals.text_metrics import measure_text_metrics
 
-        recognised = measure_or_explain(self.path)[0] if self.kind == "open" else None
+        recognised = try_recognisability(self.path).value if self.kind == "open" else None
         rows = [] if recognised is None else estimate_rows(recognised, "recognisability.")
         return estimate_rows(self.summary) + rows + estimate_rows(measure_text_metrics(self.path), "text.")
 
 
+_AGAIN = "run the same command again"
+
+_KEEP = 'give out="..." to keep the answers (error.run holds them now), and make the same call again'
+
+_FLAG = re.compile(r"(?<![\w/.-])--([a-z_]+(?:[.-][a-z_]+)*)(?![\w=-])")
+
+
+def _in_words_of_python(function: Callable[_ParametersT, _ResultT]) -> Callable[_ParametersT, _ResultT]:
+    """Make the errors of a function name what a call from Python has: the call in place of the command, fields in place of flags.
+
+    Without `out` the same call would not find the answers again, which are in a temporary folder.
+    """
+    out = signature(function).parameters.get("out")
+    may_be_temporary = out is not None and out.default is None
+
+    @wraps(function)
+    def call(*args: _ParametersT.args, **kwargs: _ParametersT.kwargs) -> _ResultT:
+        try:
+            return function(*args, **kwargs)
+        except PermixError as error:
+            again = _KEEP if may_be_temporary and kwargs.get("out") is None else "make the same call again"
+            text = str(error).replace("--personas.template in_question", 'template="in_question"')
+            text = text.replace(_AGAIN, again).replace("running the same command again", "making the same call again")
+            text = _FLAG.sub(lambda found: found[1].replace("-", "_"), re.sub(r" \(--[\w.-]+ [A-Z]+\)", "", text))
+            error.args = (re.sub(r"\btask\.n = ", "n = ", text), *error.args[1:])
+            raise
+
+    return call
+
+
 def open_run(path: str | Path) -> StabilityRun | FidelityRun | TrainRun:
-    """Open the run directory of a stability run, a fidelity run or a training. Raises DataError for any other folder."""
+    """Open the run directory of a stability run, a fidelity run or a training. Raises DataError for any other folder, ConfigError
+    for no path."""
     folder = _filled_path(path)
     stage = read_json(folder / "config.json").get("stage")
     if stage == "stability":
@@ -275,15 +325,19 @@ def open_run(path: str | Path) -> StabilityRun | FidelityRun | TrainRun:
     raise DataError(f"{folder}: config.json has stage {stage!r}; open_run reads runs of stability, fidelity and train")
 
 
+@_in_words_of_python
 def load_personas(source: str | Path = "builtin", *, split: Split | None = None, column: str | None = None) -> PersonaPool:
     """The built-in pool, or the pool in a file or folder; with `split`, only its personas of that split.
 
     `column` names the column of the texts, where that is not clear. `permix.personas.published` lists the forms of files.
     Raises DataError for a bad file, ConfigError if no persona belongs to the split.
     """
-    return select_personas(PersonasConfig(pool=str(source), split=split or "all", column=column))
+    pool = source if source == "builtin" else str(_filled_path(source))
+    values = {"pool": pool, "split": "all" if split is None else split, "column": column}
+    return select_personas(build_config(PersonasConfig, values, source="load_personas"))
 
 
+@_in_words_of_python
 def evaluate_stability(
     model: ModelLike,
     *,
@@ -318,8 +372,11 @@ def evaluate_stability(
     it. With `batch_out` the run that is returned is incomplete as long as something is pending.
 
     Raises ConfigError or DataError for bad input before the model is asked. Raises IncompleteRunError at the end if cells have no
-    score: its `run` is the incomplete run, and the same call asks the missing cells. After Ctrl-C the same call resumes the run.
+    score: its `run` is the incomplete run, and with `out` the same call asks the missing cells. A function that fails eight times
+    in a row is asked no more. After Ctrl-C the same call resumes the run.
     """
+    if config.get("plan_power") is not None:
+        raise ConfigError("plan_power: asks no model, so it has no effect here; the command permix stability prints the numbers")
     batch = _batch_flags(batch_in, batch_out, batch_files, config)
     section, given_model = _resolve_model(model, name)
     section = _batch_section(section, batch, given_model)
@@ -344,6 +401,7 @@ def evaluate_stability(
     return run
 
 
+@_in_words_of_python
 def evaluate_fidelity(
     model: ModelLike,
     *,
@@ -372,6 +430,8 @@ def evaluate_fidelity(
     section = _batch_section(section, batch, given_model)
     personas_section, given_pool = _resolve_personas(personas, template)
     given_questions = None if isinstance(questions, str | Path) else build_open_questions(questions)
+    if given_questions is not None and "questions_split" in config:
+        raise ConfigError("questions_split: has no effect on a list of questions, which is asked whole; leave it out")
     run = FidelityRun(out)
     values = {
         "out": run.path, "model": section, "personas": personas_section, "seed": seed,
@@ -383,6 +443,7 @@ def evaluate_fidelity(
     return run
 
 
+@_in_words_of_python
 def judge(
     run: FidelityRun | str | Path,
     judge: ModelLike,
@@ -405,9 +466,9 @@ def judge(
 
     Raises IncompleteRunError if scores are missing; the same call asks for them.
     """
+    from permix.judges.judging import judge_fidelity_run
     from permix.judges.runner import judge_folder
     from permix.judges.summary import JudgeSummary
-    from permix.pipelines.fidelity import judge_fidelity_run
 
     batch = _batch_flags(batch_in, batch_out, batch_files, fields)
     section, given_model = _resolve_model(judge, name)
@@ -424,6 +485,7 @@ def judge(
     return JudgeSummary.model_validate(read_json(judge_folder(path, stage.judge.label or stage.judge.name) / "metrics.json"))
 
 
+@_in_words_of_python
 def train(config: str | Path | Mapping[str, Any] | TrainConfig | None = None, **fields: Any) -> Path:
     """Train a model or resume a training, as `permix train` does. Returns the folder of the trained model.
 
@@ -432,18 +494,33 @@ def train(config: str | Path | Mapping[str, Any] | TrainConfig | None = None, **
     """
     from permix.pipelines.train import run_training
 
-    if isinstance(config, str | Path):
-        values, source = read_config_values(Path(config)), str(config)
-    else:
-        given = config.model_dump(exclude_unset=True) if isinstance(config, TrainConfig) else config or {}
-        values, source = dict(given), "train"
+    values, source = _config_values(config, TrainConfig, "train")
     merged = {
         key: {**values[key], **value} if isinstance(value, Mapping) and isinstance(values.get(key), Mapping) else value
         for key, value in fields.items()
     }
-    return run_training(build_config(TrainConfig, values | merged, source=source))
+    stage = build_config(TrainConfig, values | merged, source=source)
+    if isinstance(config, str | Path) and "out" not in fields:
+        require_own_folder(Path(config), stage)
+    return run_training(stage)
 
 
+def _config_values(
+    config: str | Path | Mapping[str, Any] | TrainConfig | StudyConfig | None,
+    cls: type[TrainConfig] | type[StudyConfig],
+    name: str,
+) -> tuple[dict[str, Any], str]:
+    """The values of a configuration, and what its errors begin with: its file, or the name of the function."""
+    if isinstance(config, str | Path):
+        return read_config_values(Path(config)), str(config)
+    if isinstance(config, cls):
+        return config.model_dump(exclude_unset=True), name
+    if config is not None and not isinstance(config, Mapping):
+        raise ConfigError(f"{name}: config = {quote_value(config)}: must be a file, or a dict of its fields")
+    return dict(config or {}), name
+
+
+@_in_words_of_python
 def study(config: str | Path | Mapping[str, Any] | StudyConfig, **fields: Any) -> Path:
     """Run a study or go on with it, as `permix study` does. Returns the path of its report's page.
 
@@ -455,11 +532,10 @@ def study(config: str | Path | Mapping[str, Any] | StudyConfig, **fields: Any) -
     """
     from permix.pipelines.study import run_study
 
-    if isinstance(config, str | Path):
-        values, source = read_config_values(Path(config)), str(config)
-    else:
-        values, source = config.model_dump(exclude_unset=True) if isinstance(config, StudyConfig) else dict(config), "study"
+    values, source = _config_values(config, StudyConfig, "study")
     stage = build_config(StudyConfig, merge_values(values, fields), source=source)
+    if isinstance(config, str | Path) and "out" not in fields:
+        require_own_folder(Path(config), stage)
     page = run_study(stage)
     if page is None:
         why = f'unit = "{stage.unit}" runs one unit' if stage.unit is not None else "no evaluation is finished"
@@ -469,6 +545,7 @@ def study(config: str | Path | Mapping[str, Any] | StudyConfig, **fields: Any) -
     return page
 
 
+@_in_words_of_python
 def write_report(
     runs: OpenedRun | str | Path | Sequence[OpenedRun | str | Path],
     out: str | Path = "runs/report",
@@ -481,12 +558,13 @@ def write_report(
     """
     from permix.report.builder import build_report
 
-    several = [runs] if isinstance(runs, OpenedRun | str | Path) else runs
+    several = [runs] if isinstance(runs, OpenedRun | str | Path) or not isinstance(runs, Iterable) else runs
     folder = _filled_path(out)
     build_report([_run_path(one) for one in several], folder, caption)
     return folder / "index.html"
 
 
+@_in_words_of_python
 def compare(
     first: StabilityRun | str | Path, other: StabilityRun | str | Path, *, seed: int = 0, resamples: int = 2000
 ) -> PairedComparison:
@@ -504,7 +582,10 @@ def _run_path(run: OpenedRun | str | Path) -> Path:
 
 
 def _filled_path(path: str | Path) -> Path:
-    """The path of a folder. Raises ConfigError for an empty text, which as a path would be the current folder."""
+    """The path of a folder. Raises ConfigError for an empty text, which as a path would be the current folder, and for what is no
+    path."""
+    if not isinstance(path, str | PathLike):
+        raise ConfigError(f"path = {quote_value(path)}: must be a text or a Path, the path of a folder")
     if not str(path).strip():
         raise ConfigError(f'path = {path!r}: is empty; give the path of a folder, "." for the current one')
     return Path(path)
@@ -566,38 +647,61 @@ def _warn_of_cut_off(run: EvaluationRun) -> None:
 
 def _resolve_model(model: ModelLike, name: str | None) -> tuple[ModelConfig | Mapping[str, Any], Model | None]:
     """The [model] section, and the model itself if it was made in Python."""
+    if name is not None and (not isinstance(name, str) or not name.strip()):
+        raise ConfigError(f"name = {quote_value(name)}: must be a text that is not blank")
     if isinstance(model, str | Path):
         return build_model_config(model, name), None
     if isinstance(model, Mapping):
         return model, None
     wrapped = wrap_model(model, name)
     loaded = getattr(wrapped, "config", None)
-    return (loaded if isinstance(loaded, ModelConfig) else ModelConfig(name=wrapped.name, backend="python")), wrapped
+    if isinstance(loaded, ModelConfig):
+        return loaded, wrapped
+    return build_config(ModelConfig, {"name": wrapped.name, "backend": "python"}, source="model"), wrapped
 
 
 def _resolve_task(task: TaskLike, n: int | None, answer: str | None) -> tuple[Mapping[str, Any], LoadedTask | None]:
     """The [task] section, or the task with its questions if these were made in Python."""
+    if n is not None and not is_whole_number(n):
+        raise ConfigError(f"n = {n!r}: must be a whole number, the number of questions to ask")
     if n is not None and n < 1:
         raise ConfigError(f"n = {n}: must be 1 or above, the number of questions to ask")
-    overrides = {name: value for name, value in {"n": n, "answer": answer}.items() if value is not None}
-    if answer is not None and isinstance(task, Task | LoadedTask):
-        raise ConfigError(f'answer = "{answer}": applies to a list of questions only; leave it out, since a task has a scorer')
+    if answer is not None:
+        if isinstance(task, Task | LoadedTask):
+            raise ConfigError(
+                f'answer = "{answer}": applies to a list of questions only; leave it out, since a task has a scorer'
+            )
+        check_answer_kind(answer)
+    overrides = {
+        name: value for name, value in {"n": None if n is None else int(n), "answer": answer}.items() if value is not None
+    }
     if isinstance(task, str | Path):
         is_file = Path(task).suffix in (*DATASET_SUFFIXES, *CSV_SUFFIXES)
         return ({"path": task, **overrides} if is_file else {"name": find_task(str(task)).name, **overrides}), None
     if isinstance(task, Mapping):
+        if "question" in task:
+            raise DataError("task: a dict has the fields of a [task] section; give questions as a list of dicts, one for each")
         return {**task, **overrides}, None
     if isinstance(task, Task):
-        config = TaskConfig().model_copy(update={"name": task.name, **overrides})
-        loaded = LoadedTask(config, task, task.questions(config))
+        loaded = load_task_object(_with_source(task), n)
     elif isinstance(task, LoadedTask):
-        loaded = task
+        loaded = check_loaded_task(replace(task, task=_with_source(task.task)))
     else:
         loaded = task_from_questions(task, answer)
     if n is not None and n > len(loaded.questions):
         raise ConfigError(f"n = {n}: there are only {len(loaded.questions)} questions; give at most that number")
     questions = loaded.questions[:n]
     return {}, LoadedTask(loaded.config.model_copy(update={"n": len(questions)}), loaded.task, questions)
+
+
+def _with_source(task: Task) -> Task:
+    """A task of the user's own with the digest of what scores its answers, so that a run is not resumed with another scorer."""
+    if is_permix_task(task):
+        return task
+    if task.source is not None:
+        return own_task(task, task.source)
+    scoring = (task.extract, task.answers_match, task.scorer)
+    return own_task(task, digest(*(code_identity(one, f"task.name = {task.name!r}") for one in scoring)))
 
 
 def _resolve_personas(

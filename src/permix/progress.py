@@ -86,27 +86,34 @@ def print_result_now() -> None:
 
 
 class MultiProgress:
-    """The progress of several parts of work, done one after the other. `weights` [N]: their expected durations, in any unit."""
+    """The progress of several parts of work, done one after the other. `weights` [N]: their expected durations, in any unit.
+
+    The speed is that of the work of this process, over the time since its first work; what an earlier process did is left out.
+    """
 
     def __init__(self, weights: Sequence[float]) -> None:
         self._weights = weights
-        self._part_index, self._weight_done, self._started = 0, 0.0, time.monotonic()
+        self._part_index, self._weight_done, self._seconds = 0, 0.0, 0.0
+        self._part_started, self._done_now = time.monotonic(), 0.0
 
     @contextlib.contextmanager
     def part(self, number: int, name: str) -> Iterator[None]:
         """Run part `number` (from 0) in the block. Its progress bars also show the part's number and the time left in total."""
         global _current_progress
         self._part_index, outer, _current_progress = number, _current_progress, self
+        self._part_started, self._done_now = time.monotonic(), 0.0
         print_status(f"[{number + 1}/{len(self._weights)}] {name}")
-        started = time.monotonic()
         try:
             yield
         finally:
             _current_progress = outer
-        if time.monotonic() - started < RESUMED_PART_MAX_S:
-            self._started = time.monotonic() if self._weight_done == 0 else self._started
-        else:
-            self._weight_done += self._weights[number]
+        if self._done_now:  # else an earlier process did all of it, and this one only loaded a model and looked
+            self._weight_done += self._weights[number] * self._done_now
+            self._seconds += time.monotonic() - self._part_started
+
+    def record(self, fraction_done_now: float) -> None:
+        """Record the share of this part that this process has done (0 to 1)."""
+        self._done_now = max(self._done_now, fraction_done_now)
 
     def time_left_text(self, fraction_done: float, fraction_done_now: float) -> str:
         """The part's number and the time left in total.
@@ -114,16 +121,15 @@ class MultiProgress:
         `fraction_done`: the share of this part that is done (0 to 1). `fraction_done_now`: the share that this process did; an
         earlier process did the rest. Only this process's work enters the estimate of the speed.
         """
+        self.record(fraction_done_now)
         weight = self._weights[self._part_index]
         done = self._weight_done + weight * fraction_done_now
         left = weight * (1 - fraction_done) + sum(self._weights[self._part_index + 1 :])
-        seconds = (time.monotonic() - self._started) * left / done if done > 0 else None
+        spent = self._seconds + time.monotonic() - self._part_started
+        seconds = spent * left / done if done > 0 else None
         part = f"part {self._part_index + 1} of {len(self._weights)}"
         return part if seconds is None else f"{part}, {format_duration(seconds)} left in total"
 
-
-# A part that ends sooner was already done by an earlier process, so it is left out of the estimate of the speed.
-RESUMED_PART_MAX_S = 2.0
 
 _current_progress: MultiProgress | None = None
 
@@ -154,10 +160,15 @@ class ProgressBar:
         """Units per second in this process."""
         return (self.done - self._already_done) / max(time.monotonic() - self._started, 1e-9)
 
+    @property
+    def fraction_done_now(self) -> float:
+        """The share of the units that this process has done, 0 to 1."""
+        return (self.done - self._already_done) / max(self.total, 1)
+
     def status_text(self, status: str) -> str:
         """The text next to the count: the caller's status and, inside a `MultiProgress`, its part and the time left in total."""
-        done_now = (self.done - self._already_done) / max(self.total, 1)
-        parts = [status, _current_progress.time_left_text(self.done / max(self.total, 1), done_now) if _current_progress else ""]
+        done = self.done / max(self.total, 1)
+        parts = [status, _current_progress.time_left_text(done, self.fraction_done_now) if _current_progress else ""]
         return "; ".join(filter(None, parts))
 
     @property
@@ -353,6 +364,16 @@ def format_duration(seconds: float) -> str:
 @contextlib.contextmanager
 def progress_bar(description: str, total: int, unit: str, *, min_total: int = 0) -> Iterator[ProgressBar]:
     """Show the progress of `total` units of work on stderr while the block runs; nothing if there are fewer than `min_total`."""
+    with _shown_bar(description, total, unit, min_total) as bar:
+        try:
+            yield bar
+        finally:
+            if _current_progress is not None:
+                _current_progress.record(bar.fraction_done_now)
+
+
+@contextlib.contextmanager
+def _shown_bar(description: str, total: int, unit: str, min_total: int) -> Iterator[ProgressBar]:
     if total < min_total:
         yield _NoBar(description, total, unit)
         return

@@ -8,6 +8,7 @@ characters, terminal escapes, bidirectional and zero-width marks and lone surrog
 records the command line of a run, and a user may have typed a secret there.
 """
 
+import codecs
 import re
 import shlex
 import unicodedata
@@ -111,3 +112,12 @@ def redact_arguments(arguments: Sequence[str]) -> Iterator[str]:
         else:
             yield f"{name}={REDACTED}" if is_secret and equals else redact_secrets(word)
         hide_next = is_secret and not equals
+
+
+def detect_encoding(raw: bytes) -> str:
+    """The encoding of a file that a user wrote: UTF-8, with or without a byte-order mark, or UTF-16."""
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    if b"\0" in raw[:2]:  # the other half of an ASCII character, in UTF-16 without a byte-order mark
+        return "utf-16-be" if raw[:1] == b"\0" else "utf-16-le"
+    return "utf-8-sig"

@@ -9,7 +9,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
@@ -383,6 +383,11 @@ class PlanRow(Record):
     """The row's context, in a plan that draws contexts."""
 
 
+def true_minus(text: str) -> str:
+    """A formatted number with a minus sign in place of the hyphen."""
+    return text.replace("-", "−")
+
+
 class Estimate(Record):
     """A measured number: `value`, the 95 % interval from `low` to `high`, and the number `n` of resampled units.
 
@@ -412,7 +417,7 @@ class Estimate(Record):
 
     def __str__(self) -> str:
         interval = "" if self.value is None or self.low is None else f" [{self.low:.2f}, {self.high:.2f}]"
-        return f"{self.format_value()}{interval}".replace("-", "−")
+        return true_minus(f"{self.format_value()}{interval}")
 
     def format_value(self, decimals: int | None = None) -> str:
         """The value alone, with as many decimals as n supports: "0.812", or "0.81" with a wide interval.
@@ -420,7 +425,7 @@ class Estimate(Record):
         `decimals`: with at most this many, so that values beside each other have equally many.
         """
         shown = self.decimals if decimals is None else min(decimals, self.decimals)
-        return "–" if self.value is None else f"{self._rounded(shown):.{shown}f}".replace("-", "−")
+        return "–" if self.value is None else true_minus(f"{self._rounded(shown):.{shown}f}")
 
     def _rounded(self, decimals: int) -> float:
         """The value as it is shown; what rounds to zero has no sign."""
@@ -435,7 +440,17 @@ class Estimate(Record):
             return "–"
         shown = self.decimals if decimals is None else decimals
         interval = "" if self.low is None or self.high is None else f" [{self.low:+.2f}, {self.high:+.2f}]"
-        return f"{self._rounded(shown):+.{shown}f}{interval}".replace("-", "−")
+        return true_minus(f"{self._rounded(shown):+.{shown}f}{interval}")
+
+
+_Value = TypeVar("_Value")
+
+
+class Measured(NamedTuple, Generic[_Value]):
+    """The value of a measure, or None and the reason that there is none."""
+
+    value: _Value | None
+    reason: str = ""
 
 
 def count_text(n: int, noun: str) -> str:

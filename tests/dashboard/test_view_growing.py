@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from permix.storage.files import JsonlTail, last_lines
+from permix.storage.files import JsonlTail, drop_torn_line, last_lines
 
 
 def add(path: Path, text: bytes) -> None:
@@ -93,3 +93,18 @@ def test_a_last_line_longer_than_the_tail_is_found(tmp_path: Path) -> None:
     add(file, b"first\n" + b"y" * 3_000_000 + b"\n")
     assert [len(line) for line in last_lines(file, 1)] == [3_000_000]
     assert last_lines(file, 5)[-1][:3] == b"yyy"
+
+
+@pytest.mark.parametrize("torn", [5, 500])
+def test_a_line_that_is_shorter_than_the_torn_one_before_is_read(torn: int, tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(b'{"a": 1}\n' + b"x" * torn)
+    tail = JsonlTail(path)
+    assert tail.read_lines() == [b'{"a": 1}']
+    assert tail.read_lines() == []
+    drop_torn_line(path)  # the run is resumed
+    with path.open("ab") as file:
+        file.write(b'{"a": 2}\n')
+    assert tail.read_lines() == [b'{"a": 2}']
+    assert tail.read_lines() == []
+    assert not tail.is_behind

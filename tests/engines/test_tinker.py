@@ -17,7 +17,7 @@ pytest.importorskip("tinker_cookbook", reason="tinker-cookbook is not installed:
 from tinker_cookbook import renderers
 from tinker_cookbook.completers import TokenCompleter, TokensWithLogprobs
 from tinker_cookbook.rl.data_processing import compute_advantages
-from tinker_cookbook.rl.rollout_strategy import RetryOnFailure
+from tinker_cookbook.rl.rollout_strategy import MinViableGroup, RetryOnFailure
 from tinker_cookbook.rl.rollouts import do_group_rollout
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 
@@ -132,6 +132,24 @@ def test_an_answer_that_cannot_be_verified_is_never_a_wrong_one(renderer: Any, p
     group, prompts = rollouts(builder, renderer, "why?", "5", "6", strategy=RetryOnFailure(max_retries=1))
     assert sorted(group.get_total_rewards()) == [0.0, 1.0]  # the one that failed was sampled again
     assert (len(prompts), [one.error_type for one in group.rollout_errors]) == (3, ["UnverifiedAnswerError"])
+
+
+@pytest.mark.parametrize("strategy", [RetryOnFailure(max_retries=2), MinViableGroup(min_successful=4, max_retries=2)])
+def test_a_rollout_that_is_sampled_again_keeps_its_persona(renderer: Any, picky: str, strategy: Any) -> None:
+    one = {"task": picky, "rollouts": 1}
+    rows = (
+        row(0, 0, SYSTEM, QUESTION, **SAILOR, **one),
+        row(
+            0, 0, Message(role="system", content="You are a nurse."), QUESTION, persona_id="nurse", persona_tags=("nurse",), **one
+        ),
+        row(0, 0, Message(role="system", content="You are a poet."), QUESTION, persona_id="poet", persona_tags=("poet",), **one),
+        row(0, 0, QUESTION, **one),
+    )
+    (builder,) = PlanDataset(Plan(rows, {}), renderer).get_batch(0)
+    group, prompts = rollouts(builder, renderer, "5", "why?", "how?", "5", "5", "5", strategy=strategy)
+    metrics = [name for trajectory in group.trajectories_G for name in trajectory.transitions[-1].metrics]
+    assert sorted(metrics) == ["right/character", "right/none", "right/nurse", "right/poet", "right/sea"]
+    assert len(prompts) == 6
 
 
 def test_groups_travel_to_other_processes(renderer: Any) -> None:

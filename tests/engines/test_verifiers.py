@@ -76,9 +76,9 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
     return write
 
 
-def reply(text: str) -> Raw:
+def reply(text: str, finish: str = "stop", **more: Any) -> Raw:
     """A completion with every field that verifiers reads."""
-    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+    choice = {"index": 0, "message": {"role": "assistant", "content": text, **more}, "finish_reason": finish}
     usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
     body = {"id": "x", "object": "chat.completion", "created": 1, "model": "served", "choices": [choice], "usage": usage}
     return Raw(json.dumps(body).encode())
@@ -133,6 +133,22 @@ def test_right_is_1_wrong_is_0_and_the_metrics_are_by_kind_of_persona(tmp_path: 
     data = traces["1/1"][0].task.data
     assert (data.gold, data.persona_id, data.step, data.group, data.seed) == ("5", "sailor", 1, 1, 11)
     assert all(trace.ok for own in traces.values() for trace in own)
+
+
+@pytest.mark.parametrize("opens", [True, False])
+def test_thinking_that_the_prompt_opened_and_the_limit_cut_off_is_no_answer(
+    tmp_path: Path, environment: Callable[..., str], opens: bool
+) -> None:
+    rows = [row(0, group, message("user", "What is 2 + 3?")) for group in range(4)]
+    replies = [
+        reply("2 + 3 is 5, but", "length"),
+        reply("Hm.</think>It is 5.", "length"),
+        reply("It is 5.", "length", reasoning_content="Hm."),
+        reply("It is 5."),
+    ]
+    with openai_server(lambda body, n, headers: replies[n]) as server:
+        traces = evaluate(environment(rows), server, tmp_path / "out", opens_thinking=opens)
+    assert [score(one) for (one,) in traces.values()] == [0.0 if opens else 1.0, 1.0, 1.0, 1.0]
 
 
 def test_a_persona_without_tags_is_not_no_persona(tmp_path: Path, environment: Callable[..., str]) -> None:
@@ -264,9 +280,15 @@ characters = 0
 """
 
 
+@pytest.fixture(params=["default"])
+def thinking(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture
-def exported(tmp_path: Path) -> Path:
-    (tmp_path / "train.toml").write_text(TRAINING)
+def exported(tmp_path: Path, thinking: str) -> Path:
+    model = "" if thinking == "default" else f'[model]\nname = "org/model"\nthinking = "{thinking}"\n'
+    (tmp_path / "train.toml").write_text(TRAINING + model)
     export_plan(ExportConfig(plan=tmp_path / "train.toml", format="verifiers", out=tmp_path / "package"))
     return tmp_path / "package"
 
@@ -277,8 +299,8 @@ def add(body: dict[str, Any], n: int, headers: object) -> Raw:
     return reply(f"\\boxed{{{sum(map(int, numbers)) + n % 2}}}")
 
 
-@pytest.mark.parametrize("dev", [False, True])
-def test_the_exported_package_runs_in_verifiers_own_command(exported: Path, dev: bool) -> None:
+@pytest.mark.parametrize(("dev", "thinking"), [(False, "default"), (True, "default"), (False, "off")], indirect=["thinking"])
+def test_the_exported_package_runs_in_verifiers_own_command(exported: Path, dev: bool, thinking: str) -> None:
     """It is imported by its id, its harness is found, and half of the answers are right."""
     (module,) = (one.name for one in exported.iterdir() if one.is_dir())
     command = [str(Path(sys.executable).with_name("vf-eval")), "@", "eval.toml", "--no-rich", "--max-concurrent", "1"]
@@ -289,6 +311,8 @@ def test_the_exported_package_runs_in_verifiers_own_command(exported: Path, dev:
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         rows = read_plan(exported / module / ("dev.parquet" if dev else "plan.parquet")).rows
         assert [asked.body["messages"] for asked in server.asked] == [list(row.messages) for row in rows for _ in range(2)]
+    switches = [asked.body.get("chat_template_kwargs") for asked in server.asked]
+    assert switches == [{"enable_thinking": False, "thinking": False} if thinking == "off" else None] * len(switches)
     (written,) = exported.glob("outputs/*/traces.jsonl")
     episodes = [json.loads(line) for line in written.read_text().splitlines()]
     rewards = [trace["rewards"]["right"]["score"] for episode in episodes for trace in episode["traces"]]

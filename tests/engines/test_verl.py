@@ -180,8 +180,8 @@ def test_the_validation_has_a_source_for_each_kind_of_persona(config: Any) -> No
     ]  # fmt: skip
 
 
-def score(config: Any, row: dict[str, Any], text: str, number: int = 0) -> dict[str, Any]:
-    """What verl's reward manager makes of a completion."""
+def score(config: Any, row: dict[str, Any], text: str, **added: Any) -> dict[str, Any]:
+    """What verl's reward manager makes of a completion. `added`: what the agent loop put into its output's extra fields."""
     import numpy as np
     import torch
     from tensordict import TensorDict
@@ -202,7 +202,7 @@ def score(config: Any, row: dict[str, Any], text: str, number: int = 0) -> dict[
     )
     columns = {name: np.array([row[name]], dtype=object) for name in ("data_source", "reward_model")}
     columns["extra_info"] = np.array([dict(row["extra_info"])], dtype=object)
-    columns["tool_extra_fields"] = np.array([{"permix_rollout": number}], dtype=object)
+    columns["tool_extra_fields"] = np.array([{"permix_rollout": 0} | added], dtype=object)
 
     async def run() -> dict[str, Any]:
         return dict(await load_reward_manager(config, tokenizer).run_single(DataProto(batch=batch, non_tensor_batch=columns)))
@@ -221,6 +221,8 @@ def test_verls_reward_manager_gives_one_zero_and_no_score(config: Any, monkeypat
     assert (right["reward_score"], right["reward_extra_info"]) == (1.0, {"score": 1.0})
     assert score(config, row, f"The answer is {int(gold) + 1}.")["reward_score"] == 0.0
     assert score(config, row, "Rather not.")["reward_score"] == 0.0
+    cut_off = f"The answer is {gold}."
+    assert score(config, row, cut_off, permix_completion=f"<think>\n{cut_off}")["reward_score"] == 0.0
 
     lost = Verdict(correct=None, error="out of memory")
     monkeypatch.setattr(verl_reward, "verify_completion", lambda *_: lost)
@@ -281,6 +283,18 @@ def test_the_rollouts_of_a_group_share_the_prompt_and_have_permixs_seeds(out: Pa
     expected = tokenizer.apply_chat_template([dict(one) for one in row.messages], add_generation_prompt=True, return_dict=False)
     assert [one["prompt_ids"] for one in server.asked] == [expected, expected]
     assert [one.extra_fields["permix_rollout"] for one in outputs] == [0, 1]
+    assert [one.extra_fields["permix_completion"] for one in outputs] == ["12", "12"]
+
+
+def test_thinking_that_the_prompt_opened_is_part_of_the_text_that_is_scored(config: Any) -> None:
+    from omegaconf import OmegaConf
+
+    template = str(config.actor_rollout_ref.model.custom_chat_template)
+    opening = template + "{% if add_generation_prompt %}{{ '<think>\n' }}{% endif %}"
+    opened = OmegaConf.merge(config, {"actor_rollout_ref": {"model": {"custom_chat_template": opening}}})
+    data, _ = load(config, "train_files")
+    _, (output,), _ = asyncio.run(roll_out(opened, data[0], range(1)))
+    assert output.extra_fields["permix_completion"] == "<think>\n12"
 
 
 def test_prompts_are_those_that_permix_writes(folder: Path, config: Any) -> None:

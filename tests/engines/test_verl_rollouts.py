@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from permix.config import ImportConfig
-from permix.interop.verl_plan import read_trained_plan
+from permix.interop.verl_dump import read_trained_plan
 from permix.pipelines.verl_import import import_verl_training
 from permix.storage.files import read_json
 from permix.training.run_log import read_training_log

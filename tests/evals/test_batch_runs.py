@@ -19,11 +19,11 @@ from permix.evals.grid import run_cells
 from permix.evals.stability import run_stability
 from permix.inference.batch_model import BatchFlags, open_batch_model
 from permix.pipelines.fidelity import run_fidelity
-from permix.storage.cells import read_cells
 from permix.storage.files import read_json
 from permix.storage.run_dir import RunDir
 from permix.types import Cell, Message, Sampling
 from tests.batch_runner import completed, expired, refused_by_openai, requests_in, run_batch
+from tests.cell_files import read_cells
 from tests.killable import Moment, arm, command
 from tests.sample_runs import (
     asked_as,

@@ -13,8 +13,7 @@ import permix
 from permix.config import ExportConfig, FidelityConfig, PersonasConfig, ReportConfig, StabilityConfig, build_config
 from permix.dashboard.progress import CellTally
 from permix.errors import ConfigError, DataError, OtherShardsPendingError
-from permix.evals.fidelity_records import read_expected_cells
-from permix.evals.grid import GridResults, PromptFormat, build_grid, cell_row, read_grid_results
+from permix.evals.grid import GridResults, PromptFormat, build_grid, cell_row, read_expected_cells, read_grid_results
 from permix.evals.interview import run_interview
 from permix.evals.open_ended import run_open_ended
 from permix.evals.shards import assign_shards

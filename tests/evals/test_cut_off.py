@@ -7,8 +7,7 @@ import pytest
 
 import permix
 from permix.config import PersonasConfig, ReportConfig, StabilityConfig, TaskConfig
-from permix.evals.fidelity_records import cut_off_warning
-from permix.evals.grid import CutOffCounts, count_cut_off, read_grid_results
+from permix.evals.grid import CutOffCounts, count_cut_off, cut_off_warning, read_grid_results
 from permix.evals.stability import run_stability
 from permix.inference.scripted import ScriptedModel
 from permix.personas.pool import load_pool

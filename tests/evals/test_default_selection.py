@@ -257,6 +257,7 @@ def test_the_default_leaves_room_in_a_small_context_window(folder: Path, capsys:
     assert read_json(folder / "run" / "config.json")["sampling"]["max_new_tokens"] == 300
     assert "sampling.max_new_tokens = 300, half of the model's context window" in " ".join(capsys.readouterr().err.split())
     run_stability(stability(folder), model)  # a resume finds the same limit
+    run_stability(stability(folder, cache=str(folder / "cache")), model)  # so does a model behind a cache
     asked = stability(folder, out=str(folder / "given"), sampling={"max_new_tokens": 512})
     run_stability(asked, model)
     assert read_json(folder / "given" / "config.json")["sampling"]["max_new_tokens"] == 512

@@ -13,8 +13,8 @@ from permix.config import FidelityConfig, build_config
 from permix.errors import ConfigError, DataError, IncompleteRunError
 from permix.evals.open_ended import load_open_questions, measure_identifiability, run_open_ended, select_open_ended_personas
 from permix.evals.text_metrics import measure_text_metrics
-from permix.storage.cells import read_cells
 from permix.storage.files import read_json
+from tests.cell_files import read_cells
 from tests.sample_runs import OPEN_QUESTIONS, TEXTS, asked_as, asked_what, fidelity_config, fidelity_values, toml, write_pool
 from tests.servers import Action, error, openai_server
 

@@ -19,9 +19,10 @@ from permix.evals.stability import run_stability
 from permix.inference.scripted import ScriptedModel, ScriptedReply
 from permix.judges.results import read_judge_inputs
 from permix.pipelines.preflight import check_config
-from permix.storage.cells import read_cells, read_run_cells
+from permix.storage.cells import read_run_cells
 from permix.storage.files import read_json, write_json
 from permix.types import Completion, Failure, Message, Request, canonical_text
+from tests.cell_files import read_cells
 from tests.killable import Moment, command
 from tests.sample_runs import SYSTEM, TEXTS, asked_as, endpoint, fidelity_values, stability_values, toml, write_pool
 from tests.servers import Action, error, openai_server

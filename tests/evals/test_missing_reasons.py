@@ -14,7 +14,7 @@ from permix.errors import DataError
 from permix.evals.interview import prepare_interview, run_interview
 from permix.inference.base import remember_request_changes
 from permix.inference.request_body import FilteredReplyError, RequestBody
-from permix.storage.cells import (
+from permix.storage.failures import (
     JUDGE_OPTIONS,
     MODEL_OPTIONS,
     FailureCause,
@@ -24,9 +24,9 @@ from permix.storage.cells import (
     find_cure,
     find_failures,
     is_permanent,
-    read_cells,
 )
 from permix.types import Failure, Message, Sampling, Verdict
+from tests.cell_files import read_cells
 from tests.inference.test_openai import model_at
 from tests.sample_runs import answered, cell, endpoint, fidelity_config, fidelity_values, stability_values, toml
 from tests.servers import Action, Reply, error, openai_server

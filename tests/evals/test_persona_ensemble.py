@@ -25,10 +25,10 @@ from permix.evals.strategies.persona_ensemble import (
     resolve_pair,
 )
 from permix.prompts import pairwise_choice_prompt
-from permix.storage.cells import read_cells
 from permix.storage.files import read_json
 from permix.tasks import load_questions
 from permix.types import Cell, Completion, Failure, Question, Verdict
+from tests.cell_files import read_cells
 from tests.sample_runs import answered, asked_as, asked_what, cell, pool, solve, stability_config
 from tests.servers import Action, error, openai_server
 

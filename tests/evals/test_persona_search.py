@@ -20,12 +20,12 @@ from permix.evals.strategies.persona_search import (
     measure_persona_search,
     selected_persona_id,
 )
-from permix.storage.cells import read_cells
 from permix.storage.files import read_json
 from permix.storage.run_dir import RunDir
 from permix.tasks import load_questions
 from permix.tasks.base import TrainedOn, write_trained_on
 from permix.types import Cell, CellKey, Failure, Verdict
+from tests.cell_files import read_cells
 from tests.sample_runs import answered, asked_as, asked_what, cell, endpoint, solve, stability_config
 from tests.servers import Action, error, openai_server
 

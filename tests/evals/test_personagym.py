@@ -16,8 +16,8 @@ from permix.personas.personagym import read_personagym
 from permix.pipelines.fidelity import run_fidelity
 from permix.pipelines.preflight import check_config
 from permix.report.runs import Run
-from permix.storage.cells import read_cells
 from permix.storage.files import read_json
+from tests.cell_files import read_cells
 from tests.personagym_files import BAKER, DIVER, gym_config, gym_values, write_gym
 from tests.sample_runs import asked_what, toml
 from tests.servers import Action, Reply, error, openai_server

@@ -10,13 +10,13 @@ import pytest
 import permix
 from permix.config import FidelityConfig, ReportConfig
 from permix.errors import ConfigError
-from permix.evals.answer_vectors import (
+from permix.evals.open_ended import (
     VECTORS_FILE,
-    measure_or_explain,
     measure_recognisability,
     read_stored_vectors,
+    run_open_ended,
+    try_recognisability,
 )
-from permix.evals.open_ended import run_open_ended
 from permix.inference import embedder
 from permix.metrics.recognisability import Recognisability
 from permix.progress import print_status_once
@@ -143,7 +143,7 @@ def test_a_run_of_an_older_version_is_read(tmp_path: Path) -> None:
     values = read_json(config.out / "config.json")
     del values["embedder"]
     write_json(config.out / "config.json", values)
-    assert measure_or_explain(config.out) == (None, "the extra embed is not installed")
+    assert try_recognisability(config.out) == (None, "the extra embed is not installed")
     assert collect_models([config.out])[0].recognisability is None
 
 
@@ -161,10 +161,10 @@ def test_models_are_compared_by_question_and_only_by_the_same_embedder(tmp_path:
     other = write_encoder(tmp_path / "other", seed=3)
     runs.append(make_run(tmp_path / "three", embedder=str(other), label="three").out)
     one, two, three = collect_models(runs)
-    same = compare_models(one, two)
+    same = compare_models(two, one)
     assert same.recognisability is not None
     assert (same.recognisability.value, same.recognisability.n, same.recognisability_reasons) == (0, 12, ())
-    against = compare_models(one, three)
+    against = compare_models(three, one)
     assert against.recognisability is None
     assert against.recognisability_reasons[0].startswith("Not the same embedder (tiny (")
     assert against.fidelity_reasons == same.fidelity_reasons  # the embedder has no part in identifiability

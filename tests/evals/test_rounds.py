@@ -15,10 +15,10 @@ from permix.interop.stage import export_run
 from permix.pipelines.preflight import check_config
 from permix.report.builder import build_report
 from permix.report.comparisons import compare_runs
-from permix.storage.cells import read_cells
 from permix.storage.files import read_json
 from permix.tasks import load_questions
 from permix.types import digest
+from tests.cell_files import read_cells
 from tests.killable import Moment, command
 from tests.sample_runs import asked_as, asked_what, solve, stability_values, toml, write_pool
 from tests.servers import Action, error, openai_server

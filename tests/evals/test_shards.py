@@ -17,11 +17,14 @@ import pytest
 import permix
 from permix import cli
 from permix.config import FidelityConfig, StabilityConfig, build_config
-from permix.errors import ConfigError
-from permix.evals.shards import assign_personas, assign_shards
-from permix.storage.cells import read_cells, read_run_cells
+from permix.errors import ConfigError, DataError, IncompleteRunError
+from permix.evals.shards import assign_personas, assign_shards, end_run
+from permix.evals.stability import run_stability
+from permix.inference.scripted import ScriptedModel
+from permix.storage.cells import read_run_cells
 from permix.storage.run_dir import RunDir, RunReader
 from permix.types import CellKey, Message, Shard
+from tests.cell_files import read_cells
 from tests.sample_runs import OPEN_QUESTIONS, asked_as, asked_what, fidelity_values, solve, stability_values, toml
 from tests.servers import OpenAIServer, Raw, error, openai_server
 
@@ -503,3 +506,31 @@ def test_another_grid_is_refused_while_others_work_and_taken_over_by_who_is_alon
     assert run(larger, "--shard", "1/1") == 0
     assert len(server.asked) == 32
     assert len(RunReader(folder).grid["question_ids"]) == 8
+
+
+# How a run ends
+
+
+def unmeasurable() -> None:
+    raise DataError("too little to measure")
+
+
+def test_a_run_that_lacks_cells_and_cannot_be_measured_is_incomplete(tmp_path: Path) -> None:
+    """As a stability run too; a run that lacks none names what is wrong with its data."""
+    settings = StabilityConfig(out=tmp_path / "run")
+    with RunDir.open(settings.out, settings, {}) as opened:
+        with pytest.raises(IncompleteRunError, match="2 of 3 cells are missing") as caught:
+            end_run(opened, ScriptedModel({}), 2, "2 of 3 cells are missing", None, unmeasurable)
+        assert (caught.value.pending, str(caught.value.__cause__)) == (2, "too little to measure")
+        with pytest.raises(DataError, match="too little to measure"):
+            end_run(opened, ScriptedModel({}), 0, "", None, unmeasurable)
+
+
+def test_a_stability_run_that_lacks_scores_and_cannot_be_measured_is_incomplete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("permix.evals.stability.measure_stability", lambda *given: unmeasurable())
+    with openai_server(lambda body, nth, headers: error(400, "no") if nth == 7 else answer(body)) as partly:
+        config = build_config(StabilityConfig, stability_values(tmp_path, partly.base_url), source="test")
+        with pytest.raises(IncompleteRunError, match="1 of 24 cells, with or without a persona, have no score"):
+            run_stability(config)

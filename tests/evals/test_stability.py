@@ -20,14 +20,24 @@ from permix.errors import ConfigError, IncompleteRunError
 from permix.evals.stability import measure_stability, read_stability_grid, run_stability
 from permix.inference.openai import BUFFERED_PER_REQUEST, OpenAIModel
 from permix.plan import compile_plan_from_config, write_plan
-from permix.storage.cells import read_cells
 from permix.storage.files import read_json
 from permix.storage.run_dir import RunDir
 from permix.tasks import load_questions
 from permix.tasks.base import TrainedOn, write_trained_on
 from permix.types import Cell, CellKey, Verdict
+from tests.cell_files import read_cells
 from tests.killable import PRELOAD
-from tests.sample_runs import asked_as, asked_what, endpoint, solve, stability_config, stability_values, toml, write_pool
+from tests.sample_runs import (
+    asked_as,
+    asked_what,
+    endpoint,
+    former_fingerprint,
+    solve,
+    stability_config,
+    stability_values,
+    toml,
+    write_pool,
+)
 from tests.servers import Action, Hang, error, listing, openai_server
 
 QUESTIONS = [question.text for question in load_questions(TaskConfig(levels=("add-1",), n=6))[1]]
@@ -221,7 +231,7 @@ def test_a_run_whose_identity_holds_the_address_goes_on_too(tmp_path: Path) -> N
     with openai_server(reply) as server:
         config = stability_config(tmp_path, server.base_url)
         run_stability(config)
-        former = OpenAIModel(config.model).former_fingerprint(server.base_url)
+        former = former_fingerprint(OpenAIModel(config.model), server.base_url)
         (config.out / "addresses.json").unlink()
         file = config.out / "provenance.json"
         born = read_json(file)

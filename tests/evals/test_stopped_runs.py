@@ -12,7 +12,7 @@ from permix import cli
 from permix.inference.openai import OpenAIModel
 from permix.judges.runner import find_judge_failures
 from permix.report.runs import collect_models
-from permix.storage.cells import read_cells
+from tests.cell_files import read_cells
 from tests.sample_runs import endpoint, fidelity_values, stability_values, toml
 from tests.servers import Action, Drop, OpenAIServer, Raw, Reply, error, openai_server
 

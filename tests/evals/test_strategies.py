@@ -23,10 +23,10 @@ from permix.evals.strategies.persona_search import SELECTION_SPLIT
 from permix.evals.strategies.persona_vote import VoteSummary
 from permix.inference.openai import BUFFERED_PER_REQUEST
 from permix.inference.scripted import ScriptedModel
-from permix.storage.cells import read_cells
 from permix.storage.files import read_json
 from permix.tasks import load_questions
 from permix.types import Cell, Failure, Request
+from tests.cell_files import read_cells
 from tests.sample_runs import answered, asked_as, asked_what, cell, solve, stability_config, stability_values, toml, write_pool
 from tests.servers import Action, Hang, error, openai_server
 

@@ -24,7 +24,7 @@ from permix.inference.batch_files import (
     size_text,
 )
 from permix.inference.batch_model import BatchFlags, BatchModel, open_batch_model
-from permix.storage.cells import FailureCause, find_cause
+from permix.storage.failures import FailureCause, find_cause
 from permix.storage.files import read_json
 from permix.types import Completion, Failure, Message, Request, Sampling, digest
 from tests.batch_runner import (

@@ -14,9 +14,9 @@ from permix.inference.base import Model
 from permix.inference.cache import CACHE_DATABASE, cache_key_text, cached_model
 from permix.inference.hf import HFModel
 from permix.inference.scripted import ScriptedModel, ScriptedReply
-from permix.storage.cells import read_cells
 from permix.storage.files import read_json
 from permix.types import Completion, Failure, Message, Request, Sampling
+from tests.cell_files import read_cells
 
 GREEDY, DRAWN = Sampling(temperature=0, max_new_tokens=8), Sampling(temperature=0.7, max_new_tokens=8)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from permix import cli
-from permix.config import ModelConfig
+from permix.config import FidelityConfig, ModelConfig, build_config
 from permix.errors import ConfigError
 from permix.inference.base import remember_request_changes
 from permix.inference.openai_endpoint import MAX_REFUSALS
@@ -22,7 +22,7 @@ from permix.inference.request_body import (
     refusal_text,
     refused_field,
 )
-from permix.storage.cells import FailureCause
+from permix.storage.failures import FailureCause
 from permix.types import Completion, Failure, Message, Request, Sampling
 from tests.inference.test_openai import model_at, questions
 from tests.sample_runs import endpoint, stability_values, toml
@@ -582,23 +582,51 @@ def test_one_refused_request_among_answered_ones_is_a_failure_of_its_own() -> No
 
 def test_a_field_of_the_users_own_is_never_changed() -> None:
     """A refusal of it ends in a failure, not in the same request again and again."""
-    with openai_server(reasoning_model) as server:
-        model = model_at(server.base_url, extra_body='{"max_tokens": 9, "temperature": 0.5}')
+
+    def no_top_k(body: Mapping[str, Any], nth: int, headers: Mapping[str, str]) -> Action:
+        return refusal("Unsupported parameter: 'top_k'.", param="top_k") if "top_k" in body else Reply("18")
+
+    with openai_server(no_top_k) as server:
+        model = model_at(server.base_url, extra_body='{"top_k": 9}')
         (found,) = [one.result for one in model.generate(questions(1), Sampling())]
         assert isinstance(found, Failure)
-        assert "max_completion_tokens" in found.message
+        assert "top_k" in found.message
         assert (len(server.asked), model.endpoints[0].request_changes) == (1, {})
 
 
 def test_the_switch_of_thinking_and_extra_fields_are_sent() -> None:
     with openai_server(lambda *_: Reply("18")) as server:
         plain = model_at(server.base_url)
-        switched = model_at(server.base_url, thinking="off", extra_body='{"reasoning_effort": "low", "temperature": 0.5}')
+        switched = model_at(server.base_url, thinking="off", extra_body='{"reasoning_effort": "low", "top_k": 5}')
         list(switched.generate(questions(1), Sampling()))
         body = server.asked[-1].body
         assert body["chat_template_kwargs"] == {"enable_thinking": False, "thinking": False}
-        assert (body["reasoning_effort"], body["temperature"]) == ("low", 0.5)
+        assert (body["reasoning_effort"], body["top_k"]) == ("low", 5)
         assert plain.fingerprint != switched.fingerprint, "what changes the answers is identity"
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ("temperature", "give sampling.temperature, or judge.temperature"),
+        ("top_p", "give sampling.top_p"),
+        ("max_tokens", "give sampling.max_new_tokens, or judge.max_new_tokens"),
+        ("max_completion_tokens", "give sampling.max_new_tokens, or judge.max_new_tokens"),
+        ("seed", "each request has a seed of its own"),
+    ],
+)
+@pytest.mark.parametrize("section", ["model", "judge", "interviewer"])
+def test_extra_fields_that_would_replace_what_the_run_records_are_refused(field: str, words: str, section: str) -> None:
+    served = {
+        "backend": "openai",
+        "base_url": "http://127.0.0.1:1/v1",
+        "name": "m",
+        "extra_body": f'{{"top_k": 5, "{field}": 1}}',
+    }
+    with pytest.raises(
+        ConfigError, match=rf"{section}\.extra_body: holds {field}, which would replace what the run records; {words}"
+    ):
+        build_config(FidelityConfig, {section: served}, source="test")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"messages": []}', '{"stream": true}', '{"chat_template_kwargs": 1}'])

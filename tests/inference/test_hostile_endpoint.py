@@ -18,8 +18,8 @@ from permix.inference import openai_endpoint
 from permix.inference.endpoint_secrets import MAX_ERROR_CHARS
 from permix.inference.http_client import MAX_REPLY_BYTES, HttpStatusError, retry_after_s
 from permix.inference.request_body import MAX_USAGE_TOKENS, refusal_text, usage_count
-from permix.storage.cells import read_cells
 from permix.types import Completion, Failure, Sampling
+from tests.cell_files import read_cells
 from tests.inference.test_openai import KEY, KEY_ENV, failure, model_at, only, questions
 from tests.sample_runs import stability_values, toml
 from tests.servers import USAGE, Action, Raw, Reply, Wire, error, openai_server

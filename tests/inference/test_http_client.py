@@ -13,7 +13,7 @@ import pytest
 
 from permix.errors import ConfigError
 from permix.inference.http_client import proxy_for
-from permix.storage.cells import FailureCause, find_cause
+from permix.storage.failures import FailureCause, find_cause
 from permix.types import Completion
 from tests.inference.test_early_stop import ask, count
 from tests.inference.test_openai import KEY, KEY_ENV, failure, model_at, only, questions

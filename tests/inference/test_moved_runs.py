@@ -19,14 +19,18 @@ from permix.evals.stability import run_stability
 from permix.inference.addresses import (
     MAX_NAME_CHARS,
     AddressCheck,
+    AddressUse,
+    ConfirmedBy,
+    ModelAddresses,
+    ServerStatement,
     check_addresses,
     parse_statement,
     read_addresses,
-    record_address,
 )
 from permix.inference.openai import OpenAIModel
 from permix.inference.scripted import ScriptedModel
-from permix.pipelines.fidelity import judge_fidelity_run, run_fidelity
+from permix.judges.judging import judge_fidelity_run
+from permix.pipelines.fidelity import run_fidelity
 from permix.storage.files import read_json
 from tests.judges.judgeable import GOOD, answered_run, judge_stage
 from tests.sample_runs import asked_what, endpoint, fidelity_config, solve, stability_config, stability_values, toml
@@ -75,6 +79,15 @@ def uses(folder: Path, section: str = "model") -> list[tuple[str, dict[str, Any]
 
 def at(server: OpenAIServer) -> str:
     return server.base_url.removeprefix("http://")
+
+
+def record_address(
+    run: Path, model: OpenAIModel, address: str, server_says: ServerStatement, confirmed_by: ConfirmedBy | None
+) -> None:
+    """Record in `run` that the model answers at `address`, if it is not recorded yet with this statement of the server."""
+    use = AddressUse(address=address, first_used="2026-01-01", server_says=dict(server_says), confirmed_by=confirmed_by)
+    known = ModelAddresses(name=model.name, request=model.request_digest, addresses=())
+    AddressCheck("model", "model", model=known, former_uses=(use,)).record(run)
 
 
 def completions(folder: Path) -> dict[str, str]:
@@ -402,7 +415,7 @@ def test_a_model_made_in_python_brings_its_confirmation(tmp_path: Path) -> None:
 
     with openai_server(right) as one, openai_server(right) as other:
         evaluate(one)
-        with pytest.raises(ConfigError, match=r"--model.same-weights"):
+        with pytest.raises(ConfigError, match=r"confirm it once with model\.same_weights, else"):  # a field, and no flag
             evaluate(other)
         evaluate(other, same_weights=True)
         evaluate(other)

@@ -21,6 +21,7 @@ from permix.inference.endpoint_secrets import MAX_ERROR_CHARS
 from permix.inference.openai import OpenAIModel
 from permix.inference.openai_endpoint import MAX_REFUSALS
 from permix.types import Completion, Failure, Message, Request, Sampling, digest
+from tests.sample_runs import former_fingerprint
 from tests.servers import (
     CUT_OFF,
     EMPTY_CHOICES,
@@ -411,10 +412,10 @@ def test_an_address_is_no_part_of_the_fingerprint_and_was_one() -> None:
         with openai_server(echo, models=listing("test", root="/w")) as server:
             model = model_at(server.base_url)
             found.append(model.fingerprint)
-            assert model.former_fingerprint("http://HOST:80/v1/") == digest("openai", "host:80/v1", "test", meta)
-            assert model.former_fingerprint(server.base_url) not in found
-            with pytest.raises(ConfigError, match="must be an http or https address"):
-                model.former_fingerprint("file:///v1")
+            assert former_fingerprint(model, "http://HOST:80/v1/") == digest("openai", "host:80/v1", "test", meta)
+            assert former_fingerprint(model, server.base_url) not in found
+            # A text that is not an http(s) address is left out.
+            assert list(model.recorded_forms("file:///v1")) == list(model.recorded_forms(server.base_url))
     assert found == [digest("openai", "test", meta)] * 2
 
 

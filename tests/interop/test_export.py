@@ -11,8 +11,8 @@ from permix.config import ExportConfig
 from permix.errors import ConfigError, DataError
 from permix.evals.stability import measure_stability
 from permix.interop.stage import export_run, import_run
-from permix.storage.cells import read_cells
 from permix.storage.files import read_json
+from tests.cell_files import read_cells
 from tests.interop.logs import RECORDED, importing, lines_of, own_run
 from tests.sample_runs import write_pool
 

@@ -17,9 +17,9 @@ from permix.evals.stability import evaluate_setup, measure_stability, prepare_st
 from permix.inference.scripted import ScriptedModel
 from permix.interop.inspect_logs import to_chat_message
 from permix.interop.stage import export_run, import_run
-from permix.storage.cells import read_cells
 from permix.storage.files import read_json
-from permix.types import CellKey, Message
+from permix.types import CellKey, Completion, Message
+from tests.cell_files import read_cells
 from tests.interop.logs import own_run
 from tests.sample_runs import solve, stability_config, write_pool
 
@@ -346,3 +346,223 @@ def test_a_log_that_is_deep_or_a_pipe_is_refused(tmp_path: Path, library: Any) -
     os.mkfifo(tmp_path / "pipe.json")
     with pytest.raises(DataError, match=r"pipe.json: "):
         imported(tmp_path, str(tmp_path / "pipe.json"))
+
+
+# What is no answer, and what belongs to one
+
+
+def outputs(folder: Path, *given: tuple[str | None, Any, str]) -> Any:
+    """A log of one question; `given` are the personas, each with an output and its score."""
+    from inspect_ai.log import EvalConfig, EvalDataset, EvalLog, EvalSample, EvalSpec, write_eval_log
+    from inspect_ai.model import ChatMessageSystem, ChatMessageUser
+    from inspect_ai.scorer import Score
+
+    samples = []
+    for id, (persona, output, grade) in enumerate(given, 1):
+        system = [] if persona is None else [ChatMessageSystem(content=f"You are {persona}.")]
+        asked = [*system, ChatMessageUser(content="What is 2 + 2?")]
+        samples.append(
+            EvalSample(
+                id=id, epoch=1, input=asked, target="4", metadata={"persona": persona}, output=output,
+                messages=[*asked, *(choice.message for choice in output.choices)], scores={"match": Score(value=grade)},
+            )
+        )  # fmt: skip
+    spec = EvalSpec(
+        created="2026-01-01T00:00:00+00:00", task="sums", model="openai/m", config=EvalConfig(epochs=1),
+        dataset=EvalDataset(sample_ids=[one.id for one in samples]),
+    )  # fmt: skip
+    path = folder / "outputs.json"
+    write_eval_log(EvalLog(status="success", eval=spec, samples=samples), str(path))
+    return path
+
+
+def an_output(text: Any, stop_reason: str, *, has_usage: bool = True, **fields: Any) -> Any:
+    from inspect_ai.model import ModelOutput, ModelUsage
+
+    output = ModelOutput.from_content("m", text, stop_reason, **fields)
+    output.usage = ModelUsage(input_tokens=7, output_tokens=3, total_tokens=10) if has_usage else None
+    return output
+
+
+STOPPED = [
+    # What the provider gave, the finish of the completion, and the words of the failure.
+    ("4", "stop", {}, "stop", None),
+    ("4", "max_tokens", {}, "length", None),
+    ("4", "model_length", {}, "length", None),
+    ("4", "tool_calls", {}, None, None),
+    ("4", "unknown", {}, None, None),
+    ("", "content_filter", {}, None, "a content filter stopped the reply"),
+    ("Sorry, 4", "content_filter", {"error": "safety"}, None, "a content filter stopped the reply: safety"),
+    (
+        "This model's maximum context length is 4 tokens.", "model_length", {"has_usage": False}, None,
+        "the provider refused the request: This model's maximum context length is 4 tokens.",
+    ),
+    ("4", "model_length", {"error": "too long"}, None, "the provider refused the request: too long"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "stop_reason", "fields", "finish", "failure"), STOPPED)
+def test_what_is_no_answer_of_the_model_is_a_failure(
+    tmp_path: Path, library: Any, text: str, stop_reason: str, fields: dict[str, Any], finish: str | None, failure: str | None
+) -> None:
+    log = outputs(
+        tmp_path, (None, an_output("4", "stop"), "C"), ("a clerk", an_output("4", "stop"), "C"),
+        ("a troll", an_output(text, stop_reason, **fields), "I"),
+    )  # fmt: skip
+    found = imported(tmp_path, str(log))
+    cells = read_cells(tmp_path / "again" / "records.jsonl")
+    (troll,) = (cell for key, cell in cells.items() if key.persona_id == "a troll")
+    if failure is None:
+        assert troll.completion is not None
+        assert (troll.completion.text, troll.completion.finish, troll.failure) == (text, finish, None)
+        assert troll.verdict is not None
+        assert troll.verdict.correct is False
+        return
+    assert (troll.completion, troll.verdict) == (None, None)
+    assert troll.failure is not None
+    assert troll.failure.message == failure
+    assert {one.id: one.accuracy.value for one in found.personas if one.n}.keys() == {"a clerk"}
+
+
+@pytest.mark.parametrize(("text", "stop_reason", "fields", "finish", "failure"), STOPPED)
+def test_the_scorer_leaves_what_is_no_answer_unscored(
+    library: Any, text: str, stop_reason: str, fields: dict[str, Any], finish: str | None, failure: str | None
+) -> None:
+    score = scored(an_output(text, stop_reason, **fields))
+    if failure is None:
+        assert score.value == "C"
+    else:
+        assert score.value != score.value  # NaN
+        assert failure == score.reason
+
+
+def scored(output: Any, thinking: Any = "default") -> Any:
+    """The score that the task gives to this output for 2 + 2."""
+    import asyncio
+
+    from inspect_ai.model import ModelName
+    from inspect_ai.scorer import Target
+    from inspect_ai.solver import TaskState
+
+    from permix.interop.inspect_task import permix_scorer
+
+    state = TaskState(ModelName("mockllm/model"), 1, 1, "What is 2 + 2?", [], output=output)
+    return asyncio.run(permix_scorer("arithmetic", thinking)(state, Target("4")))
+
+
+def test_the_scorer_takes_no_thinking_for_an_answer(library: Any) -> None:
+    from inspect_ai.model import ContentReasoning, ContentText
+
+    thought = an_output("2 + 2 is 4, but", "max_tokens")
+    assert [scored(thought, thinking).value for thinking in ("on", "default", "off")] == ["I", "C", "C"]
+    assert scored(an_output("<think>2 + 2 is 4, but", "max_tokens")).value == "I"
+    apart = [ContentReasoning(reasoning="Is it 5?"), ContentText(text="It is 4.")]
+    assert scored(an_output(apart, "max_tokens"), "on").value == "C"
+
+
+def test_reasoning_apart_from_the_text_is_read(tmp_path: Path, library: Any) -> None:
+    from inspect_ai.model import ContentReasoning, ContentText
+
+    def reasoning(*parts: Any) -> Any:
+        return an_output([*parts, ContentText(text="4")], "stop")
+
+    log = outputs(
+        tmp_path,
+        (None, reasoning(ContentReasoning(reasoning="two"), ContentReasoning(reasoning="and two")), "C"),
+        ("a clerk", reasoning(ContentReasoning(reasoning="x7f", redacted=True, summary="adds")), "C"),
+        ("a poet", reasoning(ContentReasoning(reasoning="x7f", redacted=True)), "C"),
+        ("a nurse", reasoning(), "C"),
+    )
+    imported(tmp_path, str(log))
+    cells = {key.persona_id: cell.completion for key, cell in read_cells(tmp_path / "again" / "records.jsonl").items()}
+    assert {id: completion and completion.reasoning for id, completion in cells.items()} == {
+        None: "two\nand two", "a clerk": "adds", "a poet": None, "a nurse": None,
+    }  # fmt: skip
+    assert {completion and completion.text for completion in cells.values()} == {"4"}
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        Completion(text="4", prompt_tokens=5, completion_tokens=9, finish="stop", reasoning="two and two"),
+        Completion(text="", prompt_tokens=5, completion_tokens=9, finish="length", reasoning="two and"),
+        Completion(text="<think>two and two</think>4", prompt_tokens=5, completion_tokens=9, finish="stop"),
+        Completion(text="4", prompt_tokens=None, completion_tokens=None, finish=None),
+    ],
+)
+def test_a_completion_comes_back_with_its_reasoning(library: Any, completion: Completion) -> None:
+    from inspect_ai.model import ModelOutput
+
+    from permix.interop.inspect_logs import _to_model_output, output_problem, to_completion
+
+    written = ModelOutput.model_validate_json(_to_model_output(completion).model_dump_json())
+    assert output_problem(written) is None
+    assert to_completion(written) == completion
+
+
+# Personas in the user's message
+
+
+def in_the_question(*personas: str | None, **metadata: Any) -> list[Any]:
+    """Samples of one log, two riddles a persona, whose persona is in the user's message."""
+    return [
+        (f"{persona}-{number}", None, (f"You are {persona}.\n\n" if persona else "") + f"Riddle {number}?", f"t{number}", C,
+         {"persona": persona} | {name: value(number) for name, value in metadata.items()})
+        for persona in personas for number in (1, 2)
+    ]  # fmt: skip
+
+
+def test_personas_that_share_no_question_are_refused(tmp_path: Path, library: Any) -> None:
+    log = made(tmp_path, "all", in_the_question(None, "a pirate", "a clerk"))
+    with pytest.raises(DataError, match=r"no persona: no question .* nothing to compare; .*permix = \{\"question_id\": ID\}"):
+        imported(tmp_path, str(log))
+    assert not (tmp_path / "again").exists()
+    one = [*riddles(None, C, C, persona=None), *riddles("Arr.", C, C, persona="a pirate"), *in_the_question("a clerk")]
+    with pytest.raises(DataError, match=r"persona 'a clerk': no question that was asked with it was asked with another persona"):
+        imported(tmp_path, str(made(tmp_path, "one", one)))
+
+
+def test_logs_of_a_persona_each_with_other_ids_are_refused(tmp_path: Path, library: Any) -> None:
+    none = made(tmp_path, "none", riddles(None, C, C))
+    other = [(id + 10, *rest) for id, *rest in riddles("Be a poet.", C, C)]
+    with pytest.raises(DataError, match="nothing to compare; a question counts as the same where the sample's id is"):
+        imported(tmp_path, f"none={none}", f"poet={made(tmp_path, 'poet', other)}")
+
+
+def test_the_metadata_may_name_the_question_of_a_persona_in_the_users_message(tmp_path: Path, library: Any) -> None:
+    rows = in_the_question(None, "a pirate", "a clerk", permix=lambda number: {"question_id": f"riddle-{number}"})
+    found = imported(tmp_path, str(made(tmp_path, "all", rows)))
+    assert (found.n_questions, found.n_asked, found.n_scored, found.baseline.n) == (2, 4, 4, 2)
+
+
+# What the task sends
+
+
+@pytest.mark.parametrize(
+    ("model", "extra_body"),
+    [
+        ("", None),
+        ('thinking = "off"', {"chat_template_kwargs": {"enable_thinking": False, "thinking": False}}),
+        ('thinking = "on"', {"chat_template_kwargs": {"enable_thinking": True, "thinking": True}}),
+        ("extra_body = '{\"top_k\": 20}'", {"top_k": 20}),
+    ],
+)
+def test_the_task_sends_the_fields_of_the_model(tmp_path: Path, library: Any, model: str, extra_body: Any) -> None:
+    from permix.interop.inspect_task import stability_task
+
+    file = tmp_path / "grid.toml"
+    file.write_text(
+        f'[model]\nname = "m"\nbase_url = "http://127.0.0.1:1/v1"\n{model}\n[task]\nname = "arithmetic"\nn = 2\n'
+        f'[personas]\npool = "{write_pool(tmp_path / "pool.toml", "clerk")}"\n'
+    )
+    task = stability_task(config=str(file))
+    assert task.config.extra_body == extra_body
+
+
+def test_what_the_task_cannot_send_is_refused(tmp_path: Path, library: Any) -> None:
+    from permix.interop.inspect_task import stability_task
+
+    file = tmp_path / "grid.toml"
+    file.write_text('[model]\nthinking_budget = 9\n[task]\nname = "arithmetic"\nn = 2\n')
+    with pytest.raises(ConfigError, match=r"model\.thinking_budget = 9: inspect_ai's providers cannot close the thinking"):
+        stability_task(config=str(file))

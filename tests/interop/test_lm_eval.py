@@ -12,9 +12,9 @@ from permix import cli
 from permix.errors import ConfigError, DataError
 from permix.evals.stability import read_stability_grid
 from permix.interop.stage import import_run
-from permix.storage.cells import read_cells
 from permix.storage.files import read_json
 from permix.types import Cell
+from tests.cell_files import read_cells
 from tests.interop.logs import RIGHT, Line, edit_lines, edit_results, importing, lines_of, recorded
 
 
@@ -87,6 +87,47 @@ def test_repeats_are_samples_when_permix_judges_and_are_refused_where_they_share
         import_run(importing(tmp_path, given))
     summary = import_run(importing(tmp_path, given, filter=None, answer="number"))
     assert (summary.mean.value, summary.n_asked) == (0.5, 6 * 4)
+
+
+def choices(line: Line) -> Line:
+    """The line of a multiple-choice document: a request a choice, each with its log-likelihood."""
+    prompt = line["arguments"]["gen_args_0"]["arg_0"]
+    likelihoods = [["-1.0", "False"], ["-2.0", "False"]]
+    return line | {
+        "arguments": {f"gen_args_{place}": {"arg_0": prompt, "arg_1": f" {place + 3}"} for place in range(2)},
+        "resps": [[one] for one in likelihoods],
+        "filtered_resps": likelihoods,
+        "target": "1",
+    }
+
+
+def rolling(line: Line) -> Line:
+    """The line of a document whose own text has a log-likelihood."""
+    prompt = line["arguments"]["gen_args_0"]["arg_0"]
+    return line | {"arguments": {"gen_args_0": {"arg_0": prompt}}, "resps": [["-12.5"]], "filtered_resps": ["-12.5"]}
+
+
+@pytest.mark.parametrize("answer", ["number", "math", "exact", "choice"])
+@pytest.mark.parametrize("change", [choices, rolling])
+def test_log_likelihoods_are_no_answers_that_could_be_judged_anew(
+    tmp_path: Path, answer: str, change: Callable[[Line], Line]
+) -> None:
+    given = recorded(tmp_path, "none", "pirate")
+    edit_lines(tmp_path / "pirate", change)
+    words = (
+        rf"samples_sums_.*jsonl:\d+: answer = '{answer}': nothing was generated here.*; choose a score of the log with --metric"
+    )
+    with pytest.raises(DataError, match=words):
+        import_run(importing(tmp_path, given, filter=None, answer=answer))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("change", [choices, rolling])
+def test_where_nothing_was_generated_no_error_advises_to_judge_anew(tmp_path: Path, change: Callable[[Line], Line]) -> None:
+    given = recorded(tmp_path, "none", "pirate")
+    edit_lines(tmp_path / "pirate", lambda line: change(line) | {"exact_match": 0.5})
+    with pytest.raises(DataError, match=r"exact_match = 0\.5: .*choose another score with --metric$"):
+        import_run(importing(tmp_path, given))
 
 
 def test_what_one_persona_was_not_asked_is_missing_and_not_wrong(tmp_path: Path) -> None:

@@ -7,16 +7,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 
 from permix.config import TaskConfig
 from permix.errors import ConfigError, DataError
-from permix.interop.trl import VerifiableReward, find_gold, mix_personas, verifiable_reward
+from permix.interop.trl import VerifiableReward, mix_personas, verifiable_reward
 from permix.personas.pool import load_pool
 from permix.plan import PersonaSampler, sample_persona
 from permix.prompts import build_messages
 from permix.tasks import TASKS, LoadedTask, Task, load_task
+from permix.tasks.custom import find_gold
 from permix.types import Persona, Verdict, digest, seed_from
 from tests.sample_runs import TEXTS
 
@@ -221,6 +223,10 @@ def test_the_reward_is_the_evaluations_verdict() -> None:
         ("math", "We get $x = 2$, so \\boxed{\\frac{1}{2}}.", "\\frac{1}{2}"),
         ("math", "\\frac{1}{2}", "\\frac{1}{2}"),
         ("own-exact", "The answer is: yes\nor no", "The answer is: yes\nor no"),
+        ("own-exact", "\\boxed{Paris}", "Paris"),
+        ("own-number", "\\boxed{5}", "5"),
+        ("own-number", "2 + 3 = 5\n#### 5", "5"),
+        ("own-number", "five", None),
         ("own-choice", "B", "B"),
         ("arithmetic", "12", "12"),
         ("gsm8k", "no number", None),
@@ -229,6 +235,99 @@ def test_the_reward_is_the_evaluations_verdict() -> None:
 )
 def test_of_a_worked_solution_the_final_answer_counts(task: str, answer: str, gold: str | None) -> None:
     assert find_gold(TASKS[task], answer) == gold
+
+
+@pytest.mark.parametrize("task", ["mmlu", "own-choice"])
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [(1, "B"), (0, "A"), (np.int64(1), "B"), (1.0, "B"), ("B", "B"), ("b", "B"), ("(b)", "B"), (["B"], "B")]
+    + [(one, None) for one in ("1", -1, 26, 0.5, True, None, float("nan"), "Paris", "", "BC", ["A", "B"], [], {"A": 1})],
+)
+def test_of_choices_the_gold_is_a_letter_or_an_index(task: str, answer: object, gold: str | None) -> None:
+    assert find_gold(TASKS[task], answer) == gold
+
+
+def test_rows_of_the_published_mmlu_are_rewarded() -> None:
+    assert reward_of(verifiable_reward("mmlu"), ["\\boxed{B}", "\\boxed{1}"], [1, 1]) == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("task", ["math", "own-exact", "own-number", "gsm8k", "mmlu", "own-math"])
+@pytest.mark.parametrize("missing", [None, float("nan"), np.float32("nan"), np.nan, " ", {}, [], [None], True])
+def test_no_answer_is_no_score_and_not_a_wrong_one(task: str, missing: object, capsys: pytest.CaptureFixture[str]) -> None:
+    gold = "B" if task == "mmlu" else "5"
+    reward = verifiable_reward(task)
+    assert reward_of(reward, [f"\\boxed{{{gold}}}", "\\boxed{7}"], [gold, missing]) == [1.0, None]
+    assert "is not an answer that can be verified; its rewards are None" in capsys.readouterr().err
+    with pytest.raises(DataError, match=f"is not an answer that the task {task} can verify"):
+        reward_of(verifiable_reward(task), ["\\boxed{5}"], [missing])
+
+
+@pytest.mark.parametrize(
+    ("task", "column", "answers", "rewards"),
+    [
+        ("own-exact", "answer", ["a", "b"], [1.0, 1.0, 0.0]),
+        ("own-exact", "answer", np.array(["a", "b"]), [1.0, 1.0, 0.0]),
+        ("own-exact", "answers", ("a", "b"), [1.0, 1.0, 0.0]),
+        ("math", "answer", ["a"], [1.0, 0.0, 0.0]),
+        ("math", "answers", ["a", "b"], [1.0, 1.0, 0.0]),
+    ],
+)
+def test_a_list_holds_accepted_answers_as_in_a_file(task: str, column: str, answers: Any, rewards: list[float]) -> None:
+    said_what = ["\\boxed{a}", "\\boxed{b}", "\\boxed{c}"]
+    assert reward_of(verifiable_reward(task, column), said_what, [answers] * 3) == rewards
+
+
+@pytest.mark.parametrize("task", ["math", "gsm8k", "own-number", "mmlu", "own-choice"])
+def test_a_list_of_which_nobody_says_whether_all_or_any_are_right_is_none(task: str) -> None:
+    assert find_gold(TASKS[task], ["1", "2"]) is None
+    accepted = find_gold(TASKS[task], ["1", "2"], any_of=True)
+    assert (accepted is None) == (task in ("mmlu", "own-choice"))
+
+
+def test_a_task_of_ones_own_that_raises_gives_no_reward() -> None:
+    def scores(text: str, gold: str) -> Any:
+        return True if text == "a bool" else Verdict(correct=text == gold)
+
+    task = Task(
+        name="mine", prompt_template="{question}", questions=lambda config: (), extract=lambda text, question: text, scorer=scores
+    )
+    assert reward_of(verifiable_reward(task), said("12", "a bool"), ["12"] * 2) == [1.0, None]
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "words"),
+    [
+        (lambda: verifiable_reward("math")(["a"], ["5", "6"], answer=["5", "6"]), DataError, "reward: 1 prompts for 2 compl"),
+        (lambda: verifiable_reward("math")(None, [None], answer=["5"]), DataError, "completion = None: must be a text"),
+        (lambda: verifiable_reward(None), ConfigError, "task = None: must be the name of a task"),  # type: ignore[arg-type]
+        (lambda: mixed(mix="1"), ConfigError, "mix = '1': must be a share"),
+        (lambda: mixed(mix=True), ConfigError, "mix = True: must be a share"),
+        (lambda: mix_personas((row for row in ROWS), PERSONAS), ConfigError, "dataset = <generator .*: must be a list of rows"),  # type: ignore[call-overload]
+        (lambda: mix_personas(None, PERSONAS), ConfigError, "dataset = None: must be a list of rows"),  # type: ignore[call-overload]
+        (lambda: mix_personas(["What is 1?"], PERSONAS), DataError, r"dataset\[0\] = 'What is 1\?': must be a row"),  # type: ignore[list-item]
+        (lambda: mixed([{"prompt": [{"role": "user"}]}]), DataError, r"the message \{'role': 'user'\} has no content"),
+        (lambda: mixed(personas=""), ConfigError, "^personas: pool = '': is empty"),
+        (lambda: mixed(personas={"pool": "builtin"}), DataError, "^personas = {'pool': 'builtin'}: must be"),
+        (lambda: mixed(personas=[5]), DataError, r"^personas\[0\] = 5: must be a text"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_are_refused_in_one_line(call: Any, kind: type[Exception], words: str) -> None:
+    with pytest.raises(kind, match=words):
+        call()
+
+
+def test_a_data_frame_is_no_list_of_its_columns() -> None:
+    pandas = pytest.importorskip("pandas")
+    with pytest.raises(ConfigError, match=r'dataset: is a data frame; give dataset\.to_dict\("records"\), or'):
+        mix_personas(pandas.DataFrame(ROWS), PERSONAS)
+    [row] = mixed(ROWS[:1], pandas.DataFrame({"text": ["a poet"]}), mix=1)
+    assert row["prompt"][0] == system("You are a poet.")
+
+
+def test_a_message_that_calls_a_tool_has_no_content() -> None:
+    turns = [user("What is 1 + 1?"), {"role": "assistant", "tool_calls": []}, user("And?")]
+    [row] = mixed([{"prompt": turns}], PERSONAS[:1], mix=1)
+    assert row["prompt"] == [system("You are a careful clerk."), *turns]
 
 
 def test_rows_of_the_published_gsm8k_are_rewarded() -> None:

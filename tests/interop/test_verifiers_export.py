@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from permix import cli
-from permix.config import ExportConfig, TrainConfig, build_config
+from permix.config import ExportConfig, ModelConfig, TrainConfig, build_config
 from permix.errors import ConfigError, DataError
 from permix.interop.engine_export import PlanExport, check_engine_settings, exported_settings, write_export
 from permix.interop.verifiers_export import (
@@ -28,6 +28,7 @@ from permix.pipelines.engine_export import export_plan
 from permix.plan import Plan, read_plan
 from permix.storage.files import read_json
 from permix.types import Message, PlanRow
+from tests.tiny import make_tokenizer
 
 TRAINING = """
 stage = "train"
@@ -44,6 +45,8 @@ scale_rewards = "none"
 max_new_tokens = 64
 max_prompt_tokens = 100
 """
+
+CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 
 
 def export(tmp_path: Path, more: str = "", **fields: Any) -> dict[str, Any]:
@@ -151,6 +154,43 @@ def test_the_evaluation_uploads_nothing_and_asks_as_often_as_the_training(tmp_pa
     assert (values["push"], values["num_rollouts"]) == (False, 4)
     assert values["sampling"] == {"temperature": 1.0, "top_p": 1.0, "max_tokens": 64}
     assert values["env"] == read_toml(tmp_path / "out" / "rl.toml")["orchestrator"]["train"]["source"][0]["env"]
+
+
+@pytest.mark.parametrize("thinking", ["on", "off"])
+def test_evaluations_think_as_the_training_does(thinking: str) -> None:
+    sections = {"model": {"thinking": thinking}, "dev_eval": {"every": 1}}
+    made = VERIFIERS.build_files(plan_export(sections=sections, dev_rows=(row(0, 0),)))
+    rl, evaluation = (tomllib.loads(made.files[name].decode()) for name in ("rl.toml", "eval.toml"))
+    is_on = thinking == "on"
+    assert rl["orchestrator"]["renderer"]["enable_thinking"] == is_on
+    switch = {"enable_thinking": is_on, "thinking": is_on}
+    assert evaluation["sampling"]["extra_body"] == {"chat_template_kwargs": switch}
+    assert rl["orchestrator"]["eval"]["sampling"]["extra_body"] == {"chat_template_kwargs": switch}
+    assert evaluation["sampling"]["extra_body"] == ModelConfig(thinking=thinking).extra_fields  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("template", "thinking", "opens"),
+    [
+        (CHATML + "{% if add_generation_prompt %}<think>\n{% endif %}", "default", True),
+        (CHATML, "default", False),
+        (CHATML, "on", False),  # the model opens it, so the tag is in its text
+        (None, "on", True),
+        (None, "off", False),
+        (None, "default", False),
+    ],
+)
+def test_the_environment_knows_whether_the_prompt_opens_the_thinking(template: str | None, thinking: str, opens: bool) -> None:
+    tokenizer = None if template is None else make_tokenizer(template)
+    rows = (row(0, 0),)
+    exported = plan_export(
+        sections={"model": {"thinking": thinking}, "dev_eval": {"every": 1}}, tokenizer=tokenizer, dev_rows=rows
+    )
+    made = VERIFIERS.build_files(exported)
+    rl, evaluation = (tomllib.loads(made.files[name].decode()) for name in ("rl.toml", "eval.toml"))
+    sources = [one for part in ("train", "eval") for one in rl["orchestrator"][part]["source"]]
+    tasksets = [evaluation["env"]["taskset"], *(one["env"]["taskset"] for one in sources)]
+    assert [one.get("opens_thinking", False) for one in tasksets] == [opens] * 3
 
 
 def test_the_package_has_the_plan_and_a_name_that_can_be_installed_and_imported(tmp_path: Path) -> None:

@@ -18,7 +18,13 @@ from permix import cli
 from permix.config import ExportConfig, TrainConfig, build_config
 from permix.errors import ConfigError, DataError
 from permix.interop import verl_export, verl_reward
-from permix.interop.engine_export import EXPORTED_SECTIONS, PlanExport, check_engine_settings, exported_settings
+from permix.interop.engine_export import (
+    EXPORTED_SECTIONS,
+    PlanExport,
+    check_engine_settings,
+    export_identity,
+    exported_settings,
+)
 from permix.interop.verl_export import VERL, data_source, verl_settings
 from permix.interop.verl_reward import MissingRewardError, compute_score
 from permix.pipelines.engine_export import ENGINES, export_plan, prepare_export
@@ -441,6 +447,49 @@ def test_a_plan_file_is_exported_with_the_defaults(tmp_path: Path, capsys: pytes
     about = read_json(tmp_path / "out" / "permix.json")
     assert (about["model"], about["method"], about["settings"]["train.lr"]) == ("org/model", "permix", 1e-5)
     assert (about["settings"]["plan.group_size"], about["settings"]["plan.scope"]) == (2, "group")
+
+
+def test_a_plan_file_says_by_which_settings_its_rows_were_drawn(tmp_path: Path) -> None:
+    """The same export by a configuration and by the plan file of it: also its identity is the same."""
+    drawn = {"seed": 7, "mix": 0.9, "scope": "rollout", "templates": {"you_are": 2, "adopt": 1}, "tag_weights": {"neutral": 2}}
+    drawn |= {"contexts": {"system": 1, "in-character": 1}}
+    training = write_training(tmp_path, "org/model", plan=drawn)
+    bare = tmp_path / "bare.json"
+    bare.write_text(
+        json.dumps({name: value for name, value in read_json(training).items() if name not in ("task", "personas", "plan")})
+    )
+    config = build_config(TrainConfig, read_json(training), source="test")
+    write_plan(compile_plan_from_config(config.task, config.personas, config.plan), tmp_path / "my.parquet")
+    given = {"format": "verl", "n_gpus_per_node": 1, "model": "org/model"}
+    by_config = prepare_export(ExportConfig.model_validate(given | {"plan": training}))[1]
+    by_file = prepare_export(ExportConfig.model_validate(given | {"plan": tmp_path / "my.parquet", "config": bare}))[1]
+    assert by_file.settings == by_config.settings
+    assert {name: by_file.settings[f"plan.{name}"] for name in drawn} == drawn
+    assert export_identity("verl", by_file) == export_identity("verl", by_config)
+
+
+@pytest.mark.parametrize("metadata", [{}, {"plan": None}, {"plan": {"seed": 7, "of_a_later_version": 1}}])
+def test_what_a_plan_file_does_not_say_of_its_rows_is_left_out(tmp_path: Path, metadata: dict[str, Any]) -> None:
+    config = build_config(TrainConfig, training_values(tmp_path, "org/model", plan={"seed": 7}), source="test")
+    plan = compile_plan_from_config(config.task, config.personas, config.plan)
+    write_plan(Plan(plan.rows, metadata), tmp_path / "my.parquet")
+    options = {"plan": tmp_path / "my.parquet", "format": "verl", "n_gpus_per_node": 1, "model": "m/m", "out": tmp_path / "out"}
+    export_plan(ExportConfig.model_validate(options))
+    settings = read_json(tmp_path / "out" / "permix.json")["settings"]
+    of_rows = {"steps": 3, "questions_per_step": 4, "group_size": 2, "dynamic_sampling_groups": 0, "scope": "group"}
+    of_rows |= {"seed": 7} if metadata.get("plan") else {}
+    assert {name: value for name, value in settings.items() if name.startswith("plan.")} == {
+        f"plan.{name}": value for name, value in of_rows.items()
+    }
+
+
+def test_the_plan_of_a_curriculum_is_finished_rows(tmp_path: Path) -> None:
+    config = build_config(TrainConfig, training_values(tmp_path, "org/model"), source="test")
+    plan = compile_plan_from_config(config.task, config.personas, config.plan.model_copy(update={"curriculum_strength": 1.0}))
+    write_plan(plan, tmp_path / "my.parquet")
+    options = {"plan": tmp_path / "my.parquet", "format": "verl", "n_gpus_per_node": 1, "model": "m/m"}
+    settings = prepare_export(ExportConfig.model_validate(options))[1].settings
+    assert not [name for name in settings if name.startswith("plan.curriculum")]
 
 
 def test_a_plan_without_personas_is_rlvr(tmp_path: Path) -> None:

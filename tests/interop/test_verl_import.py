@@ -1,7 +1,9 @@
 """A training that verl dumped becomes a training run: curves by kind of persona, provenance, report, viewer, growth, damage."""
 
 import json
+import os
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,7 @@ from permix.config import ImportConfig, ImportedTrainConfig, build_config
 from permix.dashboard.live_metrics import newest_completions
 from permix.dashboard.run_monitor import RunMonitor
 from permix.errors import ConfigError, DataError
-from permix.interop.verl_plan import read_trained_plan
-from permix.interop.verl_rollouts import MAX_KNOWN_PROMPTS, PromptIndex, StepFile, compact_text, read_step
+from permix.interop.verl_dump import MAX_KNOWN_PROMPTS, PromptIndex, StepFile, compact_text, read_step, read_trained_plan
 from permix.pipelines import verl_import
 from permix.pipelines.preflight import check_config
 from permix.pipelines.verl_import import import_verl_training
@@ -283,7 +284,7 @@ def test_a_prompt_that_is_not_the_plans_is_refused(prompt: str, gold: str | None
 
 
 def test_known_prompts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("permix.interop.verl_rollouts.MAX_KNOWN_PROMPTS", 2)
+    monkeypatch.setattr("permix.interop.verl_dump.MAX_KNOWN_PROMPTS", 2)
     assert MAX_KNOWN_PROMPTS == 100_000
     index = PromptIndex(dumps.plan().rows, "the plan")
     for one in [*dumps.plan().rows, *dumps.plan().rows]:
@@ -295,7 +296,7 @@ def test_compact_text() -> None:
 
 
 def rollout(prompt: str, gold: str | None) -> Any:
-    from permix.interop.verl_rollouts import DumpedRollout
+    from permix.interop.verl_dump import DumpedRollout
 
     return DumpedRollout("here:1", prompt, "", gold, 1.0, True, None)
 
@@ -890,6 +891,71 @@ def test_the_viewer_counts_missing_steps(exported: Path) -> None:
     assert monitor.published["said"] == "imported, with 1 steps missing"
 
 
+# What was started in another way
+
+
+def first_rollouts(n: int) -> dict[int, list[Line]]:
+    """The dump of a training that was started with rollout.n = `n`."""
+    lines = dumps.training_lines()
+    return {
+        step: [one for one in own if not one["uid"].startswith("pad") and int(one["uid"].split("_")[1]) < n]
+        for step, own in lines.items()
+    }
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_a_training_with_fewer_rollouts_of_a_question_is_refused(dumped: Path, n: int) -> None:
+    dumps.write_dump(dumped, first_rollouts(n))
+    with pytest.raises(DataError, match=f"no question has more than {n} rollouts, and the plan has 4; .*another rollout.n"):
+        run_import(dumped)
+    assert not (dumped / "run").exists()
+
+
+def test_rollouts_that_single_groups_lack_are_missing(dumped: Path) -> None:
+    """Of one group half are missing: that is no other rollout.n."""
+    lines = first_rollouts(2)
+    lines[3] = dumps.training_lines()[3]
+    dumps.write_dump(dumped, lines)
+    assert [line["unscored"] for line in read_lines(run_import(dumped) / "log.jsonl")] == [4, 4, 0]
+
+
+def test_in_a_first_step_nothing_is_concluded_from_two_groups(dumped: Path) -> None:
+    dumps.write_dump(dumped, first_rollouts(2))
+    for step in (2, 3):
+        (dumped / "rollouts" / f"{step}.jsonl").unlink()
+    assert [line["unscored"] for line in read_lines(run_import(dumped) / "log.jsonl")] == [4]
+
+
+def set_ages(folder: Path, ages: dict[int, float]) -> None:
+    """Let the files of these steps be so many seconds old."""
+    for step, age in ages.items():
+        os.utime(folder / f"{step}.jsonl", (time.time() - age,) * 2)
+
+
+def test_after_a_return_to_a_checkpoint_steps_of_before_are_left(dumped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    set_ages(dumped / "rollouts", {1: 300, 3: 200, 2: 10})  # 3 was written before 2
+    run = run_import(dumped)
+    assert [line["step"] for line in read_lines(run / "log.jsonl")] == [1, 2]
+    said = " ".join(capsys.readouterr().err.split())
+    assert "rollouts: step 3: older than an earlier step, as where the training went back to a checkpoint" in said
+    assert "has no file of" not in said
+    set_ages(dumped / "rollouts", {3: 0})  # written again
+    run_import(dumped)
+    assert [line["step"] for line in read_lines(run / "log.jsonl")] == [1, 2, 3]
+    assert "went back" not in capsys.readouterr().err
+
+
+def test_validations_of_before_are_left_too(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    set_ages(exported / "validation", {2: 200, 0: 10})
+    assert [one["step"] for one in read_lines(from_export(exported) / "dev_eval.jsonl")] == [0]
+    assert "validation: step 2: older than an earlier step" in " ".join(capsys.readouterr().err.split())
+
+
+def test_files_of_a_copy_without_their_times_are_read(dumped: Path) -> None:
+    set_ages(dumped / "rollouts", {1: 1, 2: 2, 3: 3})
+    assert [line["step"] for line in read_lines(run_import(dumped) / "log.jsonl")] == [1, 2, 3]
+
+
 # Command line
 
 
@@ -899,7 +965,7 @@ def test_the_command_line(exported: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert cli.run_cli(command) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out)["paths"]["run"] == "run"
-    assert "missing rollouts: 1 of 24. Their verifier failed" in captured.err
+    assert "missing rollouts: 1 of 24 are not in the dump: their verifier failed, their prompt was too long, or" in captured.err
     assert "imported 23 rollouts: 3 steps; reward 0.75 over the first fifth of the steps, 0.62 over the last" in captured.err
     assert cli.run_cli(["report", "run", "--out", "report"]) == 0
 

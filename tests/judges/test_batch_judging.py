@@ -10,10 +10,10 @@ import pytest
 import permix
 from permix import cli
 from permix.inference.batch_files import BatchManifest
+from permix.judges.judging import judge_fidelity_run
 from permix.judges.runner import judge_folders, read_judge_calls
 from permix.judges.summary import JudgeSummary
 from permix.judges.types import Judgement
-from permix.pipelines.fidelity import judge_fidelity_run
 from permix.storage.files import read_json
 from tests.batch_runner import completed, requests_in, run_batch
 from tests.judges.judgeable import answered_run, judge_stage, parts, quoted_answer, verdict

@@ -11,13 +11,14 @@ from permix import cli
 from permix.config import JudgeConfig, build_config
 from permix.errors import ConfigError, DataError, MissingScoresError
 from permix.inference.openai import OpenAIModel
+from permix.judges.judging import judge_fidelity_run
 from permix.judges.runner import judge_folders, latest_judgements, read_judge_calls
-from permix.pipelines.fidelity import judge_fidelity_run, run_fidelity
+from permix.pipelines.fidelity import run_fidelity
 from permix.pipelines.preflight import check_config
 from permix.storage.files import read_json
 from permix.trackers import flatten_measures
 from tests.judges.judgeable import GOOD, answered_run, fidelity_stage, judge_stage, parts, quoted_answer, verdict
-from tests.sample_runs import endpoint, toml
+from tests.sample_runs import endpoint, former_fingerprint, toml
 from tests.servers import Action, Reply, error, listing, openai_server
 
 NOBODY = "http://127.0.0.1:1/v1"
@@ -105,7 +106,7 @@ def test_a_judge_that_has_moved_goes_on_and_one_of_other_weights_is_refused(
         first = server.base_url
         with pytest.raises(MissingScoresError):
             judge_fidelity_run(judge_stage(run, first, attempts=1))
-        earlier = OpenAIModel(judge_stage(run, first).judge).former_fingerprint(first)
+        earlier = former_fingerprint(OpenAIModel(judge_stage(run, first).judge), first)
     capsys.readouterr()
     file = judge_folders(run)[0] / "provenance.json"
     (file.parent / "addresses.json").unlink()
@@ -221,7 +222,8 @@ def test_check_says_what_will_be_asked_and_asks_nothing(tmp_path: Path) -> None:
     facts = check_config(config_file(tmp_path, prices=str(prices)))
     tried = sum(one.control != "none" for one in parts(run))
     assert (facts["answers"], facts["answers to try the judge"]) == (str(len(parts(run)) - tried), str(tried))
-    assert (facts["requests"], facts["new tokens"]) == (str(len(parts(run))), f"at most {256 * len(parts(run))}")
+    n = len(parts(run))  # and each once more, if its reply has no score (judge.attempts = 2)
+    assert (facts["requests"], facts["new tokens"]) == (f"{n}, then at most {n} more", f"at most {2 * 256 * n}")
     assert facts["cost"].startswith("at most 0.")
     assert "no price" in check_config(config_file(tmp_path))["cost"]
     with pytest.raises(ConfigError, match=r"judge: model\.base_url"):

@@ -221,7 +221,7 @@ def test_two_models_are_paired_by_what_they_were_asked(tmp_path: Path) -> None:
     for name, score in (("base", judge_of_parts), ("trained", better)):
         write_items(tmp_path / name, items)
         folders.append(read_judge_results(tmp_path / name, write_judge(tmp_path / name, "one", items, score)))
-    found = measure_score_difference(folders[0], folders[1], seed=0, resamples=500)
+    found = measure_score_difference(folders[1], folders[0], seed=0, resamples=500)
     gained = (6 * 3 - 1) / 29  # 4, 3 and 2 gain one, the fives nothing; one of them has no score
     assert found.tasks["Expected Action"].value == pytest.approx(gained)
     assert found.tasks["Toxicity Control"].value == 0.0

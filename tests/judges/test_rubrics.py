@@ -12,12 +12,12 @@ from permix.config import FidelityConfig, JudgeConfig, build_config
 from permix.errors import ConfigError
 from permix.evals.interview import evaluate_interview, prepare_interview
 from permix.inference.scripted import ScriptedModel
+from permix.judges.judging import judge_fidelity_run, prepare_judging
 from permix.judges.prompts import judge_template_hash, load_rubrics
 from permix.judges.runner import judge_folders, read_judge_calls
 from permix.judges.types import IN_CHARACTER
-from permix.pipelines.fidelity import judge_fidelity_run, prepare_judging
 from permix.report.builder import build_report
-from permix.report.html.fidelity_charts import judge_score_charts
+from permix.report.html.charts import judge_score_charts
 from permix.report.runs import collect_models
 from permix.storage.files import read_json
 from tests.judges.judgeable import answered_run, judge_stage, verdict

@@ -142,7 +142,7 @@ def test_models_that_answered_other_questions_are_not_taken_for_paired() -> None
     odd, even, nothing = scores.copy(), scores.copy(), np.full(400, NAN)
     odd[:, ::2], even[:, 1::2] = NAN, NAN
     pairs = (odd, even), (scores, scores)
-    halves, whole = (posterior_differences([(one, nothing)], [(two, nothing)], seed=0)["worst"] for one, two in pairs)
+    halves, whole = (posterior_differences([(two, nothing)], [(one, nothing)], seed=0)["worst"] for one, two in pairs)
     widths = [high - low for low, high in map(ends, (halves, whole))]
     assert widths[0] > 0.08
     assert widths[1] < 0.01
@@ -181,7 +181,7 @@ def test_pairing_makes_a_difference_narrow() -> None:
     nearly = np.where(rng.random(first.shape) < 0.9, first, anew)
 
     def width(other: Array, name: str) -> float:
-        low, high = ends(posterior_differences([(first, NONE_Q)], [(other, NONE_Q)], seed=0)[name])
+        low, high = ends(posterior_differences([(other, NONE_Q)], [(first, NONE_Q)], seed=0)[name])
         return high - low
 
     for name in ("worst", "pss"):
@@ -190,7 +190,7 @@ def test_pairing_makes_a_difference_narrow() -> None:
 
 def test_difference_of_two_is_the_difference_of_each() -> None:
     one, two = answers(np.linspace(0.3, 0.6, 5), 100, seed=1), answers(np.linspace(0.5, 0.8, 5), 100, seed=2)
-    found = posterior_differences([(one, one[0])], [(two, two[0])], seed=9)
+    found = posterior_differences([(two, two[0])], [(one, one[0])], seed=9)
     for name, difference in found.items():
         alone = [value(posterior_estimates(grid, grid[0], seed=9)[name]) for grid in (one, two)]
         assert value(difference) == pytest.approx(alone[1] - alone[0])

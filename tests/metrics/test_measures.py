@@ -14,6 +14,7 @@ from permix.dashboard.live_metrics import measure_live
 from permix.metrics.dev_curve import DevCurve, DevEvalPoint
 from permix.metrics.linear_models import TemplateSummary
 from permix.metrics.measures import (
+    CHARACTER_MEASURES,
     MEASURE_VIEWS,
     STABILITY_MEASURES,
     StabilityMeasure,
@@ -25,7 +26,8 @@ from permix.metrics.statistics import Array
 from permix.rendering.plots import dev_curve_panels
 from permix.report.builder import build_report
 from permix.report.comparisons import Comparison, compare_runs, comparison_markdown, terminal_comparison_tables
-from permix.report.methods import MethodDifference, PooledMethod, group_methods, method_difference, pool_seeds
+from permix.report.methods import group_methods
+from permix.report.pooled import MethodDifference, PooledMethod, method_difference, pool_seeds
 from permix.report.runs import ModelRow, collect_models
 from permix.training.dev_eval import dev_point_from_records
 from permix.training.model_card import draw_curves
@@ -215,3 +217,22 @@ def test_it_is_followed_while_a_model_trains_and_while_a_run_goes_on(toy: Stabil
     (line,) = (one for one in measure_live(run, "stability", live=False).lines if one.name == "median persona")
     assert line.estimate == points[1].measures["toy"]
     assert line.is_difference == toy.is_difference
+
+
+def test_a_measure_of_character_is_a_field_with_its_chance_and_its_reasons() -> None:
+    shares = {name: Estimate(value=0.1 * place, n=5) for place, name in enumerate(CHARACTER_MEASURES, 1)}
+    pooled = PooledMethod(
+        name="a", labels=("a",), measures={"pss": ONE}, chance=0.25, right_in_character_by_chance=0.125, reasons=("cells",),
+        fidelity_reasons=("persona",), right_in_character_reasons=("answers",),
+    ).model_copy(update=shares)  # fmt: skip
+    assert {name: pooled.estimate(name) for name in CHARACTER_MEASURES} == shares
+    assert (pooled.estimate("pss"), pooled.estimate("mean")) == (ONE, None)
+    assert [pooled.chance_of(name) for name in CHARACTER_MEASURES] == [0.125, 0.25, 0.25]
+    assert [pooled.reasons_for(name) for name in CHARACTER_MEASURES] == [("answers",), ("persona",), ()]
+    assert pooled.reasons_for("pss") == ("cells",)
+    records = (ModelRow, PooledMethod, MethodDifference, Comparison)
+    assert all(set(CHARACTER_MEASURES) <= set(record.model_fields) for record in records)
+    assert {one.chance_field for one in CHARACTER_MEASURES.values()} <= set(PooledMethod.model_fields) & set(
+        ModelRow.model_fields
+    )
+    assert {one.reasons_field for one in CHARACTER_MEASURES.values()} <= set(Comparison.model_fields)

@@ -223,7 +223,7 @@ def lucky(share: float, seed: int, recognised: bool = True) -> RightInCharacter:
 
 def test_the_difference_of_two_models_is_paired_by_cell() -> None:
     first, other = lucky(0.4, 1), lucky(0.9, 2)
-    difference = right_in_character_difference([first], [other], 0, 400)
+    difference = right_in_character_difference([other], [first], 0, 400)
     assert first.share.value is not None
     assert other.share.value is not None
     assert difference.value == pytest.approx(other.share.value - first.share.value)
@@ -244,7 +244,7 @@ def test_a_comparison_uses_the_cells_that_both_have() -> None:
     assert other.left_out == ("nurse",)
     assert aligned_shares([first, other]).shape == (2, 3, Q)
     assert np.isnan(aligned_shares([first, other])).sum() == 6
-    assert right_in_character_difference([first], [other], 0, 200).n == Q - 1
+    assert right_in_character_difference([other], [first], 0, 200).n == Q - 1
 
 
 def test_what_a_comparison_needs_is_not_written_to_json() -> None:

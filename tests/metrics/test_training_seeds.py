@@ -69,8 +69,8 @@ def test_one_seed_is_not_covered_and_its_variance_not_known() -> None:
     assert are_near(found.components, None, 0.00025, 0.0)
     several = SeedValues(np.array([0.1, 0.3]), np.stack([0.1 + WAVE_R, 0.3 + WAVE_R]))
     one = SeedValues(np.array([0.0]), WAVE_R[None])
-    assert cover_seed_differences(over_questions, one, several, "unpaired").over_seeds.low is None
-    assert cover_seed_differences(over_questions, one, several, "untrained").over_seeds.low is not None
+    assert cover_seed_differences(over_questions, several, one, "unpaired").over_seeds.low is None
+    assert cover_seed_differences(over_questions, several, one, "untrained").over_seeds.low is not None
 
 
 @pytest.mark.parametrize("missing", ["value", "seed", "ends"])
@@ -91,8 +91,8 @@ def test_pairs_differ_less_than_methods_whose_seeds_move_together() -> None:
     noise_S_R = np.zeros((3, 5)) + WAVE_R
     first, other = (SeedValues(np.array([0.1, 0.2, 0.6]) + more, noise_S_R) for more in (0.0, 0.05))
     over_questions = Estimate(value=0.05, low=0.03, high=0.07, n=50)
-    paired = cover_seed_differences(over_questions, first, other, "paired")
-    unpaired = cover_seed_differences(over_questions, first, other, "unpaired")
+    paired = cover_seed_differences(over_questions, other, first, "paired")
+    unpaired = cover_seed_differences(over_questions, other, first, "unpaired")
     assert paired.over_seeds.low == pytest.approx(0.03)
     assert paired.over_seeds.high == pytest.approx(0.07)
     # The replicates of the difference do not vary, so they say nothing, and the half-width over questions counts in full.
@@ -124,16 +124,16 @@ def test_p_is_below_the_level_where_the_interval_excludes_zero() -> None:
 def test_a_relative_change_has_the_variance_of_its_first_order_approximation() -> None:
     # Means .5 and .6: ratio 1.2. The values of a seed are .6 / .5 − 1.2 y / .5: .24 and −.24, standard error .24.
     first, other = (SeedValues(np.array(values), np.array([values] * 3).T) for values in ([0.4, 0.6], [0.6, 0.6]))
-    found = cover_seed_differences(Estimate(value=0.2, low=0.2, high=0.2, n=9), first, other, "paired", change=relative_change)
+    found = cover_seed_differences(Estimate(value=0.2, low=0.2, high=0.2, n=9), other, first, "paired", change=relative_change)
     assert found.over_seeds.low == pytest.approx(0.2 - t.ppf(0.975, 1) * 0.24)
     assert found.over_seeds.high == pytest.approx(0.2 + t.ppf(0.975, 1) * 0.24)
     unpaired = cover_seed_differences(
-        Estimate(value=0.2, low=0.2, high=0.2, n=9), first, other, "unpaired", change=relative_change
+        Estimate(value=0.2, low=0.2, high=0.2, n=9), other, first, "unpaired", change=relative_change
     )
     assert unpaired.over_seeds == found.over_seeds  # the other method's seeds do not differ
     nothing = Estimate(value=None, n=0)
     zero = SeedValues(np.zeros(2), np.zeros((2, 3)))
-    assert cover_seed_differences(nothing, zero, other, "paired", change=relative_change).over_seeds == nothing
+    assert cover_seed_differences(nothing, other, zero, "paired", change=relative_change).over_seeds == nothing
 
 
 def test_ends_stay_within_what_is_possible() -> None:
@@ -232,8 +232,8 @@ def test_differences_over_questions_are_those_known_and_seeds_are_added(
     pair: tuple[list[AccuracyGrid], list[AccuracyGrid]],
 ) -> None:
     first, other = pair
-    known = stability_differences(first, other, 0, 200)
-    found = seed_differences(first, other, "paired", known, 0, 200)
+    known = stability_differences(other, first, 0, 200)
+    found = seed_differences(other, first, "paired", known, 0, 200)
     assert tuple(found) == MEASURE_VIEWS["seed_differences"]
     for name, one in found.items():
         over_questions, over_seeds = one.over_questions, one.over_seeds
@@ -251,12 +251,12 @@ def test_differences_over_questions_are_those_known_and_seeds_are_added(
 
 def test_other_order_of_paired_seeds_and_personas_that_are_missing(pair: tuple[list[AccuracyGrid], list[AccuracyGrid]]) -> None:
     first, other = pair
-    turned = seed_differences(first[::-1], other[::-1], "paired", {}, 0, 200)["mean"].over_seeds
-    assert turned.low == pytest.approx(seed_differences(first, other, "paired", {}, 0, 200)["mean"].over_seeds.low)
+    turned = seed_differences(other[::-1], first[::-1], "paired", {}, 0, 200)["mean"].over_seeds
+    assert turned.low == pytest.approx(seed_differences(other, first, "paired", {}, 0, 200)["mean"].over_seeds.low)
     unasked = [(np.full_like(mean_P_Q, np.nan), baseline_Q) for mean_P_Q, baseline_Q in other]
-    assert seed_differences(first, unasked, "paired", {}, 0, 50) == {}
+    assert seed_differences(unasked, first, "paired", {}, 0, 50) == {}
     without = [(mean_P_Q, np.full_like(baseline_Q, np.nan)) for mean_P_Q, baseline_Q in other]
-    found = seed_differences(first, without, "paired", {}, 0, 50)
+    found = seed_differences(without, first, "paired", {}, 0, 50)
     assert found["mean"].over_seeds.low is not None
     assert (found["mean_minus_baseline"].over_questions.value, found["mean_minus_baseline"].over_seeds.value) == (None, None)
 

@@ -10,9 +10,9 @@ from permix import cli
 from permix.config import QuestionsConfig, build_config
 from permix.inference.scripted import ScriptedModel
 from permix.question_writer.generator import build_writing_job, run_writing_job
-from permix.storage.cells import read_cells
 from permix.types import Cell, Message, Request
 from tests.batch_runner import completed, requests_in, run_batch
+from tests.cell_files import read_cells
 from tests.question_writer.test_writing import author
 from tests.sample_runs import write_pool
 

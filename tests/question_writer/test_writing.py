@@ -20,9 +20,9 @@ from permix.personas.personagym import PersonaGymQuestion, ScoreExample, read_pe
 from permix.pipelines.preflight import check_config
 from permix.question_writer.generator import WritingJob, WritingSummary, build_writing_job, run_writing_job
 from permix.question_writer.requests import builtin_situations
-from permix.storage.cells import read_cells
 from permix.storage.files import read_json
 from permix.types import CellKey, Failure, Request
+from tests.cell_files import read_cells
 from tests.sample_runs import TEXTS, endpoint, toml, write_pool
 from tests.servers import Action, error, openai_server
 

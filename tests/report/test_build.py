@@ -17,7 +17,8 @@ from permix.config import ReportConfig
 from permix.errors import DataError
 from permix.report.builder import build_report, draw_report_figures, run_report
 from permix.report.comparisons import compare_models
-from permix.report.methods import group_methods, pool_seeds
+from permix.report.methods import group_methods
+from permix.report.pooled import pool_seeds
 from permix.report.runs import ModelRow, Run, collect_models, find_reference_run
 from permix.storage.run_dir import RUN_FORMAT
 from permix.types import Cell, Completion, Message, Verdict
@@ -237,7 +238,7 @@ def test_what_was_not_asked_the_same_is_not_compared(tmp_path: Path, change: dic
 def test_fidelity_with_its_own_classifier_is_not_compared(tmp_path: Path) -> None:
     runs = [fidelity_run(tmp_path / "one", "base"), fidelity_run(tmp_path / "two", "RLVR")]
     models = collect_models([*runs, stability_run(tmp_path / "three", "RLVR", strong)])
-    comparison = compare_models(*models)
+    comparison = compare_models(models[1], models[0])
     known = group_methods(models)
     drawn = draw_report_figures(models, known, [pool_seeds(one) for one in known], [comparison], tmp_path / "figures")
     assert "tradeoff.png" not in drawn.captions  # nor shown on one plane

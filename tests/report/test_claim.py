@@ -9,7 +9,8 @@ from permix.evals.text_metrics import PersonaAnswer, TextMetrics, compute_text_m
 from permix.report.claim import build_claim
 from permix.report.excerpts import subject_text
 from permix.report.judges import PERSONAGYM_KIND
-from permix.report.methods import ReportMethod, group_methods, method_difference, pool_seeds
+from permix.report.methods import ReportMethod, group_methods
+from permix.report.pooled import method_difference, pool_seeds
 from permix.report.runs import ModelRuns, collect_models
 from permix.storage.files import read_json, write_json
 from permix.storage.run_dir import RUN_FORMAT

@@ -9,21 +9,24 @@ import pytest
 
 from permix.dashboard.live_metrics import measure_live
 from permix.metrics import statistics
+from permix.metrics.measures import CHARACTER_MEASURES
 from permix.report.builder import build_report
 from permix.report.comparisons import compare_models, compare_runs
 from permix.report.html.charts import build_charts
-from permix.report.methods import group_methods, method_difference, pool_seeds
+from permix.report.methods import group_methods
+from permix.report.pooled import method_difference, pool_seeds
 from permix.report.runs import ModelRuns, collect_models
-from permix.report.score_plots import TRADEOFF_VIEWS, tradeoff_points
 from permix.report.tables import (
-    RIGHT_IN_CHARACTER_HEADING,
     method_table,
     models_table,
     right_in_character_table,
     seed_difference_table,
 )
+from permix.report.tradeoff import build_tradeoffs
 from permix.types import Verdict
 from tests.seeded import PERSONAS, QUESTIONS, VOICES, Right, cell, share, torn, train_run, write_run
+
+RIGHT_IN_CHARACTER_HEADING = CHARACTER_MEASURES["right_in_character"].label
 
 
 def answered_run(path: Path, label: str, asked: str, right: Right, flat: float, **config: Any) -> Path:
@@ -73,7 +76,7 @@ def test_each_model_has_its_numbers(models: list[ModelRuns]) -> None:
 
 def test_models_are_compared_cell_by_cell(models: list[ModelRuns]) -> None:
     by_label = {model.label: model for model in models}
-    difference = compare_models(by_label["rlvr"], by_label["mixed 1"]).right_in_character
+    difference = compare_models(by_label["mixed 1"], by_label["rlvr"]).right_in_character
     assert difference is not None
     assert difference.value == pytest.approx(0.6)
     assert difference.low is not None
@@ -93,6 +96,8 @@ def test_seeds_are_pooled(models: list[ModelRuns]) -> None:
     change = method_difference(methods["PerMix-RLVR"], methods["rlvr"])
     assert change.right_in_character is not None
     assert change.right_in_character.value == pytest.approx(0.6)
+    assert not change.covers_seeds("right_in_character")  # rlvr has one seed
+    assert change.claimed_difference("right_in_character") == change.right_in_character
 
 
 def test_a_seed_without_the_measure_is_not_left_out_silently(models: list[ModelRuns]) -> None:
@@ -164,10 +169,10 @@ def test_the_report_draws_the_view_and_writes_the_numbers(study: Path, tmp_path:
 def test_a_point_of_the_view_has_its_own_chance(models: list[ModelRuns]) -> None:
     methods = group_methods(models)
     pooled = [pool_seeds(method) for method in methods]
-    points = {point.name: point for point in tradeoff_points(methods, pooled, view=TRADEOFF_VIEWS[1])}
-    assert points["base"].chance == pytest.approx(0.125, abs=0.06)
-    assert [x for x, _ in points["PerMix-RLVR"].seeds] == pytest.approx([0.8, 0.8])
-    assert tradeoff_points(methods, pooled) == []
+    (tradeoff,) = build_tradeoffs(models, methods, pooled, []).tradeoffs  # no model has identifiability
+    assert (tradeoff.view.measure, tradeoff.chance) == ("right_in_character", None)
+    assert tradeoff.points["base"].chance == pytest.approx(0.125, abs=0.06)
+    assert [x for x, _ in tradeoff.points["PerMix-RLVR"].seeds.values()] == pytest.approx([0.8, 0.8])
     chart = build_charts(models, methods, pooled, [])["tradeoff"]
     assert [measure["key"] for measure in chart["measures"]] == ["right_in_character"]
 
@@ -175,7 +180,8 @@ def test_a_point_of_the_view_has_its_own_chance(models: list[ModelRuns]) -> None
 def test_models_with_other_classifiers_are_not_compared(tmp_path: Path) -> None:
     answered_run(tmp_path / "a", "a", "tiny", share(3), 0.0)
     answered_run(tmp_path / "b", "b", "other", share(4), 0.0)
-    compared = compare_models(*collect_models([tmp_path]))
+    against, model = collect_models([tmp_path])
+    compared = compare_models(model, against)
     assert compared.right_in_character is None
     assert compared.right_in_character_reasons == ("Not the same classifier of character (trained on other answers)",)
     assert compare_runs(tmp_path / "a", tmp_path / "b", resamples=100).right_in_character is None

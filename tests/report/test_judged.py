@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from permix.config import ReportConfig
-from permix.evals.fidelity_records import fidelity_kind
+from permix.config import ReportConfig, fidelity_kind
 from permix.judges import results
 from permix.judges.types import JudgeInput
 from permix.report import judges as report_judged

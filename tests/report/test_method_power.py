@@ -9,9 +9,11 @@ from scipy.stats import chi2
 
 from permix import cli
 from permix.config import PowerConfig
+from permix.metrics.measures import CHARACTER_MEASURES
 from permix.metrics.training_seeds import SeedDifference, SeedVarianceComponents, power_over_seeds, scale_questions
 from permix.report.method_power import describe_pilot, parse_effects, plan_power, seed_assumptions, upper_seed_variance
-from permix.report.methods import ComparedSeeds, MethodDifference, group_methods, method_difference, reference_differences
+from permix.report.methods import group_methods
+from permix.report.pooled import ComparedSeeds, MethodDifference, method_difference, reference_differences
 from permix.report.runs import collect_models
 from permix.types import Estimate
 from tests.seeded import stability_run, torn, write_study
@@ -149,6 +151,7 @@ def test_runs_of_one_method_or_of_other_questions_are_refused(tmp_path: Path, ca
 
 def test_sizes_of_one_measure_are_collected() -> None:
     assert parse_effects(["pss=0.1", "mean=0.02", "pss=0.2"]) == {"pss": (0.1, 0.2), "mean": (0.02,)}
+    assert parse_effects([f"{name}=0.1" for name in CHARACTER_MEASURES]) == dict.fromkeys(CHARACTER_MEASURES, (0.1,))
 
 
 # How seeds belong together

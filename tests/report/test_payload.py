@@ -10,12 +10,13 @@ import pytest
 from permix.config import DevEvalConfig
 from permix.metrics.dev_curve import DevCurve, DevEvalPoint
 from permix.report.comparisons import Comparison
-from permix.report.html import charts, fidelity_charts
+from permix.report.html import charts
 from permix.report.html.charts import build_charts, persona_infos, thin_log, training_panel_keys
 from permix.report.html.values import json_estimate, json_number, printable_text, unique_display_names
-from permix.report.judges import JudgeScoreEntry
-from permix.report.methods import group_methods, pool_seeds
+from permix.report.methods import group_methods
+from permix.report.pooled import pool_seeds
 from permix.report.runs import ModelRuns, collect_models
+from permix.report.tradeoff import pooled_judge_score
 from permix.types import Cell, Completion, Estimate, Message, Verdict
 from tests.report.test_judged import by_hand, fives, judged_run, keen
 from tests.seeded import share, stability_run, write_run, write_study
@@ -214,10 +215,9 @@ def test_judges_say_whether_they_are_trusted(tmp_path: Path) -> None:
 
 
 def test_a_judges_score_of_several_seeds_is_their_mean_and_has_no_interval() -> None:
-    def scored(value: float) -> Any:
-        one = Estimate(value=value, low=value - 1, high=value + 1, n=9)
-        return JudgeScoreEntry(kind="fidelity", judge="j", persona_score=one, n_scored=9, n_asked=9, discriminates_persona=True)
+    def scored(value: float) -> Estimate:
+        return Estimate(value=value, low=value - 1, high=value + 1, n=9)
 
-    assert fidelity_charts._pooled_judge_score([scored(3.0)]) == Estimate(value=3.0, low=2.0, high=4.0, n=9)
-    assert fidelity_charts._pooled_judge_score([scored(3.0), scored(4.0)]) == Estimate(value=3.5, n=9)
-    assert fidelity_charts._pooled_judge_score([scored(3.0), None]) is None
+    assert pooled_judge_score([scored(3.0)]) == Estimate(value=3.0, low=2.0, high=4.0, n=9)
+    assert pooled_judge_score([scored(3.0), scored(4.0)]) == Estimate(value=3.5, n=9)
+    assert pooled_judge_score([scored(3.0), None]) is None

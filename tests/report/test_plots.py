@@ -43,9 +43,9 @@ def summaries() -> dict[str, StabilitySummary]:
 
 def test_persona_figures(summaries: dict[str, StabilitySummary], tmp_path: Path) -> None:
     plots.plot_persona_accuracy(summaries, tmp_path / "a.png")
-    plots.plot_lottery(summaries, tmp_path / "b.png")
+    plots.plot_best_of_k(summaries, tmp_path / "b.png")
     assert png_size(tmp_path / "a.png")[0] == png_size(tmp_path / "b.png")[0] == 1200
-    plots.plot_lottery(summaries, tmp_path / "again.png")
+    plots.plot_best_of_k(summaries, tmp_path / "again.png")
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 

@@ -44,7 +44,7 @@ def test_distinctness_is_paired_by_question_whatever_the_order() -> None:
     less = told(
         {"q6": (0, 2), "q5": (1, 2), "q4": (0, 2), "q3": (1, 2), "q2": (0, 2), "q1": (1, 2)}
     )  # one less in every question
-    difference = question_share_difference([base], [less], seed=0, resamples=200)
+    difference = question_share_difference([less], [base], seed=0, resamples=200)
     unseen = 1 - 0.025 ** (1 / 6)  # the share of other questions that may differ in the direction in which none of 6 does
     assert (difference.value, difference.low, difference.high) == pytest.approx((-0.5, -0.5, -0.5 + unseen))
     assert difference.n == 6
@@ -56,7 +56,7 @@ def test_distinctness_is_paired_by_question_whatever_the_order() -> None:
 
 def test_a_relative_change_of_distinctness_has_the_plain_interval() -> None:
     base, less = told({f"q{n}": (2, 2) for n in range(6)}), told({f"q{n}": (1, 2) for n in range(6)})
-    found = question_share_difference([base], [less], seed=0, resamples=200, change=relative_change)
+    found = question_share_difference([less], [base], seed=0, resamples=200, change=relative_change)
     assert (found.value, found.low, found.high) == pytest.approx((-0.5, -0.5, -0.5))
 
 
@@ -66,10 +66,10 @@ def test_differences_pair_personas_and_questions_by_name() -> None:
     none_Q_S = np.full((4, 1), np.nan)
     first = StabilityGrid(right_P_Q[..., None], none_Q_S, ("a", "b"), ("1", "2", "3", "4"))
     other = StabilityGrid(other_P_Q[::-1, ::-1, None], none_Q_S, ("b", "a"), ("4", "3", "2", "1"))
-    measured = compare_stability_grids(first, other, seed=0, resamples=200)
+    measured = compare_stability_grids(other, first, seed=0, resamples=200)
     values = {name: one.value for name, one in measured.items()}
     assert values["mean"] == 0.25
-    in_order = compare_stability_grids(first, StabilityGrid(other_P_Q[..., None], none_Q_S, *first[2:]), seed=0, resamples=200)
+    in_order = compare_stability_grids(StabilityGrid(other_P_Q[..., None], none_Q_S, *first[2:]), first, seed=0, resamples=200)
     assert values == {name: one.value for name, one in in_order.items()}
     unseen = 1 - 0.025 ** (1 / 4)  # what may still differ, where no question of 4 does
     for name, one in compare_stability_grids(first, first, seed=0, resamples=200).items():
@@ -81,4 +81,4 @@ def test_personas_that_only_one_model_has_scores_for_are_left_out() -> None:
     scored = np.array([[1.0, 0.0], [0.0, 0.0]])
     missing = np.array([[1.0, 0.0], [np.nan, np.nan]])
     grids = [StabilityGrid(one[..., None], np.full((2, 1), np.nan), ("a", "b"), ("1", "2")) for one in (scored, missing)]
-    assert compare_stability_grids(grids[0], grids[1], seed=0, resamples=100)["worst"].value == 0.0
+    assert compare_stability_grids(grids[1], grids[0], seed=0, resamples=100)["worst"].value == 0.0

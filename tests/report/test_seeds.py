@@ -11,9 +11,10 @@ from permix.metrics.recognisability import Recognisability
 from permix.rendering.table import format_p_value
 from permix.report.builder import build_report
 from permix.report.claim import build_claim
-from permix.report.methods import ReportMethod, group_methods, method_difference, pool_seeds, reference_differences
+from permix.report.methods import ReportMethod, group_methods
+from permix.report.pooled import method_difference, pool_seeds, reference_differences
 from permix.report.runs import ModelRuns, collect_models
-from permix.report.tables import method_table, pooled_recognisability_cell, seed_difference_table
+from permix.report.tables import method_table, pooled_character_cell, seed_difference_table
 from permix.types import Estimate
 from tests.seeded import Right, estimate_of, share, stability_run, torn, train_run, write_study
 
@@ -268,7 +269,7 @@ def test_recognisability_has_an_interval_over_seeds(study: dict[str, ReportMetho
     assert value(pooled.recognisability) == pytest.approx(0.7)
     over = pooled.over_seeds["recognisability"]
     assert (over.low, over.high) == (0.0, 1.0)  # .7 ± 12.7 × .141 / √2 = 1.27
-    assert pooled_recognisability_cell(pooled).note.endswith("; over questions and seeds [0.00, 1.00]")
+    assert pooled_character_cell(pooled, "recognisability").note.endswith("; over questions and seeds [0.00, 1.00]")
     assert "recognisability" not in pool_seeds(one._replace(models=one.models[:1])).over_seeds
     found = method_difference(one, other)
     assert value(found.recognisability) == pytest.approx(0.45)

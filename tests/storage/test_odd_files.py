@@ -18,7 +18,6 @@ from permix.config import StabilityConfig
 from permix.errors import ConfigError, DataError, PermixError
 from permix.evals.stability import measure_stability
 from permix.storage import files
-from permix.storage.cells import read_cells
 from permix.storage.files import (
     JsonlWriter,
     drop_torn_line,
@@ -30,6 +29,7 @@ from permix.storage.files import (
     write_text,
 )
 from permix.storage.run_dir import APPENDED_FILES, RunDir, RunReader
+from tests.cell_files import read_cells
 from tests.dashboard.fake_runs import stability_run, whole
 from tests.sample_runs import answered
 

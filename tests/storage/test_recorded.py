@@ -7,9 +7,10 @@ import pytest
 
 from permix.config import StabilityConfig
 from permix.errors import DataError
-from permix.storage.cells import cell_summaries, read_cells
+from permix.storage.cells import cell_summaries
 from permix.storage.run_dir import RunDir
 from permix.types import Cell, CellKey, Failure
+from tests.cell_files import read_cells
 from tests.sample_runs import answered, cell
 
 

@@ -13,10 +13,10 @@ import pytest
 
 from permix.config import ModelConfig, StabilityConfig, build_config
 from permix.errors import ConfigError, DataError, PermixError
-from permix.storage.cells import read_cells
 from permix.storage.files import guard_writes, read_json, write_json, write_text
 from permix.storage.run_dir import RunDir, collect_provenance, source_revision
 from permix.types import Cell, CellKey, Failure
+from tests.cell_files import read_cells
 from tests.sample_runs import answered, cell
 
 CONFIG = StabilityConfig(label="base")

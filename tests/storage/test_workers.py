@@ -15,11 +15,12 @@ from permix.errors import ConfigError, DataError
 from permix.inference.base import REQUEST_CHANGES_FILE, remember_request_changes
 from permix.inference.cost import find_measured
 from permix.report.builder import run_report
-from permix.storage.cells import chosen_answers_note, has_records, read_cells, read_run_cells, record_files
+from permix.storage.cells import conflicting_answers_note, has_records, read_run_cells, record_files
 from permix.storage.files import encode_line, jsonl_lines
 from permix.storage.run_dir import RunDir, RunReader
 from permix.storage.workers import hold_shared_files, worker_file, worker_files
 from permix.types import Cell, CellKey, Failure, Shard
+from tests.cell_files import read_cells
 from tests.sample_runs import answered, cell
 
 CONFIG, IDENTITY = StabilityConfig(label="base"), {"model": "abc", "seed": 0}
@@ -64,8 +65,8 @@ def test_of_two_scored_records_the_hash_decides_and_not_the_files(tmp_path: Path
         write_all(run, [one, answered("q2")], [answered("q3"), other])
         cells = read_run_cells(run)
         assert set(cells) == {KEY, CellKey(None, "q2", 0), CellKey(None, "q3", 0)}
-        assert cells.n_chosen == 1
-        note = chosen_answers_note(cells)
+        assert cells.n_conflicting == 1
+        note = conflicting_answers_note(cells)
         assert note is not None
         assert note.startswith("1 of 3 cells were answered by several workers, differently")
         found.append(cells[KEY])
@@ -80,7 +81,7 @@ def test_of_two_scored_records_the_hash_decides_and_not_the_files(tmp_path: Path
 def test_the_same_answer_twice_is_no_choice(tmp_path: Path) -> None:
     write_all(tmp_path, [UNSCORED], [RIGHT], [RIGHT])  # scored again by another worker, and a file that was copied
     cells = read_run_cells(tmp_path)
-    assert (cells[KEY], cells.n_chosen, chosen_answers_note(cells)) == (RIGHT, 0, None)
+    assert (cells[KEY], cells.n_conflicting, conflicting_answers_note(cells)) == (RIGHT, 0, None)
 
 
 def test_within_a_file_the_last_record_counts_and_plain_records_are_merged_too(tmp_path: Path) -> None:

@@ -11,21 +11,32 @@ import numpy as np
 import pytest
 
 import permix
-from permix.config import StudyConfig, StudyUnit, build_config
+from bench.archive import missing_part
+from permix.config import PartConfig, StudyConfig, StudyUnit, TrainConfig, build_config
 from permix.errors import ConfigError, DataError, PermixError
 from permix.judges.results import JudgeResults, JudgeUsage
 from permix.judges.summary import score_change_over_seeds
 from permix.metrics import statistics
 from permix.metrics.stability import stability_differences
-from permix.pipelines import study_units
+from permix.pipelines import study as study_module
+from permix.pipelines import study_cost, study_units
 from permix.pipelines.jobs import cores_of_job, gpus_of_slot, thread_arguments
 from permix.pipelines.study import run_study
 from permix.pipelines.study_cost import PartCost, estimate_time, preflight_study, study_costs
-from permix.pipelines.study_units import check_same_settings, delete_model, finished_parts, pending_parts, read_unit_record
+from permix.pipelines.study_units import (
+    check_same_settings,
+    delete_model,
+    finished_parts,
+    pending_parts,
+    read_unit_record,
+    run_unit,
+)
+from permix.progress import command_output
 from permix.rendering.table import format_p_value
 from permix.report.study import check_headlines, divide_into_pages, write_study_report
 from permix.storage.files import read_json, write_json
 from permix.storage.workers import claim_folder, holds_claim, is_claimed
+from permix.training.job import prepare_training
 from permix.types import AnswerKey, Verdict
 from tests.seeded import PERSONAS, QUESTIONS, Right, cell, fidelity_run, share, stability_run, torn, train_run, write_run
 
@@ -131,6 +142,149 @@ def test_a_model_is_deleted_after_a_killed_deletion_and_beside_another_one(
     delete_model(unit)
     assert not model.exists()
     assert not list(unit.training.out.glob(".model*"))
+
+
+def fake_parts(monkeypatch: pytest.MonkeyPatch, weights: Sequence[str] = ("first",)) -> list[str]:
+    """Parts that leave what a part leaves; returns their names as they are run. Each training has the next of the weights."""
+    ran, left = list[str](), list(weights)
+
+    def run_part(part: PartConfig) -> None:
+        ran.append(part.out.name)
+        write_json(make(part.out) / "config.json", part)
+        write_json(part.out / "metrics.json", {})
+        if isinstance(part, TrainConfig):
+            write_json(make(part.out / "model") / "config.json", {"weights": left.pop(0)})
+
+    monkeypatch.setattr(study_units, "run_part", run_part)
+    monkeypatch.setattr(study_units, "_await_reference", lambda *_: None)
+    return ran
+
+
+@pytest.mark.parametrize("is_started", [False, True])
+def test_a_training_that_another_command_has_ended_is_recorded(
+    is_started: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = study(tmp_path, keep_models=False)
+    unit, ran = unit_of(settings, "rlvr-1"), fake_parts(monkeypatch)
+    assert unit.training is not None
+    if is_started:
+        study_units._write_record(unit, "train", finished=False)
+    study_units.run_part(prepare_training(unit.training).config)
+    ran.clear()
+    run_unit(settings, unit)
+    assert ran == ["accuracy", "character"]
+    assert finished_parts(unit) == ["train", "accuracy", "character"]
+    assert not (unit.training.out / "model").exists()
+
+
+def test_a_training_of_other_settings_is_not_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = study(tmp_path)
+    unit, _ = unit_of(settings, "rlvr-1"), fake_parts(monkeypatch)
+    assert unit.training is not None
+    changed = unit.training.train.model_copy(update={"lr": 0.5})
+    study_units.run_part(unit.training.model_copy(update={"train": changed}))
+    with pytest.raises(ConfigError, match=r"rlvr-1/train was started with train.lr = 0.5, not 1e-05"):
+        run_unit(settings, unit)
+
+
+@pytest.mark.parametrize("keeps_models", [False, True])
+def test_a_training_that_ended_with_nothing_left_to_ask_is_recorded_by_the_next_start(
+    keeps_models: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = study(tmp_path, keep_models=keeps_models)
+    for unit in settings.units():
+        make_finished(unit, *unit.parts)
+    unit = unit_of(settings, "rlvr-1")
+    study_units._write_record(unit, "train", finished=False)  # the process was killed before it recorded the end
+    monkeypatch.setattr(study_module, "report_study", lambda _: None)
+    run_study(settings)
+    assert "train" in read_unit_record(unit).finished
+    assert unit.training is not None
+    assert (unit.training.out / "model").exists() == keeps_models
+
+
+@pytest.mark.parametrize("weights", ["first", "second"])
+def test_the_evaluations_of_a_unit_are_of_one_model(
+    weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = study(tmp_path, keep_models=False)
+    unit, ran = unit_of(settings, "rlvr-1"), fake_parts(monkeypatch, ["first", weights])
+    run_unit(settings, unit)
+    (unit.folder / "accuracy" / "records.jsonl").write_text("kept")
+    ran.clear()
+    more = study(
+        tmp_path, keep_models=False, evaluations={"accuracy": ACCURACY, "character": CHARACTER, "more": ACCURACY | {"seed": 5}}
+    )
+    unit = unit_of(more, "rlvr-1")
+    run_unit(more, unit)
+    assert pending_parts(unit) == []
+    if weights == "first":
+        assert ran == ["train", "more"]
+        assert (unit.folder / "accuracy" / "records.jsonl").exists()
+        return
+    assert ran == ["train", "accuracy", "character", "more"]
+    assert "warning: rlvr-1: the model that is there has other weights" in capsys.readouterr().err
+    assert [path.read_text() for path in unit.folder.glob("other-weights-*/accuracy/records.jsonl")] == ["kept"]
+
+
+def test_a_model_that_another_command_asks_is_not_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = study(tmp_path, keep_models=False)
+    more = study(tmp_path, keep_models=False, evaluations=settings.evaluations | {"talk": ACCURACY | {"seed": 5}})
+    for unit in settings.units():
+        make_finished(unit, *unit.parts)
+    asking = unit_of(more, "rlvr-1")
+    model = tmp_path / "rlvr-1" / "train" / "model"
+    monkeypatch.setattr(study_module, "report_study", lambda _: None)
+    claim = claim_folder(asking.folder)  # the command of `more` works on the unit, and has not yet started the evaluation
+    assert claim is not None
+    run_study(settings)
+    assert model.exists()
+    assert not (tmp_path / "rlvr-2" / "train" / "model").exists()
+    study_units._write_record(asking, "talk", finished=False)
+    os.close(claim)  # it was killed while it asked
+    run_study(settings)
+    assert model.exists()
+    make_finished(asking, "talk")
+    run_study(settings)
+    assert not model.exists()
+
+
+def test_the_json_of_a_unit_says_whether_it_is_pending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_parts(monkeypatch, ["first"])
+    monkeypatch.setattr(study_module, "check_study", lambda _: None)
+    with command_output(as_json=True, is_quiet=True) as shown:
+        run_study(study(tmp_path, unit="rlvr-1"))
+    assert (shown.result["pending"], shown.result["failed"]) == (0, [])
+    monkeypatch.setattr(study_units, "run_part", lambda _: (_ for _ in ()).throw(DataError("x")))
+    with command_output(as_json=True, is_quiet=True) as shown, pytest.raises(DataError):
+        run_study(study(tmp_path, unit="rlvr-2"))
+    assert shown.result["pending"] == 1
+
+
+def test_the_json_of_a_report_has_every_page(tmp_path: Path) -> None:
+    evaluations = {"accuracy": ACCURACY, "more": ACCURACY | {"seed": 5}, "character": CHARACTER}
+    settings = study(tmp_path, evaluations=evaluations, arms={"rlvr": {"method": "rlvr"}})
+    base = settings.units()[0]
+    stability_run(base.parts["accuracy"].out, "base", "bundled", share(5))
+    stability_run(base.parts["more"].out, "base", "bundled", share(0))
+    with command_output(as_json=True, is_quiet=True) as shown:
+        write_study_report(settings, {"base": ["accuracy", "more"]}, tmp_path / "report", [base])
+    pages = shown.result["pages"]
+    on_disk = sorted(str(path.parent) for path in (tmp_path / "report").rglob("index.html"))
+    assert sorted(str(Path(page["paths"]["page"]).parent) for page in pages) == on_disk
+    assert [page["rows"][0]["mean"]["value"] for page in pages] == [1.0, 0.0]
+    assert all(page["arms"] for page in pages)
+    assert shown.result["rows"] == pages[0]["rows"]
+    assert shown.result["paths"]["page"] == tmp_path / "report" / "index.html"
+    assert shown.result["headlines"] == []
+
+
+def test_a_unit_alone_writes_the_file_of_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_parts(monkeypatch, ["first"])
+    monkeypatch.setattr(study_module, "check_study", lambda _: None)
+    run_study(study(tmp_path, unit="rlvr-1"))
+    assert read_json(tmp_path / "study.json")["unit"] is None
+    assert missing_part(tmp_path / "rlvr-1") is None
 
 
 def test_a_record_without_the_files_of_a_part_does_not_count(tmp_path: Path) -> None:
@@ -258,7 +412,7 @@ def test_the_numbers_of_a_dry_run_by_hand(tmp_path: Path) -> None:
     assert facts["tokens trained on"] == f"at most {2 * 24 * 8 + 2 * 6 * 8}"
     assert facts["time"] == "unknown: no part of this study is finished, and [rates] gives no rate"
     chosen = preflight_study(study(tmp_path, only=["rlvr"], only_seeds=[2]))
-    assert (chosen["units"], chosen["rollouts"]) == ("2: the untrained model and 1 trained ones; 0 of them finished", "24")
+    assert (chosen["units"], chosen["rollouts"]) == ("2: the untrained model and 1 trained one; 0 of them finished", "24")
     assert "arm sft" not in chosen
 
 
@@ -279,8 +433,34 @@ def test_time_comes_from_finished_parts_then_from_rates(tmp_path: Path) -> None:
     unknown = estimate_time(without, units, costs)
     assert unknown.seconds == pytest.approx(30 + 3 * 20)
     assert unknown.unknown == ["sft"]
-    assert unknown.text(2).startswith("about 90 s on one device, about 45 s with 2 jobs on as many devices (")
+    assert unknown.text(2).startswith("about 90 s on one device, about 50 s with 2 jobs on as many devices (")
     assert unknown.text(1).endswith("; unknown for sft")
+
+
+def test_a_dry_run_counts_the_chosen_units_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study_cost, "check_study", lambda _: None)
+    monkeypatch.setattr(study_cost, "study_costs", lambda config: dict.fromkeys((*config.arms, *config.evaluations), PartCost()))
+    units = {unit: preflight_study(study(tmp_path, unit=unit))["units"] for unit in ("rlvr-1", "base", None)}
+    assert units == {
+        "rlvr-1": "1: 1 trained one; 0 of them finished",
+        "base": "1: the untrained model; 0 of them finished",
+        None: "5: the untrained model and 4 trained ones; 0 of them finished",
+    }
+    facts = preflight_study(study(tmp_path, report=True))
+    assert facts == {"units": "5; 0 of them have results", "runs": "none: only the report is written"}
+
+
+def test_jobs_divide_units_and_no_unit_itself(tmp_path: Path) -> None:
+    settings = study(tmp_path)
+    make_finished(unit_of(settings, "base"), "accuracy", "character", seconds=1000.0)
+    make_finished(unit_of(settings, "rlvr-1"), "train", "accuracy", "character", seconds=1200.0)
+    costs = dict.fromkeys((*settings.arms, *settings.evaluations), PartCost())
+    one = estimate_time(settings, [unit_of(settings, "rlvr-2")], costs)
+    assert one.seconds == pytest.approx(1200 + 1100 + 1100)
+    assert ", about 57 min with 8 jobs on as many devices (" in one.text(8)
+    two = estimate_time(settings, [unit_of(settings, "rlvr-2"), unit_of(settings, "sft-1"), unit_of(settings, "sft-2")], costs)
+    assert two.unit_seconds == pytest.approx([3400, 2200, 2200])
+    assert ", about 65 min with 2 jobs on as many devices (" in two.text(2)
 
 
 @pytest.mark.parametrize(
@@ -291,14 +471,14 @@ def test_time_comes_from_finished_parts_then_from_rates(tmp_path: Path) -> None:
         ({"evaluations": {"a": ACCURACY | {"personas": {"pool": "nowhere.csv"}}}}, "nowhere.csv"),
         (
             {"headlines": [{"evaluation": "character", "measure": "pss", "arm": "rlvr", "against": "base", "published": 1}]},
-            "headlines: measure = 'pss' (headline 1): character has identifiability",
+            "headlines: measure = 'pss' (headline 1): character has identifiability, recognisability",
         ),
     ],
 )
 def test_what_is_wrong_with_a_part_is_said_before_anything_is_started(values: dict[str, Any], words: str, tmp_path: Path) -> None:
-    for run in (preflight_study, run_study):
+    for run, unit in ((preflight_study, None), (run_study, None), (run_study, "rlvr-1")):
         with pytest.raises(PermixError) as caught:
-            run(study(tmp_path / "out", **values))
+            run(study(tmp_path / "out", unit=unit, **values))
         assert isinstance(caught.value, (ConfigError, DataError))
         assert words in str(caught.value)
     assert not (tmp_path / "out").exists()
@@ -609,10 +789,10 @@ def test_relative_changes_by_hand() -> None:
     Q = 20
     first = (np.array([[1.0, 0.0] * 10, [1.0, 0.0] * 10]), np.full(Q, np.nan))  # mean .5
     other = (np.array([[1.0, 1.0, 0.0, 0.0] * 5, [1.0, 1.0, 1.0, 1.0, 0.0] * 4]), np.full(Q, np.nan))  # means .5 and .8
-    found = stability_differences([first], [other], 0, 200, statistics.relative_change)["mean"]
+    found = stability_differences([other], [first], 0, 200, statistics.relative_change)["mean"]
     assert found.value == pytest.approx(0.65 / 0.5 - 1)
-    assert stability_differences([first], [other], 0, 200)["mean"].value == pytest.approx(0.15)
-    pss = stability_differences([first], [other], 0, 200, statistics.relative_change)["pss"]
+    assert stability_differences([other], [first], 0, 200)["mean"].value == pytest.approx(0.15)
+    pss = stability_differences([other], [first], 0, 200, statistics.relative_change)["pss"]
     assert pss.low is not None
     assert pss.high is not None
     assert pss.low <= (pss.value or 0.0) <= pss.high
@@ -626,34 +806,34 @@ def results(*scores: int) -> JudgeResults:
 
 def test_a_judges_scores_are_pooled_over_seeds_by_hand() -> None:
     first, other = [results(2, 4, 3, 3), results(4, 4, 3, 5)], [results(4, 4, 4, 4), results(5, 5, 5, 5)]  # means 3, 4; 4, 5
-    difference = score_change_over_seeds(first, other, "paired", seed=0, resamples=200).over_questions
+    difference = score_change_over_seeds(other, first, "paired", seed=0, resamples=200).over_questions
     assert difference.value == pytest.approx(1.0)
     assert difference.n == 4
     relative = score_change_over_seeds(
-        first, other, "paired", seed=0, resamples=200, change=statistics.relative_change
+        other, first, "paired", seed=0, resamples=200, change=statistics.relative_change
     ).over_questions
     assert relative.value == pytest.approx(4.5 / 3.5 - 1)
     assert relative.low is not None
     assert relative.low > 0
-    assert score_change_over_seeds([results(3)], [results()], "paired", seed=0, resamples=200).over_questions.value is None
+    assert score_change_over_seeds([results()], [results(3)], "paired", seed=0, resamples=200).over_questions.value is None
 
 
 def test_a_judges_scores_have_an_interval_over_training_seeds_by_hand() -> None:
     # The mean scores of the seeds are 2, 3 and 3 against 4, 4 and 3: differences 2, 1 and 0, standard error 1 / √3.
     first, other = [results(2, 2), results(3, 3), results(3, 3)], [results(4, 4), results(4, 4), results(3, 3)]
-    found = score_change_over_seeds(first, other, "paired", seed=0, resamples=50)
+    found = score_change_over_seeds(other, first, "paired", seed=0, resamples=50)
     assert found.over_questions.value == found.over_questions.low == found.over_questions.high == pytest.approx(1.0)
     assert found.over_seeds.low == pytest.approx(1 - 4.30265 / 3**0.5, abs=1e-5)  # t with two degrees of freedom
     assert found.over_seeds.high == pytest.approx(1 + 4.30265 / 3**0.5, abs=1e-5)
-    assert score_change_over_seeds(first[:1], other[:1], "paired", seed=0, resamples=50).over_seeds.low is None
-    relative = score_change_over_seeds(first, other, "paired", seed=0, resamples=50, change=statistics.relative_change)
+    assert score_change_over_seeds(other[:1], first[:1], "paired", seed=0, resamples=50).over_seeds.low is None
+    relative = score_change_over_seeds(other, first, "paired", seed=0, resamples=50, change=statistics.relative_change)
     # k = 11 / 8, m = 8 / 3: the values of a seed are (4, 4, 3) / m − k (2, 3, 3) / m.
     value_S = (np.array([4, 4, 3]) - 11 / 8 * np.array([2, 3, 3])) / (8 / 3)
     assert relative.over_seeds.high == pytest.approx(3 / 8 + 4.30265 * value_S.std(ddof=1) / 3**0.5, abs=1e-5)
-    assert score_change_over_seeds([results(3)], [results()], "paired", seed=0, resamples=50).over_seeds.value is None
+    assert score_change_over_seeds([results()], [results(3)], "paired", seed=0, resamples=50).over_seeds.value is None
     two = score_change_over_seeds(
-        first[:2], other[:2], "paired", seed=0, resamples=50
+        other[:2], first[:2], "paired", seed=0, resamples=50
     )  # t is 12.7: no score differs by more than 4
     assert (two.over_seeds.low, two.over_seeds.high) == (-4.0, 4.0)
-    two = score_change_over_seeds(first[:2], other[:2], "paired", seed=0, resamples=50, change=statistics.relative_change)
+    two = score_change_over_seeds(other[:2], first[:2], "paired", seed=0, resamples=50, change=statistics.relative_change)
     assert (two.over_seeds.low, two.over_seeds.high) == (-0.8, 4.0)

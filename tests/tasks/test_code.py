@@ -14,7 +14,6 @@ from permix import cli
 from permix.config import PersonasConfig, PlanConfig, RolloutPlanConfig, TaskConfig, TrainConfig
 from permix.errors import ConfigError, DataError
 from permix.plan import compile_plan_from_config, write_plan
-from permix.storage.cells import read_cells
 from permix.tasks import TASKS, code, load_questions
 from permix.tasks.base import verify_completion
 from permix.tasks.code import CODE, extract_program, registered_suite
@@ -22,6 +21,7 @@ from permix.training.job import prepare_training
 from permix.training.rewards import verify_completions
 from permix.types import Question
 from permix.verification.sandbox import Case
+from tests.cell_files import read_cells
 from tests.sample_runs import stability_values, toml
 from tests.sandboxed import needs_sandbox
 from tests.servers import openai_server

@@ -10,10 +10,10 @@ import pytest
 from permix import cli
 from permix.config import TaskConfig, build_config
 from permix.errors import ConfigError, DataError
-from permix.storage.cells import read_cells
 from permix.tasks import TASKS, load_questions
 from permix.tasks.base import ALTERNATIVE, verify_completion
 from permix.types import Question
+from tests.cell_files import read_cells
 from tests.sample_runs import endpoint, stability_values, toml
 from tests.servers import openai_server
 
@@ -135,7 +135,7 @@ def test_choices_stand_in_the_question_and_the_gold_is_a_letter(tmp_path: Path) 
     rows: list[dict[str, Any]] = [
         {"question": "Which is prime?", "answer": "5", "choices": ["4", "5", "6"]},
         {"question": "Which is even?", "answer": "c", "choices": ["3", "5", "6"]},
-        {"question": "Which letter comes second?", "answer": "B", "choices": ["B", "A"]},
+        {"question": "Which letter comes second?", "answer": 0, "choices": ["B", "A"]},
     ]  # fmt: skip
     for row in rows:
         row["split"] = "heldout"
@@ -254,6 +254,80 @@ def test_a_name_or_a_sentence_is_no_number(row: dict[str, Any], gold: str, tmp_p
 def test_a_number_in_another_notation_is_refused_with_how_to_write_it(answer: str, hint: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=hint):
         one(tmp_path, {"question": "How many?", "answer": answer}, "number")
+
+
+def test_a_letter_that_is_the_text_of_another_choice_is_never_guessed(tmp_path: Path) -> None:
+    blood: dict[str, Any] = {"question": "Which group?", "choices": ["O", "A", "B", "AB"], "answer": "B"}
+    second = {"question": "Which letter comes second?", "choices": ["B", "A"], "answer": "A"}
+    readings = r"qa\.jsonl:1: answer = 'B': may be the letter B \(A\) or the text of choice C, and no other row shows which"
+    for rows in ([blood], [blood, second], [blood, {**blood, "question": "And now?", "answer": 2}]):
+        with pytest.raises(DataError, match=readings):
+            own(write(tmp_path / "qa.jsonl", rows), "choice", split="all")
+    text, letter = {**blood, "question": "And now?", "answer": "AB"}, {"question": "Other?", "choices": ["7", "8"], "answer": "B"}
+    for other, gold in ((text, "C"), (letter, "B")):
+        asked = own(write(tmp_path / "qa.jsonl", [blood, other]), "choice", split="all", n=2)
+        assert {one.text.split("\n")[0]: one.gold for one in asked}["Which group?"] == gold
+    with pytest.raises(DataError, match=readings):
+        own(write(tmp_path / "qa.jsonl", [blood, text, letter]), "choice", split="all")
+    with pytest.raises(DataError, match=r"answer = 'A': may be the letter A \(B\) or the text of choice B"):
+        one(tmp_path, second, "choice")
+    assert one(tmp_path, {**blood, "answer": 1}, "choice").gold == "B"
+    assert one(tmp_path, {**blood, "answer": "O"}, "choice").gold == "A"
+    assert one(tmp_path, {**second, "choices": ["A", "B"]}, "choice").gold == "A"
+
+
+@pytest.mark.parametrize("gold", ["*", "!", "...", ".", "_", "{}", '"', "**", "'", "\\boxed{x}", "$\\boxed{*}$", "-"])
+@pytest.mark.parametrize("way", ["\\boxed{%s}", "<answer>%s</answer>", "%s", '<answer>"%s"</answer>'])
+def test_a_gold_of_marks_alone_can_be_right(gold: str, way: str, tmp_path: Path) -> None:
+    question = one(tmp_path, {"question": "Which mark?", "answer": gold}, "exact")
+    said = gold.strip("$").removeprefix("\\boxed{").removesuffix("}") if "boxed" in gold else gold
+    if said in "\"'" and '"' in way:
+        return  # a quotation mark in quotation marks
+    assert verify_completion(TASKS["own-exact"], way % said, question.gold).correct
+    for other in ("+", "y*", "????"):
+        assert verify_completion(TASKS["own-exact"], way % other, question.gold).correct is False
+
+
+@pytest.mark.parametrize(
+    "choices", [["f", "f'"], ["AT", "AT*"], [".", ","], ["*", "**"], ["+", "-"], ["f", "f'", "f''"], ['"', "'"]]
+)
+def test_choices_that_differ_in_marks_are_distinct(choices: list[str], tmp_path: Path) -> None:
+    for place, text in enumerate(choices):
+        question = one(tmp_path, {"question": "Which?", "choices": choices, "answer": text}, "choice")
+        assert question.gold == "ABC"[place]
+        verdict = verify_completion(TASKS["own-choice"], f"\\boxed{{{text}}}", question.gold, question.text)
+        assert verdict.correct
+
+
+@pytest.mark.parametrize("choices", [["x", '"x"'], ["x", "*x*"], ["x", "X. "], ["*", "*"], ["`a`", "'a'"]])
+def test_choices_that_differ_in_type_alone_are_refused(choices: list[str], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="must be 2 to 26 texts, all different"):
+        one(tmp_path, {"question": "Which?", "choices": choices, "answer": "A"}, "choice")
+
+
+def test_an_answer_that_no_completion_can_give_is_refused(tmp_path: Path) -> None:
+    words = r'qa\.jsonl:1: answer = .<think>.: a completion that gives this answer would be wrong by task\.answer = "exact"'
+    with pytest.raises(DataError, match=words):
+        one(tmp_path, {"question": "Which tag opens it?", "answer": "<think>"}, "exact")
+
+
+@pytest.mark.parametrize("others", [["0.5"], ["3.14"], ["1,234.5"], ["0.125"], ["-12.25"]])
+def test_a_number_that_another_notation_reads_otherwise_is_refused(others: list[str], tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"question": f"How much is {text}?", "answer": text} for text in ("1.500", "7", "12,000")]
+    with pytest.raises(DataError, match=r"qa\.jsonl:1: answer = '1\.500': may be a decimal fraction or 1500, .*; write 1500, or"):
+        own(write(tmp_path / "qa.jsonl", rows), "number", split="all", n=3)
+    rows += [{"question": f"And {text}?", "answer": text} for text in others]
+    assert "1.500" in {one.gold for one in own(write(tmp_path / "qa.jsonl", rows), "number", split="all", n=4)}
+    assert one(tmp_path, {"question": "How much?", "answer": 1.125}, "number").gold == "1.125"
+
+
+def test_what_a_csv_cannot_say_is_told(tmp_path: Path) -> None:
+    (tmp_path / "qa.csv").write_text('question,choices,answer\nWhich?,"[""a"", ""b""]",1\n')
+    with pytest.raises(DataError, match="its index from 0; in CSV every cell is a text, so give letters or texts there"):
+        own(tmp_path / "qa.csv", "choice")
+    (tmp_path / "qa.csv").write_text("question,answer\nWhich?,\nWhy?, \n")
+    with pytest.raises(DataError, match="field 'answer' is missing or blank in every row"):
+        own(tmp_path / "qa.csv", "exact")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ from permix import cli
 from permix.config import TaskConfig
 from permix.errors import ConfigError, DataError
 from permix.evals.stability import measure_stability
-from permix.storage.cells import read_cells
 from permix.tasks import TASKS, find_task, load_questions
 from permix.tasks.base import (
     ALTERNATIVE,
@@ -31,6 +30,7 @@ from permix.tasks.base import (
     verify_completion,
 )
 from permix.types import SPLITS, Question, Verdict
+from tests.cell_files import read_cells
 from tests.sample_runs import asked_as, asked_what, stability_values, toml
 from tests.servers import openai_server
 

@@ -27,7 +27,7 @@ from permix.training.sft_data import (
 )
 from permix.types import Cell, CellKey, Completion, Persona, Question, Verdict, seed_from
 from permix.verification.math_verifier import check_answer
-from tests.sample_runs import endpoint
+from tests.sample_runs import endpoint, former_fingerprint
 from tests.servers import Action, OpenAIServer, Reply, error, listing, openai_server
 
 SAILOR = PersonaSampler((Persona(id="sailor", text="a sailor"),), (1.0,))
@@ -189,7 +189,7 @@ def test_a_teacher_that_has_moved_goes_on(tmp_path: Path) -> None:
         file.write_text(json.dumps(born | {"identity": {"teacher": {"base_url": first}}}))
         (tmp_path / "run" / "addresses.json").unlink()
         config = stage(tmp_path / "run", server.base_url)
-        earlier = OpenAIModel(config.teacher).former_fingerprint(first)
+        earlier = former_fingerprint(OpenAIModel(config.teacher), first)
         (tmp_path / "run" / "teacher.json").write_text(json.dumps({"name": "test", "fingerprint": earlier}))
         assert "base_url" not in teacher_identity(config)
         confirmed = config.model_copy(update={"teacher": config.teacher.model_copy(update={"same_weights": True})})

@@ -29,7 +29,6 @@ from permix.inference.hf import load_causal_lm, load_tokenizer
 from permix.metrics.dev_curve import selected_step, selection_text
 from permix.pipelines.train import run_training
 from permix.report.builder import build_report
-from permix.storage.cells import read_cells
 from permix.storage.files import read_json
 from permix.training.dev_eval import check_dev_eval_prompts, load_dev_curve
 from permix.training.job import prepare_training
@@ -42,6 +41,7 @@ from permix.training.trl_setup import (
     weights_fingerprint,
 )
 from permix.types import Cell
+from tests.cell_files import read_cells
 from tests.killable import Moment, command
 from tests.multi_process import team
 from tests.training import test_sharded

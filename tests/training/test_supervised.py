@@ -13,7 +13,6 @@ from permix.errors import ConfigError
 from permix.pipelines.preflight import check_config
 from permix.pipelines.train import run_training
 from permix.plan import read_plan
-from permix.storage.cells import read_cells
 from permix.storage.files import read_json
 from permix.tasks.base import read_trained_on
 from permix.training.job import prepare_training
@@ -26,6 +25,7 @@ from permix.training.sft_data import (
     drop_overlong_examples,
     load_sft_dataset,
 )
+from tests.cell_files import read_cells
 from tests.killable import Moment, command
 from tests.sample_runs import endpoint, solve, toml
 from tests.servers import Action, error, openai_server

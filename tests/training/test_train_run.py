@@ -30,7 +30,6 @@ from permix.personas.pool import PersonaSource, select_personas
 from permix.personas.recorded_turns import RecordedTurns
 from permix.pipelines.train import build_trained_on, run_training
 from permix.plan import compile_plan, compile_plan_from_config, plan_builder_from_config, read_plan, write_plan
-from permix.storage.cells import read_cells
 from permix.storage.files import read_json
 from permix.tasks.base import TrainedOn, read_trained_on, write_trained_on
 from permix.trackers import TRACKERS, TrackedRun
@@ -38,6 +37,7 @@ from permix.training.checkpoints import newest_checkpoint
 from permix.training.job import TrainJob
 from permix.training.run_log import read_training_log
 from permix.types import Completion, Message, RecordedTurn, Request, Sampling, digest
+from tests.cell_files import read_cells
 from tests.killable import Moment, command
 from tests.test_trackers import scalars
 from tests.tiny import CHATML_DEFAULT, make_base_folder, make_tokenizer

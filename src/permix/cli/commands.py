@@ -131,7 +131,7 @@ def judge_command(args: Sequence[str]) -> None:
     silence_libraries()
     if dry_run:
         return show_estimate(settings)
-    from permix.pipelines.fidelity import judge_fidelity_run
+    from permix.judges.judging import judge_fidelity_run
 
     with start.open_model(settings, settings.run) as model, _reporting_afterwards(settings.run, MissingScoresError):
         judge_fidelity_run(settings, model)

@@ -48,6 +48,7 @@ def parse_flags(
             "give the variable's name with --model.api-key-env"
         )
     base: _ConfigT | None = None
+    path: Path | None = None
     if rest and rest[0].endswith(config.CONFIG_SUFFIXES):
         path = Path(rest.pop(0))
         values = config.read_config_values(path)
@@ -74,6 +75,9 @@ def parse_flags(
     except ValidationError as error:
         raise ConfigError(config.format_validation_error(error)) from error
     check_task_name(settings)
+    given = {*(overrides or {}), *(option.removeprefix("--") for option, _ in _option_values(rest))}
+    if path is not None and not given & {"out", "run"}:
+        config.require_own_folder(path, settings)
     return settings
 
 

@@ -15,6 +15,7 @@ from permix.config.base import (
     load_config,
     quote_input,
     read_config_values,
+    require_own_folder,
     section_prefixes,
 )
 from permix.config.data import (
@@ -36,6 +37,7 @@ from permix.config.data import (
     ThinkingSwitch,
     configurable_backends,
     normalize_address,
+    require_answer_kind,
     rubric_entries,
 )
 from permix.config.stages import (
@@ -45,6 +47,7 @@ from permix.config.stages import (
     EngineFormat,
     ExportConfig,
     FidelityConfig,
+    FidelityKind,
     ImportConfig,
     ImportedFidelityConfig,
     ImportedModelConfig,
@@ -63,6 +66,7 @@ from permix.config.stages import (
     TrainableModelConfig,
     TrainConfig,
     ViewConfig,
+    fidelity_kind,
 )
 from permix.config.study import (
     BASE_UNIT,
@@ -80,6 +84,7 @@ from permix.config.training import (
     CHANGEABLE_FIELDS,
     DEFAULT_MIX,
     IGNORED_FIELDS,
+    IGNORED_PLAN_FIELDS,
     NO_PERSONA_METHODS,
     RUNTIME_ONLY_FIELDS,
     SUPERVISED_METHODS,
@@ -142,6 +147,7 @@ __all__ = [
     "ENGINE_FORMATS",
     "FILE_ONLY_FIELDS",
     "IGNORED_FIELDS",
+    "IGNORED_PLAN_FIELDS",
     "NO_PERSONA_METHODS",
     "OVERRIDABLE_SECTIONS",
     "OWN_OBJECT_NAME",
@@ -159,6 +165,7 @@ __all__ = [
     "EngineFormat",
     "ExportConfig",
     "FidelityConfig",
+    "FidelityKind",
     "HeadlineConfig",
     "ImportConfig",
     "ImportedFidelityConfig",
@@ -200,12 +207,15 @@ __all__ = [
     "build_config",
     "configurable_backends",
     "describe_blank",
+    "fidelity_kind",
     "format_validation_error",
     "load_config",
     "merge_values",
     "normalize_address",
     "quote_input",
     "read_config_values",
+    "require_answer_kind",
+    "require_own_folder",
     "resolve_mix",
     "rubric_entries",
     "section_prefixes",

@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, mo
 from pydantic.fields import FieldInfo
 
 from permix.errors import ConfigError, closest_match
-from permix.sanitize import escape_control, redact_secrets, truncate
+from permix.sanitize import detect_encoding, escape_control, redact_secrets, truncate
 
 
 class ConfigSection(BaseModel):
@@ -116,17 +116,42 @@ def read_config_values(path: Path) -> dict[str, Any]:
             content = file.read(MAX_CONFIG_BYTES + 1)
         if len(content) > MAX_CONFIG_BYTES:
             raise ConfigError(f"{path}: longer than {MAX_CONFIG_BYTES / 1e6:g} MB; is this a configuration file?")
-        text = content.decode("utf-8")
+        text = content.decode(detect_encoding(content))
         values = json.loads(text) if kind == "JSON" else tomllib.loads(text)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such configuration file") from error
     except RecursionError as error:
         raise ConfigError(f"{path}: not a {kind} file: nested too deeply") from error
-    except (ValueError, OSError) as error:  # a syntax error, text that is not UTF-8, too many digits, a folder
+    except (ValueError, OSError) as error:  # a syntax error, text that is neither UTF-8 nor UTF-16, too many digits, a folder
         raise ConfigError(f"{path}: not a {kind} file: {escape_control(str(error))}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: contains a {type(values).__name__}, not an object")
     return values
+
+
+RECORDED_FILES = {"config.json": "provenance.json", "study.json": "*/unit.json", "quickstart.json": "*/provenance.json"}
+"""The configuration files that commands write into their folders, and what else lies there: such a file is no user's own."""
+
+
+def require_own_folder(path: Path, config: BaseModel) -> None:
+    """Raise ConfigError if a file that a command wrote into its folder names another folder than the one that it lies in.
+
+    So it is for a folder that was moved or copied, and for a relative path in another current folder. The command would begin
+    anew in the other folder, or go on with the original of a copy. `config`: the file's content, to whose folder no flag gives
+    another value.
+    """
+    known = RECORDED_FILES.get(path.name)
+    if known is None or not any(path.absolute().parent.glob(known)):
+        return
+    field, own = "out", path.parent
+    named = getattr(config, "folder", None) or getattr(config, "out", None)
+    if named is None:  # a judge's file lies in RUN/judges/LABEL
+        field, named, own = "run", getattr(config, "run", None), path.absolute().parent.parent.parent
+    if isinstance(named, Path) and named.resolve() != own.resolve():
+        raise ConfigError(
+            f"{path}: names another folder than its own, {field} = {named}: it was moved or copied, or the command was given in "
+            f"another folder; give --{field} {own} to go on with what is there, or --{field} {named}"
+        )
 
 
 def build_config(cls: type[_ConfigT], values: Mapping[str, Any], *, source: str, partial: bool = False) -> _ConfigT:

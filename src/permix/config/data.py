@@ -153,6 +153,15 @@ def _names_variable(name: str) -> bool:
     return bool(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name)) and not looks_like_key and redact_secrets(name) == name
 
 
+_SAMPLING_FIELDS = {
+    "temperature": "give sampling.temperature, or judge.temperature for a judge",
+    "top_p": "give sampling.top_p, which a judge does not have",
+    **dict.fromkeys(("max_tokens", "max_completion_tokens"), "give sampling.max_new_tokens, or judge.max_new_tokens for a judge"),
+    "seed": "each request has a seed of its own, which depends on the option seed; leave it out",
+}
+"""Fields of a request that `extra_body` cannot hold, since other options set them: for each what to do."""
+
+
 class ModelConfig(ConfigSection):
     """The model that answers, and how to reach it."""
 
@@ -338,6 +347,8 @@ class ModelConfig(ConfigSection):
             raise ValueError('must be a JSON object such as {"reasoning_effort": "low"}')
         if taken := {"model", "messages", "n", "stream"} & set(fields):
             raise ValueError(f"holds {', '.join(sorted(taken))}, which permix sets itself; leave it out")
+        for name in sorted(_SAMPLING_FIELDS.keys() & set(fields)):
+            raise ValueError(f"holds {name}, which would replace what the run records; {_SAMPLING_FIELDS[name]}")
         return text
 
     @model_validator(mode="after")
@@ -367,6 +378,15 @@ def check_room_for_answer(model: ModelConfig, field: str, max_new_tokens: int) -
 
 ANSWER_KINDS = ("number", "math", "exact", "choice")
 """How permix itself compares the answers to your own questions."""
+
+
+def require_answer_kind(answer: object) -> None:
+    """Raise ValueError, which says what is valid, unless `answer` is one of `ANSWER_KINDS` or names a function."""
+    if isinstance(answer, str) and (answer in ANSWER_KINDS or OWN_OBJECT_NAME.fullmatch(answer)):
+        return
+    near = closest_match(answer, ANSWER_KINDS) if isinstance(answer, str) else None
+    hint = f"; did you mean {near}?" if near else ""
+    raise ValueError(f"must be one of {', '.join(ANSWER_KINDS)}, or a function of your own, package.module:function{hint}")
 
 
 class TaskConfig(ConfigSection):
@@ -419,11 +439,9 @@ class TaskConfig(ConfigSection):
     @field_validator("answer")
     @classmethod
     def _check_answer_kind(cls, answer: str | None) -> str | None:
-        if answer is None or answer in ANSWER_KINDS or OWN_OBJECT_NAME.fullmatch(answer):
-            return answer
-        near = closest_match(answer, ANSWER_KINDS)
-        hint = f"; did you mean {near}?" if near else ""
-        raise ValueError(f"must be one of {', '.join(ANSWER_KINDS)}, or a function of your own, package.module:function{hint}")
+        if answer is not None:
+            require_answer_kind(answer)
+        return answer
 
     @property
     def reads_own_file(self) -> bool:

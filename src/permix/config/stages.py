@@ -1,7 +1,8 @@
 """The configuration of each command: its sections and options, and the checks that involve several of them."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
@@ -21,7 +22,9 @@ from permix.config.data import (
 )
 from permix.config.training import (
     IGNORED_FIELDS,
+    IGNORED_PLAN_FIELDS,
     NO_PERSONA_METHODS,
+    SUPERVISED_METHODS,
     CharacterConfig,
     DevEvalConfig,
     OptimConfig,
@@ -205,6 +208,9 @@ class TrainConfig(RunConfig):
                 f'"{"permix" if self.method == "rlvr" else "sft-personas"}"'
             )
         _require_defaults(self.train, IGNORED_FIELDS[self.method], "train.", f'with method "{self.method}"')
+        _require_defaults(self.plan, IGNORED_PLAN_FIELDS[self.method], "plan.", f'with method "{self.method}"')
+        if self.method in SUPERVISED_METHODS:
+            _require_defaults(self.character, tuple(CharacterConfig.model_fields), "character.", f'with method "{self.method}"')
         if self.method != "seqkd" and self.teacher != TeacherConfig():
             raise ValueError(f'teacher: method "{self.method}" uses no teacher; leave the section out, or give method "seqkd"')
         return self
@@ -323,6 +329,9 @@ class StabilityConfig(SharedRunConfig):
         raise ValueError(f'shard = "{self.shard}": {needs}; leave one of the two out')
 
 
+FidelityKind = Literal["open", "personagym", "interview"]
+
+
 class FidelityConfig(SharedRunConfig):
     """Configuration of `permix fidelity`."""
 
@@ -364,7 +373,7 @@ class FidelityConfig(SharedRunConfig):
     """Experiment trackers that receive the measures, besides metrics.json: tensorboard, wandb, trackio, mlflow."""
 
     @property
-    def kind(self) -> Literal["open", "personagym", "interview"]:
+    def kind(self) -> FidelityKind:
         """The kind of run: questions that all personas share (open), PersonaGym's questions, or an interview."""
         if self.interview.turns:
             return "interview"
@@ -430,6 +439,14 @@ class FidelityConfig(SharedRunConfig):
                 "run permix judge when all parts are finished"
             )
         return self
+
+
+def fidelity_kind(settings: Mapping[str, Any]) -> FidelityKind:
+    """`FidelityConfig.kind` from config.json, where a run of an earlier version may lack the sections of later kinds."""
+    if (settings.get("interview") or {}).get("turns"):
+        return "interview"
+    gym = settings.get("personagym") or {}
+    return "personagym" if gym.get("path") or gym.get("hub") else "open"
 
 
 def _require_defaults(section: ConfigSection, names: tuple[str, ...], prefix: str, ignored_where: str) -> None:

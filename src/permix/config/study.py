@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, Valida
 
 from permix.config.base import ConfigSection, build_config, format_validation_error, quote_input, require_known_keys
 from permix.config.stages import FidelityConfig, StabilityConfig, TrainableModelConfig, TrainConfig
-from permix.config.training import IGNORED_FIELDS, NO_PERSONA_METHODS, TrainMethod
+from permix.config.training import IGNORED_FIELDS, IGNORED_PLAN_FIELDS, NO_PERSONA_METHODS, SUPERVISED_METHODS, TrainMethod
 from permix.errors import ConfigError, closest_match
 
 BASE_UNIT = "base"
@@ -373,6 +373,9 @@ def _without_ignored(shared: Mapping[str, Any], method: Any) -> dict[str, Any]:
     dropped = [(TRAIN_PART, name) for name in IGNORED_FIELDS.get(method, ())]
     if method in NO_PERSONA_METHODS:
         dropped.append(("plan", "mix"))
+    dropped += [("plan", name) for name in IGNORED_PLAN_FIELDS.get(method, ())]
+    if method in SUPERVISED_METHODS:
+        values.pop("character", None)
     for section, name in dropped:
         if isinstance(values.get(section), dict):
             values[section].pop(name, None)

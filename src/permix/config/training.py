@@ -233,7 +233,10 @@ class CharacterConfig(ConfigSection):
         return self.replay > 0 or self.expressivity > 0
 
 
-_RL_ONLY_FIELDS = ("beta", "loss", "scale_rewards", "clip_low", "clip_high", "updates_per_rollout")
+_RL_ONLY_FIELDS = (
+    *("beta", "kl_reference_prompt", "loss", "scale_rewards", "clip_low", "clip_high", "updates_per_rollout"),
+    *("importance_ratio_cap", "use_vllm", "vllm_mode", "vllm_gpu_memory_utilization", "vllm_tensor_parallel_size"),
+)  # fmt: skip
 
 IGNORED_FIELDS: dict[TrainMethod, tuple[str, ...]] = {
     "permix": ("epochs",),
@@ -243,6 +246,26 @@ IGNORED_FIELDS: dict[TrainMethod, tuple[str, ...]] = {
     "seqkd": _RL_ONLY_FIELDS,
 }
 """Settings of `[train]` that have no effect with a method; giving them another value than the default is an error."""
+
+_CURRICULUM_FIELDS = ("curriculum_strength", "curriculum_update_every", "curriculum_floor")
+
+_PERSONA_PLAN_FIELDS = (
+    "tag_weights",
+    "templates",
+    "contexts",
+    "context_turns",
+    *_CURRICULUM_FIELDS,
+)
+
+IGNORED_PLAN_FIELDS: dict[TrainMethod, tuple[str, ...]] = {
+    "permix": (),
+    "rlvr": _PERSONA_PLAN_FIELDS,
+    "sft": _PERSONA_PLAN_FIELDS,
+    "sft-personas": _CURRICULUM_FIELDS,
+    "seqkd": _CURRICULUM_FIELDS,
+}
+"""Settings of `[plan]`, besides `mix`, that have no effect with a method: those of personas where none is drawn, and those of the
+curriculum where no rollout tells how hard a persona is. `[character]` has no effect with a supervised method."""
 
 
 DevMetric = Literal["balanced", "worst", "mean", "pss"]

@@ -49,13 +49,13 @@ REPORT_PAGE_POLICY = (
 
 
 def find_report(root: Path) -> Path | None:
-    """Return the folder of the report: `root` itself, or `root`/report, which may be no link. None if neither has a report."""
+    """The folder of the report: `root` itself, or `root`/report, which may be no link. None if neither has a report."""
     inside = () if (root / "report").is_symlink() else (root / "report",)
     return next((folder for folder in (root, *inside) if find_report_file(folder, "index.html") is not None), None)
 
 
 def find_report_file(report: Path, name: str) -> Path | None:
-    """Return the path of this file of a report. None if the report has no such file, or if the path leaves its folder."""
+    """The path of this file of a report. None if the report has no such file, or if the path leaves its folder."""
     if not _REPORT_FILES.fullmatch(name):
         return None
     try:
@@ -195,11 +195,11 @@ class RunFolder:
         return sorted((run for run in self._runs.values() if run.published is not None), key=_list_position)
 
     def find(self, id: str) -> RunMonitor | None:
-        """Return the monitor of the run with this id, or None if there is no such run."""
+        """The monitor of the run with this id, or None if there is no such run."""
         return next((run for run in self._runs.values() if run.id == id and run.published is not None), None)
 
     def state(self) -> dict[str, Any]:
-        """Return the overview: all runs, in the order of `monitors`, and notes about folders and runs that are left out."""
+        """The overview: all runs, in the order of `monitors`, and notes about folders and runs that are left out."""
         return {
             "root": truncate(escape_control(str(self.root)), 300),
             "runs": [run.summary() for run in self.monitors],
@@ -210,7 +210,7 @@ class RunFolder:
         }
 
     def detail(self, id: str) -> dict[str, Any] | None:
-        """Return the details of one run, or None if there is no such run. From then on this run is measured before others."""
+        """The details of one run, or None if there is no such run. From then on this run is measured before others."""
         self._selected_id = id
         found = self.find(id)
         return None if found is None else found.detail()
@@ -279,7 +279,7 @@ def _lower_thread_priority() -> None:
 
 
 def _find_run_dirs(root: Path) -> tuple[dict[str, Path], list[str]]:
-    """Return the runs by their path below `root`, and notes about runs that are left out. Links to folders are not followed."""
+    """The runs by their path below `root`, and notes about runs that are left out. Links to folders are not followed."""
     found: dict[str, Path] = {}
     for number, (folder, is_run) in enumerate(_walk_folders(root)):
         if number >= MAX_SCANNED_FOLDERS:

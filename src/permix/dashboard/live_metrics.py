@@ -45,7 +45,7 @@ class LiveMeasures(NamedTuple):
     error: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the measures as data for JSON."""
+        """The measures as data for JSON."""
         return {
             "lines": [
                 {"name": one.name, "beside": one.context} | _estimate_json(one.estimate, one.is_difference) for one in self.lines
@@ -121,7 +121,7 @@ def _right_in_character_measures(run: Path) -> Iterator[LiveMeasure]:
 
 
 def _fidelity_measures(run: Path, resamples: int | None) -> LiveMeasures:
-    from permix.evals.fidelity_records import fidelity_kind
+    from permix.config import fidelity_kind
     from permix.evals.text_metrics import measure_text_metrics
     from permix.storage.run_dir import RunReader
 
@@ -149,7 +149,7 @@ def _identifiability_measures(run: Path, resamples: int | None) -> Iterator[Live
 
 
 def _judge_measures(folder: Path, resamples: int | None) -> LiveMeasures:
-    from permix.evals.fidelity_records import fidelity_kind
+    from permix.config import fidelity_kind
     from permix.judges.results import read_judge_results
     from permix.judges.summary import summarize_judge
     from permix.report.judges import RUN_KIND_OF_FIDELITY, bootstrap_settings, listed_rubrics, score_name
@@ -210,7 +210,7 @@ JsonLine = Mapping[str, Any]
 
 
 def newest_completions(run: Path, stage: str) -> list[CompletionView]:
-    """Return the newest completions, newest first. Unreadable lines and files are skipped; `RunMonitor.errors` reports them."""
+    """The newest completions, newest first. Unreadable lines and files are skipped; `RunMonitor.errors` reports them."""
     for name, to_view in _NEWEST_FILES.get(stage, ()):
         if lines := _last_lines(run / name):
             return [view for line in reversed(lines) if (view := _view_or_none(line, to_view)) is not None]
@@ -294,7 +294,7 @@ _NEWEST_FILES: dict[str, tuple[tuple[str, Callable[[JsonLine], CompletionView]],
 
 
 def _cut_text(text: str) -> str:
-    """Return a few printable lines. The text is cut before it is escaped, since a completion can have a megabyte."""
+    """A few printable lines. The text is cut before it is escaped, since a completion can have a megabyte."""
     return truncate(escape_control(text[:_SCANNED_CHARS]), _MAX_CHARS, _MAX_LINES)
 
 

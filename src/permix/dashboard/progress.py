@@ -22,7 +22,7 @@ from permix.storage.run_dir import parse_log_step
 
 
 def expected_steps(run: Path, config: Mapping[str, Any]) -> int | None:
-    """Return the number of optimizer steps of a training, which is the last step of its log. None if it is not known yet."""
+    """The number of optimizer steps of a training, which is the last step of its log. None if it is not known yet."""
     if "imported" in config:  # a step of another engine is a step of the plan
         return int(config["plan"]["steps"])
     train = config["train"]
@@ -53,7 +53,7 @@ def _is_readable(path: Path) -> bool:
 
 
 def _example_steps(run: Path) -> int | None:
-    """Return the number of plan steps with at least one training example. None if the dataset is not written yet or too large."""
+    """The number of plan steps with at least one training example. None if the dataset is not written yet or too large."""
     from permix.training.sft_data import SFT_EXAMPLES_FILE, examples_by_step, load_sft_dataset
 
     chosen = load_sft_dataset(run) if _is_readable(run / SFT_EXAMPLES_FILE) else None
@@ -118,7 +118,7 @@ class RecordTally:
                 self.first_error = self.first_error or f"{where}: not a record: {_cut(parse_error_text(error))}"
 
     def errors(self) -> list[dict[str, Any]]:
-        """Return the ten most frequent types of error among units without a result, each with its count and one message."""
+        """The ten most frequent types of error among units without a result, each with its count and one message."""
         counts = Counter(kind for kind, _ in self._failing.values())
         message_by_type = dict(self._failing.values())
         return [
@@ -144,7 +144,7 @@ class RecordTally:
 
 
 def _cut(text: str, width: int = _MAX_MESSAGE_CHARS) -> str:
-    """Return printable text; it is cut before it is escaped, since a damaged file may hold a megabyte in one field."""
+    """Printable text; it is cut before it is escaped, since a damaged file may hold a megabyte in one field."""
     return truncate(escape_control(text[: width + 1]), width)
 
 
@@ -175,7 +175,7 @@ class CellTally(RecordTally):
 
 
 def _cell_error(cell: CellLine) -> tuple[str, str] | None:
-    """Return (type, message) of the reason why a cell has no result; None if it has one."""
+    """(type, message) of the reason why a cell has no result; None if it has one."""
     failure, verdict = cell.get("failure"), cell.get("verdict")
     if cell.get("completion") is None:
         return (failure["type"], failure["message"]) if failure else ("no completion", "")
@@ -234,7 +234,7 @@ class StepTally(RecordTally):
 
 
 def _finite_or_none(value: object) -> float | None:
-    """Return the value as a number; None if it is not a number or not finite."""
+    """The value as a number; None if it is not a number or not finite."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
     return float(value) if abs(value) <= sys.float_info.max else None

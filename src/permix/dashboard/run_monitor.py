@@ -29,11 +29,10 @@ from permix.dashboard.progress import (
     expected_steps,
 )
 from permix.errors import DataError, PermixError
-from permix.evals.fidelity_records import read_expected_cells
-from permix.evals.grid import ExpectedCells
+from permix.evals.grid import ExpectedCells, read_expected_cells
 from permix.sanitize import escape_control, redact_command, redact_secrets, truncate
 from permix.storage.files import READ_CHUNK_BYTES, JsonlTail, open_regular, read_file_state
-from permix.storage.run_dir import RunReader
+from permix.storage.run_dir import RunReader, last_start
 from permix.storage.workers import LOCK_FILE, lock_files, worker_files
 from permix.types import digest
 
@@ -71,7 +70,7 @@ def read_locks(table: Path = _PROC_LOCKS) -> LocksByInode | None:
 
 
 def lock_holders(run: Path, locks: LocksByInode | None) -> tuple[int, ...]:
-    """Return the ids of the processes that hold a lock of the run, one for each worker; 0 for a process whose id is unknown.
+    """The ids of the processes that hold a lock of the run, one for each worker; 0 for a process whose id is unknown.
 
     On some file systems the kernel names another device than stat does. Then the holder must be the process that the lock file
     names.
@@ -153,7 +152,7 @@ class ProgressRate:
             self._samples.popleft()
 
     def per_second(self) -> float | None:
-        """Return the rate over the last minute, or since watching began; 0 if growth has stopped, None if the rate is unknown."""
+        """The rate over the last minute, or since watching began; 0 if growth has stopped, None if the rate is unknown."""
         if not self._has_grown:
             return None
         (start, before), (end, after) = self._samples[0], self._samples[-1]
@@ -272,14 +271,14 @@ class RunMonitor:
         self.state = self._state(locks, now, wall_time)
 
     def summary(self) -> dict[str, Any]:
-        """Return one line of the overview, as data for JSON. `poll` must have been called."""
+        """One line of the overview, as data for JSON. `poll` must have been called."""
         published = self.published or {}
         unmeasured = self.measures.error if self.measures else ""
         troubles = published["troubles"] + ([unmeasured] if unmeasured else [])
         return {name: published[name] for name in published if name not in _DETAIL_FIELDS} | {"troubles": troubles}
 
     def detail(self) -> dict[str, Any]:
-        """Return all data of the page about the selected run, as data for JSON. `poll` must have been called."""
+        """All data of the page about the selected run, as data for JSON. `poll` must have been called."""
         published, measures = self.published or {}, self.measures
         is_broken = published["state"] == "broken"
         if is_broken:
@@ -294,7 +293,7 @@ class RunMonitor:
         )
 
     def _collect(self) -> dict[str, Any]:
-        """Return what other threads may see of this run."""
+        """What other threads may see of this run."""
         going, rate, pending = self.state == "going", self._rate.per_second(), self.pending
         seconds_left = pending / rate if going and rate and pending else None
         self._tally_published = self._tally_published or {
@@ -337,7 +336,7 @@ class RunMonitor:
         return None if self.total is None else max(self.total - self._tally.done, 0)
 
     def errors(self) -> list[str]:
-        """Return one text for each problem of the directory."""
+        """One text for each problem of the directory."""
         broken = self._tally.malformed
         lines = [] if not broken else [f"{self._tally.first_error}" + (f" (and {broken - 1} more lines)" if broken > 1 else "")]
         return [trouble for trouble in (self._config_error, self._read_error) if trouble] + lines
@@ -383,7 +382,7 @@ class RunMonitor:
             self.total = self.measures.n_scores_asked
 
     def _try_read(self, read: Any) -> Any:
-        """Return the result of `read`. If the directory is broken, store the error and return None."""
+        """The result of `read`; None if the directory is broken, and then the error is stored."""
         try:
             return read()
         except READ_ERRORS as error:
@@ -410,7 +409,7 @@ class RunMonitor:
         return (self.path / "metrics.json").is_file() and not self.pending and not self._tally.n_failing
 
     def _state_text(self) -> str:
-        """Return the state in words."""
+        """The state in words."""
         unit = self._tally.unit
         if self.state == "going":
             known = [str(pid) for pid in self.holder_pids if pid]
@@ -427,7 +426,7 @@ class RunMonitor:
         return f"stopped, {reason}: run the same command again"
 
     def _stage_text(self) -> str:
-        """Return the stage, with the method of a training or the strategy of an evaluation."""
+        """The stage, with the method of a training or the strategy of an evaluation."""
         more = str(self.config.get("method" if self.stage == "train" else "strategy") or "none")[:_MAX_FIELD_CHARS]
         return truncate(escape_control(self.stage or "?") + (f" ({escape_control(more)})" if more != "none" else ""), 60)
 
@@ -436,9 +435,9 @@ class RunMonitor:
         return str(section.get("name") or "") if isinstance(section, Mapping) else ""
 
     def _command_text(self) -> str:
-        """Return the command that started the run. If it is unknown, return one that resumes the run from its configuration."""
+        """The command of the run's newest start; if it is unknown, one that resumes the run from its configuration."""
         try:
-            typed = (self._run or RunReader(self.path)).provenance["command"]
+            typed = last_start((self._run or RunReader(self.path)).provenance)["command"]
             return redact_command([word[:_MAX_FIELD_CHARS] for word in typed[:_MAX_COMMAND_WORDS]])
         except READ_ERRORS:
             return redact_command(["permix", self.stage or "STAGE", str(self.path / "config.json")])
@@ -447,7 +446,7 @@ class RunMonitor:
         return self._tails.offset / self._tails.size if self._tails.size else 1.0
 
     def _curve_points(self) -> list[dict[str, Any]]:
-        """Return the steps of a training for the curve: at most about `_MAX_CURVE_POINTS`, always with the last one."""
+        """The steps of a training for the curve: at most about `_MAX_CURVE_POINTS`, always with the last one."""
         steps = self._tally.steps if isinstance(self._tally, StepTally) else {}
         numbers = sorted(steps)
         stride = -(-len(numbers) // _MAX_CURVE_POINTS) or 1
@@ -475,7 +474,7 @@ class _RemoteWriterDetector:
 
 
 def readable_error(error: Exception) -> str:
-    """Return the message of an error of a directory, as printable text."""
+    """The message of an error of a directory, as printable text."""
     text = str(error) if isinstance(error, PermixError | ValueError) else f"{type(error).__name__}: {error}"
     return truncate(escape_control(text[:_MAX_FIELD_CHARS]), 300)
 

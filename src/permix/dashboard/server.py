@@ -148,7 +148,7 @@ class ViewerServer(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
     def respond(self, target: str) -> HttpResponse:
-        """Return the response to the target of a request."""
+        """The response to the target of a request."""
         parts = urlsplit(target)
         path = unquote(parts.path)
         if path in self.assets:
@@ -169,7 +169,7 @@ class ViewerServer(ThreadingHTTPServer):
         return self.try_it is not None and secrets.compare_digest(token.encode("utf-8", "replace"), self.try_it.token.encode())
 
     def respond_to_try(self, method: str, target: str, token: str, body: bytes) -> HttpResponse:
-        """Return the response to a request below `TRY_PREFIX`. What is wrong with it is one line of text."""
+        """The response to a request below `TRY_PREFIX`. What is wrong with it is one line of text."""
         parts, try_it = urlsplit(target), self.try_it
         if try_it is None or parts.path not in _TRY_ROUTES:
             return NOT_FOUND_RESPONSE

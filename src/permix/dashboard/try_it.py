@@ -24,11 +24,11 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from permix.config import ENGINE_FIELDS, ModelConfig, build_config
+from permix.config import ENGINE_FIELDS, ModelConfig, build_config, fidelity_kind
 from permix.dashboard.folder import RunFolder, start_process
 from permix.dashboard.run_monitor import READ_ERRORS, RunMonitor, check_run_files, readable_error
 from permix.errors import ConfigError, DataError, PermixError
-from permix.evals.fidelity_records import fidelity_kind, read_persona_cells
+from permix.evals.fidelity_records import read_persona_cells
 from permix.inference import load_model
 from permix.metrics.identifiability import MIN_ANSWERS
 from permix.prompts import begins_with_you_are, build_messages, persona_prompt
@@ -69,13 +69,13 @@ class ModelChoice(NamedTuple):
         return "" if self.config.capabilities.is_local else truncate(escape_control(", ".join(self.config.base_urls)), 200)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the choice as data for JSON."""
+        """The choice as data for JSON."""
         labels = dict.fromkeys(str((run.published or {}).get("label", "")) for run in self.runs)
         return {"id": self.id, "name": self.name, "origin": self.origin, "runs": list(labels)[:5]}
 
 
 def find_models(monitors: Sequence[RunMonitor]) -> tuple[dict[str, ModelChoice], list[str]]:
-    """Return the models of the runs by id, trained ones first, and notes that say which cannot be asked and why."""
+    """The models of the runs by id, trained ones first, and notes that say which cannot be asked and why."""
     found: dict[str, ModelChoice] = {}
     notes: list[str] = []
     for run in monitors:
@@ -92,7 +92,7 @@ def find_models(monitors: Sequence[RunMonitor]) -> tuple[dict[str, ModelChoice],
             notes.append(f"{run.name}: {readable_error(error)}")
             continue
         if config.capabilities.answers_later:
-            notes.append(f"{run.name}: its model answered batch files, and the run knows no address of it")
+            notes.append(f"{run.name}: its model was asked by batch files, so the run has no address at which it can be asked")
         elif config.capabilities.configurable:
             _add_choice(found, config, run, _model_name(config), _origin(config))
         else:
@@ -157,7 +157,7 @@ class RunPrompts(NamedTuple):
     note: str
 
     def to_json(self) -> dict[str, Any]:
-        """Return both lists as data for JSON, with texts cut and made printable."""
+        """Both lists as data for JSON, with texts cut and made printable."""
         questions = list(self.questions.items())[:_MAX_CHOICES]
         return {
             "personas": [{"id": id, "shown": _printable(id, 80), "text": _printable(text)} for id, text in self.personas.items()],
@@ -174,7 +174,7 @@ def _printable(text: str, width: int = _SHOWN_CHARS) -> str:
 
 
 def read_prompts(run: RunMonitor) -> RunPrompts:
-    """Return the personas and questions in the first `MAX_PROMPT_BYTES` of a run's records.
+    """The personas and questions in the first `MAX_PROMPT_BYTES` of a run's records.
 
     Raises DataError if the run may not be read (`check_run_files`). Lines that are no cell are passed over.
     """
@@ -289,7 +289,7 @@ class TryIt:
         self._answers: list[dict[str, Any]] = []
 
     def choices(self) -> dict[str, Any]:
-        """Return the models that may be asked, and the runs whose personas and questions may be used, as data for JSON."""
+        """The models that may be asked, and the runs whose personas and questions may be used, as data for JSON."""
         monitors = self.folder.monitors
         models, notes = find_models(monitors)
         runs = [run.published or {} for run in monitors if run.stage in ("stability", "fidelity") and run.state != "broken"]
@@ -302,7 +302,7 @@ class TryIt:
         }
 
     def prompts(self, id: str) -> dict[str, Any]:
-        """Return the personas and questions of a run, as data for JSON. Raises ConfigError for an unknown run, DataError."""
+        """The personas and questions of a run, as data for JSON. Raises ConfigError for an unknown run, DataError."""
         return read_prompts(self._find_run(id)).to_json()
 
     def _find_run(self, id: str) -> RunMonitor:
@@ -367,7 +367,7 @@ class TryIt:
         )
 
     def answers(self) -> dict[str, Any]:
-        """Return the last question and the answers to it so far, as data for JSON."""
+        """The last question and the answers to it so far, as data for JSON."""
         with self._lock:
             question, answers = self._question, list(self._answers)
             waiting = [{"id": one.id, "name": one.name} for one in self._asked[len(answers) :]]
@@ -430,7 +430,7 @@ class TryIt:
         _kill(process)
 
     def _release_process(self) -> Any:
-        """Return the process, or None; from then on it is no longer used. The caller holds the lock, and kills it."""
+        """Stop using the process, and return it, or None. The caller holds the lock, and kills it."""
         self._cancel_timer()
         self._stopped = self._number
         process, self._process = self._process, None
@@ -477,7 +477,7 @@ class TryIt:
                 self._idle_timer.start()
 
     def _open_process(self) -> Any:
-        """Return the pipe to the process, which is started if there is none. Raises EOFError if the question was stopped."""
+        """The pipe to the process, which is started if there is none. Raises EOFError if the question was stopped."""
         with self._lock:
             if self._process is not None:
                 return self._pipe

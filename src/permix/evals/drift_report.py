@@ -21,21 +21,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from permix.errors import DataError
-from permix.evals.fidelity_records import (
-    AskedQuestion,
-    bare_question_id,
-    question_text_lookup,
-    read_asked_questions,
-    turn_number,
-)
+from permix.evals.fidelity_records import AskedQuestion, bare_question_id, question_text_lookup, read_asked_questions, turn_number
 from permix.evals.grid import GridResults, grid_results
 from permix.metrics.identifiability import MIN_ANSWERS
-from permix.metrics.linear_models import (
-    QuestionIndex,
-    late_regressor,
-    slope_regressor,
-    turn_effect,
-)
+from permix.metrics.linear_models import QuestionIndex, late_regressor, slope_regressor, turn_effect
 from permix.metrics.persona_classifier import (
     Classifier,
     FeatureExtractor,
@@ -82,15 +71,15 @@ def read_train_examples(
     Raises DataError if `reference` is not a run, or has fewer than `MIN_ANSWERS` such answers of a persona.
     """
     run = require_run(reference)
-    answers, question_text = grid_results(run), question_text_lookup(read_asked_questions(reference))
+    results, question_text = grid_results(run), question_text_lookup(read_asked_questions(reference))
     excluded_texts = {canonical_text(one.text) for one in asked_questions}
     excluded_ids = {bare_question_id(one.id) for one in asked_questions}
     examples = []
-    for key in answers.grid_summaries:
-        if key.persona_id is None or key.persona_id not in persona_ids or (cell := answers.cells[key]).completion is None:
+    for key in results.grid_summaries:
+        if key.persona_id is None or key.persona_id not in persona_ids or (cell := results.cells[key]).completion is None:
             continue
         text = canonical_text(question_text(key.question_id, key.persona_id))
-        if text in excluded_texts if text else _may_ask(answers, cell, excluded_texts, excluded_ids):
+        if text in excluded_texts if text else _may_ask(results, cell, excluded_texts, excluded_ids):
             continue
         examples.append(TrainExample(key.persona_id, text or key.question_id, cell.completion.answer))
     for persona in persona_ids:
@@ -103,12 +92,12 @@ def read_train_examples(
     return examples
 
 
-def _may_ask(answers: GridResults, cell: Cell, texts: Collection[str], ids: Collection[str]) -> bool:
+def _may_ask(results: GridResults, cell: Cell, texts: Collection[str], ids: Collection[str]) -> bool:
     """Whether a cell, the text of whose question is not recorded, may ask a question of these texts or ids.
 
     The user message can contain the persona, a request or the task's template. The message without a persona contains less.
     """
-    baseline = answers.get_cell(None, cell.question_id, 0)
+    baseline = results.get_cell(None, cell.question_id, 0)
     messages = [one.messages[-1]["content"] for one in (cell, baseline) if one is not None]
     return bare_question_id(cell.question_id) in ids or not {canonical_text(one) for one in messages}.isdisjoint(texts)
 

@@ -1,45 +1,26 @@
-"""Functions for all kinds of fidelity run: find the kind of a run, answer its cells, and read its questions.
+"""Functions for all kinds of fidelity run: choose its personas, answer its cells, and read its answers and questions.
 
 Contract: `grid.json` holds the full texts of personas and questions, so a judge can score the answers without the original files.
 Fidelity answers have no verdict. A missing answer is counted and stays pending.
 """
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from permix.config import FidelityConfig, PersonasConfig
-from permix.errors import DataError, IncompleteRunError
-from permix.evals.grid import (
-    NOTABLE_CUT_OFF_SHARE,
-    CutOffCounts,
-    ExpectedCells,
-    GridResults,
-    count_cut_off,
-    expected_grid_cells,
-    read_grid_results,
-    run_cells,
-    token_limit_text,
-)
-from permix.evals.shards import divide_cells, report_finished_shard
+from permix.evals.grid import fidelity_identity, read_grid_results, run_cells
+from permix.evals.reference_runs import describe_reference
+from permix.evals.shards import OwnPart, divide_cells, end_run, missing_text
 from permix.inference.addresses import check_addresses
 from permix.inference.base import Model
-from permix.inference.batch_model import is_only_writing, next_start
-from permix.metrics.sequential import Round, count_cells
 from permix.personas.pool import PersonaPool, select_recorded_personas
-from permix.prompts import template_hash
-from permix.storage.cells import explain_missing, find_failures
 from permix.storage.files import write_json
 from permix.storage.run_dir import RunDir, RunReader
-from permix.storage.workers import hold_shared_files
 from permix.tasks.base import read_trained_on
 from permix.trackers import log_measures
 from permix.types import Cell, Message, Persona, Question, Record
-
-FidelityKind = Literal["open", "personagym", "interview"]
 
 FidelityResult = TypeVar("FidelityResult", bound=Record)
 
@@ -58,20 +39,12 @@ def select_fidelity_personas(config: FidelityConfig) -> tuple[PersonasConfig, Pe
     return select_recorded_personas(config.personas, read_trained_on(Path(config.model.name)).persona_ids)
 
 
-def describe_ids(personas: Sequence[Persona], questions: Sequence[AskedQuestion]) -> dict[str, object]:
+def describe_texts(personas: Sequence[Persona], questions: Sequence[AskedQuestion]) -> dict[str, object]:
     """Part of grid.json: the texts of personas and questions by id."""
     return {
         "persona_texts": {persona.id: persona.text for persona in personas},
         "questions_asked": [question.model_dump() for question in questions],
     }
-
-
-def fidelity_kind(config: Mapping[str, Any]) -> FidelityKind:
-    """The kind of a fidelity run, from its config.json; "open" if the config has no section of another kind."""
-    if (config.get("interview") or {}).get("turns"):
-        return "interview"
-    gym = config.get("personagym") or {}
-    return "personagym" if gym.get("path") or gym.get("hub") else "open"
 
 
 def run_fidelity_cells(
@@ -92,138 +65,56 @@ def run_fidelity_cells(
     metrics.json. `identity` is added to the identity of the run. Raises IncompleteRunError if answers are missing, or the
     DataError of `measure` if no answer is missing.
     """
-    common = {
-        "model": model.fingerprint,
-        "template": template_hash(config.personas.template),
-        "sampling": config.sampling.model_dump(),
-        "seed": config.seed,
-    }
+    common = {"model": model.fingerprint} | fidelity_identity(config)
     endpoint, shard = check_addresses(model, config.out), config.worker_shard
     divided = None if shard is None else divide_cells(cells, shard)
-    own, part = (cells, "") if divided is None else (divided.own, f" of shard {shard}")
+    own = cells if divided is None else divided.own
     opened = RunDir.open(
         config.out, config, common | identity, own, endpoints=[endpoint], shard=shard, grid=grid_description
     )  # fmt: skip
+    name = config.label or model.name
+
+    def write_metrics() -> FidelityResult:
+        result = measure(config.out)
+        metrics = write_fidelity_metrics(config.out, result, measure_text(config.out), measure_more(config.out))
+        log_measures(config.report_to, config.out, name, metrics)
+        return result
+
     with opened as run:
         with run.track_usage():
-            pending = run_cells(model, own, config.sampling, run, None, f"fidelity {config.label or model.name}{part}")
-        failures = find_failures(run.cells(), scored=False) if pending else ()
-        why = explain_missing(failures, next_start(model), stop_reason=run.stop_reason)
-        missing = f"{config.out}: {pending} of {len(own)} answers{part} are missing{why}"
-        if divided is not None:
-            if pending:
-                raise IncompleteRunError(missing, pending)
-            run.close_records()
-            recorded = run.cells()
-            counts = Counter(divided.number_of[cell.key] for cell in cells if not recorded.has_completion(cell.key))
-            report_finished_shard(run.path, divided.shard, len(own), counts, "answers")
-        elif pending and is_only_writing(model):
-            raise IncompleteRunError(missing, pending)
-        with hold_shared_files(run.path) if divided else nullcontext():
-            try:
-                result = measure(run.path)
-            except DataError as error:
-                raise (IncompleteRunError(missing, pending) if pending else error) from error
-            metrics = write_fidelity_metrics(run.path, result, measure_text(run.path), measure_more(run.path))
-            log_measures(config.report_to, run.path, config.label or model.name, metrics)
-    if pending:
-        raise IncompleteRunError(missing, pending)
-    return result
+            description = f"fidelity {name}" + ("" if shard is None else f" of shard {shard}")
+            pending = run_cells(model, own, config.sampling, run, None, description)
+        part = None if divided is None else OwnPart(divided.shard, len(own), "answers", divided.count_without_completion)
+        missing = missing_text(run, model, pending, len(own), "answers")
+        return end_run(run, model, pending, missing, part, write_metrics)
 
 
 def write_fidelity_metrics(
     run: Path, result: Record, text_metrics: Record, more: Mapping[str, object] = MappingProxyType({})
 ) -> dict[str, Any]:
-    """Write metrics.json and return it: the measures of the kind, under "unjudged" the text metrics of all kinds, and `more`."""
+    """Write metrics.json and return it: the measures of the kind, under "unjudged" the text metrics of all kinds, `more`, and the
+    mark of the reference run."""
     metrics = result.model_dump(mode="json") | {"unjudged": text_metrics.model_dump(mode="json")} | dict(more)
+    metrics |= describe_reference(run)
     write_json(run / "metrics.json", metrics)
     return metrics
-
-
-def cut_off_warning(
-    run: RunReader, answers: GridResults, *, is_judged: bool = False, counts: CutOffCounts | None = None
-) -> str | None:
-    """One sentence on the answers of a stability or fidelity run that the token limit cut off; None if they are few.
-
-    `counts` are the `count_cut_off` of a stability run's answers, where they are known already. In a fidelity run only answers
-    with a persona count. Of answers to open questions that no judge scored there is no warning: identifiability compares the
-    beginnings of answers, as many tokens of each.
-    """
-    if run.stage == "stability":
-        counts = counts or count_cut_off(answers)
-        return counts.describe(_token_limit(run)) if counts.is_notable else None
-    if fidelity_kind(run.config) == "open" and not is_judged:
-        return None
-    ends = [one.cut_off for key, one in answers.grid_summaries.items() if key.persona_id is not None and one.cut_off is not None]
-    if sum(ends) <= NOTABLE_CUT_OFF_SHARE * len(ends):
-        return None
-    return (
-        f"{sum(ends) / len(ends):.0%} of the answers were cut off at {token_limit_text(_token_limit(run))}. What is measured of "
-        "them, and what judges score, is the incomplete answer"
-    )
-
-
-def _token_limit(run: RunReader) -> int | None:
-    limit = (run.config.get("sampling") or {}).get("max_new_tokens")
-    return None if limit is None else int(limit)
-
-
-def read_expected_cells(run: RunReader) -> ExpectedCells:
-    """The cells that a stability or fidelity run asks, from config.json and grid.json; for other runs they are unknown.
-
-    Raises DataError, KeyError, TypeError or ValueError if the files are invalid.
-    """
-    grid = run.grid
-    if not grid or run.stage not in ("stability", "fidelity"):
-        return ExpectedCells()
-    return _expected_fidelity_cells(grid, run.config) if run.stage == "fidelity" else _expected_stability_cells(grid)
-
-
-def _expected_stability_cells(asked: Mapping[str, Any]) -> ExpectedCells:
-    samples = int(asked["samples"])
-    crossed = asked.get("templates", ("",)), asked.get("contexts", ("",))
-    grid = expected_grid_cells(asked["persona_ids"], asked["question_ids"], samples, *crossed)
-    if not asked.get("rounds"):
-        return grid
-    return grid._replace(total=count_cells([Round.model_validate(one) for one in asked["rounds"]], samples))
-
-
-def _expected_fidelity_cells(asked: Mapping[str, Any], config: Mapping[str, Any]) -> ExpectedCells:
-    personas = frozenset[str | None](asked["persona_ids"])
-    match fidelity_kind(config):
-        case "interview":
-            # Includes turns whose question an interviewer model has not asked yet, but not the calls to that model ("ask-03").
-            turns = int(config["interview"]["turns"])
-            names = frozenset(f"turn-{turn:02}" for turn in range(1, turns + 1))
-            return ExpectedCells(
-                len(personas) * turns, personas=personas, questions=names | frozenset(asked.get("question_ids", ()))
-            )
-        case "personagym":
-            own = frozenset((one.get("persona_id"), one["id"]) for one in asked.get("questions_asked", ()))
-            alone = frozenset((None, id) for id in asked.get("asked_without_persona", ()))
-            return ExpectedCells(len(own) + len(alone), len(alone), pairs=own | alone)
-        case "open":
-            questions, samples = frozenset[str](asked["question_ids"]), int(asked["samples"])
-            return ExpectedCells(
-                len(personas) * len(questions) * samples, personas=personas, questions=questions, samples=samples
-            )
 
 
 def read_persona_cells(run: Path) -> list[Cell]:
     """Read the recorded cells with a persona, in the order of the grid, whoever finished first. If a run was made smaller, cells
     outside its present grid are left out.
     """
-    answers = read_grid_results(run)
-    axes = (answers.persona_ids, answers.question_ids, answers.templates, answers.contexts)
+    results = read_grid_results(run)
+    axes = (results.persona_ids, results.question_ids, results.templates, results.contexts)
     personas, questions, templates, contexts = ({id: place for place, id in enumerate(axis)} for axis in axes)
-    keys = [key for key in answers.grid_summaries if key.persona_id is not None]
+    keys = [key for key in results.grid_summaries if key.persona_id is not None]
     keys.sort(
         key=lambda key: (
             personas[key.persona_id or ""], templates[key.template], contexts[key.context], questions[key.question_id],
             key.sample,
         )
     )  # fmt: skip
-    return [answers.cells[key] for key in keys]
+    return [results.cells[key] for key in keys]
 
 
 class AnswerGrid(NamedTuple):

@@ -7,30 +7,35 @@ cell of a persona is asked once per template and context; a cell without a perso
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from permix.config import FidelityConfig, ModelConfig, StabilityConfig
+from permix.config import FidelityConfig, ModelConfig, StabilityConfig, fidelity_kind
 from permix.errors import DataError, EndpointStoppedError
+from permix.inference import load_model
 from permix.inference.base import CellRequest, Model, collect
-from permix.inference.batch_model import pass_over_answered
+from permix.inference.batch_model import BatchModel, pass_over_answered
+from permix.inference.cache import cached_model
 from permix.inference.cost import RequestGroup, estimate_cost, find_measured, runs_beside
+from permix.metrics.sequential import Round, count_cells
 from permix.metrics.stability import StabilitySummary
 from permix.metrics.statistics import Array
 from permix.personas.pool import PersonaPool
 from permix.personas.recorded_turns import RecordedTurns, choose_turns
 from permix.progress import ProgressBar, print_status, progress_bar
-from permix.prompts import build_messages, template_id, template_text
+from permix.prompts import build_messages, template_hash, template_id, template_text
 from permix.storage.cells import CellIndex, CellSummary, cell_summaries, read_run_cells
-from permix.storage.run_dir import RunDir, RunReader, check_cells_unchanged
+from permix.storage.run_dir import RunDir, RunReader, check_cells_unchanged, check_resumable
 from permix.tasks.base import read_trained_on
 from permix.types import (
     Cell,
     CellKey,
+    Completion,
     Estimate,
+    Failure,
     Message,
     Persona,
     Question,
@@ -131,6 +136,15 @@ def warn_trained_personas(model: ModelConfig, pool: PersonaPool) -> None:
         print_status(f"note: the model was trained with {len(known)} of these {len(pool)} personas, such as {min(known)}")
 
 
+@contextmanager
+def open_evaluated_model(config: StabilityConfig | FidelityConfig, pool: PersonaPool, given: Model | None) -> Iterator[Model]:
+    """The given or the configured model, behind the cache if there is one, after a note if it was trained on these personas."""
+    warn_trained_personas(config.model, pool)
+    loaded = load_model(config.model, config.threads) if given is None else given
+    with cached_model(loaded, config.cache, config.out) as model:
+        yield model
+
+
 def describe_grid(
     personas: Sequence[Persona],
     questions: Sequence[Question],
@@ -205,6 +219,47 @@ def expected_grid_cells(
         templates=tuple(templates),
         contexts=tuple(contexts),
     )
+
+
+def read_expected_cells(run: RunReader) -> ExpectedCells:
+    """The cells that a stability or fidelity run asks, from config.json and grid.json; for other runs they are unknown.
+
+    Raises DataError, KeyError, TypeError or ValueError if the files are invalid.
+    """
+    grid = run.grid
+    if not grid or run.stage not in ("stability", "fidelity"):
+        return ExpectedCells()
+    return _expected_fidelity_cells(grid, run.config) if run.stage == "fidelity" else _expected_stability_cells(grid)
+
+
+def _expected_stability_cells(asked: Mapping[str, Any]) -> ExpectedCells:
+    samples = int(asked["samples"])
+    crossed = asked.get("templates", ("",)), asked.get("contexts", ("",))
+    grid = expected_grid_cells(asked["persona_ids"], asked["question_ids"], samples, *crossed)
+    if not asked.get("rounds"):
+        return grid
+    return grid._replace(total=count_cells([Round.model_validate(one) for one in asked["rounds"]], samples))
+
+
+def _expected_fidelity_cells(asked: Mapping[str, Any], config: Mapping[str, Any]) -> ExpectedCells:
+    personas = frozenset[str | None](asked["persona_ids"])
+    match fidelity_kind(config):
+        case "interview":
+            # Includes turns whose question an interviewer model has not asked yet, but not the calls to that model ("ask-03").
+            turns = int(config["interview"]["turns"])
+            names = frozenset(f"turn-{turn:02}" for turn in range(1, turns + 1))
+            return ExpectedCells(
+                len(personas) * turns, personas=personas, questions=names | frozenset(asked.get("question_ids", ()))
+            )
+        case "personagym":
+            own = frozenset((one.get("persona_id"), one["id"]) for one in asked.get("questions_asked", ()))
+            alone = frozenset((None, id) for id in asked.get("asked_without_persona", ()))
+            return ExpectedCells(len(own) + len(alone), len(alone), pairs=own | alone)
+        case "open":
+            questions, samples = frozenset[str](asked["question_ids"]), int(asked["samples"])
+            return ExpectedCells(
+                len(personas) * len(questions) * samples, personas=personas, questions=questions, samples=samples
+            )
 
 
 class GridResults(NamedTuple):
@@ -301,10 +356,10 @@ def token_limit_text(max_new_tokens: int | None) -> str:
     return "a token limit that is not recorded" if max_new_tokens is None else f"sampling.max_new_tokens = {max_new_tokens}"
 
 
-def count_cut_off(answers: GridResults) -> CutOffCounts:
+def count_cut_off(results: GridResults) -> CutOffCounts:
     """Count the answers of the grid that were cut off; additional cells of a strategy are left out."""
     known_by_persona, cut_by_persona, other_scores, n_unclosed = Counter[str](), Counter[str](), list[float](), 0
-    for key, one in answers.grid_summaries.items():
+    for key, one in results.grid_summaries.items():
         if one.cut_off is None:
             continue
         persona = key.persona_id or ""
@@ -320,6 +375,34 @@ def count_cut_off(answers: GridResults) -> CutOffCounts:
         by_persona={persona: cut_by_persona[persona] / n for persona, n in known_by_persona.items()},
         accuracy_of_others=sum(other_scores) / len(other_scores) if other_scores else None,
     )
+
+
+def cut_off_warning(
+    run: RunReader, results: GridResults, *, is_judged: bool = False, counts: CutOffCounts | None = None
+) -> str | None:
+    """One sentence on the answers of a stability or fidelity run that the token limit cut off; None if they are few.
+
+    `counts` are the `count_cut_off` of a stability run's answers, where they are known already. In a fidelity run only answers
+    with a persona count. Of answers to open questions that no judge scored there is no warning: identifiability compares the
+    beginnings of answers, as many tokens of each.
+    """
+    if run.stage == "stability":
+        counts = counts or count_cut_off(results)
+        return counts.describe(_token_limit(run)) if counts.is_notable else None
+    if fidelity_kind(run.config) == "open" and not is_judged:
+        return None
+    ends = [one.cut_off for key, one in results.grid_summaries.items() if key.persona_id is not None and one.cut_off is not None]
+    if sum(ends) <= NOTABLE_CUT_OFF_SHARE * len(ends):
+        return None
+    return (
+        f"{sum(ends) / len(ends):.0%} of the answers were cut off at {token_limit_text(_token_limit(run))}. What is measured of "
+        "them, and what judges score, is the incomplete answer"
+    )
+
+
+def _token_limit(run: RunReader) -> int | None:
+    limit = (run.config.get("sampling") or {}).get("max_new_tokens")
+    return None if limit is None else int(limit)
 
 
 def cell_row(cell: Cell, *, with_texts: bool = True) -> dict[str, Any]:
@@ -441,14 +524,19 @@ def run_cells(
     requests = [CellRequest.for_cell(cell) for cell in pending if not _has_completion(known.get(cell.key))]
     pass_over_answered(model, lambda: _answered_requests(cells, known), sampling)
     finished = failed = 0
+    if isinstance(model, BatchModel):
+        run.count_answers(None)
 
     def score_and_append(cell: Cell, bar: ProgressBar) -> None:
         nonlocal finished, failed
-        scored = _score(cell, scorer)
-        run.append([scored])
+        scored = run.append_result(_score(cell, scorer))
         finished += _is_done(scored, scorer)
         failed += not _is_done(scored, scorer)
         bar.advance(status=f"{failed} without a result" if failed else "")
+
+    def record_answer(one: CellRequest, result: Completion | Failure, bar: ProgressBar) -> None:
+        run.count_answers(isinstance(result, Completion))
+        score_and_append(one.cell_with(result), bar)
 
     with progress_bar(description, len(cells), "cells") as bar:
         bar.start_at(len(cells) - len(pending))
@@ -459,7 +547,7 @@ def run_cells(
                 model,
                 sampling,
                 lambda: [] if run.stop_reason else requests,
-                lambda one, result, bar: score_and_append(one.cell_with(result), bar),
+                record_answer,
                 lambda _: nullcontext(bar),
                 run.path,
                 max_rounds=1,
@@ -477,15 +565,24 @@ def estimate_cells(
 
     Raises ConfigError if the run in `config.out` asked one of these cells with other messages or another seed.
     """
+    if isinstance(config, FidelityConfig):
+        check_resumable(config.out, config, fidelity_identity(config))
     recorded = read_run_cells(config.out)
     check_cells_unchanged(recorded, cells)
     limit = config.sampling.max_new_tokens
     pending = [cell.messages for cell in cells if not recorded.has_completion(cell.key)]
-    is_part = config.shard is not None
-    n_recorded = len(cells) - len(pending) if is_part else recorded.n_completions
-    groups = [RequestGroup(pending, limit, max(0, n_later - (n_recorded - (len(cells) - len(pending)))))]
+    groups = [RequestGroup(pending, limit, n_later)]
     measured = find_measured(runs_beside(config.out), stage, config.model, limit)
-    return estimate_cost(groups, config.model, measured, n_recorded=n_recorded)
+    return estimate_cost(groups, config.model, measured, n_recorded=len(cells) - len(pending))
+
+
+def fidelity_identity(config: FidelityConfig) -> dict[str, Any]:
+    """The part of a fidelity run's identity that needs no model."""
+    return {
+        "template": template_hash(config.personas.template),
+        "sampling": config.sampling.model_dump(),
+        "seed": config.seed,
+    }
 
 
 def _answered_requests(cells: Sequence[Cell], known: CellIndex) -> Iterator[Request]:

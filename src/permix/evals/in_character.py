@@ -40,22 +40,22 @@ class PersonaAnswers(NamedTuple):
 
 
 def measure_right_in_character(
-    run: Path, reference: Path | None = None, answers: GridResults | None = None, resamples: int | None = None
+    run: Path, reference: Path | None = None, results: GridResults | None = None, resamples: int | None = None
 ) -> RightInCharacter:
     """Measure right and in character from a stability run's records.
 
-    The classifier is trained on the answers of the stability run `reference`, or on the run's own answers without one. `answers`
+    The classifier is trained on the answers of the stability run `reference`, or on the run's own answers without one. `results`
     are the results of `read_grid_results(run)`, if the caller has them; `resamples` replaces the number in the run's
     configuration. Raises DataError, with the reason, if the answers do not allow it or the reference does not fit.
     """
     reader = RunReader(run)
-    answers = answers or read_grid_results(run)
-    question_ids = _questions_of_all(reader, answers)
-    own = read_persona_answers(answers, answers.persona_ids, question_ids)
+    results = results or read_grid_results(run)
+    question_ids = _questions_of_all(reader, results)
+    own = read_persona_answers(results, results.persona_ids, question_ids)
     trained = None
     if reference is not None:
-        check_character_reference(reference, answers.persona_ids, _golds(answers, question_ids))
-        trained = read_persona_answers(read_grid_results(reference), answers.persona_ids, question_ids)
+        check_character_reference(reference, results.persona_ids, _golds(results, question_ids))
+        trained = read_persona_answers(read_grid_results(reference), results.persona_ids, question_ids)
     values_Q = own.values_Q if trained is None else [a | b for a, b in zip(own.values_Q, trained.values_Q, strict=True)]
     return summarize_right_in_character(
         own.texts_P_Q_S, own.scores_P_Q_S, own.persona_texts,
@@ -66,15 +66,15 @@ def measure_right_in_character(
     )  # fmt: skip
 
 
-def _questions_of_all(reader: RunReader, answers: GridResults) -> tuple[str, ...]:
+def _questions_of_all(reader: RunReader, results: GridResults) -> tuple[str, ...]:
     """The questions that every persona was asked: those of the first round in a sequential run."""
     rounds = reader.grid.get("rounds")
-    return answers.question_ids[: rounds[0]["until"]] if rounds else answers.question_ids
+    return results.question_ids[: rounds[0]["until"]] if rounds else results.question_ids
 
 
-def read_persona_answers(answers: GridResults, persona_ids: Sequence[str], question_ids: Sequence[str]) -> PersonaAnswers:
+def read_persona_answers(results: GridResults, persona_ids: Sequence[str], question_ids: Sequence[str]) -> PersonaAnswers:
     """The recorded answers of these personas to these questions."""
-    cells = _cells_by_pair(answers)
+    cells = _cells_by_pair(results)
     texts = [[[_answer_text(cell) for cell in cells.get((p, q), ())] for q in question_ids] for p in persona_ids]
     scores = [[[_score(cell) for cell in cells.get((p, q), ())] for q in question_ids] for p in persona_ids]
     S = max(1, *(len(row) for rows in texts for row in rows)) if texts and question_ids else 1
@@ -83,16 +83,16 @@ def read_persona_answers(answers: GridResults, persona_ids: Sequence[str], quest
         tuple(question_ids),
         texts,
         np.array([[[*row, *[np.nan] * (S - len(row))] for row in rows] for rows in scores], dtype=float),
-        tuple(_persona_text(answers, [cell for q in question_ids for cell in cells.get((p, q), ())]) for p in persona_ids),
+        tuple(_persona_text(results, [cell for q in question_ids for cell in cells.get((p, q), ())]) for p in persona_ids),
         tuple(frozenset(_values([cell for p in persona_ids for cell in cells.get((p, q), ())])) for q in question_ids),
     )
 
 
-def _cells_by_pair(answers: GridResults) -> dict[tuple[str, str], list[Cell]]:
+def _cells_by_pair(results: GridResults) -> dict[tuple[str, str], list[Cell]]:
     """The cells of each persona and question, in the order of their keys."""
     by_pair: dict[tuple[str, str], list[Cell]] = {}
-    for key in sorted((key for key in answers.grid_summaries if key.persona_id is not None), key=_sort_key):
-        by_pair.setdefault((key.persona_id or "", key.question_id), []).append(answers.read_cell(key))
+    for key in sorted((key for key in results.grid_summaries if key.persona_id is not None), key=_sort_key):
+        by_pair.setdefault((key.persona_id or "", key.question_id), []).append(results.read_cell(key))
     return by_pair
 
 
@@ -115,20 +115,20 @@ def _values(cells: Sequence[Cell]) -> set[str]:
     return {value for value in (*(cell.gold for cell in cells), *read) if value}
 
 
-def _persona_text(answers: GridResults, cells: Sequence[Cell]) -> str:
+def _persona_text(results: GridResults, cells: Sequence[Cell]) -> str:
     """The text that states the persona, without the question where both are in one message; "" without a cell."""
     if not cells:
         return ""
     first = cells[0]
-    alone = answers.get_cell(None, first.question_id, 0)
+    alone = results.get_cell(None, first.question_id, 0)
     text = persona_prompt(first.messages)
     return text.replace(alone.prompt, " ") if alone is not None and alone.prompt else text
 
 
-def _golds(answers: GridResults, question_ids: Collection[str]) -> dict[str, str | None]:
+def _golds(results: GridResults, question_ids: Collection[str]) -> dict[str, str | None]:
     """The right answer of each question that has a recorded cell."""
-    keys = {key.question_id: key for key in answers.grid_summaries}
-    return {id: answers.read_cell(keys[id]).gold for id in question_ids if id in keys}
+    keys = {key.question_id: key for key in results.grid_summaries}
+    return {id: results.read_cell(keys[id]).gold for id in question_ids if id in keys}
 
 
 def check_character_reference(reference: Path, persona_ids: Collection[str], gold_by_question: Mapping[str, str | None]) -> None:

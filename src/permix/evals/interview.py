@@ -16,42 +16,39 @@ attempt), so they are not generated again. Its prompt says neither who the perso
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import nullcontext
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from permix.config import FidelityConfig, InterviewConfig
-from permix.errors import ConfigError, DataError, IncompleteRunError, option_context
+from permix.errors import ConfigError, option_context
 from permix.evals.drift_report import Drift, measure_drift, read_train_examples
 from permix.evals.fidelity_records import (
     AskedQuestion,
-    describe_ids,
+    describe_texts,
     interviewer_question_id,
     question_at_turn,
     select_fidelity_personas,
     turn_number,
     write_fidelity_metrics,
 )
-from permix.evals.grid import describe_grid, run_cells, warn_trained_personas
-from permix.evals.shards import assign_personas, report_finished_shard
+from permix.evals.grid import describe_grid, fidelity_identity, open_evaluated_model, run_cells
+from permix.evals.shards import OwnPart, assign_personas, end_run, missing_text
 from permix.evals.text_metrics import measure_text_metrics
 from permix.inference import check_model, load_model
 from permix.inference.addresses import check_addresses
 from permix.inference.base import Model
-from permix.inference.batch_model import BatchModel, is_only_writing, next_start
-from permix.inference.cache import cached_model
+from permix.inference.batch_model import BatchModel
 from permix.inference.chat_template import encode_chat
 from permix.inference.cost import RequestGroup, estimate_cost, find_measured, runs_beside
 from permix.inference.hf import context_window, load_tokenizer, resolve_model_source
 from permix.personas.loading import load_roleplay
 from permix.personas.pool import PersonaPool, warn_of_misfits
-from permix.prompts import build_messages, template_hash
-from permix.storage.cells import CellIndex, explain_missing, find_failures, read_run_cells
+from permix.prompts import build_messages
+from permix.storage.cells import CellIndex, read_run_cells
 from permix.storage.files import write_json
-from permix.storage.run_dir import RunDir
-from permix.storage.workers import hold_shared_files
+from permix.storage.run_dir import RunDir, RunReader, check_resumable
 from permix.trackers import log_measures
 from permix.types import Cell, CellKey, Completion, Message, Persona, Question, Sampling, digest, seed_from
 
@@ -101,6 +98,9 @@ INTERVIEWER_ATTEMPTS = 3
 MAX_INTERVIEW_QUESTION_CHARS = 600
 
 INTERVIEWER_SAMPLING = Sampling(temperature=0.7, top_p=0.95, max_new_tokens=120)
+
+MOST_QUESTION_TOKENS = INTERVIEWER_ATTEMPTS * INTERVIEWER_SAMPLING.max_new_tokens
+"""The most new tokens of an interviewer model for one question."""
 
 
 INTERVIEWER_PROMPT = (
@@ -216,11 +216,9 @@ def run_interview(config: FidelityConfig, model: Model | None = None, given_pool
     """
     plan = prepare_interview(config, given_pool)
     check_interview_length(config, plan)
-    warn_trained_personas(config.model, plan.pool)
-    loaded = load_model(config.model, config.threads) if model is None else model
-    with cached_model(loaded, config.cache, config.out) as cached:
+    with open_evaluated_model(config, plan.pool, model) as asked:
         interviewer_model = load_model(config.interviewer, config.threads) if config.interviewer.is_model else None
-        return evaluate_interview(cached, config, plan, interviewer_model)
+        return evaluate_interview(asked, config, plan, interviewer_model)
 
 
 def preflight_interview(config: FidelityConfig) -> dict[str, str]:
@@ -241,6 +239,9 @@ def _estimate_interview(config: FidelityConfig, plan: InterviewPlan) -> dict[str
 
     Earlier answers, and the questions of an interviewer model, count with their greatest length in the prompts of later turns.
     """
+    orders = (plan.question_orders or {}).values()
+    asked_by = {} if plan.question_orders is None else {"asked by": digest(*(one.text for order in orders for one in order))}
+    check_resumable(config.out, config, _plan_identity(config, plan, asked_by))
     turns, limit, recorded = config.interview.turns, config.sampling.max_new_tokens, read_run_cells(config.out)
     answered = [key for key, one in recorded.summaries.items() if one.has_completion]
     n_answered = Counter(key.persona_id for key in answered if turn_number(key.question_id) is not None)
@@ -267,7 +268,7 @@ def _estimate_interview(config: FidelityConfig, plan: InterviewPlan) -> dict[str
     n_asked = len({key[:2] for key in answered if turn_number(key.question_id) is None})
     asking = [interviewer_messages(())] * (len(plan.pool) * turns - n_asked)
     unusable = len(asking) * (INTERVIEWER_ATTEMPTS - 1)
-    group = RequestGroup(asking, question_limit, n_later=unusable, answer_tokens=INTERVIEWER_ATTEMPTS * answer_tokens)
+    group = RequestGroup(asking, question_limit, n_repeats=unusable, answer_tokens=INTERVIEWER_ATTEMPTS * answer_tokens)
     return facts | estimate_cost(
         [group], config.interviewer, None, n_recorded=n_asked, price_option="interviewer.prices", prefix="interviewer: "
     )
@@ -307,32 +308,31 @@ def evaluate_interview(
     if interviewer_model is not None:
         endpoints.append(check_addresses(interviewer_model, config.out, "interviewer", "interview.asked by"))
     identity = _identity(model, config, plan, interviewer_model)
+
+    def write_metrics() -> Drift:
+        result = measure_drift(config.out, config.reference)
+        metrics = write_fidelity_metrics(config.out, result, measure_text_metrics(config.out))
+        log_measures(config.report_to, config.out, config.label or model.name, metrics)
+        return result
+
     with RunDir.open(config.out, config, identity, endpoints=endpoints, shard=shard, grid=grid_json) as run:
         with run.track_usage():
-            conversations = conduct_interviews(
-                model, config, plan, _make_interviewer(plan, interviewer_model, run, config.seed), run, own
-            )
-        n_turns = len(conversations) * config.interview.turns
+            interviewer = _make_interviewer(plan, interviewer_model, run, config.seed)
+            conversations = conduct_interviews(model, config, plan, interviewer, run, own)
+        turns = config.interview.turns
+        n_turns = len(conversations) * turns
         n_pending = n_turns - sum(map(len, conversations.values()))
-        incomplete = partial(_incomplete_run_error, run, model, conversations, config.interview.turns)
-        if shard is not None and number_of is not None:
-            if n_pending:
-                raise incomplete()
-            run.close_records()
-            pending = _count_pending_turns(run.cells(), number_of, config.interview.turns)
-            report_finished_shard(run.path, shard, n_turns, pending, "turns")
-        elif n_pending and is_only_writing(model):
-            raise incomplete()
-        with nullcontext() if shard is None else hold_shared_files(run.path):
-            try:
-                result = measure_drift(run.path, config.reference)
-            except DataError as error:
-                raise (incomplete() if n_pending else error) from error
-            metrics = write_fidelity_metrics(run.path, result, measure_text_metrics(run.path))
-            log_measures(config.report_to, run.path, config.label or model.name, metrics)
-        if n_pending:
-            raise incomplete()
-    return result
+        waiting = sum(len(one) < turns for one in conversations.values())
+        rounds = (
+            f"; {waiting} of {len(conversations)} interviews wait for their next turn" if isinstance(model, BatchModel) else ""
+        )
+        missing = missing_text(run, model, n_pending, n_turns, "turns", f" are missing{rounds}")
+        part = (
+            None
+            if shard is None or number_of is None
+            else OwnPart(shard, n_turns, "turns", partial(_count_pending_turns, number_of=number_of, turns=turns))
+        )
+        return end_run(run, model, n_pending, missing, part, write_metrics)
 
 
 def _count_pending_turns(cells: CellIndex, number_of: Mapping[str, int], turns: int) -> Counter[int]:
@@ -351,6 +351,7 @@ def conduct_interviews(
     """Ask the pending turns of the personas in `own`, turn by turn; returns the answered turns of each of them."""
     personas = {persona.id: persona for persona in plan.pool.personas if persona.id in own}
     conversations: dict[str, tuple[InterviewTurn, ...]] = dict.fromkeys(personas, ())
+    asked_before = RunReader(run.path).grid.get("turns_asked", {})
     for turn in range(1, config.interview.turns + 1):
         # A missing answer stops its interview, since all later prompts contain that answer.
         questions = interviewer.next_questions(
@@ -367,7 +368,9 @@ def conduct_interviews(
             cell = known.get(CellKey(persona, question.id, 0))
             if cell is not None and cell.completion is not None:
                 conversations[persona] = (*conversations[persona], InterviewTurn(question, cell.completion.answer))
-        if run.shard is None:
+        # The turns of an interviewer model are known one after the other, also recorded ones; an earlier grid has them all.
+        is_whole = all(len(turns) >= len(asked_before.get(persona, ())) for persona, turns in conversations.items())
+        if run.shard is None and (is_whole or plan.question_orders is not None):
             write_json(run.path / "grid.json", describe_interview(config, plan, conversations))
         if run.stop_reason:
             break
@@ -427,7 +430,7 @@ def describe_interview(
     grid = describe_grid(
         plan.pool.personas, list({question.id: question for question in question_by_key.values()}.values()), samples=1
     )
-    return grid | describe_ids(plan.pool.personas, asked_questions) | {
+    return grid | describe_texts(plan.pool.personas, asked_questions) | {
         "turns_asked": {persona_id: [question.id for question in order] for persona_id, order in questions_of.items()}
     }  # fmt: skip
 
@@ -459,17 +462,13 @@ def check_interview_length(config: FidelityConfig, plan: InterviewPlan) -> None:
 def _identity(model: Model, config: FidelityConfig, plan: InterviewPlan, interviewer_model: Model | None) -> dict[str, object]:
     """The identity of the run. It contains all personas, since the question orders depend on all of them."""
     texts = [] if plan.question_orders is None else [one.text for order in plan.question_orders.values() for one in order]
-    return {
-        "model": model.fingerprint,
-        "template": template_hash(config.personas.template),
-        "sampling": config.sampling.model_dump(),
-        "seed": config.seed,
-        "interview": {
-            "turns": config.interview.turns,
-            "personas": digest(*(persona.model_dump_json() for persona in plan.pool.personas)),
-            "asked by": digest(*texts) if interviewer_model is None else interviewer_model.fingerprint,
-        },
-    }
+    asked_by = digest(*texts) if interviewer_model is None else interviewer_model.fingerprint
+    return {"model": model.fingerprint} | _plan_identity(config, plan, {"asked by": asked_by})
+
+
+def _plan_identity(config: FidelityConfig, plan: InterviewPlan, asked_by: Mapping[str, str]) -> dict[str, Any]:
+    personas = digest(*(persona.model_dump_json() for persona in plan.pool.personas))
+    return fidelity_identity(config) | {"interview": {"turns": config.interview.turns, "personas": personas, **asked_by}}
 
 
 def _make_interviewer(plan: InterviewPlan, interviewer_model: Model | None, run: RunDir, seed: int) -> Interviewer:
@@ -477,14 +476,3 @@ def _make_interviewer(plan: InterviewPlan, interviewer_model: Model | None, run:
         return ModelInterviewer(interviewer_model, run, seed)
     assert plan.question_orders is not None, "neither a script nor a model asks"
     return ScriptedInterviewer(plan.question_orders)
-
-
-def _incomplete_run_error(run: RunDir, model: Model, conversations: Conversations, turns: int) -> IncompleteRunError:
-    """Build the error for missing turns, with the reasons: a failure that recurs needs another remedy."""
-    n_turns = len(conversations) * turns
-    pending = n_turns - sum(map(len, conversations.values()))
-    waiting = sum(len(one) < turns for one in conversations.values())
-    rounds = f"; {waiting} of {len(conversations)} interviews wait for their next turn" if isinstance(model, BatchModel) else ""
-    why = explain_missing(find_failures(run.cells(), scored=False), next_start(model), stop_reason=run.stop_reason)
-    part = "" if run.shard is None else f" of shard {run.shard}"
-    return IncompleteRunError(f"{run.path}: {pending} of {n_turns} turns{part} are missing{rounds}{why}", pending)

@@ -8,16 +8,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from permix.config import FidelityConfig
 from permix.errors import option_context
-from permix.evals.fidelity_records import AskedQuestion, describe_ids, read_asked_questions, run_fidelity_cells
-from permix.evals.grid import PromptFormat, build_grid, describe_grid, warn_trained_personas
+from permix.evals.fidelity_records import AskedQuestion, describe_texts, read_asked_questions, run_fidelity_cells
+from permix.evals.grid import PromptFormat, build_grid, describe_grid, open_evaluated_model
 from permix.evals.shards import estimate_shard
 from permix.evals.text_metrics import measure_text_metrics
-from permix.inference import load_model
 from permix.inference.base import Model
-from permix.inference.cache import cached_model
 from permix.personas.personagym import PersonaGymQuestion, read_personagym
 from permix.personas.pool import PersonaPool, selection_context
 from permix.storage.run_dir import RunReader
@@ -51,40 +50,39 @@ def run_personagym(config: FidelityConfig, model: Model | None = None) -> Person
     `model` replaces the configured model. Raises ConfigError or DataError if the configuration or the files are invalid, and
     IncompleteRunError if answers are missing.
     """
-    pool, questions = select_personagym_questions(config)
-    warn_trained_personas(config.model, pool)
-    loaded = load_model(config.model, config.threads) if model is None else model
-    with cached_model(loaded, config.cache, config.out) as cached:
-        return evaluate_personagym(cached, config, pool, questions)
+    setup = prepare_personagym(config)
+    grid_json = describe_personagym(setup.pool.personas, setup.questions, setup.without_persona)
+    with open_evaluated_model(config, setup.pool, model) as asked:
+        return run_fidelity_cells(
+            asked, config, setup.cells, grid_json, count_personagym_answers, measure_text_metrics, kind="personagym"
+        )
 
 
 def preflight_personagym(config: FidelityConfig) -> dict[str, str]:
     """Facts about the run without calling a model. Raises ConfigError or DataError if the configuration is invalid."""
-    pool, questions = select_personagym_questions(config)
-    without = sample_balanced_questions(questions, config.personagym.without_persona, config.seed)
+    pool, questions, without, cells = prepare_personagym(config)
     facts = {
         "personas": str(len(pool)),
         "questions": f"{len(questions)}, each for one persona; {len(without)} also without a persona",
-        "answers": str(len(questions) + len(without)),
+        "answers": str(len(cells)),
     }
-    return facts | estimate_shard("fidelity", config, build_personagym_cells(config, pool, questions, without))
+    return facts | estimate_shard("fidelity", config, cells)
 
 
-def evaluate_personagym(
-    model: Model, config: FidelityConfig, pool: PersonaPool, questions: Sequence[PersonaGymQuestion]
-) -> PersonaGymCounts:
-    """Like `run_personagym`, for a loaded model and chosen personas and questions."""
+class PersonaGymSetup(NamedTuple):
+    """What a run asks: its personas, their questions, those that are also asked without a persona, and the cells of both."""
+
+    pool: PersonaPool
+    questions: tuple[PersonaGymQuestion, ...]
+    without_persona: tuple[PersonaGymQuestion, ...]
+    cells: list[Cell]
+
+
+def prepare_personagym(config: FidelityConfig) -> PersonaGymSetup:
+    """Choose personas and questions; calls no model. Raises ConfigError or DataError if configuration or files are invalid."""
+    pool, questions = select_personagym_questions(config)
     without = sample_balanced_questions(questions, config.personagym.without_persona, config.seed)
-    grid_json = describe_personagym(pool.personas, questions, without)
-    return run_fidelity_cells(
-        model,
-        config,
-        build_personagym_cells(config, pool, questions, without),
-        grid_json,
-        count_personagym_answers,
-        measure_text_metrics,
-        kind="personagym",
-    )
+    return PersonaGymSetup(pool, questions, without, build_personagym_cells(config, pool, questions, without))
 
 
 def select_personagym_questions(config: FidelityConfig) -> tuple[PersonaPool, tuple[PersonaGymQuestion, ...]]:
@@ -145,7 +143,7 @@ def describe_personagym(
     questions_without_gold = [_to_question(question) for question in questions]
     return (
         describe_grid(personas, questions_without_gold, samples=1)
-        | describe_ids(personas, asked_questions)
+        | describe_texts(personas, asked_questions)
         | {"asked_without_persona": [question.id for question in without_persona]}
     )
 

@@ -1,4 +1,4 @@
-"""Divide the cells of a run between several workers, and say which parts are pending.
+"""Divide the cells of a run between several workers, and end a run: of one worker, or of several.
 
 The rule: the cells are put into the order of (persona with template and context, question, sample), where personas with theirs,
 and questions, are each in the order of a hash of their ids; the sequence is cut into n parts whose sizes differ by at most one
@@ -11,15 +11,24 @@ into n parts whose sizes differ by at most one.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from permix.config import FidelityConfig
-from permix.errors import OtherShardsPendingError
+from permix.errors import DataError, IncompleteRunError, OtherShardsPendingError
 from permix.evals.grid import estimate_cells
+from permix.inference.base import Model
+from permix.inference.batch_model import is_only_writing, next_start
 from permix.progress import add_result, print_status
+from permix.storage.cells import CellIndex
+from permix.storage.failures import explain_missing, find_failures
+from permix.storage.run_dir import RunDir
+from permix.storage.workers import hold_shared_files
 from permix.types import Cell, CellKey, Shard, digest
+
+Result = TypeVar("Result")
 
 
 def assign_shards(keys: Collection[CellKey], count: int) -> dict[CellKey, int]:
@@ -56,6 +65,10 @@ class ShardCells(NamedTuple):
     own: list[Cell]
     number_of: dict[CellKey, int]
 
+    def count_without_completion(self, recorded: CellIndex) -> Counter[int]:
+        """The number of cells that have no completion, by part."""
+        return Counter(number for key, number in self.number_of.items() if not recorded.has_completion(key))
+
 
 def divide_cells(cells: Sequence[Cell], shard: Shard) -> ShardCells:
     """Divide the cells of a grid; `own` keeps their order."""
@@ -91,3 +104,62 @@ def report_finished_shard(run: Path, shard: Shard, n_own: int, pending: Counter[
 
 
 MAX_LISTED_SHARDS = 16
+
+
+class OwnPart(NamedTuple):
+    """The part of a divided run that this worker asked.
+
+    `n_own`: how many `unit` ("cells", "answers", "turns") it has. `count_pending`: from the cells of all workers, the number of
+    pending ones by number of the part, of the whole run.
+    """
+
+    shard: Shard
+    n_own: int
+    unit: str
+    count_pending: Callable[[CellIndex], Counter[int]]
+
+
+def missing_text(
+    run: RunDir, model: Model, n_pending: int, n_asked: int, unit: str, lacking: str = " are missing", *, scored: bool = False
+) -> str:
+    """What this start leaves pending: "RUN: 3 of 40 answers of shard 2/4 are missing; ...", with the reasons and what to do.
+
+    `scored`: a cell without a score is pending too, so its reason counts.
+    """
+    failures = find_failures(run.cells(), scored=scored) if n_pending else ()
+    why = explain_missing(failures, next_start(model), stop_reason=run.stop_reason)
+    part = "" if run.shard is None else f" of shard {run.shard}"
+    return f"{run.path}: {n_pending} of {n_asked} {unit}{part}{lacking}{why}"
+
+
+def end_run(
+    run: RunDir, model: Model, n_pending: int, missing: str, part: OwnPart | None, measure: Callable[[], Result]
+) -> Result:
+    """End a run whose cells were asked, and return the result of `measure`, which writes metrics.json.
+
+    `part`: what this worker asked of a run that several workers ask; None for a single worker. `n_pending`: of that part or of
+    the run; `missing`: the error about them.
+
+    Raises IncompleteRunError if any is pending: after `measure`, or without it if a part is incomplete, if the model only writes
+    requests, or if too little is there to measure. Raises OtherShardsPendingError, without `measure`, if other parts are pending,
+    and the DataError of `measure` if nothing is pending.
+    """
+    if part is not None:
+        if n_pending:
+            raise IncompleteRunError(missing, n_pending)
+        # Closed before the count: of two workers that end at the same time, at least one must see all records of the other.
+        run.close_records()
+        report_finished_shard(run.path, part.shard, part.n_own, part.count_pending(run.cells()), part.unit)
+    elif n_pending and is_only_writing(model):
+        raise IncompleteRunError(missing, n_pending)
+    # Two workers that end at the same time write the same files, one after the other.
+    with nullcontext() if part is None else hold_shared_files(run.path):
+        try:
+            result = measure()
+        except DataError as error:
+            if n_pending:
+                raise IncompleteRunError(missing, n_pending) from error
+            raise
+    if n_pending:
+        raise IncompleteRunError(missing, n_pending)
+    return result

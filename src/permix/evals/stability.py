@@ -26,21 +26,20 @@ from permix.evals.grid import (
     count_cut_off,
     describe_grid,
     estimate_cells,
+    open_evaluated_model,
     persona_and_baseline_scores,
     read_grid_results,
     run_cells,
-    warn_trained_personas,
 )
 from permix.evals.in_character import check_right_in_character, measure_right_in_character
-from permix.evals.shards import ShardCells, divide_cells, report_finished_shard
+from permix.evals.reference_runs import describe_reference
+from permix.evals.shards import OwnPart, ShardCells, divide_cells, end_run, missing_text
 from permix.evals.strategies import STRATEGIES, measure_strategy
 from permix.evals.strategies.base import EvalSetup, Strategy, answer_comparison
 from permix.evals.strategies.persona_search import load_selection_questions
-from permix.inference import check_model, load_model
+from permix.inference import check_model
 from permix.inference.addresses import check_addresses
 from permix.inference.base import Model
-from permix.inference.batch_model import is_only_writing, next_start
-from permix.inference.cache import cached_model
 from permix.metrics import sequential, statistics
 from permix.metrics.linear_models import (
     ContextSummary,
@@ -58,10 +57,9 @@ from permix.personas.recorded_turns import RecordedTurns, load_context_turns
 from permix.plan import read_plan
 from permix.progress import print_status
 from permix.prompts import require_system_template, template_hash, template_text
-from permix.storage.cells import cell_summaries, explain_missing, find_failures, has_records
+from permix.storage.cells import CellIndex, cell_summaries, has_records, read_run_cells
 from permix.storage.files import write_json
-from permix.storage.run_dir import RunDir, RunReader
-from permix.storage.workers import hold_shared_files
+from permix.storage.run_dir import RunDir, RunReader, check_resumable
 from permix.tasks import LoadedTask, load_selection
 from permix.tasks.base import Task, answer_token_limit, check_contamination, read_trained_on, verify_completion
 from permix.trackers import check_trackers, log_measures
@@ -78,6 +76,112 @@ class GridProgress(NamedTuple):
     pending: int
     n_cells: int
     selection_pending: bool = False
+
+
+def run_stability(
+    config: StabilityConfig, model: Model | None = None, task: LoadedTask | None = None, pool: PersonaPool | None = None
+) -> StabilitySummary:
+    """Start or resume a stability run; writes metrics.json and returns the stability measures.
+
+    With `config.shard` only the cells of that part are asked; OtherShardsPendingError is raised, and no metrics.json written, if
+    that part is finished and others are not.
+
+    `model`, `task` and `pool` are Python objects that replace what the configuration names. Raises ConfigError or DataError if
+    the configuration is invalid, and IncompleteRunError at the end if cells have no score; the same call tries them again.
+    """
+    prepared = prepare_stability(config, task, pool)
+    with open_evaluated_model(config, prepared.setup.pool, model) as asked:
+        limited = prepared.config if _gives_limit(config) else _limit_to_window(prepared.config, asked)
+        return evaluate_setup(asked, limited, prepared.task, prepared.setup)
+
+
+def _gives_limit(config: StabilityConfig) -> bool:
+    return "max_new_tokens" in config.sampling.model_fields_set
+
+
+def _limit_to_window(config: StabilityConfig, model: Model) -> StabilityConfig:
+    """Lower the limit that the task gives to half of the model's context window, where it is known: the prompt needs room too."""
+    window = getattr(model, "context_window", None)
+    if window is None or config.sampling.max_new_tokens <= window // 2:
+        return config
+    print_status(
+        f"note: sampling.max_new_tokens = {window // 2}, half of the model's context window, and not the task's own "
+        f"{config.sampling.max_new_tokens}"
+    )
+    return config.model_copy(update={"sampling": config.sampling.model_copy(update={"max_new_tokens": window // 2})})
+
+
+def evaluate_setup(model: Model, config: StabilityConfig, task: Task, setup: EvalSetup) -> StabilitySummary:
+    """Like `run_stability`, for a model that is already loaded and a prepared setup."""
+    strategy, stopping_rule = STRATEGIES[config.strategy], build_stopping_rule(config)
+    if stopping_rule:
+        setup = shuffle_questions(setup)
+        check_same_rounds(config.out, setup)
+    first = first_round_cells(setup, stopping_rule) if stopping_rule else strategy.initial_cells(setup)
+    shard = config.worker_shard
+    divided = None if shard is None else divide_cells(first, shard)
+    gains = ("strategy",) if strategy.is_full_grid else ()
+    identity, endpoint = stability_identity(config, task, model, setup.prompt_format.turns), check_addresses(model, config.out)
+    own, grid_json = first if divided is None else divided.own, None if divided is None else strategy.describe_grid(setup, ())
+    with RunDir.open(config.out, config, identity, own, gains, endpoints=[endpoint], shard=shard, grid=grid_json) as run:
+        description = f"stability {config.label or model.name}"
+        with run.track_usage():
+
+            def answer(cells: Sequence[Cell], description: str) -> int:
+                return run_cells(model, cells, config.sampling, run, partial(verify_completion, task), description)
+
+            if divided is not None:
+                progress = GridProgress(answer(own, f"{description}, shard {shard}"), len(own))
+            elif stopping_rule:
+                progress = run_rounds(run, setup, config, stopping_rule, answer, description)
+            else:
+                progress = _run_strategy(run, setup, first, strategy, answer, (description, f"{description}, {config.strategy}"))
+        lacking = ", with or without a persona, have no score"
+        missing = missing_text(run, model, progress.pending, progress.n_cells, "cells", lacking, scored=True)
+        if progress.selection_pending:
+            raise IncompleteRunError(f"{missing}; until then no persona can be chosen", progress.pending)
+        part = None if divided is None else OwnPart(divided.shard, len(own), "cells", partial(_count_pending, divided, first))
+        return end_run(run, model, progress.pending, missing, part, partial(_write_metrics, run.path, config, model))
+
+
+def _write_metrics(run: Path, config: StabilityConfig, model: Model) -> StabilitySummary:
+    results = read_grid_results(run)
+    summary = measure_stability(run, results)
+    metrics = dict(_metrics_json(summary, run, results)) | _in_character_json(config, run, results)
+    write_json(run / "metrics.json", metrics)
+    log_measures(config.report_to, run, config.label or model.name, metrics)
+    return summary
+
+
+def _count_pending(divided: ShardCells, grid: Sequence[Cell], recorded: CellIndex) -> Counter[int]:
+    """The number of cells that have no completion, or no score, by part."""
+    summaries = recorded.summaries
+    return Counter(
+        divided.number_of[cell.key]
+        for cell in grid
+        if not recorded.has_completion(cell.key) or (cell.gold is not None and summaries[cell.key].reward is None)
+    )
+
+
+def _run_strategy(
+    run: RunDir,
+    setup: EvalSetup,
+    initial_cells: Sequence[Cell],
+    strategy: Strategy,
+    answer_cells: CellRunner,
+    descriptions: tuple[str, str],
+) -> GridProgress:
+    """Ask the initial cells of a strategy, then the follow-up cells that depend on them; `descriptions` has one text for each."""
+    # With the follow-up cells that are decided by the records: a finished run that is started again keeps its result.
+    write_json(run.path / "grid.json", strategy.describe_grid(setup, strategy.followup_cells(setup, run.cells())))
+    n_pending = answer_cells(initial_cells, descriptions[0])
+    followups = strategy.followup_cells(setup, run.cells())
+    if followups:
+        write_json(run.path / "grid.json", strategy.describe_grid(setup, followups))
+        n_pending += answer_cells(followups, descriptions[1])
+    return GridProgress(
+        n_pending, len(initial_cells) + len(followups), selection_pending=strategy.selects_persona and not followups
+    )
 
 
 def build_stopping_rule(config: StabilityConfig) -> StoppingRule | None:
@@ -149,11 +253,11 @@ def run_rounds(
         write_json(run.path / "grid.json", _describe_rounds(setup, rounds))
         cells = _cells_of_rounds(setup, rounds)
         n_pending = answer_cells(cells, f"{description}, round {len(rounds)}")
-        answers = read_grid_results(run.path)
-        summaries = cell_summaries(answers.cells)
+        results = read_grid_results(run.path)
+        summaries = cell_summaries(results.cells)
         if not all(cell.key in summaries and summaries[cell.key].has_completion for cell in cells):
             return GridProgress(n_pending, len(cells))
-        progress = _measure_progress(answers, rounds, config)
+        progress = _measure_progress(results, rounds, config)
         print_status(f"round {len(rounds)}: {rounds[-1].until} questions, {len(cells)} cells; PSS {progress.pss}")
         following = sequential.next_round(
             rounds, progress, stopping_rule, n_questions=len(setup.questions), n_samples=setup.samples
@@ -186,153 +290,11 @@ def _describe_rounds(setup: EvalSetup, rounds: Sequence[Round]) -> dict[str, obj
     return grid_json | {"rounds": [one.model_dump() for one in rounds]}
 
 
-def _measure_progress(answers: GridResults, rounds: Sequence[Round], config: StabilityConfig) -> SequentialProgress:
-    mean_P_Q, baseline_Q = map(statistics.mean_over_samples, persona_and_baseline_scores(answers))
-    ids = answers.persona_ids
+def _measure_progress(results: GridResults, rounds: Sequence[Round], config: StabilityConfig) -> SequentialProgress:
+    mean_P_Q, baseline_Q = map(statistics.mean_over_samples, persona_and_baseline_scores(results))
+    ids = results.persona_ids
     by_persona = sequential.measure_rounds(mean_P_Q, baseline_Q, rounds, ids, seed=config.seed, resamples=config.resamples)
     return sequential.sequential_progress(by_persona, ids)
-
-
-__all__ = [
-    "StabilityGrid",
-    "StabilitySummary",
-    "measure_contexts",
-    "measure_stability",
-    "prepare_stability",
-    "read_stability_grid",
-    "run_stability",
-    "summarize_stability",
-]
-
-
-def run_stability(
-    config: StabilityConfig, model: Model | None = None, task: LoadedTask | None = None, pool: PersonaPool | None = None
-) -> StabilitySummary:
-    """Start or resume a stability run; writes metrics.json and returns the stability measures.
-
-    With `config.shard` only the cells of that part are asked; OtherShardsPendingError is raised, and no metrics.json written, if
-    that part is finished and others are not.
-
-    `model`, `task` and `pool` are Python objects that replace what the configuration names. Raises ConfigError or DataError if
-    the configuration is invalid, and IncompleteRunError at the end if cells have no score; the same call tries them again.
-    """
-    prepared = prepare_stability(config, task, pool)
-    warn_trained_personas(config.model, prepared.setup.pool)
-    loaded = load_model(config.model, config.threads) if model is None else model
-    asked = prepared.config if _gives_limit(config) else _limit_to_window(prepared.config, loaded)
-    with cached_model(loaded, config.cache, config.out) as cached:
-        return evaluate_setup(cached, asked, prepared.task, prepared.setup)
-
-
-def _gives_limit(config: StabilityConfig) -> bool:
-    return "max_new_tokens" in config.sampling.model_fields_set
-
-
-def _limit_to_window(config: StabilityConfig, model: Model) -> StabilityConfig:
-    """Lower the limit that the task gives to half of the model's context window, where it is known: the prompt needs room too."""
-    window = getattr(model, "context_window", None)
-    if window is None or config.sampling.max_new_tokens <= window // 2:
-        return config
-    print_status(
-        f"note: sampling.max_new_tokens = {window // 2}, half of the model's context window, and not the task's own "
-        f"{config.sampling.max_new_tokens}"
-    )
-    return config.model_copy(update={"sampling": config.sampling.model_copy(update={"max_new_tokens": window // 2})})
-
-
-def evaluate_setup(model: Model, config: StabilityConfig, task: Task, setup: EvalSetup) -> StabilitySummary:
-    """Like `run_stability`, for a model that is already loaded and a prepared setup."""
-    strategy, stopping_rule = STRATEGIES[config.strategy], build_stopping_rule(config)
-    if stopping_rule:
-        setup = shuffle_questions(setup)
-        check_same_rounds(config.out, setup)
-    first = first_round_cells(setup, stopping_rule) if stopping_rule else strategy.initial_cells(setup)
-    shard = config.worker_shard
-    divided = None if shard is None else divide_cells(first, shard)
-    gains = ("strategy",) if strategy.is_full_grid else ()
-    identity, endpoint = stability_identity(config, task, model, setup.prompt_format.turns), check_addresses(model, config.out)
-    own, grid_json = first if divided is None else divided.own, None if divided is None else strategy.describe_grid(setup, ())
-    with RunDir.open(config.out, config, identity, own, gains, endpoints=[endpoint], shard=shard, grid=grid_json) as run:
-        description = f"stability {config.label or model.name}"
-        with run.track_usage():
-
-            def answer(cells: Sequence[Cell], description: str) -> int:
-                return run_cells(model, cells, config.sampling, run, partial(verify_completion, task), description)
-
-            if divided is not None:
-                progress = GridProgress(answer(own, f"{description}, shard {shard}"), len(own))
-            elif stopping_rule:
-                progress = run_rounds(run, setup, config, stopping_rule, answer, description)
-            else:
-                progress = _run_strategy(run, setup, first, strategy, answer, (description, f"{description}, {config.strategy}"))
-        failures = find_failures(run.cells(), scored=True) if progress.pending else ()
-        why = explain_missing(failures, next_start(model), stop_reason=run.stop_reason)
-        part = "" if shard is None else f" of shard {shard}"
-        missing = (
-            f"{config.out}: {progress.pending} of {progress.n_cells} cells{part}, with or without a persona, have no score{why}"
-        )
-        if divided is not None:
-            if progress.pending:
-                raise IncompleteRunError(missing, progress.pending)
-            return _finish_shard(run, config, model, divided, first)
-        if progress.selection_pending:
-            raise IncompleteRunError(f"{missing}; until then no persona can be chosen", progress.pending)
-        if progress.pending and is_only_writing(model):
-            raise IncompleteRunError(missing, progress.pending)
-        summary = _write_metrics(run.path, config, model)
-    if progress.pending:
-        raise IncompleteRunError(missing, progress.pending)
-    return summary
-
-
-def _write_metrics(run: Path, config: StabilityConfig, model: Model) -> StabilitySummary:
-    answers = read_grid_results(run)
-    summary = measure_stability(run, answers)
-    metrics = dict(_metrics_json(summary, run, answers)) | _in_character_json(config, run, answers)
-    write_json(run / "metrics.json", metrics)
-    log_measures(config.report_to, run, config.label or model.name, metrics)
-    return summary
-
-
-def _finish_shard(
-    run: RunDir, config: StabilityConfig, model: Model, divided: ShardCells, grid: Sequence[Cell]
-) -> StabilitySummary:
-    """Say which parts are pending now that this worker's part is finished; if none is, write metrics.json and return it.
-
-    Raises OtherShardsPendingError if one is.
-    """
-    run.close_records()
-    summaries = run.cells().summaries
-    pending = Counter(
-        divided.number_of[cell.key]
-        for cell in grid
-        if (known := summaries.get(cell.key)) is None
-        or not known.has_completion
-        or (cell.gold is not None and known.reward is None)
-    )
-    report_finished_shard(run.path, divided.shard, len(divided.own), pending, "cells")
-    with hold_shared_files(run.path):  # two workers that end at the same time write the same file, one after the other
-        return _write_metrics(run.path, config, model)
-
-
-def _run_strategy(
-    run: RunDir,
-    setup: EvalSetup,
-    initial_cells: Sequence[Cell],
-    strategy: Strategy,
-    answer_cells: CellRunner,
-    descriptions: tuple[str, str],
-) -> GridProgress:
-    """Ask the initial cells of a strategy, then the follow-up cells that depend on them; `descriptions` has one text for each."""
-    write_json(run.path / "grid.json", strategy.describe_grid(setup, ()))
-    n_pending = answer_cells(initial_cells, descriptions[0])
-    followups = strategy.followup_cells(setup, run.cells())
-    if followups:
-        write_json(run.path / "grid.json", strategy.describe_grid(setup, followups))
-        n_pending += answer_cells(followups, descriptions[1])
-    return GridProgress(
-        n_pending, len(initial_cells) + len(followups), selection_pending=strategy.selects_persona and not followups
-    )
 
 
 ASSUMED_DISCORDANCES = (0.1, 0.2, 0.3, 0.5)
@@ -384,8 +346,11 @@ def power_analysis(config: StabilityConfig) -> dict[str, str]:
 def preflight_stability(config: StabilityConfig) -> dict[str, str]:
     """Facts about the run without calling a model. Raises ConfigError or DataError if the configuration is invalid."""
     template_text(config.personas.template)
-    strategy, (config, _, setup) = STRATEGIES[config.strategy], prepare_stability(config)
+    strategy, gives_limit = STRATEGIES[config.strategy], _gives_limit(config)
+    config, task, setup = prepare_stability(config)
+    gains = ("strategy",) if strategy.is_full_grid else ()
     check_model(config.model, contact=False)
+    check_resumable(config.out, config, _known_identity(config, task, setup, gives_limit=gives_limit), gains)
     facts = {"questions": str(len(setup.questions)), "personas": f"{len(setup.pool)}, and no persona"}
     if (shard := config.worker_shard) is not None:
         grid = strategy.initial_cells(setup)
@@ -396,20 +361,32 @@ def preflight_stability(config: StabilityConfig) -> dict[str, str]:
         check_same_rounds(config.out, setup)
         cells, maximum = first_round_cells(setup, stopping_rule), max_cells(setup, stopping_rule)
         facts |= {"questions": f"{facts['questions']} at most", "cells": f"{len(cells)} first, at most {maximum}"}
-        n_later = maximum - len(cells)
+        if rounds := read_rounds(config.out):  # the cells of all rounds that are decided
+            cells = _cells_of_rounds(setup, rounds)
+        n_later = max(0, maximum - len(cells))
     else:
         cells, n_later = strategy.initial_cells(setup), strategy.max_followups(setup)
         facts |= {"cells": f"{len(cells)}" + (f", then at most {n_later}" if n_later else "")}
+        if n_later:  # those that the recorded answers decide
+            decided = strategy.followup_cells(setup, read_run_cells(config.out))
+            cells, n_later = [*cells, *decided], max(0, n_later - len(decided))
     strategy_fact = {} if config.strategy == "none" else {"strategy": config.strategy}
     return strategy_fact | facts | estimate_cells("stability", config, cells, n_later)
 
 
-def count_most_cells(config: StabilityConfig) -> tuple[int, int]:
-    """(most cells of a run without a shard, most new tokens of a completion). Raises as `prepare_stability` does."""
+class MostCells(NamedTuple):
+    """The most cells that a run without a shard asks, and the most new tokens of a completion."""
+
+    n_cells: int
+    max_new_tokens: int
+
+
+def count_most_cells(config: StabilityConfig) -> MostCells:
+    """Count without calling a model. Raises as `prepare_stability` does."""
     strategy, (config, _, setup) = STRATEGIES[config.strategy], prepare_stability(config)
     rule = build_stopping_rule(config)
     most = max_cells(setup, rule) if rule else len(strategy.initial_cells(setup)) + strategy.max_followups(setup)
-    return most, config.sampling.max_new_tokens
+    return MostCells(most, config.sampling.max_new_tokens)
 
 
 class PreparedStability(NamedTuple):
@@ -515,6 +492,16 @@ def stability_identity(config: StabilityConfig, task: Task, model: Model, turns:
     return plain if config.strategy == "none" else plain | {"strategy": config.strategy}
 
 
+def _known_identity(config: StabilityConfig, task: Task, setup: EvalSetup, *, gives_limit: bool) -> dict[str, Any]:
+    """The part of the identity that needs no model. A limit that is not given may be lowered to the model's window."""
+    turns = setup.prompt_format.turns
+    known = grid_identity(config, task) | ({} if turns is None else {"context_turns": turns.content_hash})
+    known["sampling"] = config.sampling.model_dump(exclude=set() if gives_limit else {"max_new_tokens"})
+    if config.contexts:
+        known["contexts"] = list(config.contexts)
+    return known if config.strategy == "none" else known | {"strategy": config.strategy}
+
+
 def grid_identity(config: StabilityConfig, task: Task) -> dict[str, Any]:
     """The part of the identity that does not depend on model and sampling."""
     return {
@@ -528,13 +515,13 @@ def grid_identity(config: StabilityConfig, task: Task) -> dict[str, Any]:
     }
 
 
-def _metrics_json(summary: StabilitySummary, run: Path, answers: GridResults) -> Mapping[str, Any]:
+def _metrics_json(summary: StabilitySummary, run: Path, results: GridResults) -> Mapping[str, Any]:
     """Content of metrics.json: stability measures; "pss_reason", why PSS has no value, only then; counts of answers that were cut
     off ("cut_off"); measures of a strategy ("strategy"), of several templates ("crossed") and of each context ("contexts").
     """
-    additional = {"strategy": measure_strategy(run, answers), "crossed": measure_template_effects(run, answers)}
-    contexts = measure_contexts(run, answers)
-    cut_off = {"cut_off": count_cut_off(answers).model_dump(mode="json")}
+    additional = {"strategy": measure_strategy(run, results), "crossed": measure_template_effects(run, results)}
+    contexts = measure_contexts(run, results)
+    cut_off = {"cut_off": count_cut_off(results).model_dump(mode="json")}
     reason = {} if summary.pss_reason is None else {"pss_reason": summary.pss_reason}
     return (
         summary.model_dump(mode="json")
@@ -545,38 +532,38 @@ def _metrics_json(summary: StabilitySummary, run: Path, answers: GridResults) ->
     )
 
 
-def _in_character_json(config: StabilityConfig, run: Path, answers: GridResults) -> dict[str, Any]:
+def _in_character_json(config: StabilityConfig, run: Path, results: GridResults) -> dict[str, Any]:
     """Part of metrics.json: "right_in_character", or why it could not be measured ("right_in_character_reason")."""
     if not config.right_in_character:
         return {}
     try:
-        found = measure_right_in_character(run, config.character_reference, answers)
+        found = measure_right_in_character(run, config.character_reference, results)
     except DataError as error:
         return {"right_in_character_reason": str(error)}
-    return {"right_in_character": found.model_dump(mode="json")}
+    return {"right_in_character": found.model_dump(mode="json")} | describe_reference(run, "character_reference")
 
 
-def measure_template_effects(run: Path, answers: GridResults | None = None) -> TemplateEffects | None:
+def measure_template_effects(run: Path, results: GridResults | None = None) -> TemplateEffects | None:
     """Measure the effects of several templates from a run's records; None for a run with a single template.
 
-    `answers` are the results of `read_grid_results(run)`, if the caller has them already.
+    `results`: those of `read_grid_results(run)`, if the caller has them already.
     """
     reader = RunReader(run)
     config = reader.config
     if not config.get("templates"):
         return None
-    answers = answers or read_grid_results(run)
-    correct_P_Q_S, baseline_Q_S = persona_and_baseline_scores(answers)
+    results = results or read_grid_results(run)
+    correct_P_Q_S, baseline_Q_S = persona_and_baseline_scores(results)
     return summarize_template_effects(
-        split_by_template(correct_P_Q_S, answers.templates), baseline_Q_S, reader.grid["templates"],
+        split_by_template(correct_P_Q_S, results.templates), baseline_Q_S, reader.grid["templates"],
         seed=config["seed"], resamples=config["resamples"],
     )  # fmt: skip
 
 
-def measure_contexts(run: Path, answers: GridResults | None = None) -> tuple[ContextSummary, ...]:
-    """Measure the stability in each context from a run's records; empty for a run without contexts. `answers` as in
+def measure_contexts(run: Path, results: GridResults | None = None) -> tuple[ContextSummary, ...]:
+    """Measure the stability in each context from a run's records; empty for a run without contexts. `results` as in
     `measure_template_effects`."""
-    config, grids = RunReader(run).config, read_context_grids(run, answers)
+    config, grids = RunReader(run).config, read_context_grids(run, results)
     if not grids:
         return ()
     correct_X_P_Q_S, baselines_X_Q_S = zip(*((one.correct_P_Q_S, one.baseline_Q_S) for one in grids.values()), strict=True)
@@ -585,19 +572,19 @@ def measure_contexts(run: Path, answers: GridResults | None = None) -> tuple[Con
     )
 
 
-def read_context_grids(run: Path, answers: GridResults | None = None) -> dict[str, "StabilityGrid"]:
-    """Read the scores of a run by context; empty for a run without contexts. `answers` as in `measure_template_effects`.
+def read_context_grids(run: Path, results: GridResults | None = None) -> dict[str, "StabilityGrid"]:
+    """Read the scores of a run by context; empty for a run without contexts. `results` as in `measure_template_effects`.
 
     All contexts have the same baseline. With several templates axis S holds the samples of each template in turn.
     """
-    answers = answers or read_grid_results(run)
-    if answers.contexts == ("",):
+    results = results or read_grid_results(run)
+    if results.contexts == ("",):
         return {}
-    grid = read_stability_grid(run, answers)
-    correct_X_P_Q_S = split_by_context(grid.correct_P_Q_S, len(answers.templates), answers.contexts)
+    grid = read_stability_grid(run, results)
+    correct_X_P_Q_S = split_by_context(grid.correct_P_Q_S, len(results.templates), results.contexts)
     return {
         context: grid._replace(correct_P_Q_S=correct_P_Q_S)
-        for context, correct_P_Q_S in zip(answers.contexts, correct_X_P_Q_S, strict=True)
+        for context, correct_P_Q_S in zip(results.contexts, correct_X_P_Q_S, strict=True)
     }
 
 
@@ -619,10 +606,10 @@ class StabilityGrid(NamedTuple):
     question_ids: tuple[str, ...]
 
 
-def read_stability_grid(run: Path, answers: GridResults | None = None) -> StabilityGrid:
-    """Read the scores of a run; NaN if a cell has no record. `answers` as in `measure_template_effects`."""
-    answers = answers or read_grid_results(run)
-    return StabilityGrid(*persona_and_baseline_scores(answers), answers.persona_ids, answers.question_ids)
+def read_stability_grid(run: Path, results: GridResults | None = None) -> StabilityGrid:
+    """Read the scores of a run; NaN if a cell has no record. `results` as in `measure_template_effects`."""
+    results = results or read_grid_results(run)
+    return StabilityGrid(*persona_and_baseline_scores(results), results.persona_ids, results.question_ids)
 
 
 def first_round_grid(run: Path, grid: StabilityGrid) -> StabilityGrid:
@@ -635,13 +622,13 @@ def first_round_grid(run: Path, grid: StabilityGrid) -> StabilityGrid:
     return StabilityGrid(correct[:, :until], baseline[:until], personas, questions[:until])
 
 
-def measure_stability(run: Path, answers: GridResults | None = None, resamples: int | None = None) -> StabilitySummary:
+def measure_stability(run: Path, results: GridResults | None = None, resamples: int | None = None) -> StabilitySummary:
     """Compute every measure of a stability run from its records.
 
-    `answers` as in `measure_template_effects`; `resamples` replaces the number in the run's configuration.
+    `results` as in `measure_template_effects`; `resamples` replaces the number in the run's configuration.
     """
     config = RunReader(run).config
-    correct, baseline, personas, _ = read_stability_grid(run, answers)
+    correct, baseline, personas, _ = read_stability_grid(run, results)
     if not correct.size:
         raise DataError(f"{run}: has no cell of a persona, neither in grid.json nor in records.jsonl, so nothing can be measured")
     seed, resamples = config["seed"], resamples or config["resamples"]

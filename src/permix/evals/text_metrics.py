@@ -11,7 +11,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from permix.evals.fidelity_records import fidelity_kind, read_expected_cells, read_persona_cells
+from permix.config import fidelity_kind
+from permix.evals.fidelity_records import read_persona_cells
+from permix.evals.grid import read_expected_cells
 from permix.metrics import text_stats
 from permix.metrics.statistics import Array
 from permix.metrics.text_stats import (

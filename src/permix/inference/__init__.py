@@ -8,6 +8,7 @@ from permix.config import ModelConfig, build_config
 from permix.errors import ConfigError, require_packages
 from permix.inference.base import CompletionResult, Model
 from permix.inference.cache import cached_model
+from permix.sanitize import truncate
 
 __all__ = [
     "LOADERS",
@@ -77,6 +78,8 @@ def load_model(source: str | Path | ModelConfig, threads: int | None = None, *, 
 
 def build_model_config(source: str | Path, name: str | None = None, **fields: Any) -> ModelConfig:
     """The [model] section for a folder, a hub id or an endpoint's URL. Raises ConfigError for an invalid field."""
+    if not isinstance(source, str | Path):
+        raise ConfigError(f"model = {truncate(repr(source), 80)}: must be a folder, a hub id, or the URL of an endpoint")
     if str(source).startswith(("http://", "https://")):
         if name is None:
             raise ConfigError(f"model = {str(source)!r}: is an endpoint; name one of the models that it serves with name=...")

@@ -48,7 +48,7 @@ NAMES_OF_WEIGHTS = ("root", "parent")
 SIZES_OF_WEIGHTS = ("n_params", "size", "n_vocab", "n_embd")
 """Fields of its `meta` that count them."""
 
-_SUFFICIENT = frozenset(("root", "n_params", "size"))
+_IDENTIFYING_FIELDS = frozenset(("root", "n_params", "size"))
 """Fields of which one must be equal before two statements show the same weights: adapters of one base have an equal `parent`."""
 
 MAX_NAME_CHARS = 300
@@ -177,48 +177,55 @@ def check_addresses(
     Raises ConfigError, in one line, for other weights, and for an address at which nothing shows that they are the same and
     `same_weights` of the model's configuration is not set. Raises DataError for a damaged `addresses.json`.
     """
-    unchecked = AddressCheck(section, identity_key)
     served: Any = model
-    if not hasattr(served, "server_statements"):
-        return unchecked
-    fingerprint = recorded_fingerprint or _recorded_fingerprint(run, identity_key)
-    known = read_addresses(run).get(section) if fingerprint else None
-    former: tuple[AddressUse, ...] = ()
-    if fingerprint and known is None:
-        base_url = recorded_base_url or _recorded_base_url(run, section)
-        forms: Iterator[RecordedForm] = served.recorded_forms(base_url)
-        form = next((form for form in forms if form.recorded == fingerprint), None)
-        if form is None:  # another model: the identity names what differs
-            return unchecked
-        fingerprint = form.fingerprint
-        if base_url is not None:
-            address, created = normalize_address(base_url), str(RunReader(run).provenance.get("created") or "")
-            former = (AddressUse(address=address, first_used=created, server_says=dict(form.server_says)),)
-    elif known is not None and known.request != served.request_digest:
-        return unchecked  # another name or other fields of requests: the identity names what differs
-    uses, confirmed = [*(known.addresses if known else ()), *former], bool(served.config.same_weights)
-    new_uses: list[AddressUse] = []
-    checked = _Checked(run, section, model.name)
+    known = None
+    if hasattr(served, "server_statements"):
+        fingerprint = recorded_fingerprint or _recorded_fingerprint(run, identity_key)
+        known = _find_known_model(served, run, section, fingerprint, recorded_base_url)
+    if known is None:
+        return AddressCheck(section, identity_key)
+    refusals, confirmed = _Refusals(run, section, model.name), bool(served.config.same_weights)
+    uses = [*known.recorded_uses, *known.former_uses]
+    n_known = len(uses)
     for address, said in (served.server_statements() if addresses is None else addresses).items():
-        if any((use.address, use.server_says) == (address, dict(said)) for use in (*uses, *new_uses)):
+        if any((use.address, use.server_says) == (address, dict(said)) for use in uses):
             continue
-        by = _who_confirms(checked, (*uses, *new_uses), address, said, confirmed=confirmed)
-        new_uses.append(AddressUse(address=address, first_used=_now(), server_says=dict(said), confirmed_by=by))
+        by = _who_confirms(refusals, uses, address, said, confirmed=confirmed)
+        uses.append(AddressUse(address=address, first_used=_now(), server_says=dict(said), confirmed_by=by))
     recorded = ModelAddresses(name=model.name, request=served.request_digest, addresses=())
-    return AddressCheck(section, identity_key, fingerprint, recorded, former, tuple(new_uses))
+    return AddressCheck(section, identity_key, known.fingerprint, recorded, known.former_uses, tuple(uses[n_known:]))
 
 
-def record_address(
-    run: Path, model: Model, address: str, server_says: ServerStatement, confirmed_by: ConfirmedBy | None, section: str = "model"
-) -> None:
-    """Record in `run` that the model answers at `address`, if it is not recorded yet with this statement of the server.
+class _KnownModel(NamedTuple):
+    """What a run knows of its model: the present form of its fingerprint (None for a new run), and where the model answered.
 
-    `address` may be words, such as "batch files", for answers that come from elsewhere. Checks nothing: see `check_addresses`.
+    `former_uses` are not in `addresses.json`, as in a run of an earlier version of permix.
     """
-    served: Any = model
-    record = ModelAddresses(name=model.name, request=served.request_digest, addresses=())
-    use = AddressUse(address=address, first_used=_now(), server_says=dict(server_says), confirmed_by=confirmed_by)
-    _add_use(run, section, record, use)
+
+    fingerprint: str | None
+    recorded_uses: tuple[AddressUse, ...] = ()
+    former_uses: tuple[AddressUse, ...] = ()
+
+
+def _find_known_model(served: Any, run: Path, section: str, fingerprint: str | None, base_url: str | None) -> _KnownModel | None:
+    """What the run knows of the model `served`; None if it was made with another model, where the identity names what differs.
+
+    `fingerprint`: as the run recorded it. `base_url`: the address of a run without `addresses.json`, if config.json is not asked.
+    """
+    if not fingerprint:
+        return _KnownModel(fingerprint)
+    known = read_addresses(run).get(section)
+    if known is not None:
+        has_same_requests = known.request == served.request_digest  # the same name, and the same added fields
+        return _KnownModel(fingerprint, known.addresses) if has_same_requests else None
+    base_url = base_url or _recorded_base_url(run, section)
+    forms: Iterator[RecordedForm] = served.recorded_forms(base_url)
+    form = next((form for form in forms if form.recorded == fingerprint), None)
+    if form is None or base_url is None:
+        return None if form is None else _KnownModel(form.fingerprint)
+    address, created = normalize_address(base_url), str(RunReader(run).provenance.get("created") or "")
+    use = AddressUse(address=address, first_used=created, server_says=dict(form.server_says))
+    return _KnownModel(form.fingerprint, former_uses=(use,))
 
 
 def read_addresses(run: Path) -> dict[str, ModelAddresses]:
@@ -256,8 +263,8 @@ def _lock_folder(folder: Path) -> Iterator[None]:
         os.close(lock)
 
 
-class _Checked(NamedTuple):
-    """A run, one of its sections and the name of the model in it: what a refusal names."""
+class _Refusals(NamedTuple):
+    """Words the refusals of a model: `name` is its name, in the section `section` of the configuration of `run`."""
 
     run: Path
     section: str
@@ -295,22 +302,22 @@ class _Checked(NamedTuple):
 
 
 def _who_confirms(
-    checked: _Checked, uses: Sequence[AddressUse], address: str, said: ServerStatement, *, confirmed: bool
+    refusals: _Refusals, uses: Sequence[AddressUse], address: str, said: ServerStatement, *, confirmed: bool
 ) -> ConfirmedBy | None:
     """Who confirms that the weights at `address` are those of `uses`; None if there are no uses, so nothing to confirm."""
     if not uses:
         return None
     differing = [use for use in uses if _differing_fields(use.server_says, said)]
     # Names that the user confirmed may differ from each other: the same statement as one of them is enough.
-    comparable = [use for use in uses if _SUFFICIENT & use.server_says.keys() & said.keys()]
+    comparable = [use for use in uses if _IDENTIFYING_FIELDS & use.server_says.keys() & said.keys()]
     if any(use.server_says == said for use in comparable) or (comparable and not differing):
         return "server"
     of_other_size = [use for use in differing if _differ_in_size(use, said)]
     if confirmed and not of_other_size:
         return "user"
     if differing:
-        raise checked.other_weights((of_other_size or differing)[0], address, said)
-    raise checked.unknown_weights(uses, address, said)
+        raise refusals.other_weights((of_other_size or differing)[0], address, said)
+    raise refusals.unknown_weights(uses, address, said)
 
 
 def _differing_fields(one: ServerStatement, other: ServerStatement) -> list[str]:

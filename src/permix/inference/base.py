@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from permix.config import ThinkingSwitch
 from permix.errors import DataError
 from permix.inference.request_body import ChangeableField
 from permix.progress import ProgressBar
@@ -32,6 +33,19 @@ class CompletionResult(NamedTuple):
 
     request_index: int
     result: Completion | Failure
+
+
+def with_cut_off_thinking(completion: Completion, thinking: ThinkingSwitch) -> Completion:
+    """A server's completion; where its text is thinking that the token limit cut off, that is `reasoning`, and the text is empty.
+
+    thinking: the setting of the model that was asked. With "on" the chat template may open the thinking in the prompt, so that
+    the text of a server that does not take thinking apart has the closing tag alone, and no tag if the limit comes before it.
+    """
+    if thinking != "on" or completion.finish != "length" or completion.reasoning:
+        return completion
+    if completion.answer != completion.text:  # it has a tag
+        return completion
+    return completion.model_copy(update={"text": "", "reasoning": completion.text or None})
 
 
 class Model(Protocol):

@@ -307,7 +307,7 @@ class ResultIndex:
 
     def take(self, custom_id: str) -> list[dict[str, Any]]:
         """The results with this id in the order of the files, [] without one. Not given again after `forget_given`."""
-        key = id_key(custom_id)
+        key = packed_id(custom_id)
         if (place := self._places.pop(key, None)) is not None:
             self._given[key] = place
         elif (place := self._given.get(key)) is None:
@@ -321,12 +321,12 @@ class ResultIndex:
 
     def has(self, custom_id: str) -> bool:
         """Whether `take` would give results with this id."""
-        key = id_key(custom_id)
+        key = packed_id(custom_id)
         return key in self._places or key in self._given
 
     def drop(self, custom_id: str) -> bool:
         """Take the results with this id without reading them; returns whether there were any."""
-        return self._places.pop(id_key(custom_id), None) is not None
+        return self._places.pop(packed_id(custom_id), None) is not None
 
     def close(self) -> None:
         while self._open_files:
@@ -359,7 +359,7 @@ class ResultIndex:
         if not _ID.fullmatch(custom_id):
             self.n_foreign += 1
             return None
-        key, place = id_key(custom_id), (file_number << _OFFSET_BITS | offset) << _LENGTH_BITS | len(line)
+        key, place = packed_id(custom_id), (file_number << _OFFSET_BITS | offset) << _LENGTH_BITS | len(line)
         if self._places.setdefault(key, place) != place:
             self._repeated.setdefault(key, []).append(place)
         return None
@@ -455,7 +455,7 @@ def _reason(error: Exception) -> str:
     return truncate(escape_control(str(error)), 100)
 
 
-def id_key(custom_id: str) -> bytes:
+def packed_id(custom_id: str) -> bytes:
     """The id in 16 bytes: a million of them are kept in memory."""
     return bytes.fromhex(custom_id.removeprefix("permix-"))
 
@@ -523,6 +523,6 @@ def size_text(n_bytes: int) -> str:
     return f"{n_bytes / 1000:.0f} kB"
 
 
-def name_files(files: Sequence[RequestFile]) -> str:
+def file_names_text(files: Sequence[RequestFile]) -> str:
     """The names of request files, the first and the last of several."""
     return files[0].name if len(files) == 1 else f"{files[0].name} to {files[-1].name}"

@@ -25,7 +25,7 @@ from pydantic import BaseModel
 from permix.config import BATCH_BACKEND, ModelConfig
 from permix.errors import ConfigError, IncompleteRunError
 from permix.inference.addresses import RecordedForm, ServerStatement
-from permix.inference.base import CompletionResult
+from permix.inference.base import CompletionResult, with_cut_off_thinking
 from permix.inference.batch_files import (
     MANIFEST_FILE,
     MAX_FILE_BYTES,
@@ -36,8 +36,8 @@ from permix.inference.batch_files import (
     ResultIndex,
     batch_request_id,
     build_batch_request,
-    id_key,
-    name_files,
+    file_names_text,
+    packed_id,
     read_batch_result,
     size_text,
 )
@@ -45,7 +45,7 @@ from permix.inference.cost import CHARACTERS_PER_TOKEN, find_price
 from permix.inference.openai_endpoint import endpoint_address, parse_url
 from permix.inference.request_body import ChangeableField, RequestBody, sent_seed
 from permix.progress import add_result, print_status
-from permix.storage.cells import NextStart
+from permix.storage.failures import NextStart
 from permix.types import Completion, Failure, Request, Sampling, digest
 
 BATCH_ADDRESS = "batch files"
@@ -148,8 +148,8 @@ class _FormerIds:
     def shared(self, standard: Mapping[str, Any], seed: int, results: ResultIndex, owner: str) -> Iterator[str]:
         """Ids of requests that differ in their seed alone, whose results nobody but the request `owner` has taken."""
         for one, is_shared in self._find(standard, seed).items():
-            key = id_key(owner)
-            if is_shared and results.has(one) and self._owners.setdefault(id_key(one), key) == key:
+            key = packed_id(owner)
+            if is_shared and results.has(one) and self._owners.setdefault(packed_id(one), key) == key:
                 yield one
 
     def _find(self, standard: Mapping[str, Any], seed: int) -> dict[str, bool]:
@@ -311,7 +311,7 @@ class BatchModel:
             self.counts.answered += 1
             self.counts.differing += any(one.text != completions[0].text for one in completions[1:])
             self._answered_fields.update(sent)
-            return completions[0]
+            return with_cut_off_thinking(completions[0], self.config.thinking)
         if not found:
             return None
         self.counts.failed += 1
@@ -328,7 +328,7 @@ class BatchModel:
         except UnicodeEncodeError as error:
             yield CompletionResult(index, Failure(type="UnicodeEncodeError", message=str(error)))
             return
-        if (key := id_key(custom_id)) not in self._written:
+        if (key := packed_id(custom_id)) not in self._written:
             self._written.add(key)
             self.requests.add(line)
             self._n_characters += sum(len(message["content"]) for message in request.messages)
@@ -441,7 +441,7 @@ def describe_batch(manifest: BatchManifest, folder: Path, config: ModelConfig, p
     tokens = manifest.prompt_characters / CHARACTERS_PER_TOKEN
     price = find_price(config, price_option)
     facts = {
-        "requests": f"{manifest.requests} in {len(files)} files, {size_text(manifest.bytes)}: {name_files(files)}",
+        "requests": f"{manifest.requests} in {len(files)} files, {size_text(manifest.bytes)}: {file_names_text(files)}",
         "prompt tokens": f"about {tokens:.0f} (estimate: {CHARACTERS_PER_TOKEN} characters a token)",
         "new tokens": f"at most {manifest.max_new_tokens}",
         "answer": f"{engine}{', and so for each file' if len(files) > 1 else ''}; or upload to a hosted batch API",

@@ -42,6 +42,7 @@ class CachedModel:
         self.model, self.path = model, path
         self.name, self.fingerprint, self.default_system = model.name, model.fingerprint, model.default_system
         self.content_addressed = model.content_addressed
+        self.context_window: int | None = getattr(model, "context_window", None)
         self.hits = self.lookups = 0
         self._connection = connection
 

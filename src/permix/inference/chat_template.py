@@ -227,17 +227,19 @@ def encode_completion(text: str, tokenizer: Any) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def decode_completion(tokenizer: Any, token_ids: Sequence[int], stops: Collection[int]) -> str:
+def decode_completion(
+    tokenizer: Any, token_ids: Sequence[int], stops: Collection[int], prompt_ids: Sequence[int] | None = None
+) -> str:
     """The text of a completion, with the tag that the prompt opened, without stop token and special tokens.
 
-    `thinking_tags` that are special tokens stay: without them thinking would look like an answer.
+    `thinking_tags` that are special tokens stay: without them thinking would look like an answer. prompt_ids: the prompt, for an
+    engine that may have written it in another way than the tokenizer's template does by itself.
     """
+    opened = opened_thinking(tokenizer) if prompt_ids is None else opening_tag_at_end(tokenizer.decode(list(prompt_ids)))
     tags = _template_facts(tokenizer).thinking_tag_ids
     ids = token_ids[:-1] if token_ids and token_ids[-1] in stops else token_ids
     runs = groupby(ids, key=tags.__contains__)
-    return opened_thinking(tokenizer) + "".join(
-        tokenizer.decode(list(run), skip_special_tokens=not is_tag) for is_tag, run in runs
-    )
+    return opened + "".join(tokenizer.decode(list(run), skip_special_tokens=not is_tag) for is_tag, run in runs)
 
 
 class _Frame(NamedTuple):

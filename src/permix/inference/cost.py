@@ -17,7 +17,7 @@ from permix.errors import ConfigError, DataError
 from permix.progress import add_result
 from permix.sanitize import escape_control
 from permix.storage.files import read_jsonl
-from permix.storage.run_dir import read_run_file
+from permix.storage.run_dir import UNTIMED, read_run_file
 from permix.storage.workers import worker_files
 from permix.types import Message, Record
 
@@ -67,6 +67,8 @@ class RequestGroup(NamedTuple):
 
     `prompts`: the messages of the requests whose prompts are known. `n_later`: the most further requests, whose prompts are known
     only later; they are counted as long as the mean of `prompts`. `times`: how often the whole group is asked.
+    `n_repeats`: how many requests may be asked once more because their reply is of no use; they count in what is at most, and in
+    nothing that is expected.
     `answer_tokens`: the most tokens that the prompts contain in addition, as answers of the model that do not exist yet.
     """
 
@@ -75,9 +77,14 @@ class RequestGroup(NamedTuple):
     n_later: int = 0
     times: int = 1
     answer_tokens: int = 0
+    n_repeats: int = 0
 
     @property
     def n_at_most(self) -> int:
+        return self.n_expected + self.n_repeats
+
+    @property
+    def n_expected(self) -> int:
         return (len(self.prompts) + self.n_later) * self.times
 
 
@@ -141,7 +148,11 @@ def _measure_folder(folder: Path, stage: str, model: ModelConfig, max_new_tokens
         return None
     usage = [read_run_file(path) for path in worker_files(folder / "usage.json") if path.is_file()]
     seconds = sum(one.get("wall_seconds", 0.0) for one in usage)
-    rate = n / seconds if seconds > 0 and not config.get("cache") else None
+    # A run of an earlier version has not recorded how many answers its seconds took: all of them, if no start was killed.
+    timed = sum(one.get("answers", 0) for one in usage) if any("answers" in one for one in usage) else n
+    timed = 0 if any(one.get("answers") == UNTIMED for one in usage) else timed
+    is_asked = recorded.get("backend") != "batch" and not config.get("cache")
+    rate = timed / seconds if seconds > 0 and timed and is_asked else None
     return MeasuredRequests(folder, n, new_tokens / n if complete else None, rate)
 
 
@@ -172,10 +183,11 @@ def estimate_cost(
     Raises ConfigError for an invalid file of prices, and for a prompt that the chat template of a local model refuses.
     """
     known, most = sum(len(group.prompts) * group.times for group in groups), sum(group.n_at_most for group in groups)
+    expected_requests = sum(group.n_expected for group in groups)
     price, count = find_price(model, price_option), _count_prompt_tokens(groups, model)
     max_new = sum(group.n_at_most * group.max_new_tokens for group in groups)
     mean = None if measured is None else measured.mean_new_tokens
-    expected = None if mean is None else sum(group.n_at_most * min(mean, group.max_new_tokens) for group in groups)
+    expected = None if mean is None else sum(group.n_expected * min(mean, group.max_new_tokens) for group in groups)
     rate = None if measured is None else measured.per_second
     if price is not None and max_dollars is None:
         max_dollars = price.cost(count.tokens, max_new)
@@ -189,7 +201,7 @@ def estimate_cost(
         "prompt_tokens_are_exact": count.is_exact,
         "new_tokens_at_most": max_new,
         "new_tokens_expected": expected,
-        "seconds": 0.0 if not most else None if rate is None else most / rate,
+        "seconds": 0.0 if not most else None if rate is None else expected_requests / rate,
         "dollars_at_most": dollars_at_most,
         "dollars_expected": dollars_expected,
         "measured_in": None if measured is None else str(measured.run),
@@ -204,7 +216,7 @@ def estimate_cost(
         "requests": f"{known}{later}{recorded}",
         "prompt tokens": f"{'' if count.is_exact else 'about '}{count.tokens:.0f} ({count.source})",
         "new tokens": new_tokens,
-        "time": _time_text(most, measured),
+        "time": _time_text(expected_requests, measured),
         "cost": _cost_text(model, dollars_at_most, dollars_expected),
     }
     return {prefix + name: text for name, text in facts.items()}

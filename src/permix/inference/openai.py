@@ -116,7 +116,7 @@ class OpenAIModel:
         `permix.inference.addresses` decides whether a run goes on there. The first use asks the endpoint and raises ConfigError
         as `check_endpoint` does.
         """
-        return digest("openai", *self._fingerprint_parts())
+        return digest("openai", self.name, *self._metadata(), *self._added_fields())
 
     @property
     def request_digest(self) -> str:
@@ -145,16 +145,6 @@ class OpenAIModel:
                 with contextlib.suppress(ConfigError):  # for a recorded text that is not an http(s) address
                     address = _former_address(url or "")
                     yield RecordedForm(digest("openai", address, self.name, *metadata, *added), fingerprint, statement)
-
-    def former_fingerprint(self, base_url: str) -> str:
-        """The fingerprint that earlier versions of permix gave this model at `base_url`: they counted the address.
-
-        Raises ConfigError for a text that is not an http(s) address.
-        """
-        return digest("openai", _former_address(base_url), *self._fingerprint_parts())
-
-    def _fingerprint_parts(self) -> list[str]:
-        return [self.name, *self._metadata(), *self._added_fields()]
 
     def _metadata(self) -> list[str]:
         return [_weights_metadata(served) for served in _entries(self._describing_endpoint())]
@@ -276,5 +266,5 @@ def _former_address(base_url: str) -> str:
 def _weights_metadata(served: ServedModel) -> str:
     """The metadata of the weights in an entry of `GET /models`, as JSON: vLLM's root and parent, llama.cpp's sizes."""
     meta = served.meta if isinstance(served.meta, dict) else {}
-    kept = {field: meta.get(field) for field in ("n_params", "size", "n_vocab", "n_embd")}
+    kept = {field: meta.get(field) for field in SIZES_OF_WEIGHTS}
     return json.dumps({"root": served.root, "parent": served.parent, **kept}, sort_keys=True)

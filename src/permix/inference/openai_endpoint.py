@@ -23,6 +23,7 @@ from pydantic import BaseModel, ValidationError
 from permix import __version__
 from permix.config import ModelConfig
 from permix.errors import ConfigError, EndpointStoppedError
+from permix.inference.base import with_cut_off_thinking
 from permix.inference.endpoint_secrets import EndpointSecrets
 from permix.inference.http_client import (
     ConnectionFailedError,
@@ -51,7 +52,7 @@ from permix.inference.request_body import (
     usage_count,
 )
 from permix.progress import print_status
-from permix.storage.cells import FailureCause, find_cause, find_cure
+from permix.storage.failures import FailureCause, find_cause, find_cure
 from permix.types import Completion, Failure, Request, Sampling
 
 MAX_RETRY_WAIT_S = 60.0
@@ -296,7 +297,7 @@ class Endpoint:
                 continue
             self._keep(tried)
             try:
-                return parse_chat_completion(raw)
+                return with_cut_off_thinking(parse_chat_completion(raw), self.config.thinking)
             except (MalformedReplyError, FilteredReplyError):
                 wasted.add_reply(raw)
                 raise

@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from permix.storage.cells import FailureCause
+from permix.storage.failures import FailureCause
 from permix.types import Completion, Message, Sampling
 
 MAX_WORDS_CHARS = 300

@@ -7,12 +7,15 @@ exception is an error of the script and propagates.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from types import CodeType
 from typing import Any
 
-from permix.errors import ConfigError
+from permix.errors import ConfigError, EndpointStoppedError
 from permix.inference.base import CompletionResult, Model
+from permix.inference.pacing import MAX_FAILURES_IN_A_ROW
 from permix.types import Completion, Failure, Message, Request, Sampling, digest
 
 ScriptedReply = str | Completion | Failure
@@ -62,51 +65,93 @@ MessageFunction = Callable[[list[Message]], str]
 
 
 class FunctionModel:
-    """Implements `Model` with a function of the user. It is called once for each request, in order, without the sampling.
+    """Implements `Model` with a function of the user. It is called once for each request, without the sampling.
 
-    If it raises an exception or returns something other than a text, the result is a `Failure` of that request alone.
+    If it raises an exception or returns something other than a text, the result is a `Failure` of that request alone. Requests
+    are asked in order; after a failure the next ones are taken from all over the pending requests, as behind an endpoint, since
+    those of one persona may fail for a reason of their own. `MAX_FAILURES_IN_A_ROW` failures without a text in between end the
+    run: `generate` raises EndpointStoppedError.
     """
 
     default_system: str | None = None
     content_addressed = False
 
     def __init__(self, function: MessageFunction, name: str | None = None) -> None:
-        """`name` identifies the function when a run is resumed; without it, its qualified name and source do."""
+        """`name` identifies the function when a run is resumed; without it, its qualified name and source do.
+
+        Raises ConfigError for a function that can never work, and without a `name` for one whose source does not identify it.
+        """
         self.name = name or _qualified_name(function)
-        self.fingerprint = digest("function", self.name, "" if name else _source_code(function))
+        _require_callable(
+            function, 1, f"model: {_qualified_name(function)}", "the messages alone; give a function messages -> text"
+        )
+        self.fingerprint = digest("function", self.name, "" if name else _source_identity(function))
         self._function = function
+        self._n_failures = 0  # since the last text
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[CompletionResult]:
-        for index, request in enumerate(requests):
-            yield CompletionResult(index, self._call(request))
+        waiting = deque(range(len(requests)))
+        while waiting:
+            place = min(self._n_failures * len(waiting) // MAX_FAILURES_IN_A_ROW, len(waiting) - 1)
+            index = waiting[place]
+            del waiting[place]
+            result = self._call(requests[index])
+            self._n_failures = self._n_failures + 1 if isinstance(result, Failure) else 0
+            yield CompletionResult(index, result)
+            if isinstance(result, Failure) and self._n_failures >= MAX_FAILURES_IN_A_ROW and waiting:
+                n_failures, self._n_failures = self._n_failures, 0
+                raise EndpointStoppedError(
+                    f"the function {self.name} was asked no more after {n_failures} failures in a row", result.message
+                )
 
     def _call(self, request: Request) -> Completion | Failure:
         try:
             return _to_completion(self._function([message.copy() for message in request.messages]))
         except Exception as error:  # a user's function may raise anything; only this cell fails, not the run
-            return Failure(type=type(error).__name__, message=str(error))
+            return Failure(type=type(error).__name__, message=_exception_text(error))
 
 
 class GeneratorModel:
     """Implements `Model` with an object of the user that has `generate(requests, sampling)`.
 
     `generate` yields pairs (index of the request, result) in any order, where a result is a `Completion`, a `Failure` or a text;
-    or it yields texts in the order of the requests. `name` and `fingerprint` are those of the object if it has them.
+    or it yields texts in the order of the requests. Any other result of a pair is a `Failure` of its request. `name` and
+    `fingerprint` are those of the object if it has them.
     """
 
     default_system: str | None = None
     content_addressed = False
 
     def __init__(self, engine: Any, name: str | None = None) -> None:
+        """`name` and `fingerprint` identify the object when a run is resumed; without them, its class's source does.
+
+        Raises ConfigError for a `generate` that can never work, and for an object that its class's source does not identify.
+        """
         self.name = str(name or getattr(engine, "name", None) or _qualified_name(engine))
+        self._place = f"model: generate of {_qualified_name(engine)}"
+        _require_callable(engine.generate, 2, self._place, "requests and sampling: generate(requests, sampling)")
         own = getattr(engine, "fingerprint", None)
-        self.fingerprint = str(own) if own else digest("generator", self.name, "" if name else _source_code(engine))
+        self.fingerprint = str(own) if own else digest("generator", self.name, "" if name else _source_identity(engine))
         self._engine = engine
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[CompletionResult]:
-        for place, item in enumerate(self._engine.generate(requests, sampling)):
-            index, result = (place, item) if isinstance(item, str) else item
-            yield CompletionResult(index, result if isinstance(result, Completion | Failure) else _to_completion(result))
+        """Raises ConfigError if the object yields something that belongs to no request."""
+        results = self._engine.generate(requests, sampling)
+        if not isinstance(results, Iterable):
+            raise ConfigError(f"{self._place}: returned {type(results).__name__}; {_WHAT_GENERATE_YIELDS}")
+        answered = set[int]()
+        for place, item in enumerate(results):
+            is_pair = isinstance(item, tuple | list) and len(item) == 2
+            index, result = item if is_pair else (place, item)
+            if not (is_pair or isinstance(item, str | Completion | Failure)):
+                raise ConfigError(f"{self._place}: item {place} is {type(item).__name__}; {_WHAT_GENERATE_YIELDS}")
+            if type(index) is not int or not 0 <= index < len(requests) or index in answered:
+                raise ConfigError(f"{self._place}: item {place} is for the request {index!r}, of {len(requests)}; give each once")
+            answered.add(index)
+            yield CompletionResult(index, result if isinstance(result, Completion | Failure) else _completion_or_failure(result))
+
+
+_WHAT_GENERATE_YIELDS = "it must yield the answers' texts in order, or pairs (index of a request, text)"
 
 
 MODEL_ATTRIBUTES = ("name", "fingerprint", "content_addressed", "default_system", "generate")
@@ -115,7 +160,8 @@ MODEL_ATTRIBUTES = ("name", "fingerprint", "content_addressed", "default_system"
 def wrap_model(model: Any, name: str | None = None) -> Model:
     """Wrap a function, or an object with `generate`, as a `Model`; a `Model` is returned unchanged.
 
-    Raises ConfigError for any other object, and without a `name` for a function whose source cannot be read.
+    Raises ConfigError for any other object, for a function that can never work, and without a `name` for a function or an object
+    that its source does not identify.
     """
     if all(hasattr(model, attribute) for attribute in MODEL_ATTRIBUTES):
         if name is not None:
@@ -127,7 +173,7 @@ def wrap_model(model: Any, name: str | None = None) -> Model:
             "model: a network without its tokenizer cannot answer; save both into a folder and give its path, or give a "
             "function messages -> text"
         )
-    if hasattr(model, "generate"):
+    if callable(getattr(model, "generate", None)):
         return GeneratorModel(model, name)
     if callable(model):
         return FunctionModel(model, name)
@@ -138,15 +184,59 @@ def wrap_model(model: Any, name: str | None = None) -> Model:
 
 
 def _to_completion(text: object) -> Completion:
+    if inspect.iscoroutine(text):
+        text.close()  # nobody will await it, and Python would print a warning for each
+        raise TypeError("the answer is a coroutine, not a text; call the async function by asyncio.run")
     if not isinstance(text, str):
         raise TypeError(f"the answer is {type(text).__name__}, not a text")
     return Completion(text=text, prompt_tokens=None, completion_tokens=None, finish=None)
 
 
-def _unwrap(function: Any) -> Any:
-    """The function or class whose source defines `function`: without partials, and the class of a callable object."""
+def _completion_or_failure(text: object) -> Completion | Failure:
+    try:
+        return _to_completion(text)
+    except TypeError as error:
+        return Failure(type="TypeError", message=str(error))
+
+
+def _exception_text(error: Exception) -> str:
+    try:
+        return str(error)
+    except Exception as inner:  # a user's exception may not even have a text
+        return f"(its text cannot be read: {type(inner).__name__})"
+
+
+def _require_callable(function: Any, n_arguments: int, name: str, what: str) -> None:
+    """Raise ConfigError for an async function, and for one that cannot take `n_arguments`; a function that yields cannot answer a
+    single request either. `what` says what it is called with."""
+    code = _unwrap_partial(function)
+    code = code if inspect.isroutine(code) or inspect.isclass(code) else type(code).__call__
+    if inspect.iscoroutinefunction(code) or inspect.isasyncgenfunction(code):
+        instead = (
+            'such as lambda messages: asyncio.run(agent(messages)), with name="..."' if n_arguments == 1 else "and yields texts"
+        )
+        raise ConfigError(f"{name} is an async function, which nobody awaits; give a plain function that runs it, {instead}")
+    if n_arguments == 1 and inspect.isgeneratorfunction(code):
+        raise ConfigError(f"{name} yields, so it returns no text; give a function messages -> text")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of code that is not Python
+        return
+    try:
+        signature.bind(*[None] * n_arguments)
+    except TypeError as error:
+        raise ConfigError(f"{name} cannot be called ({error}) with {what}") from error
+
+
+def _unwrap_partial(function: Any) -> Any:
     while isinstance(function, partial):
         function = function.func
+    return function
+
+
+def _unwrap(function: Any) -> Any:
+    """The function or class whose source defines `function`: without partials, and the class of a callable object."""
+    function = _unwrap_partial(function)
     return function if inspect.isroutine(function) or inspect.isclass(function) else type(function)
 
 
@@ -154,16 +244,142 @@ def _qualified_name(function: Any) -> str:
     return str(_unwrap(function).__qualname__)
 
 
-def _source_code(function: Any) -> str:
-    """The source of a function or of an object's class. Raises ConfigError for code without a source file, and for a lambda,
-    whose source is the whole line around it."""
+def _source_identity(function: Any) -> str:
+    """What identifies a function, or an object by its class: its source, and the values that it carries, which are plain.
+
+    Raises ConfigError, which asks for a name, if it carries other values, for code without a source file, and for a lambda, whose
+    source is the whole line around it.
+    """
     name = _qualified_name(function)
-    bound = repr((function.args, function.keywords)) if isinstance(function, partial) else ""
+    if (hidden := _hidden_state(function)) is not None:
+        raise ConfigError(
+            f'model: the source of {name} does not tell what it answers, since {hidden}; give name="...", and another name to '
+            "whatever answers otherwise"
+        )
     if not name.endswith("<lambda>"):
         try:
-            return inspect.getsource(_unwrap(function)) + bound
+            return inspect.getsource(_unwrap(function)) + _carried_values(function)
         except (OSError, TypeError):
             pass
     raise ConfigError(
         f'model: the source of {name} cannot be read, so it cannot be distinguished from another function; give name="..."'
     )
+
+
+def code_identity(function: Callable[..., Any] | None, name: str) -> str:
+    """What identifies a function by its code, also a lambda; "" for None. A function of permix is identified by its name.
+
+    `name` is the function's in the ConfigError that is raised if the function carries values that are not plain, or is not
+    written in Python.
+    """
+    if function is None:
+        return ""
+    inner = _unwrap(function)
+    if str(getattr(inner, "__module__", "")).partition(".")[0] == "permix":
+        own = f"{inner.__module__}.{inner.__qualname__}"
+        values = [*function.args, *function.keywords.items()] if isinstance(function, partial) else []
+        return own + repr([code_identity(one, name) if callable(one) else one for one in values] or "")
+    hidden, code = _hidden_state(function), getattr(inner, "__code__", None)
+    if hidden is None:
+        if str(inner.__qualname__).endswith("<lambda>") and isinstance(code, CodeType):
+            return _code_text(code) + _carried_values(function)
+        try:
+            return inspect.getsource(inner) + _carried_values(function)
+        except (OSError, TypeError):
+            if isinstance(code, CodeType):  # of a notebook or an interpreter that keeps no lines
+                return _code_text(code) + _carried_values(function)
+            hidden = "it is not written in Python"
+    raise ConfigError(
+        f'{name}: its source does not tell how it scores, since {hidden}; give the task source="...", a text that you change '
+        "together with the scoring"
+    )
+
+
+def _code_text(code: CodeType) -> str:
+    """A text of what code does: of the same version of Python, equal code has equal texts."""
+    return repr((code.co_code.hex(), code.co_names, code.co_varnames, list(map(_constant_text, code.co_consts))))
+
+
+def _constant_text(constant: object) -> str:
+    if isinstance(constant, frozenset):  # the order of its repr is another one in each process
+        return repr(sorted(map(repr, constant)))
+    return _code_text(constant) if isinstance(constant, CodeType) else repr(constant)
+
+
+_PLAIN_TYPES = (str, bytes, int, float, bool, type(None))
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value is a text, a number, or lists and dicts of these: its repr says all of it, in every process."""
+    if type(value) in (list, tuple):
+        return all(map(_is_plain, value))  # type: ignore[call-overload]
+    if type(value) is dict:
+        return all(_is_plain(key) and _is_plain(one) for key, one in value.items())
+    return type(value) in _PLAIN_TYPES
+
+
+def _defaults(function: Any) -> tuple[Any, ...]:
+    """The values of a function's parameters that have one: of a loop's function (`def agent(messages, model=model)`) no text of
+    the source says them."""
+    return (*(getattr(function, "__defaults__", None) or ()), *(getattr(function, "__kwdefaults__", None) or {}).values())
+
+
+def _carried_values(function: Any) -> str:
+    """The plain values that a function or an object carries: the arguments of partials, the defaults of its parameters, and the
+    attributes of a class that a function made; "" if there are none."""
+    parts = []
+    while isinstance(function, partial):
+        parts.append(repr((function.args, function.keywords)))
+        function = function.func
+    values = _defaults(function) if inspect.isroutine(function) else tuple(_made_attributes(_unwrap(function)).items())
+    return "".join([*parts, *([repr(values)] if values else [])])
+
+
+def _made_attributes(cls: type) -> dict[str, Any]:
+    """The values among the attributes of a class that stands in a function: they may differ from call to call."""
+    if "<locals>" not in cls.__qualname__:
+        return {}
+    described = (classmethod, staticmethod, property)
+    return {
+        name: one
+        for name, one in vars(cls).items()
+        if not (name.startswith("__") or inspect.isroutine(one) or inspect.isdatadescriptor(one) or isinstance(one, described))
+    }
+
+
+def _hidden_state(function: Any) -> str | None:
+    """What a function or an object carries that its source does not say, in words; None if there is nothing."""
+    while isinstance(function, partial):
+        arguments = [*((f"argument {place}", one) for place, one in enumerate(function.args)), *function.keywords.items()]
+        if (name := next((name for name, one in arguments if not _is_plain(one)), None)) is not None:
+            return f"functools.partial gives it {name}, which is no text, number or list of these"
+        function = function.func
+    if inspect.ismethod(function):
+        return "it is a method, and its object may differ"
+    if inspect.isroutine(function):
+        return _hidden_in_code(function)
+    cls = function if inspect.isclass(function) else type(function)
+    if function is not cls and (attributes := _attributes(function)):
+        return f"its object has the attribute{'s' * (len(attributes) > 1)} {', '.join(attributes)}"
+    if (name := next((name for name, one in _made_attributes(cls).items() if not _is_plain(one)), None)) is not None:
+        return f"the attribute {name} of its class is no text, number or list of these"
+    methods = [(base, getattr(one, "__func__", one)) for base in cls.__mro__[:-1] for one in vars(base).values()]
+    # typing puts functions of its own into a Protocol.
+    own = (one for base, one in methods if inspect.isfunction(one) and one.__module__ == base.__module__)
+    return next(filter(None, map(_hidden_in_code, own)), None)
+
+
+def _hidden_in_code(function: Any) -> str | None:
+    code = getattr(function, "__code__", None)
+    around = [name for name in code.co_freevars if name != "__class__"] if isinstance(code, CodeType) else []
+    if around:
+        return f"it uses {', '.join(around)} of the function around it"
+    if not all(map(_is_plain, _defaults(function))):
+        return "the default of a parameter is no text, number or list of these"
+    return None
+
+
+def _attributes(instance: Any) -> list[str]:
+    slots = [vars(cls).get("__slots__", ()) for cls in type(instance).__mro__]
+    names = [name for one in slots for name in ((one,) if isinstance(one, str) else one)]
+    return [*getattr(instance, "__dict__", {}), *(name for name in names if hasattr(instance, name))]

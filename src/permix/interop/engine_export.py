@@ -79,7 +79,8 @@ class PlanExport:
     """A plan and everything that an engine needs to train on it.
 
     plan: has no spare groups where the engine refuses them.
-    config: the training; its section [plan] describes the rows, also of a plan file, and `train.max_new_tokens` is filled in.
+    config: the training; its section [plan] describes the rows, also of a plan file as far as the file says, and
+        `train.max_new_tokens` is filled in.
     model: the model's name on the machines that train.
     tokenizer: permix's own, with its chat template; None if it cannot be loaded here.
     dev_rows: the dev evaluation as rows of one rollout each, in step 0, one question and persona (or none) a group; empty without
@@ -132,11 +133,14 @@ class TrainingEngine(NamedTuple):
 
 
 def exported_settings(config: TrainConfig) -> dict[str, Any]:
-    """The settings of a training that each engine has a rule for, by their path."""
+    """The settings of a training that each engine has a rule for, by their path; without those of a plan file's [plan] that the
+    file does not say."""
+    known = RolloutPlanConfig.model_fields if config.plan_file is None else config.plan.model_fields_set
     return {
         f"{section}.{name}": getattr(getattr(config, section), name)
         for section, cls in EXPORTED_SECTIONS.items()
         for name in cls.model_fields
+        if section != "plan" or name in known
     }
 
 
@@ -156,7 +160,7 @@ def setting_notes(engine: TrainingEngine, settings: Mapping[str, Any]) -> list[s
     for name, rule in engine.settings.items():
         section, _, field_name = name.partition(".")
         default = EXPORTED_SECTIONS[section].model_fields[field_name].default
-        if rule.is_reported and settings[name] != default:
+        if rule.is_reported and settings.get(name, default) != default:
             notes.append(f"{name} = {settings[name]!r}: {rule.note}")
     return notes
 

@@ -3,8 +3,10 @@
 Reading: an entry is one log (.eval or .json) or a folder of them; each log becomes a `LogSource`, each of its samples a cell. A
 sample's persona is the field `persona` of its metadata, else its system message, else None. Its question is its prompt without
 system messages. Its epoch, counted from 1, is the cell's sample, counted from 0. In a log of one persona the sample id identifies
-the question. In a log of several personas the question's text does, since ids differ by persona. A sample that ended in an error
-becomes a failure. All logs must have the same model, task, scorer and sampling.
+the question. In a log of several personas the question's text does, since ids differ by persona; where the persona is part of the
+text, `permix = {"question_id": ID}` in the metadata does. A sample that ended in an error
+becomes a failure, and so does a reply that a content filter stopped and a request that the provider refused. Reasoning that a
+provider sent apart from the text is the completion's `reasoning`. All logs must have the same model, task, scorer and sampling.
 
 Writing: a run becomes one log that `inspect view` and `read_eval_log` open, with one sample per cell. A failed cell is a sample
 with an error, a cell without a verdict is unscored, a cell without a record is left out.
@@ -147,14 +149,42 @@ def _target_text(sample: "EvalSample") -> str:
 
 
 def _completion_or_failure(sample: "EvalSample") -> tuple[Completion | None, Failure | None]:
-    if sample.error is not None:
-        return None, Failure(type="inspect_ai", message=sample.error.message)
-    output = sample.output
+    why = output_problem(sample.output) if sample.error is None else sample.error.message
+    if why is not None:
+        return None, Failure(type="inspect_ai", message=why)
+    return to_completion(sample.output), None
+
+
+def output_problem(output: "ModelOutput") -> str | None:
+    """Why an output holds no answer of the model, whatever words are in it; None if it holds one."""
     if not output.choices:
-        return None, Failure(type="inspect_ai", message="no output was logged")
+        return "no output was logged"
+    if output.stop_reason == "content_filter":
+        return "a content filter stopped the reply" + (f": {output.error}" if output.error else "")
+    # inspect_ai writes a provider's refusal of a prompt that is too long as an output with the words of the error.
+    if output.error or (output.stop_reason == "model_length" and output.usage is None):
+        return f"the provider refused the request: {output.error or output.completion}"
+    return None
+
+
+def to_completion(output: "ModelOutput") -> Completion:
+    """The first choice of an output that has one."""
     n_input, n_output = (output.usage.input_tokens, output.usage.output_tokens) if output.usage else (None, None)
     finish: Any = FINISH_BY_STOP_REASON.get(output.stop_reason)
-    return Completion(text=output.completion, prompt_tokens=n_input, completion_tokens=n_output, finish=finish), None
+    return Completion(
+        text=output.completion,
+        prompt_tokens=n_input,
+        completion_tokens=n_output,
+        finish=finish,
+        reasoning=_reasoning_text(output.message) or None,
+    )
+
+
+def _reasoning_text(message: "ChatMessage") -> str:
+    """The reasoning of a message; of a part that the provider has encrypted, its summary."""
+    parts = [part for part in message.content if part.type == "reasoning"] if isinstance(message.content, list) else []
+    texts = [part.summary if part.redacted or not part.reasoning else part.reasoning for part in parts]
+    return "\n".join(filter(None, texts))
 
 
 LOG_SUFFIXES = (".eval", ".json")
@@ -243,6 +273,10 @@ def _to_log_source(path: Path, log: "EvalLog", entry: NamedLogPath, config: Impo
     ]
     metadata = (log.eval.metadata or {}).get(PERMIX_METADATA_KEY)
     identity = metadata if isinstance(metadata, dict) else None
+    if identity is None:
+        # Where the metadata names the question, the persona may be a part of the text.
+        named = [exported_sample_info(sample).get("question_id") is not None for sample in samples]
+        cells = [cell._replace(question_text=None) if own else cell for cell, own in zip(cells, named, strict=True)]
     generation = {**_generation_settings(log.plan.config), **_generation_settings(log.eval.model_generate_config)}
     return LogSource(
         where=str(path),
@@ -460,14 +494,24 @@ def to_chat_message(message: Message) -> "ChatMessage":
 
 
 def _to_model_output(completion: Completion) -> "ModelOutput":
-    from inspect_ai.model import ChatCompletionChoice, ChatMessageAssistant, ModelOutput, ModelUsage
+    from inspect_ai.model import (
+        ChatCompletionChoice,
+        ChatMessageAssistant,
+        ContentReasoning,
+        ContentText,
+        ModelOutput,
+        ModelUsage,
+    )
 
     stop_reason: Any = STOP_REASON_BY_FINISH[completion.finish]
     n_input, n_output = completion.prompt_tokens, completion.completion_tokens
     usage = None
     if n_input is not None and n_output is not None:
         usage = ModelUsage(input_tokens=n_input, output_tokens=n_output, total_tokens=n_input + n_output)
-    choice = ChatCompletionChoice(message=ChatMessageAssistant(content=completion.text), stop_reason=stop_reason)
+    content: Any = completion.text
+    if completion.reasoning:
+        content = [ContentReasoning(reasoning=completion.reasoning), ContentText(text=completion.text)]
+    choice = ChatCompletionChoice(message=ChatMessageAssistant(content=content), stop_reason=stop_reason)
     return ModelOutput(choices=[choice], usage=usage)
 
 

@@ -5,8 +5,10 @@
     permix import --inspect logs
 
 A sample of inspect_ai is a persona × question: its messages, its target, and in its metadata the persona and the question id. Its
-epochs are the samples of the grid, each with the seed that `permix stability` would send. The scorer checks answers as
-`permix stability` does; an answer that it cannot check is unscored, not wrong. Needs the extra `inspect`.
+epochs are the samples of the grid, each with the seed that `permix stability` would send. Of [model], `thinking` and `extra_body`
+are sent, as fields of the body; inspect_ai itself names the model and its address. The scorer checks answers as
+`permix stability` does; an answer that it cannot check, or that a content filter stopped, is unscored, not wrong. Needs the extra
+`inspect`.
 """
 
 import asyncio
@@ -21,11 +23,12 @@ from inspect_ai.model import GenerateConfig
 from inspect_ai.scorer import Score, Scorer, Target, accuracy, grouped, scorer, stderr
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
-from permix.config import StabilityConfig, build_config, read_config_values
+from permix.config import StabilityConfig, ThinkingSwitch, build_config, read_config_values
 from permix.errors import ConfigError
 from permix.evals.grid import build_grid
 from permix.evals.stability import grid_identity, prepare_stability
-from permix.interop.inspect_logs import PERMIX_METADATA_KEY, sample_id, to_chat_message
+from permix.inference.base import with_cut_off_thinking
+from permix.interop.inspect_logs import PERMIX_METADATA_KEY, output_problem, sample_id, to_chat_message, to_completion
 from permix.tasks import find_task
 from permix.tasks.base import verify_completion
 from permix.types import Cell
@@ -54,13 +57,18 @@ def stability_task(
         samples=stability_config.samples,
         seed=stability_config.seed,
     )
-    sampling = stability_config.sampling
+    sampling, model = stability_config.sampling, stability_config.model
     return Task(
         dataset=MemoryDataset(_build_samples(cells), name=permix_task.name),
         solver=generate_with_seed(),
-        scorer=permix_scorer(permix_task.name),
+        scorer=permix_scorer(permix_task.name, model.thinking),
         epochs=Epochs(stability_config.samples, "mean"),
-        config=GenerateConfig(temperature=sampling.temperature, top_p=sampling.top_p, max_tokens=sampling.max_new_tokens),
+        config=GenerateConfig(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_new_tokens,
+            extra_body=model.extra_fields or None,
+        ),
         metadata={PERMIX_METADATA_KEY: grid_identity(stability_config, permix_task)},
     )
 
@@ -76,6 +84,11 @@ def _build_config(config: str | None, task_fields: dict[str, Any], pool: str | N
     for field in ("strategy", "templates", "contexts", "budget", "precision"):
         if (value := getattr(stability_config, field)) != StabilityConfig.model_fields[field].default:
             raise ConfigError(f"{config}: {field} = {value!r}: a task of inspect_ai asks only the full grid; leave it out")
+    if (budget := stability_config.model.thinking_budget) is not None:
+        raise ConfigError(
+            f"{config}: model.thinking_budget = {budget}: inspect_ai's providers cannot close the thinking; leave it out, or "
+            "give the provider's own field for it in model.extra_body"
+        )
     return stability_config
 
 
@@ -107,12 +120,16 @@ def generate_with_seed() -> Solver:
 
 
 @scorer(metrics=[accuracy(), stderr(), grouped(accuracy(), "persona")], name="verify")  # type: ignore[untyped-decorator]
-def permix_scorer(task: str) -> Scorer:
-    """The verdict that `permix stability` gives the same answer: C, I, or unscored when the verifier failed."""
+def permix_scorer(task: str, thinking: ThinkingSwitch = "default") -> Scorer:
+    """The verdict that `permix stability` gives the same answer: C, I, or unscored when the verifier failed or there is no answer
+    of the model. thinking: whether the model was asked with its thinking switched on or off."""
     permix_task = find_task(task)
 
     async def score(state: TaskState, target: Target) -> Score:
-        verdict = await asyncio.to_thread(verify_completion, permix_task, state.output.completion, target.text, state.input_text)
+        if (why := output_problem(state.output)) is not None:
+            return Score.unscored(reason=why)
+        text = with_cut_off_thinking(to_completion(state.output), thinking).text
+        verdict = await asyncio.to_thread(verify_completion, permix_task, text, target.text, state.input_text)
         if verdict.correct is None:
             return Score.unscored(answer=verdict.extracted, reason=verdict.error)
         return Score(value="C" if verdict.correct else "I", answer=verdict.extracted)

@@ -125,7 +125,10 @@ def parse_harness_row(
     prompt, texts = _parse_prompt(row, system_instruction), _answer_texts(row)
     if metric is not None and len(texts) > 1:
         raise row.error("resps", f"{len(texts)} answers share one score; score each of them with --answer")
-    verdict = None if metric is None else to_verdict(row.value(metric), _extracted_answer(row), field=metric, where=row.where)
+    verdict = None
+    if metric is not None:
+        value, extracted = row.value(metric), _extracted_answer(row)
+        verdict = to_verdict(value, extracted, field=metric, where=row.where, can_rescore=_is_generated(row))
     for sample, text in enumerate(texts, start=info.sample):
         cell = Cell(
             persona_id=persona_id, question_id=info.question_id, sample=sample, seed=info.seed, messages=prompt.messages,
@@ -135,6 +138,11 @@ def parse_harness_row(
             failure=Failure(type="lm-eval", message="no answer was logged") if text is None else None,
         )  # fmt: skip
         yield LoggedCell(cell, prompt.question_text, row.where)
+
+
+def _is_generated(row: DatasetRow) -> bool:
+    """Whether the model wrote an answer to this document. Other requests ask for log-likelihoods, of choices or of a text."""
+    return isinstance(_requests(row)[0].get("arg_1"), dict)
 
 
 def generation_settings(rows: Sequence[DatasetRow]) -> dict[str, Any]:
@@ -328,6 +336,11 @@ def read_lm_eval_log(entry: NamedLogPath, config: ImportConfig) -> LogSource:
         metric = None
         if config.answer is None:
             metric = select_option(metric_names(rows), config.metric, field="metric", where=str(logs[0].path))
+        elif (row := next((row for row in rows if not _is_generated(row)), None)) is not None:
+            raise DataError(
+                f"{row.where}: answer = {config.answer!r}: nothing was generated here, the harness asked for "
+                "log-likelihoods; choose a score of the log with --metric"
+            )
         return _to_log_source(logs, task, entry, metric)
 
 
@@ -508,7 +521,7 @@ def _parse_line(line: bytes, path: Path, number: int) -> DatasetRow:
 
 def _parse_utf8_json(raw: bytes, path: Path, first_line: int) -> Any:
     try:
-        text = raw.decode("utf-8")
+        text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = first_line + raw[: error.start].count(b"\n")
         raise DataError(f"{path}:{line}: not UTF-8") from error

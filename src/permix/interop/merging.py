@@ -95,17 +95,21 @@ INSPECT_GRADES = {"C": True, "I": False, "N": False}
 """inspect_ai's letters: correct, incorrect, no answer. Its P, partially correct, is neither right nor wrong."""
 
 
-def to_verdict(value: Any, extracted: str | None, *, field: str, where: str) -> Verdict:
-    """Convert a score of another program. Raises DataError, naming field and value, if it is neither 0, 1 nor missing."""
+def to_verdict(value: Any, extracted: str | None, *, field: str, where: str, can_rescore: bool = True) -> Verdict:
+    """Convert a score of another program. Raises DataError, naming field and value, if it is neither 0, 1 nor missing.
+
+    can_rescore: whether there is an answer that permix could score; the error then names --answer.
+    """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return Verdict(correct=None, extracted=extracted, error=f"{field} is {value}: not scored")
     if isinstance(value, str) and value in INSPECT_GRADES:
         return Verdict(correct=INSPECT_GRADES[value], extracted=extracted)
     if isinstance(value, bool | int | float) and value in (0, 1):
         return Verdict(correct=bool(value), extracted=extracted)
+    again = ", or score every answer again with --answer" if can_rescore else ""
     raise DataError(
         f"{where}: {field} = {value!r}: a verdict is right or wrong (1 or 0, true or false, C or I); choose another score with "
-        "--metric, or score every answer again with --answer"
+        f"--metric{again}"
     )
 
 
@@ -244,14 +248,19 @@ def _parse_log_path(text: str, field: str) -> NamedLogPath:
     return NamedLogPath(name.strip() or None, Path(path).expanduser())
 
 
-def merge_logs(sources: Sequence[LogSource]) -> MergedLogs:
-    """Merge all sources into one grid. Raises DataError, naming field and log, if two sources do not belong to one run."""
+def merge_logs(sources: Sequence[LogSource], same_question: str = "where its id is the same") -> MergedLogs:
+    """Merge all sources into one grid. Raises DataError, naming field and log, if two sources do not belong to one run, or if a
+    persona has no question in common with the others.
+
+    same_question: when these logs have the same question twice, for that error.
+    """
     first = next((source for source in sources if source.model is None), sources[0])
     _require_equal_settings(sources)
     personas = _merge_personas(sources)
     by_key = _require_unique_cells(one for source in sources for one in source.logged_cells)
     if not by_key:
         raise DataError(f"{first.where}: has no answers")
+    _require_shared_questions(list(by_key.values()), same_question)
     questions = _merge_questions(first, [one for source in sources for one in source.question_ids], list(by_key.values()))
     samples = max(*(source.samples for source in sources), *(key.sample + 1 for key in by_key), 1)
     if (n_cells := (len(personas) + 1) * len(questions) * samples) > MAX_GRID_CELLS:
@@ -329,6 +338,24 @@ def _require_unique_cells(logged_cells: Iterable[LoggedCell]) -> dict[CellKey, L
             description = f"question {one.cell.question_id!r}, sample {one.cell.sample}, under {who}"
             raise DataError(f"{one.where}: {description}: occurs in {first.where} already")
     return by_key
+
+
+def _require_shared_questions(logged_cells: Sequence[LoggedCell], same_question: str) -> None:
+    """Raise DataError for a persona (or no persona) none of whose questions was asked under another one: each persona would have
+    a grid of its own, and no measure would compare anything."""
+    asked_under: dict[str, set[str | None]] = {}
+    for one in logged_cells:
+        asked_under.setdefault(one.cell.question_id, set()).add(one.cell.persona_id)
+    if len(set[str | None]().union(*asked_under.values())) == 1:
+        return
+    compared = set[str | None]().union(*(personas for personas in asked_under.values() if len(personas) > 1))
+    alone = next((one for one in logged_cells if one.cell.persona_id not in compared), None)
+    if alone is not None:
+        who = "no persona" if alone.cell.persona_id is None else f"persona {alone.cell.persona_id!r}"
+        raise DataError(
+            f"{alone.where}: {who}: no question that was asked with it was asked with another persona or with none, so there is "
+            f"nothing to compare; a question counts as the same {same_question}"
+        )
 
 
 def _merge_questions(source: LogSource, question_ids: Sequence[str], logged_cells: Sequence[LoggedCell]) -> tuple[Question, ...]:

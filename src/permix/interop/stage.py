@@ -32,9 +32,7 @@ def export_run(config: ExportConfig) -> dict[str, str]:
     with option_context("run", config.run):
         run = read_exportable_run(config.run)
     if config.format == "lm-eval":
-        from permix.interop.lm_eval import write_lm_eval_logs
-
-        written = write_lm_eval_logs(run, config.out)
+        written = lm_eval.write_lm_eval_logs(run, config.out)
     else:
         from permix.interop.inspect_logs import write_inspect_log
 
@@ -88,6 +86,15 @@ def describe_import(config: ImportConfig) -> dict[str, str]:
     }
 
 
+LM_EVAL_SAME_QUESTION = "where its task and its doc_hash are"
+
+INSPECT_SAME_QUESTION = (
+    "where the sample's id is, if each persona has a log of its own; in a log of several personas where the words are, apart "
+    "from the system message; if the persona is in the user's message, give every sample the metadata "
+    'permix = {"question_id": ID}, with one ID for each question'
+)
+
+
 def read_import_logs(config: ImportConfig) -> MergedLogs:
     """Read all logs of the configuration and merge them into one grid. Raises ConfigError or DataError if that fails."""
     if bool(config.lm_eval) == bool(config.inspect):
@@ -99,7 +106,7 @@ def read_import_logs(config: ImportConfig) -> MergedLogs:
         raise ConfigError(f"answer = {config.answer!r}: permix scores every answer again; leave metric and filter out")
     if config.inspect and config.filter:
         raise ConfigError(f"filter = {config.filter!r}: inspect_ai has no filters; give --metric, the name of a scorer")
-    merged = merge_logs(_read_sources(config))
+    merged = merge_logs(_read_sources(config), LM_EVAL_SAME_QUESTION if config.lm_eval else INSPECT_SAME_QUESTION)
     if not merged.personas:
         raise ConfigError(f"{merged.first.where}: no log has a persona: name the persona of a log with NAME=PATH")
     return merged

@@ -6,7 +6,8 @@
 Batch k holds the groups of step k in their order, spare groups left out. Each rollout is asked with the messages of its own row,
 so personas may differ within a group (scope "rollout"). The reward is the evaluation's score, 1 or 0. An answer that could not be
 verified raises `UnverifiedAnswerError` and never counts as wrong: with `rollout_error_tolerance=True` tinker-cookbook samples
-that rollout again, and leaves the group out if that fails too often; without it the training ends.
+that rollout again, with the messages of the same row, and leaves the group out if that fails too often; without it the training
+ends.
 
 tinker-cookbook subtracts a group's mean reward and divides by nothing, like `train.scale_rewards = "none"`. The plan's seeds are
 not sent. Needs tinker-cookbook, which is in no extra of permix.
@@ -14,7 +15,7 @@ not sent. Needs tinker-cookbook, which is in no extra of permix.
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from permix.errors import PermixError
 from permix.plan import Plan, load_training_plan
 from permix.tasks import find_task
 from permix.tasks.base import verify_completion
+from permix.thinking import opening_tag_at_end, split_thinking
 from permix.types import PlanRow, last_user_text, reward_tags
 
 
@@ -39,13 +41,26 @@ class UnverifiedAnswerError(PermixError):
 class PlanEnv(Env):  # type: ignore[misc]
     """One rollout of a row: its messages are the prompt, the first completion ends it."""
 
-    def __init__(self, row: PlanRow, renderer: Any) -> None:
-        """`renderer`: of tinker-cookbook; it makes tokens of messages and reads a completion's tokens."""
+    def __init__(self, row: PlanRow, renderer: Any, started: "list[PlanEnv] | None" = None) -> None:
+        """`renderer`: of tinker-cookbook; it makes tokens of messages and reads a completion's tokens. `started`: where the
+        environment adds itself when its rollout starts."""
         self.row, self.renderer = row, renderer
+        self._started = [] if started is None else started
+        self._task: asyncio.Task[Any] | None = None
+        self._opened = ""
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the rollout ended with an error: here, in the sampling, or by a limit of time."""
+        task = self._task
+        return task is not None and task.done() and (task.cancelled() or task.exception() is not None)
 
     async def initial_observation(self) -> tuple[Any, Any]:
         """The prompt's tokens, and where a completion stops."""
+        self._task = asyncio.current_task()  # each rollout is a task of its own
+        self._started.append(self)
         prompt = self.renderer.build_generation_prompt([dict(message) for message in self.row.messages])
+        self._opened = opening_tag_at_end(self.renderer.tokenizer.decode(prompt.to_ints()))
         return prompt, self.renderer.get_stop_sequences()
 
     async def step(self, action: list[int], *, extra: Any = None) -> Any:
@@ -54,6 +69,9 @@ class PlanEnv(Env):  # type: ignore[misc]
         row = self.row
         message, _ = self.renderer.parse_response(action)
         text, question = renderers.get_text_content(message), last_user_text(row.messages)
+        # Where the prompt opens the thinking, renderers take thinking that never ends for the answer.
+        if self._opened and split_thinking(self._opened + self.renderer.tokenizer.decode(action)).unclosed:
+            text = ""
         verdict = await asyncio.to_thread(verify_completion, find_task(row.task), text, row.gold, question)
         if verdict.reward is None:
             raise UnverifiedAnswerError(
@@ -75,10 +93,28 @@ class PlanGroupBuilder(EnvGroupBuilder):  # type: ignore[misc]
 
     rows: tuple[PlanRow, ...]
     renderer: Any
+    started: list[PlanEnv] = field(default_factory=list, init=False, repr=False, compare=False)
 
     async def make_envs(self) -> Sequence[PlanEnv]:
-        """As many environments as the group has rollouts."""
-        return [PlanEnv(row, self.renderer) for row in self.rows for _ in range(row.rollouts)]
+        """As many environments as the group has rollouts.
+
+        To sample a rollout again, tinker-cookbook makes the whole group again and takes the first environment of it. So the row
+        of a rollout that failed, and that was not sampled again yet, comes first.
+        """
+        rows = [row for row in self.rows for _ in range(row.rollouts)]
+        failed = next((env for env in self.started if env.has_failed), None)
+        if failed is not None:
+            self.started.remove(failed)
+            rows.remove(failed.row)
+            rows.insert(0, failed.row)
+        return [PlanEnv(row, self.renderer, self.started) for row in rows]
+
+    async def cleanup(self) -> None:
+        """Forget the rollouts: a data set that is evaluated several times makes the group again each time."""
+        self.started.clear()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.rows, self.renderer)
 
     def logging_tags(self) -> list[str]:
         """The task, and the tags of the persona; those that all rows share if their personas differ."""

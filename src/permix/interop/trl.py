@@ -24,9 +24,10 @@ from permix.personas.pool import PersonasLike, resolve_pool
 from permix.plan import PersonaSampler, sample_persona
 from permix.progress import print_status
 from permix.prompts import persona_message, template_text
-from permix.storage.rows import quote_value
-from permix.tasks import LoadedTask, find_task
+from permix.storage.rows import is_data_frame, is_real_number, quote_value
+from permix.tasks import LoadedTask, find_task, is_permix_task, own_task
 from permix.tasks.base import Task, verify_completion
+from permix.tasks.custom import ACCEPTED_ANSWERS_COLUMN, find_gold
 from permix.types import Persona, digest, last_user_text, seed_from
 
 PERSONA_COLUMNS = ("persona_id", "persona_tags")
@@ -106,16 +107,23 @@ def mix_personas(
 
 
 def _check_arguments(dataset: Any, mix: float, template: str, on_system: str) -> None:
+    if is_data_frame(dataset) and not hasattr(dataset, "features"):  # pandas' frames have a map of their own
+        raise ConfigError('dataset: is a data frame; give dataset.to_dict("records"), or datasets.Dataset.from_pandas(dataset)')
     if isinstance(dataset, dict):
         raise ConfigError(
             f"dataset: is a dict of data sets ({', '.join(map(str, dataset))}); give only the one to train on, such as "
             'mix_personas(dataset["train"]): evaluation uses personas that the model was not trained with'
         )
-    if not 0 <= mix <= 1:
-        raise ConfigError(f"mix = {mix}: must be a share of the rows, from 0 to 1")
+    if not hasattr(dataset, "map") and (not isinstance(dataset, Sequence) or isinstance(dataset, str)):
+        raise ConfigError(f"dataset = {quote_value(dataset)}: must be a list of rows, or a data set of datasets")
+    if not is_real_number(mix) or not 0 <= mix <= 1:
+        raise ConfigError(f"mix = {mix!r}: must be a share of the rows, from 0 to 1")
     if on_system not in ("refuse", "append"):
         raise ConfigError(f'on_system = {on_system!r}: give "refuse" or "append"')
     template_text(template, "template")
+    for index, row in enumerate([] if hasattr(dataset, "map") else dataset):
+        if not isinstance(row, Mapping):
+            raise DataError(f"dataset[{index}] = {quote_value(row)}: must be a row, a dict with a prompt")
 
 
 def _check_columns(columns: Any) -> None:
@@ -151,6 +159,8 @@ def _check_prompt(prompt: Any, on_system: OnSystem) -> list[dict[str, Any]]:
             f"prompt = {quote_value(prompt)}: is not in TRL's conversational format; give a list of messages, such as "
             '[{"role": "user", "content": "What is 7 + 5?"}]'
         )
+    if (silent := next((one for one in prompt if one["role"] in ("system", "user") and "content" not in one), None)) is not None:
+        raise DataError(f"prompt: the message {quote_value(dict(silent))} has no content")
     if on_system == "refuse" and (system_texts := _system_texts(prompt)):
         raise DataError(
             f"prompt: has a system message of its own, {quote_value(system_texts[0])}; leave it out, or give "
@@ -165,7 +175,7 @@ def _system_texts(prompt: Sequence[Mapping[str, Any]]) -> list[Any]:
 
 def _prompt_hash(prompt: Sequence[Mapping[str, Any]]) -> str:
     """Hash of the roles and contents of a prompt. Other fields are ignored, since datasets pads messages with empty fields."""
-    return digest(json.dumps([[one["role"], one["content"]] for one in prompt], sort_keys=True))
+    return digest(json.dumps([[one["role"], one.get("content")] for one in prompt], sort_keys=True))
 
 
 def _add_persona(persona: Persona, prompt: list[dict[str, Any]], template: str) -> list[dict[str, Any]]:
@@ -196,15 +206,16 @@ class VerifiableReward:
         """One reward for each completion: 1.0, 0.0, or None if the verifier failed or the answer column has no answer.
 
         `completions`: texts, or lists of messages of which the last one counts. Raises DataError if the answer column is missing,
-        if its length differs from the number of completions, or if it has had no usable answer so far.
+        if the numbers of prompts, completions and answers differ, or if it has had no usable answer so far.
         """
+        asked = [None] * len(completions) if prompts is None or len(prompts) == 0 else prompts
+        if len(asked) != len(completions):
+            raise DataError(f"{self.__name__}: {len(asked)} prompts for {len(completions)} completions")
         rewards = [
             None
             if gold is None
             else verify_completion(self.task, _completion_text(completion), gold, _question_text(prompt)).reward
-            for prompt, completion, gold in zip(
-                prompts or [None] * len(completions), completions, self._golds(len(completions), columns), strict=True
-            )
+            for prompt, completion, gold in zip(asked, completions, self._golds(len(completions), columns), strict=True)
         ]
         if (log_metric := columns.get("log_metric")) is not None:
             log_metric(f"{self.__name__}/unscored", float(rewards.count(None)))
@@ -215,35 +226,26 @@ class VerifiableReward:
         if name not in columns:
             others = ", ".join(key for key, value in columns.items() if isinstance(value, list)) or "none"
             raise DataError(f"{self.__name__}: the data set has no column {name!r}; answer_column may be one of: {others}")
-        answers = columns[name]
+        answers = list(columns[name])
         if len(answers) != n_completions:
             raise DataError(f"{self.__name__}: {len(answers)} answers in {name!r} for {n_completions} completions")
-        golds = [self._gold(str(answer)) for answer in answers]
+        golds = [self._gold(answer) for answer in answers]
         if answers and all(gold is None for gold in self._gold_by_answer.values()):
             raise DataError(
                 f"{self.__name__}: {name} = {quote_value(answers[0])}: is not an answer that the task {self.task.name} can verify"
             )
         return golds
 
-    def _gold(self, answer: str) -> str | None:
-        if answer not in self._gold_by_answer:
-            self._gold_by_answer[answer] = find_gold(self.task, answer)
-            if self._gold_by_answer[answer] is None:
+    def _gold(self, answer: object) -> str | None:
+        known = repr(answer)
+        if known not in self._gold_by_answer:
+            gold = find_gold(self.task, answer, any_of=self.answer_column == ACCEPTED_ANSWERS_COLUMN)
+            self._gold_by_answer[known] = gold
+            if gold is None:
                 print_status(
                     f"note: {self.__name__}: {quote_value(answer)} is not an answer that can be verified; its rewards are None"
                 )
-        return self._gold_by_answer[answer]
-
-
-def find_gold(task: Task, answer: str) -> str | None:
-    """The gold answer for an entry of the answer column; for a worked solution its final answer ("... #### 72" -> "72").
-
-    None if the task does not accept the answer itself as right, since then every completion would be wrong.
-    """
-    if task.scorer is not None:
-        return answer
-    gold = answer if task.answers_match is not None else task.extract_answer(answer) or answer.strip()
-    return None if verify_completion(task, f"\\boxed{{{gold}}}", gold).correct is False else gold
+        return self._gold_by_answer[known]
 
 
 def _question_text(prompt: Any) -> str:
@@ -255,6 +257,8 @@ def _completion_text(completion: Any) -> str:
     """A completion's text, or the content of its last message; "" if that has no content, like a tool call."""
     if isinstance(completion, str):
         return completion
+    if not isinstance(completion, Sequence) or not all(isinstance(one, Mapping) for one in completion):
+        raise DataError(f"completion = {quote_value(completion)}: must be a text, or a list of messages")
     content = completion[-1].get("content") if completion else None
     return content if isinstance(content, str) else ""
 
@@ -267,9 +271,10 @@ def verifiable_reward(task: str | Task | LoadedTask, answer_column: str = "answe
 
     Raises ConfigError for an unknown task, or if nothing can be verified (the task "code" without bubblewrap).
     """
-    if isinstance(task, str):
-        task = find_task(task)
-    elif isinstance(task, LoadedTask):
+    if isinstance(task, LoadedTask):
         task = task.task
-    task.require_environment()
-    return VerifiableReward(task, answer_column)
+    found = task if isinstance(task, Task) else find_task(task)
+    if found.source is None and not is_permix_task(found):
+        found = own_task(found, "python")
+    found.require_environment()
+    return VerifiableReward(found, answer_column)

@@ -18,7 +18,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from permix.config import ModelConfig
 from permix.errors import ConfigError
+from permix.inference.chat_template import opened_thinking
 from permix.interop.engine_export import EngineFiles, PlanExport, SettingRule, TrainingEngine, dropped, harmless, mapped, refused
 from permix.plan import Plan, write_plan
 from permix.tasks import TASKS, is_own_task
@@ -37,7 +39,7 @@ _NOT_MEASURED = harmless("the note on identifiability covers it")
 
 PRIME_RL_SETTINGS: Mapping[str, SettingRule] = {
     "model.name": mapped("model.name"),
-    "model.thinking": mapped("orchestrator.renderer.enable_thinking"),
+    "model.thinking": mapped("orchestrator.renderer.enable_thinking; sampling.extra_body.chat_template_kwargs of evaluations"),
     "model.thinking_budget": harmless("has no effect in training"),
     "plan.mix": _DRAWN_AS_GIVEN,
     "plan.tag_weights": _DRAWN_AS_GIVEN,
@@ -251,6 +253,7 @@ def rl_sections(export: PlanExport, env_id: str) -> Iterator[Section]:
         yield "orchestrator.eval.sampling", {
             "temperature": 0.0, "max_completion_tokens": dev.max_new_tokens or train.max_new_tokens
         }  # fmt: skip
+        yield from _thinking_sections("orchestrator.eval.sampling", export)
         yield from _source_sections("orchestrator.eval.source", "permix-dev", export, env_id, dev=True)
     yield "inference.vllm", {"max_model_len": seq_len, "tensor_parallel_size": train.vllm_tensor_parallel_size}
 
@@ -300,10 +303,23 @@ def _source_sections(header: str, name: str, export: PlanExport, env_id: str, de
 def _environment_sections(header: str, export: PlanExport, env_id: str, dev: bool = False) -> Iterator[Section]:
     own_task = next((task for task in export.tasks if is_own_task(task)), None)
     yield f"{header}.taskset", {
-        "id": env_id, **({"dev": True} if dev else {}), **({"own_task": own_task} if own_task is not None else {})
+        "id": env_id, **({"dev": True} if dev else {}), **({"own_task": own_task} if own_task is not None else {}),
+        **({"opens_thinking": True} if opens_thinking(export) else {}),
     }  # fmt: skip
     yield f"{header}.agent.harness", {"id": env_id}
     yield f"{header}.agent.runtime", {"type": "subprocess"}
+
+
+def _thinking_sections(header: str, export: PlanExport) -> Iterator[Section]:
+    """The switch of thinking for an evaluation: that goes through the chat completions of an endpoint, also in prime-rl, where
+    the renderer serves the training alone."""
+    for name, values in ModelConfig(thinking=export.config.model.thinking).extra_fields.items():
+        yield f"{header}.extra_body.{name}", values
+
+
+def opens_thinking(export: PlanExport) -> bool:
+    """Whether the chat template opens the thinking in the prompt; where it is not known here, whether it may do so."""
+    return export.config.model.thinking == "on" if export.tokenizer is None else bool(opened_thinking(export.tokenizer))
 
 
 def eval_sections(export: PlanExport, env_id: str) -> Iterator[Section]:
@@ -312,6 +328,7 @@ def eval_sections(export: PlanExport, env_id: str) -> Iterator[Section]:
     yield "", {"model": export.model, "num_rollouts": export.plan.group_size, "push": False}
     yield "client", {"base_url": "http://127.0.0.1:8000/v1", "api_key_var": "OPENAI_API_KEY"}
     yield "sampling", {"temperature": train.temperature, "top_p": train.top_p, "max_tokens": train.max_new_tokens}
+    yield from _thinking_sections("sampling", export)
     yield from _environment_sections("env", export, env_id)
 
 

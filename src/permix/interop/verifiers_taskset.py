@@ -32,6 +32,7 @@ from permix.plan import load_training_plan
 from permix.storage.rows import quote_value
 from permix.tasks import find_task
 from permix.tasks.base import verify_completion
+from permix.thinking import answer_of
 from permix.types import Message, PlanRow, last_user_text, reward_tags
 
 
@@ -47,6 +48,7 @@ class PlanData(vf.TaskData):  # type: ignore[misc]
     persona_id: str | None = None
     persona_tags: tuple[str, ...] = ()
     seed: int = 0
+    opens_thinking: bool = False
 
 
 class PlanTask(vf.Task[PlanData]):  # type: ignore[misc]
@@ -66,13 +68,21 @@ class PlanTask(vf.Task[PlanData]):  # type: ignore[misc]
         """
         data = self.data
         question = data.prompt if isinstance(data.prompt, str) else last_user_text([message_to_wire(one) for one in data.prompt])
-        verdict = await asyncio.to_thread(verify_completion, find_task(data.task), trace.last_reply, data.gold, question)
+        text = "" if data.opens_thinking and _is_cut_off_thinking(trace) else trace.last_reply
+        verdict = await asyncio.to_thread(verify_completion, find_task(data.task), text, data.gold, question)
         if verdict.reward is None:
             raise vf.TaskError(f"the answer could not be verified: {verdict.error or 'the verifier gave no reason'}")
         # Recorded here and not by a metric of its own: an unscored metric would count as 0 in prime-rl's means.
         for tag in reward_tags(data.persona_id, data.persona_tags):
             trace.record_metric(f"right/{tag}", verdict.reward)
         return verdict.reward
+
+
+def _is_cut_off_thinking(trace: Any) -> bool:
+    """Whether the reply to a prompt that opens the thinking reached the token limit within it: then it has no tag at all."""
+    reply = trace.last_reply
+    has_tags = answer_of(reply) != reply
+    return trace.is_truncated and not has_tags and not any(one.reasoning_content for one in trace.assistant_messages)
 
 
 class PlanTasksetConfig(vf.TasksetConfig):  # type: ignore[misc]
@@ -85,6 +95,9 @@ class PlanTasksetConfig(vf.TasksetConfig):  # type: ignore[misc]
     own_task: str = ""
     """The task of your own that the plan's questions are of, such as "package.module:TASK": its module is then imported. A plan
     alone imports nothing."""
+    opens_thinking: bool = False
+    """The model's chat template opens the thinking in the prompt. A reply that the token limit cuts off within it then has no
+    answer, although it has no tag."""
 
 
 class PlanTaskset(vf.Taskset[PlanTask, PlanTasksetConfig]):  # type: ignore[misc]
@@ -113,10 +126,10 @@ class PlanTaskset(vf.Taskset[PlanTask, PlanTasksetConfig]):  # type: ignore[misc
             )
         for row in plan.rows:
             if not row.spare:
-                yield PlanTask(build_data(row, path), self.config.task)
+                yield PlanTask(build_data(row, path, self.config.opens_thinking), self.config.task)
 
 
-def build_data(row: PlanRow, path: Path) -> PlanData:
+def build_data(row: PlanRow, path: Path, opens_thinking: bool = False) -> PlanData:
     """The row as a task's data. A prompt of one user message is a text; of several messages, a list of messages."""
     has_system = row.messages[:1] != () and row.messages[0]["role"] == "system"
     prompt = row.messages[1:] if has_system else row.messages
@@ -131,6 +144,7 @@ def build_data(row: PlanRow, path: Path) -> PlanData:
         id=f"{row.step}/{row.group}",
         system_prompt=row.messages[0]["content"] if has_system else None,
         prompt=prompt[0]["content"] if len(prompt) == 1 else [_typed_message(one) for one in prompt],
+        opens_thinking=opens_thinking,
         **row.model_dump(include=set(PlanData.__annotations__)),
     )
 

@@ -20,6 +20,9 @@ from permix.verification.sandbox import Case, Suite
 ROLLOUT_FIELD = "permix_rollout"
 """The field of `extra_info` that says which rollout of its group this is; `PermixAgentLoop` writes it."""
 
+COMPLETION_FIELD = "permix_completion"
+"""The field of `extra_info` that holds the completion's text with its tags of thinking; `PermixAgentLoop` writes it."""
+
 
 class MissingRewardError(PermixError):
     """The verifier failed on a completion, so it has no reward."""
@@ -36,14 +39,17 @@ def compute_score(
 ) -> dict[str, float]:
     """The reward of one completion: {"score": 1.0} if it is right, {"score": 0.0} if it is wrong.
 
-    extra_info: that of a row of train.parquet or val.parquet. tests: the tests.jsonl of an export with programming questions.
+    extra_info: that of a row of train.parquet or val.parquet, with what `PermixAgentLoop` added. The text that it added is
+    scored: `solution_str`, verl's own text, lacks the tag of thinking that the prompt opened and tags that are special tokens, so
+    that thinking without an end would look like an answer. tests: the tests.jsonl of an export with programming questions.
     Raises MissingRewardError if the verifier failed, and DataError if the row is not of an export.
     """
     if tests is not None:
         _register_tests(tests)
-    prompt = _question_prompt(extra_info or {})
-    task = find_task(str((extra_info or {}).get("task")))
-    verdict = verify_completion(task, solution_str, ground_truth, prompt)
+    about = extra_info or {}
+    prompt = _question_prompt(about)
+    task = find_task(str(about.get("task")))
+    verdict = verify_completion(task, str(about.get(COMPLETION_FIELD, solution_str)), ground_truth, prompt)
     if verdict.reward is None:
         raise MissingRewardError(f"{data_source}: the verifier failed, so this rollout has no reward: {verdict.error}")
     # No key "acc": verl's validation counts a rollout without it as wrong.

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
-from permix.evals.fidelity_records import AskedQuestion, FidelityKind, fidelity_kind, question_text_lookup, read_asked_questions
+from permix.config import FidelityKind, fidelity_kind
+from permix.evals.fidelity_records import AskedQuestion, question_text_lookup, read_asked_questions
 from permix.evals.grid import GridResults, grid_results
 from permix.judges.parsing import REPEATED_SCORE_ERROR
 from permix.judges.runner import latest_judgements, read_judge_calls, recorded_cost, total_cost

@@ -36,7 +36,8 @@ from permix.judges.parsing import ParsedScore, parse_score
 from permix.judges.prompts import JudgePrompt
 from permix.judges.types import Judgement
 from permix.progress import ProgressBar, progress_bar
-from permix.storage.files import JsonlWriter, read_jsonl
+from permix.storage.files import JsonlWriter, LongRecordError, read_jsonl
+from permix.storage.run_dir import long_reply_failure
 from permix.types import Completion, Failure, JudgeInputKey, Request, Sampling, digest, seed_from
 
 CHAT_TEMPLATE_TOKENS = 64
@@ -223,7 +224,13 @@ def request_pending_scores(
 
     def record(call: _PendingCall, result: Completion | Failure, bar: ProgressBar) -> None:
         judgement = _to_judgement(call, result, settings)
-        writer.append([judgement])
+        try:
+            writer.append([judgement])
+        except LongRecordError as error:
+            failure = long_reply_failure(error)
+            lost = {"reply": None, "failure": failure, "score": None, "error": f"{failure.type}: {failure.message}"}
+            judgement = judgement.model_copy(update=lost)  # its cost stays
+            writer.append([judgement])
         state.record(judgement)
         note = f"{state.unscored} calls without a score" if state.unscored else ""
         bar.advance(int(judgement.score is not None), status=note)

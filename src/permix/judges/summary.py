@@ -55,7 +55,7 @@ class JudgeAgreement(Record):
 
 
 class ScoreDifference(Record):
-    """Difference of two runs, other − first, in one judge's scores.
+    """Difference of two runs in one judge's scores.
 
     Scores are paired by persona, question, sample and rubric. `p` is for the difference in PersonaScore only.
     """
@@ -85,20 +85,20 @@ def measure_judge_agreement(judges: Sequence[JudgeResults], *, seed: int, resamp
     )
 
 
-def measure_score_difference(first: JudgeResults, other: JudgeResults, *, seed: int, resamples: int) -> ScoreDifference:
-    """Measure the score difference of two models that the same judge scored.
+def measure_score_difference(results: JudgeResults, against: JudgeResults, *, seed: int, resamples: int) -> ScoreDifference:
+    """`results` − `against` in the scores of two models that the same judge scored.
 
     `p` is from a sign-flip test (`statistics.sign_flip_p`). If the models were alike, they could exchange all answers of a
     persona, so the sign of each persona's difference is flipped as a whole.
     """
-    one, two = first.scores["none"], other.scores["none"]
-    grid = AnswerKeyGrid(key for key in one if key in two)
-    difference_P_U_Q = grid.to_array(two) - grid.to_array(one)
+    scores, scores_against = results.scores["none"], against.scores["none"]
+    grid = AnswerKeyGrid(key for key in scores_against if key in scores)
+    difference_P_U_Q = grid.to_array(scores) - grid.to_array(scores_against)
     P, draws = len(grid.persona_ids), PersonaBootstrap(max(1, len(grid.persona_ids)), seed, resamples)
     if not P:
-        return ScoreDifference(judge=first.label, persona_score=Estimate(value=None, n=0), p=None, tasks={}, n_answers=0)
+        return ScoreDifference(judge=against.label, persona_score=Estimate(value=None, n=0), p=None, tasks={}, n_answers=0)
     return ScoreDifference(
-        judge=first.label,
+        judge=against.label,
         persona_score=draws.estimate(lambda counts_R_P: judge_scores.persona_score(difference_P_U_Q, counts_R_P), P),
         p=statistics.sign_flip_p(judge_scores.persona_contributions(difference_P_U_Q)),
         tasks={
@@ -113,21 +113,21 @@ def measure_score_difference(first: JudgeResults, other: JudgeResults, *, seed: 
 
 
 def score_change_over_seeds(
-    first: Sequence[JudgeResults],
-    other: Sequence[JudgeResults],
+    results: Sequence[JudgeResults],
+    against: Sequence[JudgeResults],
     pairing: SeedPairing,
     *,
     seed: int,
     resamples: int,
     change: statistics.Change = np.subtract,
 ) -> SeedDifference:
-    """The change of a judge's mean score from `first` to `other`, each the mean over the runs of a model's training seeds: over
-    personas, and over personas and training seeds.
+    """The change of a judge's mean score from `against` to `results`, each the mean over the runs of a method's training seeds:
+    over personas, and over personas and training seeds.
 
     Only answers with a score in all runs count. All runs share the draws of personas; n is the number of personas. With the
     pairing "paired" the runs of both have the same seeds in the same order.
     """
-    scores = [one.scores["none"] for one in (*first, *other)]
+    scores = [one.scores["none"] for one in (*against, *results)]
     grid = AnswerKeyGrid(key for key in scores[0] if all(key in one for one in scores))
     if not (P := len(grid.persona_ids)):
         nothing = Estimate(value=None, n=0)
@@ -138,14 +138,14 @@ def score_change_over_seeds(
         for counts_R_P in (np.ones((1, P)), PersonaBootstrap(P, seed, resamples).counts_R_P)
     )
     values = SeedValues(value_S[:, 0], replicate_S_R)
-    one, two = values.seeds(slice(None, len(first))), values.seeds(slice(len(first), None))
+    of_results, of_against = values.seeds(slice(len(against), None)), values.seeds(slice(None, len(against)))
     over_personas = statistics.bootstrap_estimate(
-        float(change(two.value_S.mean(), one.value_S.mean())),
-        change(two.replicate_S_R.mean(axis=0), one.replicate_S_R.mean(axis=0)),
+        float(change(of_results.value_S.mean(), of_against.value_S.mean())),
+        change(of_results.replicate_S_R.mean(axis=0), of_against.replicate_S_R.mean(axis=0)),
         P,
     )
     least, most = SCORE_CLASSES[0], SCORE_CLASSES[-1]
-    difference = cover_seed_differences(over_personas, one, two, pairing, change=change)
+    difference = cover_seed_differences(over_personas, of_results, of_against, pairing, change=change)
     return difference.limited(float(change(least, most)), float(change(most, least)))
 
 

@@ -1,4 +1,5 @@
-"""Declare every stability measure once: its name, its formula, its kind of interval, and where it is shown.
+"""Declare every measure once: of stability its name, its formula, its kind of interval, and where it is shown; of character its
+names and what it counts.
 
 Contract: a measure that is added to `STABILITY_MEASURES` and `MEASURE_VIEWS` is computed, written to JSON and shown in every
 table, sentence and page of its views; no other module names it. Both dicts are read when they are needed, never at import.
@@ -11,7 +12,7 @@ The p of the permutation test and the minimum detectable effect are not measures
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
@@ -241,6 +242,45 @@ def select_measures(view: MeasureView, estimates: Mapping[str, Estimate]) -> dic
     return {name: estimates[name] for name in MEASURE_VIEWS[view] if name in estimates}
 
 
+class CharacterMeasure(NamedTuple):
+    """A measure of how well answers show their persona. In records it is a field with its name.
+
+    `kind` is the kind of run that has it. `chance_label` names its value by chance, `counted` what its n counts for a method.
+    `chance_field` and `reasons_field` are the fields of records with that value and with why there is no number.
+    """
+
+    name: str
+    label: str
+    kind: str
+    chance_label: str
+    counted: str
+    chance_field: str
+    reasons_field: str
+
+
+CHARACTER_MEASURES: dict[str, CharacterMeasure] = {
+    measure.name: measure
+    for measure in (
+        CharacterMeasure(
+            "right_in_character", "right and in character", "stability", "by chance", "questions",
+            "right_in_character_by_chance", "right_in_character_reasons",
+        ),
+        CharacterMeasure(
+            "identifiability", "identifiability", "fidelity", "chance", "answers", "chance", "fidelity_reasons",
+        ),
+        CharacterMeasure(
+            "recognisability", "recognisability", "fidelity", "chance", "answers", "chance", "recognisability_reasons",
+        ),
+    )
+}  # fmt: skip
+"""By name, in the order of the columns of tables."""
+
+
+def character_measures_of(kind: str) -> list[CharacterMeasure]:
+    """The measures of character that this kind of run has."""
+    return [measure for measure in CHARACTER_MEASURES.values() if measure.kind == kind]
+
+
 class MeasureRecord(Record):
     """Base of a record with a field `measures`: estimates by name. In JSON each measure is a key of the record itself.
 
@@ -283,3 +323,24 @@ class MeasureRecord(Record):
         for key, value in serialize(self).items():
             spread |= {name: value.get(name) for name in self.measure_names()} if key == "measures" else {key: value}
         return spread
+
+
+class CharacterRecord(MeasureRecord):
+    """Base of a record that has the measures of character as fields too, and perhaps their chance and reasons."""
+
+    def estimate(self, name: str) -> Estimate | None:
+        """A measure of stability or of character by name; None without it."""
+        measures: dict[str, Estimate] = getattr(self, "measures", {})
+        found: Estimate | None = getattr(self, name, None) if name in CHARACTER_MEASURES else measures.get(name)
+        return found
+
+    def chance_of(self, name: str) -> float | None:
+        """The value of a measure of character by chance; None if it is not known."""
+        found: float | None = getattr(self, CHARACTER_MEASURES[name].chance_field, None)
+        return found
+
+    def reasons_for(self, name: str) -> tuple[str, ...]:
+        """Why a measure of stability or of character has no number; empty where no reason is recorded."""
+        field = CHARACTER_MEASURES[name].reasons_field if name in CHARACTER_MEASURES else "reasons"
+        found: tuple[str, ...] = getattr(self, field, ())
+        return found

@@ -72,7 +72,7 @@ def compare_right_in_character(
     """
     return MeasureDifference(
         name="right_in_character", first=first.share.value, other=other.share.value,
-        difference=right_in_character_difference([first], [other], seed, resamples),
+        difference=right_in_character_difference([other], [first], seed, resamples),
         p=swap_test_p(first, other, seed, resamples),
     )  # fmt: skip
 
@@ -192,7 +192,7 @@ def _measure_differences(
     if scored_P.any():
         drawn = [one.name for one in measures if one.estimator == "posterior"]
         grids = [(mean_P_Q[scored_P], baseline_Q) for mean_P_Q, baseline_Q in models.grids]
-        of_draws = posterior.posterior_differences(grids[:1], grids[1:], seed=seed)
+        of_draws = posterior.posterior_differences(grids[1:], grids[:1], seed=seed)
         differences |= {name: of_draws[name] for name in drawn}
         for value_by_name, grid in zip(values, grids, strict=True):
             estimates = posterior.posterior_estimates(*grid, seed=seed)
@@ -200,7 +200,7 @@ def _measure_differences(
     first, other = models.grids
     for one in _bootstrapped_measures():
         n = differences[one.name].n
-        differences[one.name] = difference_estimate(one, bootstrapped[one.name], n, [first], [other], of_draws)
+        differences[one.name] = difference_estimate(one, bootstrapped[one.name], n, [other], [first], of_draws)
     return tuple(
         MeasureDifference(
             name=one.name, first=values[0][one.name], other=values[1][one.name], difference=differences[one.name],

@@ -389,39 +389,43 @@ JOINT_STREAM = 3
 
 
 def posterior_differences(
-    first: Sequence[AccuracyGrid], other: Sequence[AccuracyGrid], *, seed: int, change: statistics.Change = np.subtract
+    grids: Sequence[AccuracyGrid], against: Sequence[AccuracyGrid], *, seed: int, change: statistics.Change = np.subtract
 ) -> dict[str, Estimate]:
-    """Estimates of the change from the mean of `first`'s grids to that of `other`'s, by measure; the draws of all are joint.
+    """Estimates of the change from the mean over the grids `against` to the mean over `grids`, by measure; the draws of all are
+    joint.
 
     The value is the difference of the values of `posterior_estimates`; the interval is the central 95 % of the draws, stretched
     to include the value. Where all personas of a grid answered alike, draws hardly differ; then the interval is also stretched to
     what either side alone may be.
     """
-    n = min(count_scored_questions(mean_P_Q) for mean_P_Q, _ in (*first, *other))
-    by_grid = [[posterior_estimates(*grid, seed=seed) for grid in grids] for grids in (first, other)]
-    drawn = _joint_measure_draws([*first, *other], seed)
-    is_alike = any(answered_alike(mean_P_Q) for mean_P_Q, _ in (*first, *other))
+    n = min(count_scored_questions(mean_P_Q) for mean_P_Q, _ in (*against, *grids))
+    by_grid = [[posterior_estimates(*grid, seed=seed) for grid in each] for each in (grids, against)]
+    drawn = _joint_measure_draws([*against, *grids], seed)  # another order would draw other numbers
+    is_alike = any(answered_alike(mean_P_Q) for mean_P_Q, _ in (*against, *grids))
     estimates = {}
     for name in (measure.name for measure in drawn_measures()):
-        one, two = (_mean_estimate([each[name] for each in estimates_by_grid], n) for estimates_by_grid in by_grid)
-        value = None if one.value is None or two.value is None else none_if_nan(_changed(change, two.value, one.value))
-        means = [_mean_over_grids(part, name) for part in (drawn[: len(first)], drawn[len(first) :])] if drawn else []
-        estimates[name] = interval_around(value, change(means[1], means[0]) if means else None, n)
+        mean, mean_against = (_mean_estimate([each[name] for each in estimates_by_grid], n) for estimates_by_grid in by_grid)
+        value = None
+        if mean.value is not None and mean_against.value is not None:
+            value = none_if_nan(_changed(change, mean.value, mean_against.value))
+        parts = (drawn[len(against) :], drawn[: len(against)]) if drawn else ()
+        draws = [_mean_over_grids(part, name) for part in parts]
+        estimates[name] = interval_around(value, change(*draws) if draws else None, n)
         if is_alike:
-            estimates[name] = _stretch_to_each_side(estimates[name], one, two, change)
+            estimates[name] = _stretch_to_each_side(estimates[name], mean, mean_against, change)
     return estimates
 
 
-def _changed(change: statistics.Change, other: float, first: float) -> float:
-    return float(change(np.asarray(other), np.asarray(first)))
+def _changed(change: statistics.Change, value: float, against: float) -> float:
+    return float(change(np.asarray(value), np.asarray(against)))
 
 
-def _stretch_to_each_side(difference: Estimate, first: Estimate, other: Estimate, change: statistics.Change) -> Estimate:
+def _stretch_to_each_side(difference: Estimate, mean: Estimate, against: Estimate, change: statistics.Change) -> Estimate:
     """The change with an interval that includes what it is at either end of the interval of one side, the other unchanged."""
-    if difference.low is None or difference.high is None or first.value is None or other.value is None:
+    if difference.low is None or difference.high is None or mean.value is None or against.value is None:
         return difference
-    pairs = [(end, first.value) for end in (other.low, other.high)] + [(other.value, end) for end in (first.low, first.high)]
-    ends = [_changed(change, b, a) for b, a in pairs if a is not None and b is not None]
+    pairs = [(end, against.value) for end in (mean.low, mean.high)] + [(mean.value, end) for end in (against.low, against.high)]
+    ends = [_changed(change, a, b) for a, b in pairs if a is not None and b is not None]
     known = [end for end in ends if not np.isnan(end)]
     return difference.model_copy(update={"low": min(difference.low, *known), "high": max(difference.high, *known)})
 

@@ -335,28 +335,28 @@ def _count_questions(mask_P_Q: BoolArray) -> int:
 
 
 def right_in_character_difference(
-    first: Sequence[RightInCharacter],
-    other: Sequence[RightInCharacter],
+    results: Sequence[RightInCharacter],
+    against: Sequence[RightInCharacter],
     seed: int,
     resamples: int,
     change: statistics.Change = np.subtract,
 ) -> Estimate:
-    """Other − first, or another change, in `share`, where each is the mean over its models.
+    """`results` − `against`, or another change, in `share`, where each is the mean over its models.
 
     Only cells (persona, question) count that every model has, and all models share the bootstrap's draws of questions. n is the
     number of these questions. No value if the models have no persona or no question in common.
     """
-    cells_N_P_Q = aligned_shares([*first, *other])
+    cells_N_P_Q = aligned_shares([*against, *results])
     if not cells_N_P_Q.size:
         return Estimate(value=None, n=0)
-    first_P_Q, other_P_Q = cells_N_P_Q[: len(first)].mean(axis=0), cells_N_P_Q[len(first) :].mean(axis=0)
+    mean_P_Q, against_P_Q = cells_N_P_Q[len(against) :].mean(axis=0), cells_N_P_Q[: len(against)].mean(axis=0)
     if change is not np.subtract:
         changes = _bootstrap(
-            lambda counts_R_Q: {"share": change(_persona_mean(other_P_Q, counts_R_Q), _persona_mean(first_P_Q, counts_R_Q))},
-            first_P_Q.shape, np.random.default_rng(seed), resamples,
+            lambda counts_R_Q: {"share": change(_persona_mean(mean_P_Q, counts_R_Q), _persona_mean(against_P_Q, counts_R_Q))},
+            against_P_Q.shape, np.random.default_rng(seed), resamples,
         )["share"]  # fmt: skip
-        return statistics.bootstrap_estimate(float(changes.value), changes.replicates, _count_questions(~np.isnan(first_P_Q)))
-    difference_P_Q = other_P_Q - first_P_Q
+        return statistics.bootstrap_estimate(float(changes.value), changes.replicates, _count_questions(~np.isnan(against_P_Q)))
+    difference_P_Q = mean_P_Q - against_P_Q
     drawn = _bootstrap(
         lambda counts_R_Q: {"share": _persona_mean(difference_P_Q, counts_R_Q)},
         difference_P_Q.shape, np.random.default_rng(seed), resamples,
@@ -365,8 +365,8 @@ def right_in_character_difference(
 
 
 def right_in_character_seed_difference(
-    first: Sequence[RightInCharacter],
-    other: Sequence[RightInCharacter],
+    results: Sequence[RightInCharacter],
+    against: Sequence[RightInCharacter],
     pairing: SeedPairing,
     over_questions: Estimate,
     seed: int,
@@ -376,12 +376,12 @@ def right_in_character_seed_difference(
 
     With the pairing "paired" the results of both have the same seeds in the same order.
     """
-    cells_N_P_Q = aligned_shares([*first, *other])
+    cells_N_P_Q = aligned_shares([*against, *results])
     if not cells_N_P_Q.size:
         return SeedDifference(over_questions=over_questions, over_seeds=Estimate(value=None, n=0))
     values = _share_by_seed(cells_N_P_Q, seed, resamples)
-    one, two = values.seeds(slice(None, len(first))), values.seeds(slice(len(first), None))
-    return cover_seed_differences(over_questions, one, two, pairing).limited(-1.0, 1.0)
+    of_results, of_against = values.seeds(slice(len(against), None)), values.seeds(slice(None, len(against)))
+    return cover_seed_differences(over_questions, of_results, of_against, pairing).limited(-1.0, 1.0)
 
 
 def _share_by_seed(cells_N_P_Q: Array, seed: int, resamples: int) -> SeedValues:

@@ -236,43 +236,43 @@ def _count_scored_questions(mean_P_Q: Array, baseline_Q: Array) -> dict[ScoredQu
 
 
 def stability_differences(
-    first: Sequence[AccuracyGrid],
-    other: Sequence[AccuracyGrid],
+    grids: Sequence[AccuracyGrid],
+    against: Sequence[AccuracyGrid],
     seed: int,
     resamples: int,
     change: statistics.Change = np.subtract,
 ) -> dict[str, Estimate]:
-    """Other − first, or another change, in the measures of the view "differences"; the grids of each are those of a model's
-    training seeds.
+    """`grids` − `against`, or another change, in the measures of the view "differences"; the grids of each are those of a
+    method's training seeds.
 
     Each measure is the mean over the grids, on the personas that have a score in all grids. All grids share the draws of
     questions. Empty if no persona has a score in all grids.
     """
-    shared_P = _scored_in_all([*first, *other])
+    shared_P = _scored_in_all([*against, *grids])
     if not shared_P.any():
         return {}
     measures = measures_in("differences")
     if all(measure.questions == "personas" for measure in measures):
         # These measures need no baseline. In the joint draws it would be one more level and change the last digits of all values.
-        first, other = (
-            [(mean_P_Q, np.full_like(baseline_Q, np.nan)) for mean_P_Q, baseline_Q in grids_of_one]
-            for grids_of_one in (first, other)
+        grids, against = (
+            [(mean_P_Q, np.full_like(baseline_Q, np.nan)) for mean_P_Q, baseline_Q in method_grids]
+            for method_grids in (grids, against)
         )
-    first, other = (
-        [(mean_P_Q[shared_P], baseline_Q) for mean_P_Q, baseline_Q in grids_of_one] for grids_of_one in (first, other)
+    grids, against = (
+        [(mean_P_Q[shared_P], baseline_Q) for mean_P_Q, baseline_Q in method_grids] for method_grids in (grids, against)
     )
-    n_by_questions = _count_scored_in_all([*first, *other])
-    one, two = (_bootstrap_grid_means(measures, grids, seed, resamples) for grids in (first, other))
-    from_draws = posterior.posterior_differences(first, other, seed=seed, change=change)
+    n_by_questions = _count_scored_in_all([*against, *grids])
+    means, means_against = (_bootstrap_grid_means(measures, each, seed, resamples) for each in (grids, against))
+    from_draws = posterior.posterior_differences(grids, against, seed=seed, change=change)
     differences = {}
     for measure in measures:
         if measure.estimator == "posterior":
             differences[measure.name] = from_draws[measure.name]
         else:
-            a, b = one[measure.name], two[measure.name]
-            difference = BootstrapResult(change(b.value, a.value), change(b.replicates, a.replicates))
+            mean, mean_against = means[measure.name], means_against[measure.name]
+            difference = BootstrapResult(change(mean.value, mean_against.value), change(mean.replicates, mean_against.replicates))
             n = n_by_questions[measure.questions]
-            differences[measure.name] = difference_estimate(measure, difference, n, first, other, from_draws, change)
+            differences[measure.name] = difference_estimate(measure, difference, n, grids, against, from_draws, change)
     return differences
 
 
@@ -280,23 +280,23 @@ def difference_estimate(
     measure: StabilityMeasure,
     bootstrapped: BootstrapResult,
     n: int,
-    first: Sequence[AccuracyGrid],
-    other: Sequence[AccuracyGrid],
+    grids: Sequence[AccuracyGrid],
+    against: Sequence[AccuracyGrid],
     from_draws: Mapping[str, Estimate],
     change: statistics.Change = np.subtract,
 ) -> Estimate:
-    """A bootstrapped change from the mean of `first`'s grids to that of `other`'s, with its interval.
+    """A bootstrapped change from the mean over the grids `against` to the mean over `grids`, with its interval.
 
     Resamples cannot show what no question has shown. So a difference of means over questions has `statistics.bootstrap_paired`,
     and other measures have the interval of `from_draws` too where all personas of a grid answered alike.
     """
     if measure.question_formula is not None and change is np.subtract:
-        difference_Q = _mean_on_questions(measure.question_formula, other) - _mean_on_questions(measure.question_formula, first)
+        difference_Q = _mean_on_questions(measure.question_formula, grids) - _mean_on_questions(measure.question_formula, against)
         estimate = statistics.bootstrap_paired(float(bootstrapped.value), bootstrapped.replicates, difference_Q)
         return estimate.model_copy(update={"n": n})
     estimate = _estimate(bootstrapped, n)
     drawn = from_draws.get(measure.name)
-    if drawn is None or not any(posterior.answered_alike(mean_P_Q) for mean_P_Q, _ in (*first, *other)):
+    if drawn is None or not any(posterior.answered_alike(mean_P_Q) for mean_P_Q, _ in (*against, *grids)):
         return estimate
     return _interval_hull(estimate, drawn)
 
@@ -334,30 +334,30 @@ def pool_stability(
 
 
 def seed_differences(
-    first: Sequence[AccuracyGrid],
-    other: Sequence[AccuracyGrid],
+    grids: Sequence[AccuracyGrid],
+    against: Sequence[AccuracyGrid],
     pairing: SeedPairing,
     over_questions: Mapping[str, Estimate],
     seed: int,
     resamples: int,
     change: statistics.Change = np.subtract,
 ) -> dict[str, SeedDifference]:
-    """Other − first in the measures of the view "seed_differences": over questions, and over questions and training seeds.
+    """`grids` − `against` in the measures of the view "seed_differences": over questions, and over questions and training seeds.
 
     `over_questions` has the result of `stability_differences` on the same grids; differences that it lacks are computed here.
     With the pairing "paired" the grids of both have the same seeds in the same order. With `relative_change` as `change` the
     result has the measures of `over_questions` alone. Empty if no persona has a score in all grids.
     """
-    shared_P = _scored_in_all([*first, *other])
+    shared_P = _scored_in_all([*against, *grids])
     if not shared_P.any():
         return {}
-    grids = [(mean_P_Q[shared_P], baseline_Q) for mean_P_Q, baseline_Q in (*first, *other)]
-    n_by_questions = _count_scored_in_all(grids)
+    all_grids = [(mean_P_Q[shared_P], baseline_Q) for mean_P_Q, baseline_Q in (*against, *grids)]
+    n_by_questions = _count_scored_in_all(all_grids)
     is_relative = change is statistics.relative_change
-    measures, n_first = measures_in("seed_differences"), len(first)
+    measures, n_against = measures_in("seed_differences"), len(against)
     if is_relative:
         measures = [one for one in measures if one.name in over_questions]
-    by_grid = _values_by_grid(measures, grids, seed, resamples)
+    by_grid = _values_by_grid(measures, all_grids, seed, resamples)
     differences = {}
     for measure in measures:
         n = n_by_questions[measure.questions]
@@ -365,9 +365,9 @@ def seed_differences(
             without = over_questions.get(measure.name, Estimate(value=None, n=n))
             differences[measure.name] = SeedDifference(over_questions=without, over_seeds=Estimate(value=without.value, n=n))
             continue
-        one, two = values.seeds(slice(None, n_first)), values.seeds(slice(n_first, None))
-        alone = over_questions.get(measure.name) or _difference_over_questions(measure, one, two, n)
-        difference = cover_seed_differences(alone, one, two, pairing, question_noise(measure), change)
+        of_grids, of_against = values.seeds(slice(n_against, None)), values.seeds(slice(None, n_against))
+        alone = over_questions.get(measure.name) or _difference_over_questions(measure, of_grids, of_against, n)
+        difference = cover_seed_differences(alone, of_grids, of_against, pairing, question_noise(measure), change)
         if is_relative:
             difference = difference.limited(-1.0, np.inf)
         elif measure.estimator != "hull":  # shares differ by at most 1
@@ -381,10 +381,10 @@ def question_noise(measure: StabilityMeasure) -> QuestionNoise:
     return "whole" if measure.estimator == "posterior" else "shared"
 
 
-def _difference_over_questions(measure: StabilityMeasure, first: SeedValues, other: SeedValues, n: int) -> Estimate:
-    """Other − first of the means over the seeds, with the interval of the replicates."""
-    value = float(other.value_S.mean() - first.value_S.mean())
-    replicate_R = other.replicate_S_R.mean(axis=0) - first.replicate_S_R.mean(axis=0)
+def _difference_over_questions(measure: StabilityMeasure, values: SeedValues, against: SeedValues, n: int) -> Estimate:
+    """`values` − `against` of the means over the seeds, with the interval of the replicates."""
+    value = float(values.value_S.mean() - against.value_S.mean())
+    replicate_R = values.replicate_S_R.mean(axis=0) - against.replicate_S_R.mean(axis=0)
     if measure.estimator != "posterior":
         return statistics.bootstrap_estimate(value, replicate_R, n)
     return posterior.interval_around(none_if_nan(value), replicate_R, n)

@@ -555,12 +555,13 @@ def none_if_nan(value: float) -> float | None:
 
 
 Change = Callable[[Array, Array], Array]
-"""How two models' values of a measure are compared: (other, first) -> other − first (`numpy.subtract`), or `relative_change`."""
+"""How two models' values of a measure are compared: (value, against) -> value − against (`numpy.subtract`), or
+`relative_change`."""
 
 
-def relative_change(other: Array, first: Array) -> Array:
-    """(other − first) / first, NaN where `first` is not positive."""
-    return safe_divide(np.asarray(other, dtype=float), np.asarray(first, dtype=float)) - 1
+def relative_change(value: Array, against: Array) -> Array:
+    """(value − against) / against, NaN where `against` is not positive."""
+    return safe_divide(np.asarray(value, dtype=float), np.asarray(against, dtype=float)) - 1
 
 
 SIGNIFICANCE_LEVEL, TARGET_POWER = 0.05, 0.8

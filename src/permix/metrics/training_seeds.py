@@ -157,22 +157,23 @@ def cover_training_seeds(over_questions: Estimate, arms: Sequence[SeedValues], n
 
 def cover_seed_differences(
     over_questions: Estimate,
-    first: SeedValues,
-    other: SeedValues,
+    values: SeedValues,
+    against: SeedValues,
     pairing: SeedPairing,
     noise: QuestionNoise = "shared",
     change: Change = np.subtract,
 ) -> SeedDifference:
-    """`cover_training_seeds` of other − first, or of their relative change. With the pairing "paired" both have as many seeds.
+    """`cover_training_seeds` of values − against, or of their relative change. With the pairing "paired" both have as many seeds.
 
-    A relative change is that of the means over seeds, (other − first) / first. Its variances are those of other / m − (k / m)
-    first, with m the mean of first and k the ratio of the means: the ratio's first-order approximation.
+    A relative change is that of the means over seeds, (values − against) / against. Its variances are those of
+    values / m − (k / m) against, with m the mean of `against` and k the ratio of the means: the ratio's first-order
+    approximation.
     """
-    if change is relative_change and (mean := float(first.value_S.mean())) > 0:  # without it the change has no value
-        first, other = first.scaled(float(other.value_S.mean()) / mean**2), other.scaled(1 / mean)
+    if change is relative_change and (mean := float(against.value_S.mean())) > 0:  # without it the change has no value
+        values, against = values.scaled(1 / mean), against.scaled(float(values.value_S.mean()) / mean**2)
     if pairing == "unpaired":
-        return cover_training_seeds(over_questions, [other, SeedValues(-first.value_S, -first.replicate_S_R)], noise)
-    difference = SeedValues(other.value_S - first.value_S, other.replicate_S_R - first.replicate_S_R)
+        return cover_training_seeds(over_questions, [values, SeedValues(-against.value_S, -against.replicate_S_R)], noise)
+    difference = SeedValues(values.value_S - against.value_S, values.replicate_S_R - against.replicate_S_R)
     return cover_training_seeds(over_questions, [difference], noise)
 
 

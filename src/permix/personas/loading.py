@@ -31,7 +31,19 @@ from typing import NamedTuple, TypeVar
 from permix.errors import ConfigError, DataError
 from permix.personas.published import PoolRows, read_pool_rows
 from permix.prompts import begins_with_you_are
-from permix.storage.rows import SourceRow, parse_rows, quote_value, read_rows, valid_names_hint
+from permix.storage.rows import (
+    SourceRow,
+    given_fields,
+    given_items,
+    is_data_frame,
+    is_missing_value,
+    is_real_number,
+    is_whole_number,
+    parse_rows,
+    quote_value,
+    read_rows,
+    valid_names_hint,
+)
 from permix.types import SPLITS, Persona, Question, Split, canonical_text, digest
 
 BUILTIN_KINDS = ("expert", "neutral", "harmful", "character")
@@ -90,23 +102,34 @@ def read_personas(source: str | Path, column: str | None = None) -> tuple[Person
 
 
 def build_personas(items: Iterable[str | Persona | Mapping[str, object]]) -> tuple[Persona, ...]:
-    """Personas made in Python: texts that complete "You are ...", records, or mappings with the fields of a file's row.
+    """Personas made in Python: texts that complete "You are ...", records, or mappings with the fields of a file's row; also the
+    rows of a data frame.
 
     Raises DataError, naming the place of the first bad item, or if there are no items.
     """
-    rows = [SourceRow(f"personas[{index}]", _given_fields(one)) for index, one in enumerate(items)]
+    given = given_items(items, "personas", f'must be "builtin", a file, a pool, or a list of which each item {_A_PERSONA}')
+    rows = [SourceRow(f"personas[{index}]", _given_persona_fields(index, one)) for index, one in enumerate(given)]
     if not rows:
         raise DataError('personas: is empty; give at least one text that completes "You are ..."')
     return _require_unique_ids(rows, [_persona_of_row(row) for row in rows])
 
 
-def _given_fields(given: str | Persona | Mapping[str, object]) -> dict[str, object]:
+_A_PERSONA = 'must be a text that completes "You are ...", a dict with text or system, or a permix.Persona'
+
+
+def _given_persona_fields(index: int, given: object) -> dict[str, object]:
+    """The fields of an item, without values that are missing, as in a table with gaps."""
     if isinstance(given, str):
         return {"text": given}
-    if not isinstance(given, Persona):
-        return dict(given)
-    fields = given.model_dump(mode="json")
-    return {("system" if given.whole_prompt and key == "text" else key): fields[key] for key in fields if key != "whole_prompt"}
+    if isinstance(given, Persona):
+        fields = given.model_dump(mode="json")
+        return {
+            ("system" if given.whole_prompt and key == "text" else key): fields[key] for key in fields if key != "whole_prompt"
+        }
+    if not isinstance(given, Mapping):
+        raise DataError(f"personas[{index}] = {quote_value(given)}: {_A_PERSONA}")
+    fields = {key: value for key, value in given_fields(given).items() if not is_missing_value(value)}
+    return fields | ({"id": str(fields["id"])} if is_whole_number(fields.get("id")) else {})
 
 
 def _persona_of_row(row: SourceRow) -> Persona:
@@ -120,8 +143,11 @@ def _persona_of_row(row: SourceRow) -> Persona:
 
 def build_open_questions(items: Iterable[str | Question]) -> tuple[Question, ...]:
     """Open-ended questions made in Python, without a gold answer. Raises DataError for a bad or repeated question."""
+    if is_data_frame(items):
+        raise DataError('questions: is a data frame; give the texts of its column, such as list(frame["question"])')
+    given = given_items(items, "questions", 'must be "builtin", a file, or a list of texts')
     rows, questions = [], []
-    for index, one in enumerate(items):
+    for index, one in enumerate(given):
         fields: dict[str, object] = {"id": one.id, "text": one.text} if isinstance(one, Question) else {"text": one}
         rows.append(SourceRow(f"questions[{index}]", fields))
         questions.append(Question.model_validate({"task": "roleplay", "gold": "", **_checked_fields(rows[-1], _QUESTION_CHECKS)}))
@@ -260,9 +286,10 @@ def _check_split_name(value: object) -> object:
 
 
 def _check_weight(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf or value > 1e300:
+    number = float(value) if is_real_number(value) else math.nan  # type: ignore[arg-type]
+    if not 0 < number <= 1e300:
         raise ValueError("must be a number above 0 and at most 1e300")
-    return float(value)
+    return number
 
 
 _QUESTION_CHECKS: dict[str, _FieldCheck] = {

@@ -16,17 +16,17 @@ from contextlib import contextmanager
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import Field, field_validator
 
-from permix.config import PersonasConfig
+from permix.config import PersonasConfig, build_config
 from permix.errors import ConfigError, DataError, option_context
 from permix.personas.loading import build_personas, read_pool_file
 from permix.progress import print_status
 from permix.prompts import describe_misfits
 from permix.sanitize import escape_control
-from permix.storage.rows import quote_value, valid_names_hint
+from permix.storage.rows import is_whole_number, quote_value, valid_names_hint
 from permix.types import SPLITS, Persona, Record, Split, canonical_text, digest, require_unique, seed_from
 
 
@@ -74,6 +74,8 @@ class PersonaPool(Record):
         selection is part of a larger one. Raises ConfigError for an unknown tag, and if there are fewer than `n` personas.
         """
         for field, tags in (("include_tags", include_tags), ("exclude_tags", exclude_tags)):
+            if isinstance(tags, str):
+                raise ConfigError(f'{field} = {quote_value(tags)}: must be a list of tags, such as ["{tags}"]')
             for tag in tags:
                 self._require_tag(tag, field)
         candidates = [
@@ -83,6 +85,8 @@ class PersonaPool(Record):
         ]
         if not candidates:
             raise ConfigError(f"include_tags = {list(include_tags)}, exclude_tags = {list(exclude_tags)}: no persona is left")
+        if n is not None and not is_whole_number(n):
+            raise ConfigError(f"n = {n!r}: must be a whole number, the number of personas")
         if n is not None and not 1 <= n <= len(candidates):
             raise ConfigError(f"n = {n}: must be between 1 and {len(candidates)}, the number of personas available")
         return PersonaPool(personas=tuple(_interleave_kinds(candidates, seed)[:n]))
@@ -171,7 +175,7 @@ def resolve_pool(personas: PersonasLike, split: Split) -> PersonaPool:
     if isinstance(personas, PersonaPool):
         return personas
     if isinstance(personas, str | Path):
-        return select_personas(PersonasConfig(pool=str(personas), split=split))
+        return select_personas(build_config(PersonasConfig, {"pool": str(personas), "split": split}, source="personas"))
     return PersonaPool(personas=build_personas(personas))
 
 
@@ -305,14 +309,6 @@ _STOP_WORD_TEXT = """
 _STOP_WORDS = frozenset(_STOP_WORD_TEXT.split())
 
 
-class NearDuplicate(NamedTuple):
-    """Two personas, by id, and their similarity."""
-
-    first: str
-    second: str
-    similarity: float
-
-
 def persona_kind(persona: Persona) -> str:
     """The persona's first tag, or "untagged"; selections and splits are stratified by it."""
     return persona.tags[0] if persona.tags else "untagged"
@@ -364,12 +360,6 @@ def _trigram_matrix(gram_sets: Sequence[frozenset[str]]) -> Any:
         ends.append(len(indices))
     ones = np.ones(len(indices), dtype=np.float32)
     return sparse.csr_matrix((ones, indices, ends), shape=(len(gram_sets), len(columns)))
-
-
-def find_near_duplicates(personas: Sequence[Persona], threshold: float = NEAR_DUPLICATE_THRESHOLD) -> list[NearDuplicate]:
-    """All near-duplicate pairs, most similar first, then by id."""
-    pairs = (NearDuplicate(min(a.id, b.id), max(a.id, b.id), value) for a, b, value in near_duplicate_pairs(personas, threshold))
-    return sorted(pairs, key=lambda near: (-near.similarity, near.first, near.second))
 
 
 def check_split_leakage(personas: Sequence[Persona]) -> None:

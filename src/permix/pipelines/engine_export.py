@@ -128,12 +128,21 @@ def _training_of_plan_file(path: Path, config: Path | None) -> TrainConfig:
 
 
 def describe_rows(plan: Plan, path: Path) -> RolloutPlanConfig:
-    """The section [plan] that says what the rows of a plan file are. The settings by which they were drawn keep their defaults.
+    """The section [plan] behind a plan file: what its rows are, and how they were drawn, as the file's metadata say.
 
-    Raises ConfigError for rows that are no plan to train on, such as groups of one rollout.
+    Settings that the metadata lack are not set (`exported_settings` leaves them out); so are those of a curriculum, which draws
+    nothing more in a finished plan. Raises ConfigError for rows that are no plan to train on, such as groups of one rollout.
     """
     groups = {(row.step, row.group) for row in plan.rows}
-    values = {
+    drawn_by = plan.metadata.get("plan")
+    drawn_by = drawn_by if isinstance(drawn_by, dict) else {}
+    is_adaptive = bool(drawn_by.get("curriculum_strength"))
+    known = {
+        name: value
+        for name, value in drawn_by.items()
+        if name in RolloutPlanConfig.model_fields and not (is_adaptive and name.startswith("curriculum_"))
+    }
+    values = known | {
         "steps": plan.steps,
         "questions_per_step": plan.groups_per_step,
         "group_size": plan.group_size,

@@ -17,9 +17,10 @@ from permix.inference import check_model, require_model_packages
 from permix.inference.hf import check_model_folder
 from permix.interop.personagym import describe_personagym_import
 from permix.interop.stage import describe_import
+from permix.judges.judging import load_judge_setup, preflight_judging
 from permix.personas.pool import select_personas
 from permix.pipelines.engine_export import describe_export
-from permix.pipelines.fidelity import load_judge_setup, preflight_fidelity, preflight_judging, required_rubrics
+from permix.pipelines.fidelity import preflight_fidelity, required_rubrics
 from permix.pipelines.quickstart import preflight_quickstart
 from permix.pipelines.study_cost import preflight_study
 from permix.pipelines.train import preflight_training, require_training_packages
@@ -154,6 +155,7 @@ def read_stage_config(path: Path) -> config.AnyConfig:
         raise ConfigError(f"{path}: stage = {config.quote_input(name)}: must be one of {stages}")
     stage_config = config.build_config(config.CONFIGS_BY_STAGE[name], values, source=str(path))
     check_task_name(stage_config, str(path))
+    config.require_own_folder(path, stage_config)
     return stage_config
 
 

@@ -34,9 +34,10 @@ from permix.config.base import quote_input
 from permix.errors import ConfigError, IncompleteRunError, PermixError
 from permix.inference.hardware import memory_limit, release_memory, visible_gpus
 from permix.pipelines.jobs import Job, run_jobs, thread_arguments
-from permix.pipelines.study_units import run_part
-from permix.progress import JobSize, MultiProgress, add_result, print_status
-from permix.storage.files import write_json
+from permix.pipelines.study_units import CHANGEABLE_SETTINGS, run_part
+from permix.progress import JobSize, MultiProgress, add_result, print_status, separate_result
+from permix.storage.files import read_json, write_json
+from permix.storage.run_dir import describe_setting_differences, part_with_keys_of
 from permix.storage.workers import claim_folder
 from permix.types import Sampling, Split
 
@@ -197,6 +198,7 @@ def run_quickstart(config: QuickstartConfig) -> None:
     if config.part is not None:
         _raise_first(_run_here([_part_named(name, parts) for name in config.part]))
         return
+    check_same_quickstart(config)
     size = FAST_SIZE if config.fast else FULL_SIZE
     jobs = config.jobs or default_jobs()
     with _claimed(config.folder) as claim:
@@ -219,6 +221,31 @@ def run_quickstart(config: QuickstartConfig) -> None:
             _run_in_processes(config, pending, jobs, claim)
         _raise_first(failed)
         _write_report(config, *quickstart_configs(config))
+
+
+def check_same_quickstart(config: QuickstartConfig) -> None:
+    """Raise ConfigError if a part in the folder was started by a quickstart of other settings (fast, seed, model)."""
+    for part in quickstart_parts(config):
+        file = part.config.out / "config.json"
+        if not file.exists():
+            continue
+        asked = part.config.model_dump(mode="json", exclude_unset=True)
+        for of_this_folder in ("out", "label", "threads", "reference", "character_reference"):
+            asked.pop(of_this_folder, None)
+        if Path(part.config.model.name).is_relative_to(config.folder):
+            del asked["model"]
+        recorded = part_with_keys_of(asked, read_json(file))
+        if found := describe_setting_differences(recorded, asked, CHANGEABLE_SETTINGS):
+            raise ConfigError(
+                f"out = {config.folder}: {part.config.out.name} is of a quickstart of other settings: it was started with "
+                f"{'; '.join(found)}; give the fast, seed and model of that one to go on with it, or another --out"
+            )
+
+
+def require_known_parts(config: QuickstartConfig) -> None:
+    """Raise ConfigError for a part that the quickstart does not have."""
+    for name in config.part or ():
+        _part_named(name, quickstart_parts(config))
 
 
 def _raise_first(failed: Mapping[str, PermixError]) -> None:
@@ -337,12 +364,15 @@ def preflight_quickstart(config: QuickstartConfig) -> dict[str, str]:
     from permix.tasks import load_questions
     from permix.training.job import prepare_training
 
+    require_known_parts(config)
+    check_same_quickstart(config)
     stability_configs, fidelity_configs, train_configs = quickstart_configs(config)
     for stable in stability_configs:
         load_questions(stable.task)
         select_personas(stable.personas)
-    for training in train_configs:
-        preflight_training(training)
+    with separate_result():
+        for training in train_configs:
+            preflight_training(training)
     base = stability_configs[0]
     cells = STRATEGIES[base.strategy].initial_cells(prepare_stability(base).setup)
     groups = [RequestGroup([cell.messages for cell in cells], base.sampling.max_new_tokens, times=len(stability_configs))]
@@ -356,6 +386,7 @@ def preflight_quickstart(config: QuickstartConfig) -> dict[str, str]:
         "trainings": f"{len(train_configs)}, of {size.steps} steps",
     }
     time = {"time": f"about {size.minutes} min on 2 cores with the bundled model; nothing is subtracted for finished parts"}
+    add_result(estimates={"quickstart": {"seconds": 60.0 * size.minutes}})
     return parts | estimate_cost(groups, base.model, None) | time
 
 

@@ -4,10 +4,11 @@
     OUT/base/EVALUATION/           an evaluation of the untrained model
     OUT/ARM-SEED/train/            a training
     OUT/ARM-SEED/EVALUATION/       an evaluation of its model
-    OUT/ARM-SEED/unit.json         the settings of the unit's parts, and which parts are finished
+    OUT/ARM-SEED/unit.json         the settings of the unit's parts, which are finished, and the fingerprint of the model
     OUT/ARM-SEED/log.txt           the output of the unit's processes
     OUT/report/                    the report of everything that is finished
     OUT/report-only/               the report of what --only and --seeds choose
+    OUT/ARM-SEED/other-weights-*/  evaluations of an earlier training of the unit whose weights were others
 
 Every part is an ordinary run directory; its config.json can be run alone. One process at a time works on a unit, and claims the
 unit's folder first (`permix.storage.workers.claim_folder`). So several commands, also on machines that share OUT, divide a study
@@ -29,14 +30,17 @@ from permix.pipelines.study_units import (
     check_same_settings,
     delete_model,
     finished_parts,
+    has_model,
     pending_parts,
+    read_unit_record,
+    record_model,
     require_content,
     run_unit,
 )
 from permix.progress import add_result, print_status
 from permix.report.study import write_study_report
 from permix.storage.files import write_json
-from permix.storage.workers import claim_folder, hold_shared_files, holds_claim
+from permix.storage.workers import claim_folder, hold_shared_files, holds_claim, is_claimed
 
 STUDY_FILE = "study.json"
 
@@ -46,7 +50,8 @@ def run_study(config: StudyConfig) -> Path | None:
 
     Returns the path of the report's page; None if there is no report, because nothing is finished or `unit` is given.
 
-    Raises ConfigError, before anything is started, for settings that differ from those of a part that was started. Raises
+    Raises ConfigError, before anything is started, for settings that differ from those of a part that was started, and if a part
+    is pending whose data or verifier would differ from those of the recorded parts. Raises
     PermixError at the end if units have failed, and IncompleteRunError if units are pending.
     """
     require_content(config)
@@ -54,12 +59,10 @@ def run_study(config: StudyConfig) -> Path | None:
     if config.report:
         return report_study(config)
     if config.unit is not None:
-        with _claimed(config.chosen_units()[0]) as unit:
-            run_unit(config, unit)
+        _run_chosen_unit(config, config.chosen_units()[0])
         return None
     check_study(config)
-    with hold_shared_files(config.out):
-        write_json(config.out / STUDY_FILE, without_choice(config))
+    _write_study_file(config)
     chosen = config.chosen_units()
     waiting = [unit for unit in chosen if pending_parts(unit)]
     print_status(
@@ -67,11 +70,48 @@ def run_study(config: StudyConfig) -> Path | None:
         "again to go on"
     )
     failed = _run_units(config, waiting)
-    for unit in chosen if not config.keep_models else ():
-        delete_model(unit)  # of a unit whose process was killed before it could
+    for unit in chosen:
+        _settle(config, unit)
     page = report_study(config)
     _require_finished(config, chosen, failed)
     return page
+
+
+def _run_chosen_unit(config: StudyConfig, unit: StudyUnit) -> None:
+    """Run the unit in this process, after the check that the study's own command has made for the processes that it starts."""
+    if not _has_inherited_claim(unit):
+        if is_claimed(unit.folder):
+            raise _other_process_error(unit)
+        check_study(config)
+        _write_study_file(config)
+    with _claimed(unit):
+        try:
+            run_unit(config, unit)
+        finally:
+            add_result(paths={"study": config.out, "unit": unit.folder}, pending=int(not _is_finished(unit)), failed=[])
+
+
+def _write_study_file(config: StudyConfig) -> None:
+    with hold_shared_files(config.out):
+        write_json(config.out / STUDY_FILE, without_choice(config))
+
+
+def _settle(config: StudyConfig, unit: StudyUnit) -> None:
+    """Do what a unit's process that was killed, or a training that another command ended, has left: record the training, and
+    delete its model. Does nothing while another process works on the unit.
+    """
+    if unit.training is None or not has_model(unit):
+        return
+    descriptor = claim_folder(unit.folder)
+    if descriptor is None:
+        return
+    try:
+        if TRAIN_PART not in read_unit_record(unit).finished:
+            record_model(unit)
+        if not config.keep_models:
+            delete_model(unit)
+    finally:
+        os.close(descriptor)
 
 
 def _run_units(config: StudyConfig, units: Sequence[StudyUnit]) -> list[JobFailure]:
@@ -116,17 +156,26 @@ def _require_finished(config: StudyConfig, chosen: Sequence[StudyUnit], failed: 
 @contextmanager
 def _claimed(unit: StudyUnit) -> Iterator[StudyUnit]:
     """The unit, claimed by this process within the block. Raises ConfigError if another process has claimed it."""
-    inherited = os.environ.get(CLAIM_VARIABLE, "")
-    if inherited.isdigit() and holds_claim(unit.folder, int(inherited)):
+    if _has_inherited_claim(unit):
         yield unit
         return
     descriptor = claim_folder(unit.folder)
     if descriptor is None:
-        raise ConfigError(f'unit = "{unit.name}": another process is running this unit; wait for it, or give another unit')
+        raise _other_process_error(unit)
     try:
         yield unit
     finally:
         os.close(descriptor)
+
+
+def _other_process_error(unit: StudyUnit) -> ConfigError:
+    return ConfigError(f'unit = "{unit.name}": another process is running this unit; wait for it, or give another unit')
+
+
+def _has_inherited_claim(unit: StudyUnit) -> bool:
+    """Whether this process was started for the unit by `run_jobs`, which has claimed it."""
+    inherited = os.environ.get(CLAIM_VARIABLE, "")
+    return inherited.isdigit() and holds_claim(unit.folder, int(inherited))
 
 
 def report_study(config: StudyConfig) -> Path | None:

@@ -24,6 +24,7 @@ backend (`permix.training.backend`) trains the weights.
 import contextlib
 import shutil
 from collections.abc import Iterator, Sequence
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from permix.progress import add_result, print_status
 from permix.prompts import template_text
 from permix.sanitize import escape_control
 from permix.storage.files import guard_writes, read_json
-from permix.storage.run_dir import RunDir, RunReader, cpu_seconds, read_run_file
+from permix.storage.run_dir import RunDir, RunReader, cpu_seconds, read_provenance, read_run_file
 from permix.tasks import find_task, is_own_task
 from permix.tasks.base import TrainedOn, read_trained_on, write_trained_on
 from permix.trackers import check_trackers, open_trackers
@@ -52,6 +53,7 @@ from permix.training.model_card import write_model_card
 from permix.training.run_log import describe_training, describe_truncation, read_training_log
 from permix.training.sft_data import check_teacher, describe_sft_source, teacher_cells, teacher_config, teacher_identity
 from permix.types import Message
+from permix.verification.math_verifier import VERIFIER_VERSION
 
 FORMER_IDENTITY_KEYS = (*(f"train.{name}" for name in CHANGEABLE_FIELDS), "teacher.base_url")
 """Settings that earlier versions of permix counted as identity."""
@@ -82,6 +84,8 @@ def run_training(config: TrainConfig) -> Path:
         _check_saved_dtype(config, target)
         with _open_run_dir(job, source) as run:
             if not distributed.broadcast((target / "config.json").exists()):
+                if run is not None:
+                    _forget_usage_of_repeated_steps(config.out)
                 with _track_usage(run):
                     _train_and_save(backend, job, source, run, target)
                 if run is not None:
@@ -117,7 +121,7 @@ def estimate_training(job: TrainJob) -> dict[str, str]:
     model = ModelConfig(name=config.model.name, thinking=config.model.thinking)
     groups = training_requests(job)
     facts = estimate_cost(groups, model, None) if groups else {}
-    n_steps = job.plan.steps * config.train.updates_per_rollout
+    n_steps = most_optimizer_steps(job)
     facts["time"] = "unknown: no earlier training of this model by this method tells it"
     found = _step_seconds(config)
     add_result(estimates={"training": {"steps": n_steps, "seconds": None if found is None else found[1] * n_steps}})
@@ -131,16 +135,27 @@ def estimate_training(job: TrainJob) -> dict[str, str]:
     return facts | estimate_cost(asked, teacher, None, price_option="teacher.prices", prefix="teacher: ")
 
 
+def most_optimizer_steps(job: TrainJob) -> int:
+    """The optimizer steps of a training; a supervised one has fewer where a step of the plan has no example."""
+    settings = job.config.train
+    return job.plan.steps * (settings.epochs if job.config.method in SUPERVISED_METHODS else settings.updates_per_rollout)
+
+
 def training_requests(job: TrainJob) -> list[RequestGroup]:
-    """What the model in training generates: rollouts, reference answers and the answers of the dev evaluations."""
+    """What the model in training generates: rollouts, reference answers, the fresh answers of on-policy replay, and the answers
+    of the dev evaluations."""
     config, groups = job.config, []
     if config.method not in SUPERVISED_METHODS:
         rollouts = [row.messages for row in job.plan.rows for _ in range(row.rollouts)]
         groups.append(RequestGroup(rollouts, config.train.max_new_tokens))
     if job.reference_cells:
         groups.append(RequestGroup([cell.messages for cell in job.reference_cells], config.character.max_new_tokens))
+        if config.character.replay and config.character.replay_policy == "on":
+            prompts = [cell.messages for cell in job.reference_cells]
+            replayed = (prompts * ceil(config.character.replay_answers / len(prompts)))[: config.character.replay_answers]
+            groups.append(RequestGroup(replayed, config.character.max_new_tokens, times=most_optimizer_steps(job)))
     if job.dev_eval is not None:
-        times = len(dev_eval_steps(job.dev_eval.config, job.plan.steps * config.train.updates_per_rollout))
+        times = len(dev_eval_steps(job.dev_eval.config, most_optimizer_steps(job)))
         by_limit: dict[int, list[Sequence[Message]]] = {}
         for cell, sampling in job.dev_eval.cells():
             by_limit.setdefault(sampling.max_new_tokens, []).append(cell.messages)
@@ -190,10 +205,21 @@ def _open_run_dir(job: TrainJob, source: str) -> Iterator[RunDir | None]:
         distributed.barrier()
         yield None
         return
-    identity = _run_identity(job, source)
+    identity = training_identity(job, source_identity(source))
+    if (job.config.out / "model" / "config.json").exists() and (job.config.out / "provenance.json").exists():
+        # Nothing is scored any more, so a training that has ended may be of any version.
+        recorded = read_provenance(job.config.out).get("identity", {})
+        identity = {name: recorded.get(name) if name == "verifier" else value for name, value in identity.items()}
+        identity = {name: value for name, value in identity.items() if name != "verifier" or name in recorded}
     with RunDir.open(job.config.out, job.config, identity, former_identity_keys=FORMER_IDENTITY_KEYS) as run:
         distributed.barrier()
         yield run
+
+
+def _forget_usage_of_repeated_steps(out: Path) -> None:
+    """Delete usage.json if a training is repeated from its first step: it has the cost of the steps that log.jsonl shows."""
+    if (out / "log.jsonl").exists() and not any((out / "checkpoints").glob("checkpoint-*")):
+        (out / "usage.json").unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -208,15 +234,25 @@ def _track_usage(run: RunDir | None) -> Iterator[None]:
     distributed.all_reduce_sum(cpu_seconds() - before)
 
 
-def _run_identity(job: TrainJob, source: str) -> dict[str, Any]:
-    """The identity of the run, without settings that change only where rollouts are generated or what is written."""
+def source_identity(source: str) -> str:
+    """What tells the model to train apart from others: the fingerprint of its folder, or its hub id."""
+    return folder_fingerprint(Path(source)) if Path(source).is_dir() else source
+
+
+def training_identity(job: TrainJob, model: str) -> dict[str, Any]:
+    """The identity of the run, without settings that change only where rollouts are generated or what is written.
+
+    `model`: the `source_identity` of the model to train. The identity has the version of the verifier, which gives the rewards
+    and chooses the examples.
+    """
     config = job.config
     return {
         "method": config.method,
         "backend": config.backend,
         "plan": job.plan.hash,
+        "verifier": VERIFIER_VERSION,
         **_own_task_sources(job.plan),
-        "model": folder_fingerprint(Path(source)) if Path(source).is_dir() else source,
+        "model": model,
         **({} if config.model.thinking == "default" else {"thinking": config.model.thinking}),
         "train": config.train.model_dump(mode="json", exclude={*RUNTIME_ONLY_FIELDS, *CHANGEABLE_FIELDS}),
         "character": config.character.model_dump(mode="json"),

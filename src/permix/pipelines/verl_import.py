@@ -30,16 +30,18 @@ from permix.config import (
 from permix.errors import ConfigError, DataError, option_context
 from permix.evals.grid import describe_grid
 from permix.evals.stability import measure_stability
-from permix.interop.verl_plan import TrainedPlan, read_trained_plan
-from permix.interop.verl_rollouts import (
+from permix.interop.verl_dump import (
     DumpedRollout,
     DumpedStep,
     PromptIndex,
     StepFile,
+    TrainedPlan,
     hash_beginning,
     list_step_files,
     read_step,
+    read_trained_plan,
     read_verl_metrics,
+    split_abandoned,
 )
 from permix.plan import write_plan
 from permix.progress import print_status
@@ -71,6 +73,8 @@ class VerlTraining(NamedTuple):
     dev_files: tuple[DumpedStep, ...]
     counts: Mapping[str, int]
     notes: tuple[str, ...]
+    prompts: PromptIndex
+    dev_prompts: PromptIndex
 
 
 def import_verl_training(config: ImportConfig, folder: Path) -> None:
@@ -119,16 +123,19 @@ def read_verl_training(config: ImportConfig, folder: Path) -> VerlTraining:
         metrics = read_verl_metrics(config.verl_log)
     with option_context("verl", folder):
         files = list_step_files(folder)
-        index, expected = PromptIndex(plan.rows, str(config.plan)), plan.count_rollouts()
+        if beyond := next((file for file in files if not 0 < file.step <= plan.plan.steps), None):
+            raise DataError(f"{beyond.path}: the plan has steps 1 to {plan.plan.steps}; was another plan trained?")
+        files, abandoned = split_abandoned(files)
+        index, expected = _index_prompts(plan.rows, str(config.plan), files), plan.count_rollouts()
+        sizes = _GroupSizes(plan.config.group_size)
         log, whole, unread, counts = list[dict[str, Any]](), list[DumpedStep](), list[int](), Counter[str]()
         for file in files:
-            if not 0 < file.step <= plan.plan.steps:
-                raise DataError(f"{file.path}: the plan has steps 1 to {plan.plan.steps}; was another plan trained?")
             step = read_step(file)
             if step is None:
                 unread.append(file.step)
                 continue
             traced = list(_trace_step(step, index, plan))
+            sizes.add(traced)
             log.append(_log_line(step.step, traced, expected[step.step - 1], metrics.get(step.step, {})))
             counts += Counter(
                 rollouts=len(traced),
@@ -138,11 +145,24 @@ def read_verl_training(config: ImportConfig, folder: Path) -> VerlTraining:
             whole.append(step._replace(rollouts=()))
         if not whole:
             raise DataError(f"{folder}: has no whole step yet; import it again when verl has written one")
-    dev_files, unread_validations = _read_validations(config, plan)
-    notes = [*_describe_gaps(folder, log, counts, unread), *_describe_missing_metrics(config, log, metrics)]
-    if unread_validations:
-        notes.append(f"{config.validation}: {_list_steps(unread_validations)}: still being written, left for the next import")
-    return VerlTraining(plan, tuple(whole), tuple(log), dev_files, counts, tuple(notes))
+        sizes.check(folder)
+    dev_files, dev_index, dev_notes = _read_validations(config, plan)
+    notes = [
+        *_describe_left(folder, unread, abandoned),
+        *_describe_gaps(folder, log, counts, [*unread, *abandoned]),
+        *_describe_missing_metrics(config, log, metrics),
+        *dev_notes,
+    ]
+    return VerlTraining(plan, tuple(whole), tuple(log), dev_files, counts, tuple(notes), index, dev_index)
+
+
+def _index_prompts(rows: Sequence[PlanRow], source: str, files: Sequence[StepFile]) -> PromptIndex:
+    """The index of these rows, which has learnt from all whole files what stands around the messages, if that matters."""
+    index = PromptIndex(rows, source)
+    if index.has_rivals:
+        steps = filter(None, map(read_step, files))
+        index.learn(rollout for step in steps for rollout in step.rollouts)
+    return index
 
 
 def _trace_step(step: DumpedStep, index: PromptIndex, plan: TrainedPlan) -> Iterator[TracedRollout]:
@@ -156,6 +176,32 @@ def _trace_step(step: DumpedStep, index: PromptIndex, plan: TrainedPlan) -> Iter
                 f"{plan.config.group_size}; was the training started with another rollout.n?"
             )
     yield from sorted(traced, key=lambda one: (one.row.step, one.row.group, one.rollout.prompt_uid or "", one.rollout.session))
+
+
+MIN_GROUPS = 4
+"""A rollout of the same number is missing in so many groups only if verl was never asked for it."""
+
+
+class _GroupSizes:
+    """Whether verl was asked for as many rollouts of each question as the plan has; `size`: that number."""
+
+    def __init__(self, size: int) -> None:
+        self._size, self._numbers, self._groups = size, set[int](), set[str]()
+
+    def add(self, traced: Sequence[TracedRollout]) -> None:
+        for rollout, _ in traced:
+            if rollout.prompt_uid is not None:
+                self._numbers.add(rollout.session)
+                self._groups.add(rollout.prompt_uid)
+
+    def check(self, folder: Path) -> None:
+        """Raise DataError if the last rollouts of all groups are missing."""
+        found = max(self._numbers, default=self._size) + 1
+        if found < self._size and len(self._groups) >= MIN_GROUPS:
+            raise DataError(
+                f"{folder}: no question has more than {found} rollouts, and the plan has {self._size}; was the training started "
+                "with another rollout.n?"
+            )
 
 
 def _group_of(one: TracedRollout) -> tuple[int, int] | str:
@@ -182,10 +228,10 @@ def _log_line(step: int, traced: Sequence[TracedRollout], n_expected: int, metri
     }
 
 
-def _read_validations(config: ImportConfig, plan: TrainedPlan) -> tuple[tuple[DumpedStep, ...], list[int]]:
-    """(whole validations without their rollouts, steps that are still being written). Raises DataError."""
+def _read_validations(config: ImportConfig, plan: TrainedPlan) -> tuple[tuple[DumpedStep, ...], PromptIndex, list[str]]:
+    """(whole validations without their rollouts, the dev prompts, notes on validations that are left out). Raises DataError."""
     if config.validation is None:
-        return (), []
+        return (), PromptIndex((), "the dev questions"), []
     if not plan.dev_rows:
         raise ConfigError(
             f"validation = {config.validation}: plan = {config.plan} has no dev questions; give the folder that "
@@ -193,8 +239,9 @@ def _read_validations(config: ImportConfig, plan: TrainedPlan) -> tuple[tuple[Du
         )
     whole, unread = list[DumpedStep](), list[int]()
     with option_context("validation", config.validation):
-        index = PromptIndex(plan.dev_rows, f"{config.plan}, dev questions")
-        for file in list_step_files(config.validation):
+        files, abandoned = split_abandoned(list_step_files(config.validation))
+        index = _index_prompts(plan.dev_rows, f"{config.plan}, dev questions", files)
+        for file in files:
             step = read_step(file)
             if step is None:
                 unread.append(file.step)
@@ -202,21 +249,30 @@ def _read_validations(config: ImportConfig, plan: TrainedPlan) -> tuple[tuple[Du
                 for one in step.rollouts:
                     index.find_row(one, 0)
                 whole.append(step._replace(rollouts=()))
-    return tuple(whole), unread
+    return tuple(whole), index, list(_describe_left(config.validation, unread, abandoned))
+
+
+def _describe_left(folder: Path, unread: Sequence[int], abandoned: Sequence[int]) -> Iterator[str]:
+    """Which files are left for the next import: those being written, and those of `split_abandoned`."""
+    if unread:
+        yield f"{folder}: {_list_steps(unread)}: still being written, left for the next import"
+    if abandoned:
+        yield (
+            f"{folder}: {_list_steps(abandoned)}: older than an earlier step, as where the training went back to a checkpoint "
+            "and has not written it again; left for the next import (a copy of the folder must keep the times of its files)"
+        )
 
 
 def _describe_gaps(
-    folder: Path, log: Sequence[Mapping[str, Any]], counts: Mapping[str, int], unread: Sequence[int]
+    folder: Path, log: Sequence[Mapping[str, Any]], counts: Mapping[str, int], left: Sequence[int]
 ) -> Iterator[str]:
-    if unread:
-        yield f"{folder}: {_list_steps(unread)}: still being written, left for the next import"
-    known = {line["step"] for line in log} | set(unread)
+    known = {line["step"] for line in log} | set(left)
     if gaps := [step for step in range(1, max(known)) if step not in known]:
         yield f"{folder}: has no file of {_list_steps(gaps)}"
     if counts["unscored"]:
         yield (
-            f"missing rollouts: {counts['unscored']} of {counts['rollouts'] + counts['unscored']}. Their verifier failed, so "
-            "verl left them out; they count as missing, not as wrong"
+            f"missing rollouts: {counts['unscored']} of {counts['rollouts'] + counts['unscored']} are not in the dump: their "
+            "verifier failed, their prompt was too long, or verl lost them; they count as missing, not as wrong"
         )
     if counts["moved"]:
         yield (
@@ -291,7 +347,7 @@ def _check_same_dump(config: ImportConfig, training: VerlTraining) -> None:
                 lacks = "has another content" if (folder / name).exists() else "is missing"
                 raise ConfigError(
                     f"out = {config.out}: holds an import of another dump: {folder / name} {lacks}. A training that went back to "
-                    "a checkpoint dumps its steps anew; give another folder"
+                    "a checkpoint writes its steps again; give another folder"
                 )
     if known.get("verl_log") and not config.verl_log:
         raise ConfigError(f"out = {config.out}: holds an import with verl_log; give the files again, or another out")
@@ -347,12 +403,12 @@ def _dev_eval_config(training: VerlTraining) -> DevEvalConfig:
 
 def _write_rollouts(out: Path, training: VerlTraining) -> None:
     plan = training.plan
-    index, samples = PromptIndex(plan.rows, "the plan"), ["# Samples of the rollouts\n"]
+    samples = ["# Samples of the rollouts\n"]
     every = (plan.train or OptimConfig()).samples_every
     with replace_when_done(out / "rollouts.jsonl") as scratch, scratch.open("wb") as file:
         for recorded in training.files:
             step = _read_again(recorded)
-            lines = [_rollout_line(step.step, one) for one in _trace_step(step, index, plan)]
+            lines = [_rollout_line(step.step, one) for one in _trace_step(step, training.prompts, plan)]
             file.write(b"".join(map(encode_line, lines)))
             if (step.step - 1) % every == 0 and lines:
                 samples.append(samples_text(step.step, lines))
@@ -391,7 +447,6 @@ def _rollout_line(step: int, one: TracedRollout) -> dict[str, Any]:
 
 def _write_dev_evaluations(out: Path, config: ImportConfig, training: VerlTraining, settings: DevEvalConfig) -> None:
     rows, label = training.plan.dev_rows, config.label or config.out.name
-    index = PromptIndex(rows, "the dev questions")
     personas = {row.persona_id: _persona_of(row) for row in rows if row.persona_id is not None}
     questions = {
         row.question_id: Question(id=row.question_id, task=row.task, text=row.messages[-1]["content"], gold=row.gold)
@@ -399,7 +454,7 @@ def _write_dev_evaluations(out: Path, config: ImportConfig, training: VerlTraini
     }
     lines = []
     for recorded in training.dev_files:
-        cells = list(_dev_cells(_read_again(recorded), index))
+        cells = list(_dev_cells(_read_again(recorded), training.dev_prompts))
         samples = max((cell.sample + 1 for cell in cells), default=1)
         stage = ImportedStabilityConfig(
             label=f"{label}, step {recorded.step}",

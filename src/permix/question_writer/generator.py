@@ -58,7 +58,8 @@ from permix.question_writer.requests import (
     writing_template_hash,
 )
 from permix.sanitize import escape_control
-from permix.storage.cells import explain_missing, find_failures, read_run_cells
+from permix.storage.cells import read_run_cells
+from permix.storage.failures import explain_missing, find_failures
 from permix.storage.files import write_json, write_text
 from permix.storage.rows import quote_value, read_rows
 from permix.storage.run_dir import RunDir

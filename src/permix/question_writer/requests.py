@@ -167,8 +167,9 @@ def generate_until_complete(
         return [one.to_request(config.seed) for one in tracker.next_requests(pending)]
 
     def record(one: CellRequest, result: Completion | Failure, bar: ProgressBar) -> None:
-        run.append([one.cell_with(result)])
-        if isinstance(result, Failure):
+        run.count_answers(isinstance(result, Completion))
+        recorded = run.append_result(one.cell_with(result))
+        if recorded.failure is not None:
             tracker.failed.add(RequestKey(one.cell.persona_id or "", one.cell.question_id))
         bar.advance(status=f"{len(tracker.failed)} failed" if tracker.failed else "")
 

@@ -172,7 +172,7 @@ def plot_heatmap(
     theme.save_figure(fig, path)
 
 
-def plot_lottery(summaries: Mapping[str, StabilitySummary], path: Path, styles: Styles | None = None) -> None:
+def plot_best_of_k(summaries: Mapping[str, StabilitySummary], path: Path, styles: Styles | None = None) -> None:
     """Expected accuracy of the best of k personas drawn at random, by k; dashed line: the same model without a persona."""
     styles = styles or theme.styles_for(summaries)
     note = (

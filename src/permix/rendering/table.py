@@ -1,4 +1,5 @@
-"""Holds tables as data (cells with text, number and source runs), writes them as Markdown and CSV, and formats numbers.
+"""Holds tables as data (cells with text, number and source runs), writes them as Markdown and CSV and for a terminal, and formats
+numbers.
 
 Contract: control and bidi characters in a cell's text are already visible codes, but the text is not escaped; the renderer
 escapes for its medium. A missing value is "–" in a document and empty in CSV, never 0.
@@ -12,6 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table as TerminalTable
+from rich.text import Text
 
 from permix.sanitize import escape_control, escape_markdown, truncate
 from permix.storage.files import replace_when_done
@@ -149,6 +154,16 @@ def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> st
     return "\n".join(f"| {' | '.join(line)} |" for line in ruled)
 
 
+def terminal_table() -> TerminalTable:
+    """A table for a terminal without columns and rows, in the style of all such tables."""
+    return TerminalTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+
+
+def terminal_text(cell: TableCell) -> Text:
+    """The cell in a table for a terminal, its note dim on a line of its own."""
+    return Text.assemble(cell.text, (f"\n{cell.note}" if cell.note else "", "dim"))
+
+
 def label_cell(text: str, width: int = LABEL_WIDTH) -> TableCell:
     """A name given by a user (untrusted): one line, cut to `width` characters."""
     return TableCell(one_line(text, width))
@@ -158,6 +173,11 @@ def text_cell(text: str, width: int, max_lines: int) -> TableCell:
     """Text of a model or user (untrusted): at most `max_lines` lines of `width` characters."""
     shown = truncate(escape_control(text).strip(), width, max_lines)
     return TableCell(shown) if shown else EMPTY_ANSWER_CELL
+
+
+def quote_markdown(text: str, width: int, max_lines: int) -> str:
+    """Text of a model or user (untrusted) as Markdown: at most `max_lines` lines of `width` characters, escaped."""
+    return escape_markdown(truncate(escape_control(text).strip(), width, max_lines))
 
 
 def trusted_cell(text: str, note: str = "", number: Estimate | float | None = None) -> TableCell:
@@ -329,3 +349,9 @@ def format_ratio(done: int | None, total: int | None) -> str:
 
 def format_p_value(p: float | None) -> str:
     return MISSING_TEXT if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def p_text(p: float | None) -> str:
+    """ "p = 0.012" or "p < 0.001"."""
+    shown = format_p_value(p)
+    return f"p {shown}" if shown.startswith("<") else f"p = {shown}"

@@ -7,7 +7,7 @@ import numpy as np
 
 from permix.judges.summary import score_change_over_seeds
 from permix.metrics import statistics
-from permix.metrics.measures import MEASURE_VIEWS, measures_in
+from permix.metrics.measures import MEASURE_VIEWS, character_measures_of, measures_in
 from permix.metrics.training_seeds import SeedDifference
 from permix.rendering.table import (
     NOT_SIGNIFICANT,
@@ -16,19 +16,19 @@ from permix.rendering.table import (
     difference_cell,
     difference_direction,
     estimate_cell,
-    format_p_value,
     label_cell,
+    p_text,
     tabulate,
     trusted_cell,
 )
 from permix.report.comparisons import compare_judge_scores
 from permix.report.judges import OPEN_ENDED_KIND, RUN_KIND_OF_FIDELITY, UNTRUSTED_MARK, score_name
-from permix.report.methods import (
+from permix.report.methods import ReportMethod
+from permix.report.pooled import (
     ComparedSeeds,
     MethodDifference,
     PairedModels,
     PooledContext,
-    ReportMethod,
     compare_stability,
     method_difference,
     pair_models,
@@ -36,7 +36,7 @@ from permix.report.methods import (
 from permix.report.tables import compared_seeds_text, difference_label
 from permix.types import Estimate
 
-SCORE = "score"
+JUDGE_SCORE_MEASURE = "score"
 """The measure of a headline that is a judge's mean score."""
 
 INTERVAL_INCLUDES_ZERO = "the interval includes 0"
@@ -75,7 +75,7 @@ class ArmDifference(NamedTuple):
 
     def _name_of(self, name: str) -> str:
         """The name of a headline's measure here; empty for a score where no judge has one."""
-        return next(iter(self.scores), "") if name == SCORE else name
+        return next(iter(self.scores), "") if name == JUDGE_SCORE_MEASURE else name
 
     def seeds_text(self, name: str) -> str:
         """Which seeds are behind a measure: "3 of each, paired; 5 further seeds of rlvr left out"."""
@@ -102,29 +102,32 @@ class ArmDifference(NamedTuple):
 
 
 def compare_arms(
-    one: ReportMethod,
-    other: ReportMethod,
+    arm: ReportMethod,
+    against: ReportMethod,
     evaluation: str,
     kind: str,
     change: statistics.Change = np.subtract,
-    found: MethodDifference | None = None,
+    difference: MethodDifference | None = None,
 ) -> ArmDifference:
-    """The change from `other` to `one` in the evaluation that is the run of this kind of their models.
+    """The change from `against` to `arm` in the evaluation that is the run of this kind of their models.
 
-    `found`: the result of `method_difference` for the two, where it is known.
+    `difference`: the result of `method_difference` for the two, where it is known.
     """
     measures: dict[str, Estimate] = {}
     scores: dict[str, Estimate] = {}
     over_seeds: dict[str, SeedDifference] = {}
     seeds: dict[str, ComparedSeeds] = {}
     reasons: tuple[str, ...] = ()
-    measured = [[model for model in method.models if kind in model.runs] for method in (one, other)]
+    measured = [[model for model in method.models if kind in model.runs] for method in (arm, against)]
     if kind in ("stability", OPEN_ENDED_KIND):
-        found = found or method_difference(one, other, change)
-        measures = dict(stability_measures(found) if kind == "stability" else character_measures(found))
-        reasons = (*found.reasons, *found.right_in_character_reasons) if kind == "stability" else found.fidelity_reasons
-        over_seeds = {name: found.over_seeds[name] for name in measures if found.covers_seeds(name)}
-        seeds = {name: found.seeds_of(name) for name in measures}
+        difference = difference or method_difference(arm, against, change)
+        if kind == "stability":
+            measures = dict(stability_measures(difference))
+            reasons = (*difference.reasons, *difference.right_in_character_reasons)
+        else:
+            measures, reasons = dict(character_measures(difference)), difference.fidelity_reasons
+        over_seeds = {name: difference.over_seeds[name] for name in measures if difference.covers_seeds(name)}
+        seeds = {name: difference.seeds_of(name) for name in measures}
     if kind in RUN_KIND_OF_FIDELITY.values() and all(measured):
         pairs = pair_models(measured[0], measured[1])
         score_changes, score_reasons = _score_changes(pairs, kind, change)
@@ -136,21 +139,21 @@ def compare_arms(
     if seeds:
         n_seeds = (max(each.n[0] for each in seeds.values()), max(each.n[1] for each in seeds.values()))
     return ArmDifference(
-        one.name, other.name, evaluation, n_seeds, measures, scores, tuple(dict.fromkeys(reasons)), over_seeds, seeds
+        arm.name, against.name, evaluation, n_seeds, measures, scores, tuple(dict.fromkeys(reasons)), over_seeds, seeds
     )
 
 
 def compare_arms_by_context(
-    one: Mapping[str, ReportMethod], other: Mapping[str, ReportMethod], evaluation: str
+    arm: Mapping[str, ReportMethod], against: Mapping[str, ReportMethod], evaluation: str
 ) -> Iterator[ArmDifference]:
     """The change from one arm to another in each context of a stability evaluation; arms as of `divide_by_context`."""
-    for context, method in one.items():
-        if context in other:
-            found = compare_stability(method.models, other[context].models)
+    for context, method in arm.items():
+        if context in against:
+            found = compare_stability(method.models, against[context].models)
             measures = {**found.measures, **_seed_measures(found.measures, found.over_seeds)}
             over_seeds = {name: each for name, each in found.over_seeds.items() if each.over_seeds.low is not None}
             yield ArmDifference(
-                method.name, other[context].name, evaluation, found.seeds.n, measures, {}, found.reasons, over_seeds,
+                method.name, against[context].name, evaluation, found.seeds.n, measures, {}, found.reasons, over_seeds,
                 dict.fromkeys(measures, found.seeds), context,
             )  # fmt: skip
 
@@ -161,45 +164,47 @@ def _seed_measures(measures: Mapping[str, Estimate], over_seeds: Mapping[str, Se
     return {name: over_seeds[name].over_questions for name in names}
 
 
-def stability_measures(found: MethodDifference) -> Iterator[tuple[str, Estimate]]:
+def stability_measures(difference: MethodDifference) -> Iterator[tuple[str, Estimate]]:
     """The differences of a stability evaluation by name."""
-    yield from found.measures.items()
-    yield from _seed_measures(found.measures, found.over_seeds).items()
-    if found.right_in_character is not None:
-        yield "right_in_character", found.right_in_character
+    yield from difference.measures.items()
+    yield from _seed_measures(difference.measures, difference.over_seeds).items()
+    yield from _character_differences(difference, "stability")
 
 
-def character_measures(found: MethodDifference) -> Iterator[tuple[str, Estimate]]:
+def character_measures(difference: MethodDifference) -> Iterator[tuple[str, Estimate]]:
     """The differences of an evaluation of characters by open-ended questions, by name."""
-    for name, share in (("identifiability", found.identifiability), ("recognisability", found.recognisability)):
-        if share is not None:
-            yield name, share
+    yield from _character_differences(difference, OPEN_ENDED_KIND)
+
+
+def _character_differences(difference: MethodDifference, kind: str) -> Iterator[tuple[str, Estimate]]:
+    for measure in character_measures_of(kind):
+        if (estimate := difference.estimate(measure.name)) is not None:
+            yield measure.name, estimate
 
 
 def _score_changes(
     pairs: PairedModels, kind: str, change: statistics.Change
 ) -> tuple[dict[str, SeedDifference], tuple[str, ...]]:
     """The change of each judge's mean score over personas, by its name, and why scores cannot be compared."""
-    one, other = pairs.one, pairs.other
-    judged = [[model.runs[kind].judged_run for model in models] for models in (one, other)]
-    if any(run is None for runs in judged for run in runs):
+    runs, runs_against = ([model.runs[kind].judged_run for model in models] for models in (pairs.models, pairs.against))
+    judged, judged_against = ([run for run in each if run is not None] for each in (runs, runs_against))
+    if len(judged) < len(runs) or len(judged_against) < len(runs_against):
         return {}, ()
-    known = [[run for run in runs if run is not None] for runs in judged]
-    first = other[0]
-    reasons = tuple(reason for model in (*other[1:], *one) for reason in compare_judge_scores(first, model)[1])
+    first, *others = pairs.all_models
+    reasons = tuple(reason for model in others for reason in compare_judge_scores(model, first)[1])
     if reasons:
         return {}, reasons
-    found = {}
-    for label, results in known[1][0].results_by_judge.items():
-        if all(label in run.results_by_judge for runs in known for run in runs):
-            mine, theirs = ([run.results_by_judge[label] for run in runs] for runs in known)
-            run = known[1][0]
-            is_trusted = all(run.judges[label].discriminates_persona for runs in known for run in runs)
+    changes, settings_of = {}, judged_against[0]
+    for label, first_results in settings_of.results_by_judge.items():
+        if all(label in run.results_by_judge for run in (*judged, *judged_against)):
+            is_trusted = all(run.judges[label].discriminates_persona for run in (*judged, *judged_against))
+            results, results_against = ([run.results_by_judge[label] for run in each] for each in (judged, judged_against))
             mark = "" if is_trusted else f" {UNTRUSTED_MARK}"
-            found[f"{score_name(kind, results.rubrics)}, judge {label}{mark}"] = score_change_over_seeds(
-                theirs, mine, pairs.seeds.pairing, seed=run.seed, resamples=run.resamples, change=change
-            )
-    return found, ()
+            changes[f"{score_name(kind, first_results.rubrics)}, judge {label}{mark}"] = score_change_over_seeds(
+                results, results_against, pairs.seeds.pairing,
+                seed=settings_of.seed, resamples=settings_of.resamples, change=change,
+            )  # fmt: skip
+    return changes, ()
 
 
 def arm_difference_table(name: str, rows: Sequence[ArmDifference]) -> Table:
@@ -261,7 +266,7 @@ def _difference_cell(difference: Estimate | None, found: SeedDifference | None, 
     notes = [SEEDS_NOT_COVERED]
     if found is not None:
         ends = found.over_seeds.format_difference().partition(" ")[2]
-        notes = [f"over {drawn} and seeds {ends}, p = {format_p_value(found.p)}".replace("= <", "<")]
+        notes = [f"over {drawn} and seeds {ends}, {p_text(found.p)}"]
     if difference_direction(difference if found is None else found.over_seeds) == NOT_SIGNIFICANT:
         notes.append(INTERVAL_INCLUDES_ZERO)
     return cell._replace(note="; ".join([cell.note, *notes]))

@@ -41,18 +41,12 @@ from permix.report.html.values import model_looks, printable_text, unique_displa
 from permix.report.judge_tables import PublishedComparison, collect_published, published_json
 from permix.report.judges import PERSONAGYM_KIND, JudgedRun
 from permix.report.layout import build_document
-from permix.report.methods import (
-    MethodNumbers,
-    PooledMethod,
-    ReportMethod,
-    group_methods,
-    method_names,
-    reference_differences,
-    training_arrows,
-)
+from permix.report.methods import ReportMethod, group_methods, method_names
+from permix.report.pooled import MethodNumbers, PooledMethod, reference_differences
 from permix.report.runs import ModelRow, ModelRuns, collect_models
-from permix.report.score_plots import TRADEOFF_VIEWS, common_chance, plot_tradeoff, tradeoff_points
+from permix.report.score_plots import plot_tradeoff
 from permix.report.tables import StrategyResult
+from permix.report.tradeoff import build_tradeoffs
 from permix.storage.files import guard_writes, replace_when_done, write_json, write_text
 
 CARD_BEGIN, CARD_END = "<!-- permix report: begin -->", "<!-- permix report: end -->"
@@ -76,7 +70,7 @@ def update_model_cards(models: Sequence[ModelRuns], markdown: str, figure: Path 
 
 
 def model_card_paths(models: Sequence[ModelRuns]) -> list[Path]:
-    """Return the paths of the cards of the models trained in these runs. Raises DataError when no run is a training or a card is
+    """The paths of the cards of the models trained in these runs. Raises DataError when no run is a training or a card is
     missing.
     """
     trained = [model.runs["train"].path for model in models if "train" in model.runs]
@@ -89,7 +83,7 @@ def model_card_paths(models: Sequence[ModelRuns]) -> list[Path]:
 
 
 def _with_report_block(card: Path, block: str) -> str:
-    """Return the card's text with `block` between the markers. Raises DataError when the card is not UTF-8 or its markers are
+    """The card's text with `block` between the markers. Raises DataError when the card is not UTF-8 or its markers are
     unpaired.
     """
     try:
@@ -192,7 +186,7 @@ def write_pooled_report(
     methods, which the caller uses too.
     """
     numbers = numbers or MethodNumbers()
-    comparisons = [compare_models(one, other) for one, other in comparison_pairs(models)]
+    comparisons = [compare_models(model, against) for model, against in comparison_pairs(models)]
     pooled = [numbers.pooled(method) for method in methods]
     captions, figures = draw_report_figures(models, methods, pooled, comparisons, out)
     differences = reference_differences(methods, numbers)
@@ -278,8 +272,8 @@ def _strategy_results(models: Sequence[ModelRuns]) -> list[StrategyResult]:
 
 
 def comparison_pairs(models: Sequence[ModelRuns]) -> list[tuple[ModelRuns, ModelRuns]]:
-    """Return pairs of models: the first model with every other one, then each model with the one before it."""
-    return [*((models[0], other) for other in models[1:]), *pairwise(models[1:])]
+    """Pairs (model, against): every other model against the first, then each model against the one before it."""
+    return [*((model, models[0]) for model in models[1:]), *((model, before) for before, model in pairwise(models[1:]))]
 
 
 class ReportFigures(NamedTuple):
@@ -296,11 +290,7 @@ def draw_report_figures(
     comparisons: Sequence[Comparison],
     out: Path,
 ) -> ReportFigures:
-    """Draw every figure that the runs allow; without matplotlib none.
-
-    The trade-off figure leaves out every method with a model that cannot be compared with the first model, because an arrow to
-    that method would be such a comparison.
-    """
+    """Draw every figure that the runs allow; without matplotlib none."""
     can_draw = find_spec("matplotlib") is not None
     if not can_draw:
         print_status_once("note: no figures as PNG and SVG files, since matplotlib is not installed; index.html draws its own")
@@ -311,23 +301,17 @@ def draw_report_figures(
 
     styles = theme.styles_for((model.label for model in models), method_names(methods))
     summaries = {model.label: model.stability for model in models if model.stability is not None}
-    against_first = [one for one in comparisons if one.against == models[0].label]
-    incomparable = {
-        "identifiability": {one.label for one in against_first if one.reasons or one.fidelity_reasons},
-        "right_in_character": {one.label for one in against_first if one.reasons or one.right_in_character_reasons},
-    }
     logs = {model.label: model.runs["train"].log for model in models if "train" in model.runs}
     reward_logs = {name: log for name, log in logs.items() if any("reward" in step for step in log)}
     figures: dict[str, str] = {}
     looks_of = {method.name: styles[method.labels[0]] for method in methods}
-    for view in TRADEOFF_VIEWS:
-        if points := tradeoff_points(methods, pooled, incomparable[view.measure], view):
-            chance = common_chance(pooled) if view.measure == "identifiability" else None
-            draw(plot_tradeoff, points, training_arrows(methods), chance, out / view.file, looks_of, view)
-            figures[view.file] = view.title
+    for tradeoff in build_tradeoffs(models, methods, pooled, comparisons).tradeoffs:
+        if tradeoff.view.file is not None:
+            draw(plot_tradeoff, tradeoff, out / tradeoff.view.file, looks_of)
+            figures[tradeoff.view.file] = tradeoff.view.title
     if summaries:
         draw(plots.plot_persona_accuracy, summaries, out / "personas.png", styles)
-        draw(plots.plot_lottery, summaries, out / "lottery.png", styles)
+        draw(plots.plot_best_of_k, summaries, out / "lottery.png", styles)
         figures |= {"personas.png": "accuracy by persona", "lottery.png": "expected best of k personas"}
     for place, model in enumerate(models, start=1):
         if model.grid is not None:
@@ -362,7 +346,7 @@ def _plot_model_heatmap(model: ModelRuns, path: Path) -> None:
 
 
 def _report_json(models: Sequence[ModelRuns], comparisons: Sequence[Comparison], caption: str) -> dict[str, object]:
-    """Return the content of table.json: every number of the report, by label."""
+    """The content of table.json: every number of the report, by label."""
     return {
         "caption": caption,
         "rows": [model.row.model_dump(mode="json") for model in models],
@@ -412,12 +396,12 @@ def _report_json(models: Sequence[ModelRuns], comparisons: Sequence[Comparison],
 
 
 def _right_in_character_json(models: Sequence[ModelRuns]) -> dict[str, object]:
-    """Return right and in character by label, under its name; empty when no model has it."""
+    """Right and in character by label, under its name; empty when no model has it."""
     found = {model.label: model.right_in_character for model in models if model.right_in_character is not None}
     return {"right_in_character": {label: one.model_dump(mode="json") for label, one in found.items()}} if found else {}
 
 
 def _judges_json(run: JudgedRun) -> dict[str, object]:
-    """Return the results of a run's judges, and their agreement when there are at least two judges."""
+    """The results of a run's judges, and their agreement when there are at least two judges."""
     agreement = None if run.agreement is None else run.agreement.model_dump(mode="json")
     return {"judges": {name: one.model_dump(mode="json") for name, one in run.judges.items()}, "agreement": agreement}

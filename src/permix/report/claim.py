@@ -29,14 +29,8 @@ from permix.report.judges import (
     JudgeScoreDifference,
     score_name,
 )
-from permix.report.methods import (
-    MethodDifference,
-    MethodNumbers,
-    PooledMethod,
-    ReportMethod,
-    Role,
-    measured_models,
-)
+from permix.report.methods import ReportMethod, Role
+from permix.report.pooled import MethodDifference, MethodNumbers, PooledMethod, measured_models
 from permix.report.runs import ModelRuns
 from permix.types import Estimate, count_text
 
@@ -137,22 +131,22 @@ class ComparisonPair(NamedTuple):
     """
 
     method: ReportMethod
-    reference: ReportMethod
+    against: ReportMethod
     other_variants: tuple[ReportMethod, ...] = ()
 
 
 def build_claim(
     methods: Sequence[ReportMethod], differences: Sequence[MethodDifference] = (), pooled: Sequence[PooledMethod] = ()
 ) -> ReportClaim:
-    """Return the claim above the report. Differences in `differences` and numbers in `pooled` are not computed again."""
+    """The claim above the report. Differences in `differences` and numbers in `pooled` are not computed again."""
     numbers = MethodNumbers(pooled, differences)
-    able = [method for method in methods if any(measured_models(method)) or any(model.judged_runs for model in method.models)]
-    chosen = choose_comparison(able)
+    measured = [method for method in methods if any(measured_models(method)) or any(model.judged_runs for model in method.models)]
+    chosen = choose_comparison(measured)
     if chosen is not None:
-        base = next((method for method in able if method.role == "base"), None)
+        base = next((method for method in measured if method.role == "base"), None)
         return _comparison_claim(chosen, base, numbers)
-    if able:
-        return _single_method_claim(able[0], numbers)
+    if measured:
+        return _single_method_claim(measured[0], numbers)
     models = [model for method in methods for model in method.models]
     if any(model.drift is not None or model.strategies for model in models):
         return ReportClaim(_NO_CLAIM_POSSIBLE)
@@ -161,7 +155,7 @@ def build_claim(
 
 
 def _answers_text(label: str, metrics: TextMetrics) -> str:
-    """Return how many questions a model answered in character, and what is measured of the answers without a judge."""
+    """How many questions a model answered in character, and what is measured of the answers without a judge."""
     shares = {"out of character": metrics.break_rate.value, "cut off": metrics.truncated_share.value}
     measured = ", ".join(f"{share:.0%} {name}" for name, share in shares.items() if share is not None)
     return (
@@ -185,31 +179,32 @@ def choose_comparison(methods: Sequence[ReportMethod]) -> ComparisonPair | None:
 
 
 def _by_seed_count(methods: Sequence[ReportMethod]) -> list[ReportMethod]:
-    """Return the methods with most seeds first; methods with equally many seeds keep their order."""
+    """The methods with most seeds first; methods with equally many seeds keep their order."""
     return sorted(methods, key=lambda one: -len(one.models))
 
 
 def _comparison_claim(pair: ComparisonPair, base: ReportMethod | None, numbers: MethodNumbers) -> ReportClaim:
-    one, other, others = pair
-    change = numbers.difference(one, other)
-    pooled, reference_pooled = numbers.pooled(one), numbers.pooled(other)
+    method, against, other_variants = pair
+    difference = numbers.difference(method, against)
+    pooled, pooled_against = numbers.pooled(method), numbers.pooled(against)
     findings = [
-        *_stability_findings(change, pooled, reference_pooled, [*one.models, *other.models]),
-        *_no_pss_findings(change, [one, other]),
-        *_distinctness_findings(change, pooled, reference_pooled),
-        *_judge_findings(one, other),
+        *_stability_findings(difference, pooled, pooled_against, [*method.models, *against.models]),
+        *_no_pss_findings(difference, [method, against]),
+        *_distinctness_findings(difference, pooled, pooled_against),
+        *_judge_findings(method, against),
     ]
-    names = f"{md_label(one.name)}{_ROLE_DESCRIPTIONS[one.role]} against {md_label(other.name)}{_ROLE_DESCRIPTIONS[other.role]}"
-    cards = _comparison_cards(pair, change, pooled, reference_pooled)
+    names = " against ".join(f"{md_label(one.name)}{_ROLE_DESCRIPTIONS[one.role]}" for one in (method, against))
+    cards = _comparison_cards(pair, difference, pooled, pooled_against)
+    one_seed = _one_seed_text(difference, method, against)
     return ReportClaim(
-        _comparison_claim_sentence(md_label(one.name), md_label(other.name), cards, _one_seed_text(change, one, other)),
+        _comparison_claim_sentence(md_label(method.name), md_label(against.name), cards, one_seed),
         _join_support(
             names,
             findings or [Finding("they have no measure in common")],
             [
-                *_training_effect_sentences(base, one, other, numbers),
-                *_seed_sentences(change, one, other),
-                *_other_variants_sentences(others),
+                *_training_effect_sentences(base, method, against, numbers),
+                *_seed_sentences(difference, method, against),
+                *_other_variants_sentences(other_variants),
             ],
         ),
         cards,
@@ -222,14 +217,14 @@ def _join_support(names: str, findings: Sequence[Finding], remarks: Sequence[str
     return " ".join([sentence, *([f"{support[0].upper()}{support[1:]}."] if support else []), *remarks])
 
 
-def _one_seed_text(change: MethodDifference, one: ReportMethod, other: ReportMethod) -> str:
-    """Return what goes before a difference between trainings of one seed each: another seed may give another result."""
-    seeds = [n for method, n in zip((one, other), _seed_counts(change), strict=True) if method.role in ("rlvr", "permix")]
+def _one_seed_text(difference: MethodDifference, method: ReportMethod, against: ReportMethod) -> str:
+    """What goes before a difference between trainings of one seed each: another seed may give another result."""
+    seeds = [n for one, n in zip((method, against), _seed_counts(difference), strict=True) if one.role in ("rlvr", "permix")]
     return f"With one training seed{' each' if len(seeds) > 1 else ''}, " if set(seeds) == {1} else ""
 
 
 def _comparison_claim_sentence(name: str, against: str, cards: Sequence[ResultCard], one_seed: str) -> str:
-    """Return the sentence: in what the first method is better, in what it is worse, and where no difference is shown."""
+    """The sentence: in what the first method is better, in what it is worse, and where no difference is shown."""
     better, worse, equal = (
         [card.topic for card in cards if card.outcome == outcome] for outcome in (_BETTER, _WORSE, NOT_SIGNIFICANT)
     )
@@ -249,28 +244,29 @@ def _join_words(words: Sequence[str], last: str = "and") -> str:
 
 
 def _comparison_cards(
-    pair: ComparisonPair, change: MethodDifference, pooled: PooledMethod, reference: PooledMethod
+    pair: ComparisonPair, difference: MethodDifference, pooled: PooledMethod, pooled_against: PooledMethod
 ) -> tuple[ResultCard, ...]:
-    names = [one_line(method.name) for method in (pair.method, pair.reference)]
-    scored = _scored_coverage([*pair.method.models, *pair.reference.models])
-    reason = _reasons_text(change.reasons) if change.reasons else "" if scored.is_complete else f"incomplete, {scored.text}"
+    methods = (pair.method, pair.against)
+    names = [one_line(method.name) for method in methods]
+    scored = _scored_coverage([model for method in methods for model in method.models])
+    reason = _reasons_text(difference.reasons) or ("" if scored.is_complete else f"incomplete, {scored.text}")
 
     def card(topic: str, ours: Estimate | None, theirs: Estimate | None, by: Estimate | None, why: str) -> ResultCard:
         return _compared_card(ResultCard(topic, *_TITLES[topic], reason=why), names, (ours, theirs), by)
 
-    no_pss = "; ".join(f"of {one_line(one.name)} {one.pss_reason}" for one in (pair.method, pair.reference) if one.pss_reason)
+    no_pss = "; ".join(f"of {one_line(one.name)} {one.pss_reason}" for one in methods if one.pss_reason)
     return (
-        card("stability", pooled.pss, reference.pss, change.claimed_difference("pss"), reason or no_pss),
-        _character_card(pair, change, card("character", pooled.identifiability, reference.identifiability,
-                        change.claimed_difference("identifiability"), _reasons_text(change.fidelity_reasons))),
-        card("accuracy", pooled.mean, reference.mean, change.claimed_difference("mean"), reason),
+        card("stability", pooled.pss, pooled_against.pss, difference.claimed_difference("pss"), reason or no_pss),
+        _character_card(pair, difference, card("character", pooled.identifiability, pooled_against.identifiability,
+                        difference.claimed_difference("identifiability"), _reasons_text(difference.fidelity_reasons))),
+        card("accuracy", pooled.mean, pooled_against.mean, difference.claimed_difference("mean"), reason),
     )  # fmt: skip
 
 
 def _compared_card(
     empty: ResultCard, names: Sequence[str], values: Sequence[Estimate | None], difference: Estimate | None
 ) -> ResultCard:
-    """Return the card with these numbers. A difference with a reason against it is neither judged nor shown."""
+    """The card with these numbers. A difference with a reason against it is neither judged nor shown."""
     known = tuple(
         NamedEstimate(name, one) for name, one in zip(names, values, strict=True) if one is not None and one.value is not None
     )
@@ -281,22 +277,21 @@ def _compared_card(
     return empty._replace(outcome=_OUTCOMES.get(direction, direction), values=known, difference=shown)
 
 
-def _character_card(pair: ComparisonPair, change: MethodDifference, by_classifier: ResultCard) -> ResultCard:
-    """Return the card of identifiability; where it is not compared, that of a judge trusted on both models, if there is one."""
-    if change.identifiability is not None and change.identifiability.low is not None:
+def _character_card(pair: ComparisonPair, difference: MethodDifference, by_classifier: ResultCard) -> ResultCard:
+    """The card of identifiability; where it is not compared, that of a judge trusted on both models, if there is one."""
+    if difference.identifiability is not None and difference.identifiability.low is not None:
         return by_classifier
-    judged, reference_judged = (
-        [model for model in method.models if model.judged_runs] for method in (pair.method, pair.reference)
-    )
-    if len(judged) != 1 or len(reference_judged) != 1:
+    methods = (pair.method, pair.against)
+    judged, judged_against = ([model for model in method.models if model.judged_runs] for method in methods)
+    if len(judged) != 1 or len(judged_against) != 1:
         return by_classifier
-    trusted = [one for one in compare_judge_scores(reference_judged[0], judged[0])[0] if one.discriminates_persona]
+    trusted = [one for one in compare_judge_scores(judged[0], judged_against[0])[0] if one.discriminates_persona]
     if not trusted:
         return by_classifier
     first = trusted[0]
-    scores = [_score_by_judge(models[0], first.kind, first.scores.judge) for models in (judged, reference_judged)]
+    scores = [_score_by_judge(models[0], first.kind, first.scores.judge) for models in (judged, judged_against)]
     empty = ResultCard("character", *_judge_title(first.score_name, first.scores.judge), limits=_JUDGE_RANGE)
-    names = [one_line(method.name) for method in (pair.method, pair.reference)]
+    names = [one_line(method.name) for method in methods]
     return _compared_card(empty, names, scores, first.scores.persona_score)
 
 
@@ -309,7 +304,7 @@ def _judge_title(score: str, judge: str) -> tuple[str, str]:
 
 
 def _single_method_cards(method: ReportMethod, pooled: PooledMethod) -> tuple[ResultCard, ...]:
-    """Return the cards of a method that is compared with nothing: PSS, character against chance, accuracy against no persona."""
+    """The cards of a method that is compared with nothing: PSS, character against chance, accuracy against no persona."""
     name, (stable, _) = one_line(method.name), measured_models(method)
     scored = _scored_coverage(stable)
     reason = _reasons_text(pooled.reasons) if pooled.reasons else "" if scored.is_complete else f"incomplete, {scored.text}"
@@ -366,13 +361,13 @@ def _persona_effect_outcome(models: Sequence[ModelRuns]) -> str:
 
 
 def _persona_effect_counts(models: Sequence[ModelRuns]) -> tuple[int, int]:
-    """Return the number of models with a significant persona effect, and the number of models that were tested."""
+    """The number of models with a significant persona effect, and the number of models that were tested."""
     p_values = [p for model in models if model.stability is not None and (p := model.stability.permutation_p.value) is not None]
     return sum(p < SIGNIFICANCE_LEVEL for p in p_values), len(p_values)
 
 
 def _no_persona_outcome(models: Sequence[ModelRuns]) -> str:
-    """Return how the mean over personas differs from no persona; of a single model, because this difference is not pooled."""
+    """How the mean over personas differs from no persona; of a single model, because this difference is not pooled."""
     differences = [model.stability.measures["mean_minus_baseline"] for model in models if model.stability is not None]
     direction = difference_direction(differences[0]) if len(differences) == 1 else _NOT_MEASURED
     return {
@@ -384,7 +379,7 @@ def _no_persona_outcome(models: Sequence[ModelRuns]) -> str:
 def _single_claim_sentence(
     name: str, pooled: PooledMethod, cards: Sequence[ResultCard], stable: Sequence[ModelRuns], pss_reason: str | None
 ) -> str:
-    """Return the sentence on one method: whether personas change its accuracy, and whether they are distinguished."""
+    """The sentence on one method: whether personas change its accuracy, and whether they are distinguished."""
     stability, character, _ = cards
     parts = [f"{name}: {pss_reason}"] if pss_reason is not None else []
     if stability.values and pooled.pss is not None:
@@ -408,26 +403,26 @@ def _single_claim_sentence(
 
 
 def _stability_findings(
-    change: MethodDifference, pooled: PooledMethod, reference_pooled: PooledMethod, models: Sequence[ModelRuns]
+    difference: MethodDifference, pooled: PooledMethod, pooled_against: PooledMethod, models: Sequence[ModelRuns]
 ) -> list[Finding]:
-    if change.reasons:
-        return [Finding(f"not comparable in accuracy ({_reasons_text(change.reasons)})")]
-    pss = change.claimed_difference("pss")
+    if difference.reasons:
+        return [Finding(f"not comparable in accuracy ({_reasons_text(difference.reasons)})")]
+    pss = difference.claimed_difference("pss")
     if pss is None or pss.low is None:
         return []
     scored = _scored_coverage(models)
     if not scored.is_complete:
         return [Finding(f"not compared in accuracy, because the runs are incomplete ({scored.text})")]
     support = (
-        f"persona stability score (PSS) {_values_text(pooled.pss, reference_pooled.pss)}, "
+        f"persona stability score (PSS) {_values_text(pooled.pss, pooled_against.pss)}, "
         f"{format_count(pss.n)} questions, {scored.text}"
     )
     return [Finding(stability_claim(pss), support)]
 
 
-def _no_pss_findings(change: MethodDifference, methods: Sequence[ReportMethod]) -> list[Finding]:
-    """Return why PSS is not compared: the methods of which it has no value, and the reason."""
-    if change.reasons or change.pss is None or change.pss.low is not None:
+def _no_pss_findings(difference: MethodDifference, methods: Sequence[ReportMethod]) -> list[Finding]:
+    """Why PSS is not compared: the methods of which it has no value, and the reason."""
+    if difference.reasons or difference.pss is None or difference.pss.low is not None:
         return []
     return [Finding(f"of {md_label(one.name)} {one.pss_reason}") for one in methods if one.pss_reason is not None]
 
@@ -447,54 +442,50 @@ def _scored_coverage(models: Sequence[ModelRuns]) -> _ScoredCoverage:
     return _ScoredCoverage(f"{count_text(personas, 'persona')}, {format_ratio(scored, asked)} persona cells scored", is_complete)
 
 
-def _distinctness_findings(change: MethodDifference, pooled: PooledMethod, reference_pooled: PooledMethod) -> list[Finding]:
-    if change.fidelity_reasons:
-        return [Finding(f"not comparable in how well personas are distinguished ({_reasons_text(change.fidelity_reasons)})")]
-    difference = change.claimed_difference("identifiability")
-    if difference is None or difference.low is None:
+def _distinctness_findings(difference: MethodDifference, pooled: PooledMethod, pooled_against: PooledMethod) -> list[Finding]:
+    if difference.fidelity_reasons:
+        return [Finding(f"not comparable in how well personas are distinguished ({_reasons_text(difference.fidelity_reasons)})")]
+    identifiability = difference.claimed_difference("identifiability")
+    if identifiability is None or identifiability.low is None:
         return []
     chance = f" ({_chance_text(pooled.chance)})" if pooled.chance is not None else ""
     numbers = (
-        f"{_values_text(pooled.identifiability, reference_pooled.identifiability)}{chance}, "
-        f"{format_count(difference.n)} open-ended questions"
+        f"{_values_text(pooled.identifiability, pooled_against.identifiability)}{chance}, "
+        f"{format_count(identifiability.n)} open-ended questions"
     )
-    return [
-        Finding(
-            f"{_DISTINCTNESS_CLAIMS[difference_direction(difference)]} (identifiability {difference.format_difference()})",
-            f"identifiability {numbers}",
-        )
-    ]
+    text = _DISTINCTNESS_CLAIMS[difference_direction(identifiability)]
+    return [Finding(f"{text} (identifiability {identifiability.format_difference()})", f"identifiability {numbers}")]
 
 
 def _chance_text(chance: float) -> str:
     return f"chance {format_decimal(chance)} among {round(1 / chance)} personas"
 
 
-def _values_text(first: Estimate | None, other: Estimate | None) -> str:
-    decimals = min((one.decimals for one in (first, other) if one is not None), default=None)
-    return " against ".join(MISSING_TEXT if one is None else one.format_value(decimals) for one in (first, other))
+def _values_text(value: Estimate | None, against: Estimate | None) -> str:
+    decimals = min((one.decimals for one in (value, against) if one is not None), default=None)
+    return " against ".join(MISSING_TEXT if one is None else one.format_value(decimals) for one in (value, against))
 
 
-def _judge_findings(one: ReportMethod, other: ReportMethod) -> list[Finding]:
-    """Return findings by judges when each method has one judged model: what judges trusted on both say, and which are not
+def _judge_findings(method: ReportMethod, against: ReportMethod) -> list[Finding]:
+    """Findings by judges when each method has one judged model: what judges trusted on both say, and which are not
     trusted.
     """
-    judged, reference_judged = ([model for model in method.models if model.judged_runs] for method in (one, other))
-    if len(judged) != 1 or len(reference_judged) != 1:
+    judged, judged_against = ([model for model in each.models if model.judged_runs] for each in (method, against))
+    if len(judged) != 1 or len(judged_against) != 1:
         return []
-    differences, reasons = compare_judge_scores(reference_judged[0], judged[0])
+    differences, reasons = compare_judge_scores(judged[0], judged_against[0])
     refused = [Finding(f"judges' scores are not comparable ({_reasons_text(reasons)})")] if reasons else []
     return (
         [_judge_finding(each) for each in differences if each.discriminates_persona]
         + refused
-        + _untrusted_judge_findings([*reference_judged, *judged])
+        + _untrusted_judge_findings([*judged_against, *judged])
     )
 
 
-def _judge_finding(change: JudgeScoreDifference) -> Finding:
-    scores = change.scores.persona_score
+def _judge_finding(difference: JudgeScoreDifference) -> Finding:
+    scores = difference.scores.persona_score
     direction = difference_direction(scores) if difference_direction(scores) != NOT_SIGNIFICANT else f"{NOT_SIGNIFICANT} in the"
-    name = f"{change.score_name} by judge {md_label(change.scores.judge)}"
+    name = f"{difference.score_name} by judge {md_label(difference.scores.judge)}"
     return Finding(
         f"{direction} {name} (1 to 5, {scores.format_difference()})",
         f"{name}: {format_count(scores.n)} personas, intervals over personas",
@@ -502,7 +493,7 @@ def _judge_finding(change: JudgeScoreDifference) -> Finding:
 
 
 def _untrusted_judge_findings(models: Iterable[ModelRuns]) -> list[Finding]:
-    """Return a finding for each judge whose scores mean nothing for one of these models, without repetition."""
+    """A finding for each judge whose scores mean nothing for one of these models, without repetition."""
     judges = [
         one for model in models for run in model.judged_runs for one in run.judges.values() if not one.discriminates_persona
     ]
@@ -515,27 +506,27 @@ def _untrusted_judge_findings(models: Iterable[ModelRuns]) -> list[Finding]:
 
 
 def _training_effect_sentences(
-    base: ReportMethod | None, one: ReportMethod, other: ReportMethod, numbers: MethodNumbers
+    base: ReportMethod | None, method: ReportMethod, against: ReportMethod, numbers: MethodNumbers
 ) -> list[str]:
-    """Return what training changed against base, when the claim itself compares two trainings."""
-    if base is None or other.role == "base":
+    """What training changed against base, when the claim itself compares two trainings."""
+    if base is None or against.role == "base":
         return []
-    change = numbers.difference(one, base)
+    difference = numbers.difference(method, base)
     pairs = (
-        ("PSS", change.claimed_difference("pss")),
-        ("identifiability", change.claimed_difference("identifiability")),
-        ("recognisability", change.claimed_difference("recognisability")),
+        ("PSS", difference.claimed_difference("pss")),
+        ("identifiability", difference.claimed_difference("identifiability")),
+        ("recognisability", difference.claimed_difference("recognisability")),
     )
     texts = [f"{name} {value.format_difference()}" for name, value in pairs if value is not None and value.value is not None]
-    return [f"{md_label(one.name)} against {md_label(base.name)}, before training: {', '.join(texts)}."] if texts else []
+    return [f"{md_label(method.name)} against {md_label(base.name)}, before training: {', '.join(texts)}."] if texts else []
 
 
-def _seed_sentences(change: MethodDifference, one: ReportMethod, other: ReportMethod) -> list[str]:
-    """Return what the intervals of a comparison cover: the questions, or the questions and how many training seeds."""
-    if change.pss is None and change.identifiability is None:
+def _seed_sentences(difference: MethodDifference, method: ReportMethod, against: ReportMethod) -> list[str]:
+    """What the intervals of a comparison cover: the questions, or the questions and how many training seeds."""
+    if difference.pss is None and difference.identifiability is None:
         return []
-    pairs = zip((one, other), _seed_counts(change), strict=True)
-    counts = [(method, n) for method, n in pairs if method.role != "base" and n]
+    pairs = zip((method, against), _seed_counts(difference), strict=True)
+    counts = [(one, n) for one, n in pairs if one.role != "base" and n]
     distinct_counts = {n for _, n in counts}
     if not counts:
         return [f"{_INTERVAL_NOTE}."]
@@ -543,34 +534,38 @@ def _seed_sentences(change: MethodDifference, one: ReportMethod, other: ReportMe
         trained = "One training seed each" if len(counts) > 1 else "One training seed"
         return [f"{_INTERVAL_NOTE}. {trained}; other seeds are not covered."]
     trained = _seed_counts_text(counts, shared=len(distinct_counts) == 1)
-    covered = [name for name in _CLAIMED_MEASURES if change.covers_seeds(name)]
+    covered = [name for name in _CLAIM_LABELS if difference.covers_seeds(name)]
     if not covered:
         return [f"{_INTERVAL_NOTE}, of means over {trained}; other seeds are not covered; each seed is shown below."]
-    shown = {name: change.claimed_difference(name) for name in _CLAIMED_MEASURES if name not in covered}
-    alone = [_CLAIMED_MEASURES[name] for name, one in shown.items() if one is not None and one.low is not None]
+    shown = {name: difference.claimed_difference(name) for name in _CLAIM_LABELS if name not in covered}
+    alone = [_CLAIM_LABELS[name] for name, one in shown.items() if one is not None and one.low is not None]
     exception = f", of {_join_words(alone)} over the questions alone" if alone else ""
     note = f"Brackets are 95 % intervals over questions and training seeds, of means over {trained}{exception}"
-    return [f"{note}; each seed is shown below.", *_left_out_sentences(change), _differences_over_questions(change, covered)]
+    return [
+        f"{note}; each seed is shown below.",
+        *_left_out_sentences(difference),
+        _differences_over_questions(difference, covered),
+    ]
 
 
-_CLAIMED_MEASURES = {"pss": "PSS", "identifiability": "identifiability", "mean": STABILITY_MEASURES["mean"].sentence_label}
+_CLAIM_LABELS = {"pss": "PSS", "identifiability": "identifiability", "mean": STABILITY_MEASURES["mean"].sentence_label}
 """The measures of the cards, and their names in a sentence."""
 
 
-def _left_out_sentences(change: MethodDifference) -> list[str]:
-    """Return which seeds are in a method's own mean and not in the difference."""
-    seeds = change.seeds_of("pss" if change.pss is not None else "identifiability")
-    counts = zip(seeds.n_left_out, (change.name, change.against), strict=True)
+def _left_out_sentences(difference: MethodDifference) -> list[str]:
+    """Which seeds are in a method's own mean and not in the difference."""
+    seeds = difference.seeds_of("pss" if difference.pss is not None else "identifiability")
+    counts = zip(seeds.n_left_out, (difference.name, difference.against), strict=True)
     parts = [f"{n} further seed{'s' if n > 1 else ''} of {md_label(name)}" for n, name in counts if n]
     if not parts:
         return []
     return [f"The difference is that of the seeds that both have; {' and '.join(parts)} count in the method's own mean alone."]
 
 
-def _differences_over_questions(change: MethodDifference, names: Sequence[str]) -> str:
-    """Return the differences in these measures with their intervals over the questions alone."""
-    found = {name: change.over_seeds[name].over_questions for name in names}
-    parts = [f"{_CLAIMED_MEASURES[name]} {one.format_difference()}, {difference_direction(one)}" for name, one in found.items()]
+def _differences_over_questions(difference: MethodDifference, names: Sequence[str]) -> str:
+    """The differences in these measures with their intervals over the questions alone."""
+    found = {name: difference.over_seeds[name].over_questions for name in names}
+    parts = [f"{_CLAIM_LABELS[name]} {one.format_difference()}, {difference_direction(one)}" for name, one in found.items()]
     return f"Over the questions alone, which says nothing of other seeds: {'; '.join(parts)}."
 
 
@@ -580,9 +575,9 @@ def _seed_counts_text(counts: Sequence[tuple[ReportMethod, int]], *, shared: boo
     return " and ".join(f"{n} training seed{'s' if n > 1 else ''} of {md_label(method.name)}" for method, n in counts)
 
 
-def _seed_counts(change: MethodDifference) -> tuple[int, int]:
-    """Return the numbers of models behind a comparison: those of stability when it was compared, else those of fidelity."""
-    return change.n_seeds if change.pss is not None else change.n_fidelity_seeds
+def _seed_counts(difference: MethodDifference) -> tuple[int, int]:
+    """The numbers of models behind a comparison: those of stability when it was compared, else those of fidelity."""
+    return difference.n_seeds if difference.pss is not None else difference.n_fidelity_seeds
 
 
 def _other_variants_sentences(others: Sequence[ReportMethod]) -> list[str]:
@@ -593,7 +588,7 @@ def _other_variants_sentences(others: Sequence[ReportMethod]) -> list[str]:
 
 
 def _single_method_claim(method: ReportMethod, numbers: MethodNumbers) -> ReportClaim:
-    """Return the claim about a single method: whether personas have an effect, the accuracy under the worst one, and
+    """The claim about a single method: whether personas have an effect, the accuracy under the worst one, and
     distinctness.
     """
     pooled, (stable, _) = numbers.pooled(method), measured_models(method)
@@ -653,7 +648,7 @@ def _identifiability_findings(pooled: PooledMethod) -> list[Finding]:
 
 
 def _trusted_judge_findings(models: Sequence[ModelRuns]) -> list[Finding]:
-    """Return the scores of trusted judges."""
+    """The scores of trusted judges."""
     return [
         Finding(
             f"{score_name(run.kind, one.tasks)} by judge {md_label(one.label)} {one.persona_score} of 5",

@@ -2,6 +2,9 @@
 
 Contract: everything is computed from the runs' records, as in the report. Two runs are compared only when questions, personas,
 prompts, sampling and scorer are the same; otherwise the comparison is refused and the reason is given. Names may be hostile text.
+
+A difference of two models, methods or arms is what is measured − what it is measured `against`, and functions take the two in
+this order. Only `permix compare` keeps the order of its command line: `first` and `other`, with other − first.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -11,9 +14,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from pydantic import Field
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as TerminalTable
 from rich.text import Text
 
 from permix.config import CompareConfig
@@ -22,7 +24,7 @@ from permix.evals.grid import CutOffCounts
 from permix.evals.in_character import measure_right_in_character
 from permix.evals.stability import StabilityGrid, read_context_grids, read_stability_grid
 from permix.metrics import statistics
-from permix.metrics.measures import STABILITY_MEASURES, MeasureRecord
+from permix.metrics.measures import CHARACTER_MEASURES, STABILITY_MEASURES, CharacterRecord, character_measures_of
 from permix.metrics.model_comparison import (
     MeasureDifference,
     PairedComparison,
@@ -44,9 +46,16 @@ from permix.rendering.table import (
     markdown_table,
     one_line,
     plain_text,
+    terminal_table,
 )
-from permix.report.judges import INTERVIEW_KIND, JudgeScoreDifference, bootstrap_settings, judge_incompatibilities
-from permix.report.judges import judge_score_differences as judged_differences
+from permix.report.judges import (
+    INTERVIEW_KIND,
+    OPEN_ENDED_KIND,
+    JudgeScoreDifference,
+    bootstrap_settings,
+    judge_incompatibilities,
+    judge_score_differences,
+)
 from permix.report.runs import (
     FIDELITY_RUN_KINDS,
     WHOLE_GRID_STRATEGIES,
@@ -58,12 +67,12 @@ from permix.report.runs import (
     model_label,
 )
 from permix.sanitize import escape_control
-from permix.storage.cells import chosen_answers_note
+from permix.storage.cells import conflicting_answers_note
 from permix.storage.files import write_json, write_text
-from permix.types import Estimate
+from permix.types import Estimate, true_minus
 
 
-class Comparison(MeasureRecord):
+class Comparison(CharacterRecord):
     """The differences between two models. If they cannot be compared, `measures` is empty and `reasons` say why."""
 
     VIEW = "differences"
@@ -82,34 +91,40 @@ class Comparison(MeasureRecord):
     judged_reasons: tuple[str, ...] = ()
 
 
-def compare_models(first: ModelRuns, other: ModelRuns) -> Comparison:
-    """Return other − first in every measure, each with the reasons where it is not compared."""
-    reasons, fidelity_reasons = stability_incompatibilities(first, other), identifiability_incompatibilities(first, other)
+def compare_models(model: ModelRuns, against: ModelRuns) -> Comparison:
+    """`model` − `against` in every measure, each with the reasons where it is not compared."""
+    reasons, fidelity_reasons = stability_incompatibilities(against, model), identifiability_incompatibilities(against, model)
     differences: dict[str, Estimate] = {}
-    if first.grid is not None and other.grid is not None and not reasons:
-        differences = compare_stability_grids(first.grid, other.grid, *bootstrap_settings(first.runs["stability"].config))
-    recognisability_reasons = recognisability_incompatibilities(first, other)
-    in_character_reasons = right_in_character_incompatibilities(first, other)
+    if model.grid is not None and against.grid is not None and not reasons:
+        differences = compare_stability_grids(model.grid, against.grid, *bootstrap_settings(against.runs["stability"].config))
+    recognisability_reasons = recognisability_incompatibilities(against, model)
+    in_character_reasons = right_in_character_incompatibilities(against, model)
     in_character = None
-    if first.right_in_character is not None and other.right_in_character is not None and not in_character_reasons:
-        settings = bootstrap_settings(first.runs["stability"].config)
-        in_character = right_in_character_difference([first.right_in_character], [other.right_in_character], *settings)
-    judged, judged_reasons = compare_judge_scores(first, other)
+    if model.right_in_character is not None and against.right_in_character is not None and not in_character_reasons:
+        settings = bootstrap_settings(against.runs["stability"].config)
+        in_character = right_in_character_difference([model.right_in_character], [against.right_in_character], *settings)
+    judged, judged_reasons = compare_judge_scores(model, against)
+    identifiability = recognisability = None
+    if not fidelity_reasons:
+        identifiability = _share_difference(model.identifiability, against.identifiability, against)
+    if not recognisability_reasons:
+        recognisability = _share_difference(model.recognisability, against.recognisability, against)
     return Comparison(
-        label=other.label, against=first.label, measures=differences,
-        identifiability=None if fidelity_reasons else _difference(first, first.identifiability, other.identifiability),
-        recognisability=None if recognisability_reasons else _difference(first, first.recognisability, other.recognisability),
+        label=model.label, against=against.label, measures=differences,
+        identifiability=identifiability, recognisability=recognisability,
         right_in_character=in_character, judged=judged, reasons=reasons, fidelity_reasons=fidelity_reasons,
         recognisability_reasons=recognisability_reasons, right_in_character_reasons=in_character_reasons,
         judged_reasons=judged_reasons,
     )  # fmt: skip
 
 
-def _difference(model: ModelRuns, first: "QuestionShares | None", other: "QuestionShares | None") -> Estimate | None:
-    """Return other − first, with the draws of the model's fidelity run; None where one was not measured."""
-    if first is None or other is None:
+def _share_difference(
+    shares: "QuestionShares | None", against: "QuestionShares | None", settings_of: ModelRuns
+) -> Estimate | None:
+    """`shares` − `against`, with the draws of this model's fidelity run; None where one was not measured."""
+    if shares is None or against is None:
         return None
-    return question_share_difference([first], [other], *bootstrap_settings(model.runs["fidelity"].config))
+    return question_share_difference([shares], [against], *bootstrap_settings(settings_of.runs["fidelity"].config))
 
 
 _STABILITY_TEMPLATE = "{} stable: under its worst persona it keeps a {} share of its best persona's accuracy"
@@ -127,15 +142,11 @@ MIN_SCORED_SHARE = 0.9
 
 
 def stability_claim(pss: Estimate, p: float | None = None) -> str:
-    """Return what a difference in PSS says about stability, with its value and, if given, the p of its test. The difference must
+    """What a difference in PSS says about stability, with its value and, if given, the p of its test. The difference must
     have an interval.
     """
-    return f"{_STABILITY_CLAIMS[difference_direction(pss)]} (PSS {pss.format_difference()}{_p_text(p)})"
-
-
-def _p_text(p: float | None) -> str:
-    shown = table.format_p_value(p)
-    return "" if p is None else f", p {shown}" if shown.startswith("<") else f", p = {shown}"
+    tested = "" if p is None else f", {table.p_text(p)}"
+    return f"{_STABILITY_CLAIMS[difference_direction(pss)]} (PSS {pss.format_difference()}{tested})"
 
 
 _COMPARISON_NOTE = (
@@ -155,16 +166,15 @@ class CharacterComparison(NamedTuple):
     @property
     def rows(self) -> list[tuple[str, str, str, str]]:
         """For each measure that both models have: its name, both values, and the difference or why there is none."""
-        one, two, found = self.first.row, self.other.row, self.differences
-        measures = (
-            ("identifiability", one.identifiability, two.identifiability, found.identifiability, found.fidelity_reasons),
-            ("recognisability", one.recognisability, two.recognisability, found.recognisability, found.recognisability_reasons),
-        )
-        return [
-            (name, str(first), str(other), "; ".join(reasons) if difference is None else difference.format_difference())
-            for name, first, other, difference, reasons in measures
-            if first is not None and other is not None
-        ]
+        rows = []
+        for measure in character_measures_of(OPEN_ENDED_KIND):
+            first, other = (model.character_estimate(measure.name) for model in (self.first, self.other))
+            difference = self.differences.estimate(measure.name)
+            reasons = "; ".join(self.differences.reasons_for(measure.name))
+            if first is not None and other is not None:
+                shown = reasons if difference is None else difference.format_difference()
+                rows.append((measure.label, str(first), str(other), shown))
+        return rows
 
 
 class RunComparison(NamedTuple):
@@ -210,9 +220,9 @@ def run_compare(config: CompareConfig) -> None:
         write_text(config.out / "comparison.md", comparison_markdown(compared))
         paths = {"first": str(compared.first.path), "other": str(compared.other.path)}
         cut_off = dict(zip(paths, (one.model_dump(mode="json") for one in compared.cut_off), strict=True))
-        both = compared.right_in_character
-        in_character = {} if both is None else {"right_in_character": both.model_dump(mode="json")}
-        content = paths | compared.result.model_dump(mode="json") | in_character | {"cut_off": cut_off} | _contexts_json(compared)
+        in_character = compared.right_in_character
+        shares = {} if in_character is None else {"right_in_character": in_character.model_dump(mode="json")}
+        content = paths | compared.result.model_dump(mode="json") | shares | {"cut_off": cut_off} | _contexts_json(compared)
         if compared.characters is not None:
             content["characters"] = compared.characters.differences.model_dump(mode="json")
         write_json(config.out / "comparison.json", content)
@@ -246,7 +256,7 @@ def _compare_grids(grid: StabilityGrid, other_grid: StabilityGrid, seed: int, re
 
 
 def _contexts_json(comparison: RunComparison) -> dict[str, Any]:
-    """Return "contexts": the comparison within each context, by its name; nothing for runs without contexts."""
+    """ "contexts": the comparison within each context, by its name; nothing for runs without contexts."""
     found = {id: one.model_dump(mode="json") for id, one in comparison.contexts.items()}
     return {"contexts": found} if found else {}
 
@@ -269,12 +279,12 @@ def _compare_right_in_character(first: Run, other: Run, seed: int, resamples: in
 
 
 def _compare_characters(first: Path, other: Path) -> CharacterComparison | None:
-    """Return the comparison of the runs of open-ended questions in two folders; None unless each folder holds exactly one."""
+    """The comparison of the runs of open-ended questions in two folders; None unless each folder holds exactly one."""
     found = [[run.path for run in find_runs(path) if run.kind == "fidelity"] for path in (first, other)]
     if any(len(paths) != 1 for paths in found):
         return None
     one, two = (collect_models(paths)[0] for paths in found)
-    return CharacterComparison(one, two, compare_models(one, two))
+    return CharacterComparison(one, two, compare_models(two, one))
 
 
 def _require_two_paths(config: CompareConfig) -> None:
@@ -298,7 +308,7 @@ def _find_stability_run(path: Path) -> Run:
 
 
 def comparison_claim(comparison: RunComparison) -> str:
-    """Return the conclusion as one sentence in Markdown: stability, and the mean accuracy over the personas."""
+    """The conclusion as one sentence in Markdown: stability, and the mean accuracy over the personas."""
     one, two = map(table.md_label, comparison.labels)
     counts = [_count_persona_scores(run) for run in (comparison.first, comparison.other)]
     if any(scored < MIN_SCORED_SHARE * asked for scored, asked in counts):
@@ -311,12 +321,13 @@ def comparison_claim(comparison: RunComparison) -> str:
     if pss.low is not None:
         stable = stability_claim(pss, pss_p)
     direction, name = difference_direction(mean), STABILITY_MEASURES["mean"].sentence_label
-    accuracy = f"{name} {direction} ({mean.format_difference()}{_p_text(mean_p)})"
+    tested = "" if mean_p is None else f", {table.p_text(mean_p)}"
+    accuracy = f"{name} {direction} ({mean.format_difference()}{tested})"
     return f"{two} against {one}: {stable}; {accuracy}."
 
 
 def comparison_cautions(comparison: RunComparison) -> list[str]:
-    """Return what a reader must know about the two runs, in Markdown: cells without a score, and answers that were cut off."""
+    """What a reader must know about the two runs, in Markdown: cells without a score, and answers that were cut off."""
     cautions = []
     for label, run in zip(comparison.labels, (comparison.first, comparison.other), strict=True):
         scored, asked = _count_persona_scores(run)
@@ -324,19 +335,19 @@ def comparison_cautions(comparison: RunComparison) -> list[str]:
             cautions.append(f"**Incomplete**: {table.md_label(label)} has {format_ratio(scored, asked)} persona cells scored.")
         if (warning := run.cut_off_warning) is not None:
             cautions.append(f"**Cut off**: {table.md_label(label)}: {warning}.")
-        if (note := chosen_answers_note(run.cells)) is not None:
+        if (note := conflicting_answers_note(run.cells)) is not None:
             cautions.append(f"**Answered twice**: {table.md_label(label)}: {note}.")
     return cautions
 
 
 def _count_persona_scores(run: Run) -> tuple[int, int]:
-    """Return how many cells with a persona have a score, and how many were asked."""
+    """How many cells with a persona have a score, and how many were asked."""
     correct_P_Q_S = read_stability_grid(run.path, run.grid_results).correct_P_Q_S
     return int((~np.isnan(correct_P_Q_S)).sum()), correct_P_Q_S.size
 
 
-def terminal_comparison_tables(comparison: RunComparison) -> list[Table]:
-    """Return the tables for a terminal: the measures, the contexts of runs with contexts, and the personas, with the largest loss
+def terminal_comparison_tables(comparison: RunComparison) -> list[TerminalTable]:
+    """The tables for a terminal: the measures, the contexts of runs with contexts, and the personas, with the largest loss
     of accuracy first.
     """
     labels = [Text(one_line(label)) for label in comparison.labels]
@@ -347,18 +358,18 @@ def terminal_comparison_tables(comparison: RunComparison) -> list[Table]:
         "persona": _persona_rows(comparison.result),
     }
     for heading, lines in ((heading, lines) for heading, lines in parts.items() if lines or heading != "context"):
-        table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-        table.add_column(heading)
+        shown = terminal_table()
+        shown.add_column(heading)
         for column in (*labels, Text("second − first"), Text("p")):
-            table.add_column(column, overflow="fold")
+            shown.add_column(column, overflow="fold")
         for line in lines:
-            table.add_row(*(Text(escape_control(cell)) for cell in line))
-        tables.append(table)
+            shown.add_row(*(Text(escape_control(cell)) for cell in line))
+        tables.append(shown)
     return tables
 
 
 def comparison_markdown(comparison: RunComparison) -> str:
-    """Return the tables as a Markdown document."""
+    """The tables as a Markdown document."""
     one, two = map(table.md_label, comparison.labels)
     contexts = [[table.md_label(line[0]), *line[1:]] for line in _context_rows(comparison)]
     parts = [
@@ -377,11 +388,12 @@ def comparison_markdown(comparison: RunComparison) -> str:
 
 
 def _measure_rows(comparison: RunComparison) -> list[Sequence[str]]:
-    measures, both = comparison.result.measures, comparison.right_in_character
+    measures, in_character = comparison.result.measures, comparison.right_in_character
+    label = CHARACTER_MEASURES["right_in_character"].label
     cut_off = (format_ratio(one.n_cut_off, one.n_known) if one.n_known else MISSING_TEXT for one in comparison.cut_off)
     return [
         *((STABILITY_MEASURES[one.name].label, *_comparison_cells(one, one.p)) for one in measures),
-        *(() if both is None else (("right and in character", *_comparison_cells(both, both.p)),)),
+        *(() if in_character is None else ((label, *_comparison_cells(in_character, in_character.p)),)),
         ("cut off, of answered", *cut_off, MISSING_TEXT, MISSING_TEXT),
     ]
 
@@ -395,7 +407,7 @@ _CONTEXT_MEASURES = ("mean", "pss")
 
 
 def _context_rows(comparison: RunComparison) -> list[Sequence[str]]:
-    """Return mean and PSS within each context; empty for runs without contexts."""
+    """Mean and PSS within each context; empty for runs without contexts."""
     return [
         (f"{id}, {STABILITY_MEASURES[measure.name].label}", *_comparison_cells(measure, measure.p))
         for id, one in comparison.contexts.items()
@@ -411,16 +423,17 @@ def _persona_rows(result: PairedComparison) -> list[Sequence[str]]:
 
 def _comparison_cells(difference: MeasureDifference | PersonaDifference, p: float | None) -> tuple[str, ...]:
     signed = MISSING_TEXT if difference.difference.value is None else difference.difference.format_difference()
-    values = (table.format_decimal(value).replace("-", "−") for value in (difference.first, difference.other))
+    values = (true_minus(table.format_decimal(value)) for value in (difference.first, difference.other))
     return (*values, signed, table.format_p_value(p))
 
 
-def compare_stability_grids(first: StabilityGrid, other: StabilityGrid, seed: int, resamples: int) -> dict[str, Estimate]:
-    """Return other − first in every measure of the view "differences", paired by persona and question.
+def compare_stability_grids(grid: StabilityGrid, against: StabilityGrid, seed: int, resamples: int) -> dict[str, Estimate]:
+    """`grid` − `against` in every measure of the view "differences", paired by persona and question.
 
     Both models use the same bootstrap draws of questions. `seed` and `resamples` are those of the bootstrap.
     """
-    return stability_differences([aligned_sample_means(first, first)], [aligned_sample_means(first, other)], seed, resamples)
+    means, means_against = (aligned_sample_means(against, each) for each in (grid, against))
+    return stability_differences([means], [means_against], seed, resamples)
 
 
 class QuestionShares(Protocol):
@@ -432,35 +445,35 @@ class QuestionShares(Protocol):
 
 
 def question_share_difference(
-    first: Sequence[QuestionShares],
-    other: Sequence[QuestionShares],
+    shares: Sequence[QuestionShares],
+    against: Sequence[QuestionShares],
     seed: int,
     resamples: int,
     change: statistics.Change = np.subtract,
 ) -> Estimate:
-    """Return other − first, or another change, in a share of answers, where each is the mean over its models.
+    """`shares` − `against`, or another change, in a share of answers, where each is the mean over its models.
 
     All models use the same bootstrap draws of questions; only questions that every model answered count. n is the number of
-    questions. The interval of other − first is that of `bootstrap_paired`.
+    questions. The interval of shares − against is that of `bootstrap_paired`.
     """
-    questions = sorted(set.intersection(*(set(one.right_by_question) for one in (*first, *other))))
+    questions = sorted(set.intersection(*(set(one.right_by_question) for one in (*shares, *against))))
     if not questions:
         return Estimate(value=None, n=0)
 
     def measures(counts_R_Q: Array) -> dict[str, Array]:
-        one, two = (mean_question_share(models, questions, counts_R_Q) for models in (first, other))
-        return {"difference": change(two, one)}
+        share, share_against = (mean_question_share(models, questions, counts_R_Q) for models in (shares, against))
+        return {"difference": change(share, share_against)}
 
     drawn = statistics.bootstrap(measures, len(questions), np.random.default_rng(seed), resamples, block_size=resamples)
     value, replicate_R = drawn["difference"]
     if change is not np.subtract:
         return statistics.bootstrap_estimate(float(value), replicate_R, len(questions))
-    one_Q, two_Q = (mean_question_share(models, questions, np.eye(len(questions))) for models in (first, other))
-    return statistics.bootstrap_paired(float(value), replicate_R, two_Q - one_Q)
+    share_Q, against_Q = (mean_question_share(models, questions, np.eye(len(questions))) for models in (shares, against))
+    return statistics.bootstrap_paired(float(value), replicate_R, share_Q - against_Q)
 
 
 def mean_question_share(models: Sequence[QuestionShares], questions: Sequence[str], counts_R_Q: Array) -> Array:
-    """Return the share of answers to these questions that are attributed to their persona, as the mean over the models [R].
+    """The share of answers to these questions that are attributed to their persona, as the mean over the models [R].
 
     `counts_R_Q` says how often each bootstrap resample drew each question.
     """
@@ -470,7 +483,7 @@ def mean_question_share(models: Sequence[QuestionShares], questions: Sequence[st
 
 
 def stability_incompatibilities(first: ModelRuns, other: ModelRuns) -> tuple[str, ...]:
-    """Return why two models cannot be compared in accuracy or PSS; empty when they can be compared, or when one was
+    """Why two models cannot be compared in accuracy or PSS; empty when they can be compared, or when one was
     not measured.
     """
     if first.grid is None or other.grid is None:
@@ -481,13 +494,13 @@ def stability_incompatibilities(first: ModelRuns, other: ModelRuns) -> tuple[str
 def run_incompatibilities(
     first_run: Run, other_run: Run, first_grid: StabilityGrid, other_grid: StabilityGrid
 ) -> tuple[str, ...]:
-    """Return why the scores of two stability runs cannot be compared; empty when they can be."""
+    """Why the scores of two stability runs cannot be compared; empty when they can be."""
     first_ids, other_ids = ((set(grid.persona_ids), set(grid.question_ids)) for grid in (first_grid, other_grid))
     return _setup_mismatches(first_run, other_run) or (() if first_ids == other_ids else ("Not the same personas and questions",))
 
 
 def identifiability_incompatibilities(first: ModelRuns, other: ModelRuns) -> tuple[str, ...]:
-    """Return why two models cannot be compared in identifiability; empty when they can be compared, or when one was
+    """Why two models cannot be compared in identifiability; empty when they can be compared, or when one was
     not measured.
     """
     if first.identifiability is None or other.identifiability is None:
@@ -500,7 +513,7 @@ def identifiability_incompatibilities(first: ModelRuns, other: ModelRuns) -> tup
 
 
 def right_in_character_incompatibilities(first: ModelRuns, other: ModelRuns) -> tuple[str, ...]:
-    """Return why two models cannot be compared in right and in character; empty when they can be compared, or when one was not
+    """Why two models cannot be compared in right and in character; empty when they can be compared, or when one was not
     measured.
     """
     one, two = first.right_in_character, other.right_in_character
@@ -510,7 +523,7 @@ def right_in_character_incompatibilities(first: ModelRuns, other: ModelRuns) -> 
 
 
 def _persona_mismatches(one: RightInCharacter, two: RightInCharacter) -> tuple[str, ...]:
-    """Return why the classifiers of two results do not choose among the same personas; empty when they do."""
+    """Why the classifiers of two results do not choose among the same personas; empty when they do."""
     same = {persona.id for persona in one.personas} == {persona.id for persona in two.personas}
     return () if same else ("Not the same personas have enough answers for right and in character",)
 
@@ -523,7 +536,7 @@ def _in_character_mismatches(one: Run, two: Run) -> tuple[str, ...]:
 
 
 def recognisability_incompatibilities(first: ModelRuns, other: ModelRuns) -> tuple[str, ...]:
-    """Return why two models cannot be compared in recognisability; empty when they can be compared, or when one was not
+    """Why two models cannot be compared in recognisability; empty when they can be compared, or when one was not
     measured.
     """
     if first.recognisability is None or other.recognisability is None:
@@ -534,28 +547,28 @@ def recognisability_incompatibilities(first: ModelRuns, other: ModelRuns) -> tup
     )
 
 
-def compare_judge_scores(first: ModelRuns, other: ModelRuns) -> tuple[tuple[JudgeScoreDifference, ...], tuple[str, ...]]:
-    """Return the differences in judges' scores for each kind of run with the same setup for both models, and the reasons for
+def compare_judge_scores(model: ModelRuns, against: ModelRuns) -> tuple[tuple[JudgeScoreDifference, ...], tuple[str, ...]]:
+    """`model` − `against` in judges' scores for each kind of run with the same setup for both models, and the reasons for
     the other kinds.
     """
     differences: list[JudgeScoreDifference] = []
     reasons: list[str] = []
     for kind in FIDELITY_RUN_KINDS:
-        one, two = first.runs.get(kind), other.runs.get(kind)
-        if one is None or two is None or one.judged_run is None or two.judged_run is None:
+        run, run_against = model.runs.get(kind), against.runs.get(kind)
+        if run is None or run_against is None or run.judged_run is None or run_against.judged_run is None:
             continue
-        judges, other_judges = one.judged_run.results_by_judge, two.judged_run.results_by_judge
-        shared = [name for name in judges if name in other_judges]
-        reasons += [reason for name in shared for reason in judge_incompatibilities(judges[name], other_judges[name])]
-        if mismatches := _setup_mismatches(one, two, compare_messages=kind != INTERVIEW_KIND):
+        judges, judges_against = run.judged_run.results_by_judge, run_against.judged_run.results_by_judge
+        shared = [name for name in judges_against if name in judges]
+        reasons += [reason for name in shared for reason in judge_incompatibilities(judges_against[name], judges[name])]
+        if mismatches := _setup_mismatches(run_against, run, compare_messages=kind != INTERVIEW_KIND):
             reasons += mismatches
         else:
-            differences += judged_differences(one.judged_run, two.judged_run)
+            differences += judge_score_differences(run.judged_run, run_against.judged_run)
     return tuple(differences), tuple(dict.fromkeys(reasons))
 
 
 def _setup_mismatches(first: Run, other: Run, *, compare_messages: bool = True) -> tuple[str, ...]:
-    """Return why two runs do not have the same setup, from their records and sampling settings; empty when they have.
+    """Why two runs do not have the same setup, from their records and sampling settings; empty when they have.
 
     `compare_messages`: whether the messages must be equal too. The messages of an interview contain the model's own earlier
     answers, so they always differ between models.
@@ -588,7 +601,7 @@ def _setup_mismatches(first: Run, other: Run, *, compare_messages: bool = True) 
 
 
 def _values_against(first: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """Return the fields that differ with both values, as in " (max_new_tokens 16 against 256)"; a value is one short line."""
+    """The fields that differ with both values, as in " (max_new_tokens 16 against 256)"; a value is one short line."""
     names = [name for name in dict.fromkeys([*first, *other]) if first.get(name) != other.get(name)]
     values = (f"{name} {_short_value(first.get(name))} against {_short_value(other.get(name))}".strip() for name in names)
     return f" ({', '.join(values)})" if names else ""
@@ -599,7 +612,7 @@ def _short_value(value: Any) -> str:
 
 
 def _counts_against(first: Collection[str | None], other: Collection[str | None]) -> str:
-    """Return the numbers of ids of both runs and of those in common, as in " (20 against 19, 19 in common)". None, which is no
+    """The numbers of ids of both runs and of those in common, as in " (20 against 19, 19 in common)". None, which is no
     persona, is named instead of counted.
     """
     one, two = (set(ids) - {None} for ids in (first, other))
@@ -612,7 +625,7 @@ def _task(run: Run) -> dict[str, Any]:
 
 
 def _interview_setup(run: Run) -> tuple[Any, Any]:
-    """Return the setup of an interview: the persona's template, and the interview's settings and questions.
+    """The setup of an interview: the persona's template, and the interview's settings and questions.
 
     When another model asked the questions, the run's path takes their place: two such interviews never have the same questions.
     """
@@ -625,7 +638,7 @@ def _identity_field(run: Run, name: str) -> Any:
 
 
 def _verifier_identity(run: Run) -> dict[str, Any]:
-    """Return the program that scores answers, with its version, because the version can change a verdict.
+    """The program that scores answers, with its version, because the version can change a verdict.
 
     Empty for open-ended answers, which have no scorer. An imported run may have been scored by another program.
     """
@@ -644,7 +657,7 @@ def _sampling_setup(run: Run) -> dict[str, Any]:
 
 
 def aligned_sample_means(first: StabilityGrid, other: StabilityGrid) -> tuple[Array, Array]:
-    """Return the sample means of `other` [P, Q], and the means of its baseline [Q], with personas and questions in the order of
+    """The sample means of `other` [P, Q], and the means of its baseline [Q], with personas and questions in the order of
     `first`.
     """
     persona_at = {id: place for place, id in enumerate(other.persona_ids)}

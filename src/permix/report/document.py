@@ -82,7 +82,7 @@ class Document(NamedTuple):
 
 
 def render_report_markdown(document: Document) -> str:
-    """Return the text of report.md."""
+    """The text of report.md."""
     front = [
         document.caption,
         *_front_paragraphs(document),
@@ -99,7 +99,7 @@ def render_report_markdown(document: Document) -> str:
 
 
 def render_card_results(document: Document) -> str:
-    """Return the claim, the warnings and the main table in Markdown, for a model card."""
+    """The claim, the warnings and the main table in Markdown, for a model card."""
     parts = ["## Results", *_front_paragraphs(document), document.main_table.markdown, document.claim.support]
     return "\n\n".join(part for part in parts if part)
 
@@ -112,7 +112,7 @@ def _front_paragraphs(document: Document) -> tuple[str, str, str]:
 def optional_section(
     id: str, title: str, parts: Sequence[DocumentPart], note: str = "", chart: str = ""
 ) -> list[DocumentSection]:
-    """Return a list with the section, or an empty list when there are no parts."""
+    """A list with the section, or an empty list when there are no parts."""
     return [DocumentSection(id, title, note, tuple(parts), chart)] if parts else []
 
 

@@ -22,6 +22,7 @@ from permix.rendering.table import (
     label_cell,
     md_label,
     one_line,
+    quote_markdown,
     tabulate,
     text_cell,
     trusted_cell,
@@ -30,6 +31,7 @@ from permix.report.document import DocumentPart, Folded
 from permix.report.judges import INTERVIEW_KIND, KIND_TITLES, OPEN_ENDED_KIND, PERSONAGYM_KIND
 from permix.report.runs import ModelRuns, Run
 from permix.sanitize import escape_control, escape_markdown, truncate
+from permix.storage.run_dir import last_start, revisions_text
 from permix.types import Cell as Asked
 from permix.types import CellKey, count_text, digest
 
@@ -52,7 +54,7 @@ EXCERPT_KINDS = {kind: KIND_TITLES[kind] for kind in (OPEN_ENDED_KIND, PERSONAGY
 
 
 def build_footnotes(models: Sequence[ModelRuns]) -> str:
-    """Return the footnotes: n, the meaning of the intervals, seeds, runs that are not held out, and the prompt
+    """The footnotes: n, the meaning of the intervals, seeds, runs that are not held out, and the prompt
     without a persona.
     """
     lines = [
@@ -76,7 +78,7 @@ def build_footnotes(models: Sequence[ModelRuns]) -> str:
 
 
 def completion_excerpts(models: Sequence[ModelRuns], kind: str) -> list[DocumentPart]:
-    """Return a few answers of every model to the same questions as the same personas; empty when no model has a run
+    """A few answers of every model to the same questions as the same personas; empty when no model has a run
     of this kind.
     """
     cells_by_model = {model.label: model.runs[kind].cells for model in models if kind in model.runs}
@@ -92,13 +94,14 @@ def completion_excerpts(models: Sequence[ModelRuns], kind: str) -> list[Document
             [_cut_text_cell(_asked_text(cells[key], kind)), *(_answer_cell(run.get(key)) for run in cells_by_model.values())]
             for key in persona_keys
         ]
-        parts.append(f"**{md_label(persona_id or '')}** – {_quote_markdown(_persona_text(cells[persona_keys[0]]))}")
+        persona_text = quote_markdown(_persona_text(cells[persona_keys[0]]), _MAX_LINE_CHARS, _MAX_LINES)
+        parts.append(f"**{md_label(persona_id or '')}** – {persona_text}")
         parts.append(tabulate(f"said-{kind.replace(', ', '-')}-{number}", ["asked", *map(one_line, cells_by_model)], lines))
     return parts
 
 
 def step_time_table(models: Sequence[ModelRuns]) -> Table | None:
-    """Return how long the parts of a training step took: mean wall seconds, with CPU seconds in brackets. None when no log has
+    """How long the parts of a training step took: mean wall seconds, with CPU seconds in brackets. None when no log has
     times.
     """
     logs = {model.label: model.runs["train"].log for model in models if "train" in model.runs}
@@ -114,7 +117,7 @@ def step_time_table(models: Sequence[ModelRuns]) -> Table | None:
 
 
 def dev_eval_choices(models: Sequence[ModelRuns]) -> str:
-    """Return the step that each training's dev evaluations chose, in words; for a training that has not ended, the
+    """The step that each training's dev evaluations chose, in words; for a training that has not ended, the
     choice so far.
     """
     lines = []
@@ -171,7 +174,7 @@ def _task_text(run: Run) -> str:
 
 
 def provenance_parts(models: Sequence[ModelRuns]) -> list[DocumentPart]:
-    """Return a table of every run behind the report (its command, seed, configuration and costs), the addresses at which models
+    """A table of every run behind the report (its command, seed, configuration and costs), the addresses at which models
     behind endpoints answered, and the versions of packages.
 
     Runs with equal packages share one list. With several lists, the table has a column with the number of each run's list.
@@ -209,7 +212,7 @@ def _address_tables(runs: Sequence[tuple[str, str, Run]]) -> Iterable[Table]:
 
 def _packages_text(run: Run) -> str:
     """The versions of packages; first, which models an engine ran: "model by vllm 0.33.0; permix 0.1.0, torch 2.14.0"."""
-    versions = run.provenance.get("packages", {})
+    versions = last_start(run.provenance).get("packages", {})
     packages = ", ".join(f"{package} {version}" for package, version in versions.items())
     return "; ".join([*_engine_texts(run.config, versions), packages])
 
@@ -224,12 +227,12 @@ def _engine_texts(config: Mapping[str, Any], versions: Mapping[str, str]) -> Ite
 
 
 def command_text(run: Run) -> str:
-    """Return the command as it was typed, with secrets removed."""
-    return sanitize.redact_command(run.provenance.get("command", []))
+    """The command of the newest start as it was typed, with secrets removed."""
+    return sanitize.redact_command(last_start(run.provenance).get("command", []))
 
 
 def settings_hash(run: Run) -> str:
-    """Return a hash of the whole resolved configuration."""
+    """A hash of the whole resolved configuration."""
     return digest(json.dumps(run.config, sort_keys=True), length=12)
 
 
@@ -239,7 +242,7 @@ def _provenance_row(name: str, kind: str, run: Run, packages: int) -> list[Table
         command_text(run),
         seed_text(run),
         settings_hash(run),
-        str(run.provenance.get("revision") or ""),
+        revisions_text(run.provenance),
         str(packages),
     ]
     cells = [_cut_text_cell(text) if text.strip() else trusted_cell("–") for text in texts]
@@ -352,11 +355,11 @@ def _default_system_text(run: Run) -> str:
         return "the text that its chat template inserts, if any (not recorded)"
     text = identity["default_system"]
     source = "the system text" if "imported" in identity else "the chat template's default system text:"
-    return f"{source} “{_quote_markdown(text)}”" if text else "no known default system text"
+    return f"{source} “{quote_markdown(text, _MAX_LINE_CHARS, _MAX_LINES)}”" if text else "no known default system text"
 
 
 def _shared_keys(runs: Sequence[Mapping[CellKey, object]]) -> list[CellKey]:
-    """Return the persona cells of the first sample, template and context that every run has; when the runs share no cell, the
+    """The persona cells of the first sample, template and context that every run has; when the runs share no cell, the
     cells of the first run.
     """
     persona_keys = [key for key in runs[0] if key.persona_id is not None and key.sample == 0]
@@ -365,7 +368,7 @@ def _shared_keys(runs: Sequence[Mapping[CellKey, object]]) -> list[CellKey]:
 
 
 def _evenly_spaced(items: Iterable[_T], count: int) -> list[_T]:
-    """Return the first item, the last item, and items evenly spaced between them: `count` in all, or every item when there are
+    """The first item, the last item, and items evenly spaced between them: `count` in all, or every item when there are
     fewer.
     """
     all_items = list(items)
@@ -379,7 +382,7 @@ def _persona_text(cell: Asked) -> str:
 
 
 def _asked_text(cell: Asked, kind: str) -> str:
-    """Return what the user said; of a question with a checkable answer only the question, without the turns before it."""
+    """What the user said; of a question with a checkable answer only the question, without the turns before it."""
     return cell.prompt if kind == "stability" else _message_text(cell, "user")
 
 
@@ -388,7 +391,7 @@ def _message_text(cell: Asked, role: str) -> str:
 
 
 def _answer_cell(cell: Asked | None) -> TableCell:
-    """Return the completion as text, with the scorer's verdict as its note."""
+    """The completion as text, with the scorer's verdict as its note."""
     if cell is None or cell.completion is None:
         return TableCell(f"– ({one_line(cell.failure.type)})") if cell and cell.failure else trusted_cell("–")
     verdict = "" if cell.verdict is None else {True: "right", False: "wrong", None: "not scored"}[cell.verdict.correct]
@@ -397,7 +400,3 @@ def _answer_cell(cell: Asked | None) -> TableCell:
 
 def _cut_text_cell(text: str) -> TableCell:
     return text_cell(text, _MAX_LINE_CHARS, _MAX_LINES)
-
-
-def _quote_markdown(text: str) -> str:
-    return escape_markdown(truncate(escape_control(text).strip(), _MAX_LINE_CHARS, _MAX_LINES))

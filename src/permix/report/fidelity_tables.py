@@ -7,7 +7,6 @@ and escaped when it is rendered, so it is displayed and never interpreted.
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table as TerminalTable
 from rich.text import Text
 
@@ -27,7 +26,10 @@ from permix.rendering.table import (
     label_cell,
     md_label,
     one_line,
+    quote_markdown,
     tabulate,
+    terminal_table,
+    terminal_text,
     text_cell,
     trusted_cell,
 )
@@ -36,7 +38,7 @@ from permix.report.judges import INTERVIEW_KIND, OPEN_ENDED_KIND, trust_mark
 from permix.report.runs import ModelRuns
 from permix.report.summary_text import TRUST_MARKS_LEGEND
 from permix.sanitize import escape_control, escape_markdown, truncate
-from permix.types import Estimate
+from permix.types import Estimate, true_minus
 
 _DRIFT_HEADINGS = ["model", "measure", "mean", "change per turn", "late − early", "scored of asked"]
 
@@ -63,7 +65,7 @@ _ORDER_DESCRIPTIONS: Mapping[QuestionOrder, str] = {
 
 
 def drift_parts(models: Sequence[ModelRuns], figure: Figure | None) -> list[DocumentPart]:
-    """Return the parts of the section on drift; empty when no model was interviewed."""
+    """The parts of the section on drift; empty when no model was interviewed."""
     drifts = {model.label: model.drift for model in models if model.drift is not None}
     if not drifts:
         return []
@@ -80,7 +82,7 @@ def drift_parts(models: Sequence[ModelRuns], figure: Figure | None) -> list[Docu
 
 
 def drift_table(drift_by_model: Mapping[str, Drift]) -> Table:
-    """Return a table with a row for each model and measure."""
+    """A table with a row for each model and measure."""
     lines = []
     for model, drift in drift_by_model.items():
         for one in drift.series:
@@ -94,10 +96,10 @@ def drift_table(drift_by_model: Mapping[str, Drift]) -> Table:
 
 
 def terminal_drift_table(drift_by_model: Mapping[str, Drift]) -> TerminalTable:
-    """Return a table for a terminal: a row for each measure and a column for each model, with the slope per turn above late −
+    """A table for a terminal: a row for each measure and a column for each model, with the slope per turn above late −
     early.
     """
-    table = TerminalTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = terminal_table()
     table.add_column("change per turn")
     for model in drift_by_model:
         table.add_column(Text(truncate(escape_control(model), LABEL_WIDTH)), overflow="fold")
@@ -118,7 +120,7 @@ def _slope_text(series: TurnSeries | None) -> Text:
 
 
 def _trust_marks_legend(drift_by_model: Mapping[str, Drift]) -> str:
-    """Return the legend of the marks, if any mark is shown."""
+    """The legend of the marks, if any mark is shown."""
     return (
         TRUST_MARKS_LEGEND
         if any(
@@ -129,7 +131,7 @@ def _trust_marks_legend(drift_by_model: Mapping[str, Drift]) -> str:
 
 
 def _describe_drift(drift: Drift) -> str:
-    """Return one line on the data behind the measures of drift: personas, turns, answers, order of questions, controls."""
+    """One line on the data behind the measures of drift: personas, turns, answers, order of questions, controls."""
     parts = [
         f"{len(drift.persona_ids)} personas × {drift.turns} turns, {format_ratio(drift.n_answered, drift.n_asked)} answered, "
         f"{format_count(drift.n_truncated)} cut off at the token limit",
@@ -147,13 +149,14 @@ def _describe_drift(drift: Drift) -> str:
 
 
 def interview_excerpt(models: Sequence[ModelRuns]) -> list[DocumentPart]:
-    """Return the whole conversation of the first persona that all models have."""
+    """The whole conversation of the first persona that all models have."""
     interviews = {model.label: read_interviews(model.runs[INTERVIEW_KIND].path) for model in models if model.drift is not None}
     first = next(iter(interviews.values()))
     common = [id for id in first.persona_ids if all(id in one.persona_ids for one in interviews.values())]
     persona = (common or first.persona_ids)[0]
     shown = {name: one for name, one in interviews.items() if persona in one.persona_ids}
-    heading = f"**{md_label(persona)}** – {_quote_markdown(first.persona_texts[first.persona_ids.index(persona)])}"
+    persona_text = first.persona_texts[first.persona_ids.index(persona)]
+    heading = f"**{md_label(persona)}** – {quote_markdown(persona_text, _MAX_LINE_CHARS, _MAX_LINES)}"
     if len({_turns_of(one, persona)[0] for one in shown.values()}) == 1:
         return [heading, _conversation_table("interview", shown, persona)]
     several = [
@@ -163,7 +166,7 @@ def interview_excerpt(models: Sequence[ModelRuns]) -> list[DocumentPart]:
 
 
 def _conversation_table(name: str, conversations: Mapping[str, InterviewRecords], persona: str) -> Table:
-    """Return a table with a row for each turn: the question, and the answer of each model."""
+    """A table with a row for each turn: the question, and the answer of each model."""
     questions, _ = _turns_of(next(iter(conversations.values())), persona)
     answers = [_turns_of(one, persona)[1] for one in conversations.values()]
     lines = [
@@ -191,7 +194,7 @@ def _measure_description(name: str) -> str:
 
 
 def _series_texts(series: TurnSeries) -> tuple[str, str, str]:
-    """Return the mean, the slope, and late − early; the numbers of a judge carry its mark."""
+    """The mean, the slope, and late − early; the numbers of a judge carry its mark."""
     mark = "" if series.judge is None else trust_mark(series.discriminates_persona)
     texts = estimate_cell(series.overall).text, _format_slope(series.slope), _format_slope(series.late_minus_early)
     mean, slope, late = (text if text == MISSING_TEXT else text + mark for text in texts)
@@ -199,19 +202,15 @@ def _series_texts(series: TurnSeries) -> tuple[str, str, str]:
 
 
 def _format_slope(slope: Estimate) -> str:
-    """Return the slope as text, with three digits in the interval too because slopes are small."""
+    """The slope as text, with three digits in the interval too because slopes are small."""
     if slope.value is None:
         return MISSING_TEXT
     interval = "" if slope.low is None or slope.high is None else f" [{slope.low:+.3f}, {slope.high:+.3f}]"
-    return f"{slope.value:+.3f}{interval}".replace("-", "−")
+    return true_minus(f"{slope.value:+.3f}{interval}")
 
 
 def _scored_of_asked(series: TurnSeries) -> str:
     return format_ratio(series.n_scored, series.n_asked)
-
-
-def _quote_markdown(text: str) -> str:
-    return escape_markdown(truncate(escape_control(text).strip(), _MAX_LINE_CHARS, _MAX_LINES))
 
 
 _MAX_QUOTE_CHARS = 160
@@ -249,12 +248,12 @@ TEXT_METRIC_COLUMNS = (
 
 
 def label_with_kind(label: str, kind: str) -> str:
-    """Return the label of a model's fidelity run in tables with several kinds: "base", "base, interview"."""
+    """The label of a model's fidelity run in tables with several kinds: "base", "base, interview"."""
     return label + kind.removeprefix(OPEN_ENDED_KIND)
 
 
 def text_metric_parts(metrics_by_run: Mapping[SourceRun, TextMetrics]) -> list[DocumentPart]:
-    """Return the table, the meaning of its n, and a few breaks of character of each model; empty without models."""
+    """The table, the meaning of its n, and a few breaks of character of each model; empty without models."""
     if not metrics_by_run:
         return []
     lines = []
@@ -279,10 +278,10 @@ TERMINAL_TEXT_METRICS = ("out of character", "words", "cut off")
 
 
 def terminal_text_metrics_table(metrics_by_run: Mapping[SourceRun, TextMetrics]) -> TerminalTable:
-    """Return a table for a terminal of what is measured without a judge: a row for each metric of `TERMINAL_TEXT_METRICS`, and a
+    """A table for a terminal of what is measured without a judge: a row for each metric of `TERMINAL_TEXT_METRICS`, and a
     column for each model and kind of run.
     """
-    table = TerminalTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = terminal_table()
     table.add_column("without a judge")
     for source in metrics_by_run:
         name = truncate(escape_control(label_with_kind(*source)), LABEL_WIDTH)
@@ -291,13 +290,12 @@ def terminal_text_metrics_table(metrics_by_run: Mapping[SourceRun, TextMetrics])
     for column in TEXT_METRIC_COLUMNS:
         if column.heading in TERMINAL_TEXT_METRICS:
             cells = (_text_metric_cell(column, one) for one in metrics_by_run.values())
-            texts = (Text.assemble(cell.text, (f"\n{cell.note}" if cell.note else "", "dim")) for cell in cells)
-            table.add_row(Text(column.heading), *texts)
+            table.add_row(Text(column.heading), *map(terminal_text, cells))
     return table
 
 
 def _text_metric_cell(column: TextMetricColumn, metrics: TextMetrics) -> TableCell:
-    """Return the cell of a measure. Its n counts questions or personas, so the cell names what it counts."""
+    """The cell of a measure. Its n counts questions or personas, so the cell names what it counts."""
     cell = estimate_cell(column.cell(metrics))
     per_persona = column.heading.endswith("each persona")
     return cell._replace(note=cell.note and f"{cell.note} {'personas' if per_persona else metrics.resampling_unit}")

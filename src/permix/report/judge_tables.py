@@ -56,7 +56,7 @@ from permix.report.judges import (
 )
 from permix.report.runs import ModelRuns
 from permix.report.summary_text import TRUST_MARKS_LEGEND
-from permix.types import AnswerKey, Estimate, Record
+from permix.types import AnswerKey, Estimate, Record, true_minus
 
 
 class JudgeReliabilityRow(NamedTuple):
@@ -122,7 +122,7 @@ JUDGE_RELIABILITY_NOTE = (
 def judge_section_parts(
     kind: str, runs_by_model: Mapping[str, Sequence[JudgedRun]], differences_by_pair: Mapping[str, Sequence[JudgeScoreDifference]]
 ) -> list[DocumentPart]:
-    """Return the parts for one kind of run; empty without judges.
+    """The parts for one kind of run; empty without judges.
 
     `runs_by_model` are the judged runs of each model. `differences_by_pair` are the differences, by a phrase that names the two
     models.
@@ -144,7 +144,7 @@ def judge_section_parts(
 
 
 def score_table(kind: str, runs: Mapping[str, JudgedRun]) -> Table:
-    """Return a table with a row for each judge and task and a column for each model. The mean over the tasks comes first."""
+    """A table with a row for each judge and task and a column for each model. The mean over the tasks comes first."""
     lines = []
     for judge in _judge_labels(runs):
         by_model = {name: run.judges.get(judge) for name, run in runs.items()}
@@ -169,7 +169,7 @@ def score_table(kind: str, runs: Mapping[str, JudgedRun]) -> Table:
 
 
 def difference_table(kind: str, differences_by_pair: Mapping[str, Sequence[JudgeScoreDifference]]) -> Table | None:
-    """Return a table with a row for each pair of models and each judge: other − first, paired by persona and question.
+    """A table with a row for each pair of models and each judge: other − first, paired by persona and question.
 
     None when no two models are compared.
     """
@@ -194,7 +194,7 @@ def difference_table(kind: str, differences_by_pair: Mapping[str, Sequence[Judge
 
 
 def judge_reliability_table(kind: str, runs: Mapping[str, JudgedRun]) -> Table:
-    """Return a table with a row for each measure of the validation and a column for each model and judge."""
+    """A table with a row for each measure of the validation and a column for each model and judge."""
     judged = [(name, one) for name, run in runs.items() for one in run.judges.values()]
     lines = [
         [
@@ -209,7 +209,7 @@ def judge_reliability_table(kind: str, runs: Mapping[str, JudgedRun]) -> Table:
 
 
 def agreement_table(kind: str, runs: Mapping[str, JudgedRun]) -> Table | None:
-    """Return a table with a row for each model and pair of judges, and a row for all judges. None when no model has
+    """A table with a row for each model and pair of judges, and a row for all judges. None when no model has
     two judges.
     """
     lines = []
@@ -336,7 +336,7 @@ def collect_published(models: Sequence[ModelRuns], config: ReportConfig) -> Publ
 def personagym_score_arrays(
     asked_questions: Sequence[AskedQuestion], scores: Sequence[Mapping[AnswerKey, int]]
 ) -> PersonaGymScoreArrays:
-    """Return the scores of one run as arrays, with one mapping of `scores` for each judge.
+    """The scores of one run as arrays, with one mapping of `scores` for each judge.
 
     Personas, and the questions of each persona, are in the order in which they were asked; tasks are in the order of
     `PERSONAGYM_TASKS`.
@@ -355,12 +355,12 @@ def personagym_score_arrays(
 
 
 def published_json(published: PublishedComparison | None) -> dict[str, object]:
-    """Return the entry for table.json; empty when there is nothing to show."""
+    """The entry for table.json; empty when there is nothing to show."""
     return {"published": published.model_dump(mode="json")} if published and (published.runs or published.files) else {}
 
 
 def published_parts(published: PublishedComparison | None) -> list[DocumentPart]:
-    """Return a table with a row for each of our models and then for each file, and the legend of its marks. Empty when there is
+    """A table with a row for each of our models and then for each file, and the legend of its marks. Empty when there is
     neither.
     """
     if not published or not (published.runs or published.files):
@@ -395,7 +395,7 @@ def _parse_entry(entry: str) -> tuple[str, Path]:
 
 
 def _combined_trust(judges: Mapping[str, bool | None]) -> bool | None:
-    """Return the trust in a number of several judges: False when one is not trusted, None when one was not validated,
+    """The trust in a number of several judges: False when one is not trusted, None when one was not validated,
     else True.
     """
     return False if False in judges.values() else None if None in judges.values() else True
@@ -404,7 +404,7 @@ def _combined_trust(judges: Mapping[str, bool | None]) -> bool | None:
 def _run_row(name: str, result: PublishedAggregation, judges: Mapping[str, bool | None]) -> list[TableCell]:
     mark = trust_mark(_combined_trust(judges))
     judged_by = ", ".join(f"{one_line(judge)}{trust_mark(trusted)}" for judge, trusted in judges.items())
-    difference = format_decimal(result.difference) if result.difference is None else f"{result.difference:+.3f}".replace("-", "−")
+    difference = format_decimal(result.difference) if result.difference is None else true_minus(f"{result.difference:+.3f}")
     values = [result.persona_score, *result.tasks, result.permix_persona_score, result.difference, result.last_persona_score]
     texts = [*map(format_decimal, values[:-2]), difference, format_decimal(result.last_persona_score)]
     source = SourceRun(name, PERSONAGYM_KIND)

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
+from permix.config import FidelityKind
 from permix.errors import DataError
 from permix.evals.drift_report import JudgeTurnScores
-from permix.evals.fidelity_records import FidelityKind
 from permix.judges.results import JudgeResults, read_judge_inputs, read_judge_results
 from permix.judges.runner import judge_folders
 from permix.judges.summary import (
@@ -54,12 +54,12 @@ RUBRIC_MEAN_NAMES = {OPEN_ENDED_KIND: "mean over rubrics", INTERVIEW_KIND: "mean
 
 
 def score_name(kind: str, rubrics: Iterable[str]) -> str:
-    """Return the name of the mean of a judge's scores by these rubrics."""
+    """The name of the mean of a judge's scores by these rubrics."""
     return SCORE_NAMES[kind] if kind == PERSONAGYM_KIND or set(rubrics) <= {IN_CHARACTER} else RUBRIC_MEAN_NAMES[kind]
 
 
 def listed_rubrics(kind: str, rubrics: Iterable[str]) -> list[str]:
-    """Return the rubrics that get a row of their own next to the row of their mean.
+    """The rubrics that get a row of their own next to the row of their mean.
 
     Empty when there is one rubric and the mean's name already names it.
     """
@@ -128,7 +128,7 @@ class JudgedRun(NamedTuple):
 
 
 class JudgeScoreDifference(Record):
-    """Other − first in one judge's scores of one kind of run."""
+    """Difference of two models in one judge's scores of one kind of run."""
 
     kind: str
     discriminates_persona: bool
@@ -141,7 +141,7 @@ class JudgeScoreDifference(Record):
 
 
 def judge_sources(label: str, kind: str, judge: str) -> tuple[SourceRun, SourceRun]:
-    """Return the two runs behind a judge's number: the judge's run and the run with the answers."""
+    """The two runs behind a judge's number: the judge's run and the run with the answers."""
     return SourceRun(label, f"{kind}, judge {judge}"), SourceRun(label, kind)
 
 
@@ -149,7 +149,7 @@ UNTRUSTED_MARK, UNTESTED_MARK = "†", "‡"
 
 
 def trust_mark(trusted: bool | None) -> str:
-    """Return the mark of a judge's number; empty for a judge that is trusted."""
+    """The mark of a judge's number; empty for a judge that is trusted."""
     return "" if trusted else f" {UNTESTED_MARK if trusted is None else UNTRUSTED_MARK}"
 
 
@@ -161,7 +161,7 @@ class BootstrapSettings(NamedTuple):
 
 
 def bootstrap_settings(config: Mapping[str, Any]) -> BootstrapSettings:
-    """Return the settings of a run's configuration; those of the commands where it has none."""
+    """The settings of a run's configuration; those of the commands where it has none."""
     return BootstrapSettings(int(config.get("seed", 0)), int(config.get("resamples", 2000)))
 
 
@@ -178,21 +178,21 @@ def read_judged_run(run: Path, kind: str, config: Mapping[str, Any]) -> JudgedRu
     return JudgedRun(kind, {one.label: one for one in results}, judges, agreement, seed, resamples, folder_of)
 
 
-def judge_score_differences(first: JudgedRun, other: JudgedRun) -> list[JudgeScoreDifference]:
-    """Return the differences for each judge that scored both runs in the same way."""
-    return [
-        JudgeScoreDifference(
-            kind=first.kind,
-            discriminates_persona=bool(first.judges[label].discriminates_persona and other.judges[label].discriminates_persona),
-            scores=measure_score_difference(results, other.results_by_judge[label], seed=first.seed, resamples=first.resamples),
-        )
-        for label, results in first.results_by_judge.items()
-        if label in other.results_by_judge and not judge_incompatibilities(results, other.results_by_judge[label])
-    ]
+def judge_score_differences(run: JudgedRun, against: JudgedRun) -> list[JudgeScoreDifference]:
+    """`run` − `against` for each judge that scored both runs in the same way."""
+    differences = []
+    for label, results_against in against.results_by_judge.items():
+        results = run.results_by_judge.get(label)
+        if results is None or judge_incompatibilities(results_against, results):
+            continue
+        is_trusted = bool(against.judges[label].discriminates_persona and run.judges[label].discriminates_persona)
+        scores = measure_score_difference(results, results_against, seed=against.seed, resamples=against.resamples)
+        differences.append(JudgeScoreDifference(kind=against.kind, discriminates_persona=is_trusted, scores=scores))
+    return differences
 
 
 def judge_incompatibilities(one: JudgeResults, two: JudgeResults) -> tuple[str, ...]:
-    """Return why the scores of two judges with the same name cannot be compared; empty when they can be."""
+    """Why the scores of two judges with the same name cannot be compared; empty when they can be."""
     return tuple(
         f"Not the same judge {one.label} ({first}; {second})"
         for first, second in zip(one.comparability_key, two.comparability_key, strict=True)

@@ -15,7 +15,8 @@ from permix.report.document import Document, DocumentPart, DocumentSection, Figu
 from permix.report.judge_tables import AS_PUBLISHED_NOTE as PUBLISHED_NOTE
 from permix.report.judge_tables import PublishedComparison, judge_section_parts, published_parts
 from permix.report.judges import KIND_TITLES
-from permix.report.methods import MethodDifference, PooledMethod, ReportMethod
+from permix.report.methods import ReportMethod
+from permix.report.pooled import MethodDifference, PooledMethod
 from permix.report.runs import ModelRuns
 
 REPORT_TITLE = "Stability and fidelity under personas"
@@ -34,9 +35,9 @@ PERSONA_NOTE = (
 
 GRID_NOTE = "Each cell is one persona and one question: the mean score over its samples."
 
-LOTTERY_NOTE = (
-    "Expected accuracy if k personas are tried and the best one is kept. It is chosen with the right answers known, so "
-    " this is an upper bound."
+BEST_OF_K_NOTE = (
+    "Expected accuracy if k personas are tried and the best one is kept. The best one is chosen by the right answers to the same "
+    "questions, so this is an upper bound."
 )
 
 TEMPLATE_NOTE = (
@@ -45,9 +46,10 @@ TEMPLATE_NOTE = (
 )
 
 CONTEXT_NOTE = (
-    "The same personas and questions in several contexts: how the persona is brought in, and how far it has been played when the "
-    "question is asked. Each row is one context alone; the tables above average over all contexts. No persona was asked once, "
-    "without a context. The last difference is paired by persona and question, against the first context of the run."
+    "The same personas and questions in several contexts: where the prompt states the persona, and what it adds (a request to "
+    "stay in character, or recorded turns). Each row is one context alone; the tables above average over all contexts. The "
+    "questions without a persona were asked once, without a context. The last difference is against the run's first context, "
+    "paired by persona and question."
 )
 
 STRATEGY_NOTE = (
@@ -70,8 +72,8 @@ RIGHT_IN_CHARACTER_NOTE = (
 RECOGNISABILITY_NOTE = (
     "How often the persona text nearest to an answer, by a sentence embedder, is that of its persona. Words of the persona texts "
     "are removed from the answers, and the mean over the personas that answered the same question is subtracted. It asks whether "
-    "an answer is like the text of that character; it does not see whether the character is played well. p: texts given to the "
-    "personas at random."
+    "an answer is like the text of that character; it does not see whether the character is played well. p is from a test that "
+    "assigns the texts to the personas at random."
 )
 
 JUDGE_SCORES_NOTE = (
@@ -82,7 +84,7 @@ JUDGE_SCORES_NOTE = (
 
 DEV_EVAL_NOTE = (
     "Measured during training, on dev personas and dev questions, to choose the weights and when to stop. They are not results: "
-    " the best of several noisy numbers is too high. Results on the held-out split are in the table at the top."
+    "the best of several noisy numbers is too high. Results on the held-out split are in the table at the top."
 )
 
 
@@ -97,7 +99,7 @@ def build_document(
     differences: Sequence[MethodDifference] = (),
     figure_files: Collection[str] = (),
 ) -> Document:
-    """Return the document. `figure_captions` says what each figure shows, by file name, and `figure_files` names those that were
+    """The document. `figure_captions` says what each figure shows, by file name, and `figure_files` names those that were
     drawn; `caption` is a paragraph in Markdown from the caller; `differences` are those of `reference_differences`.
     """
     figures = {
@@ -124,7 +126,7 @@ def build_document(
 
 
 def chart_name(file: str) -> str:
-    """Return the name of the page's chart that replaces a figure: "heatmap-3.png" gives "grid"."""
+    """The name of the page's chart that replaces a figure: "heatmap-3.png" gives "grid"."""
     stem = file.partition(".")[0].partition("-")[0]
     return {"heatmap": "grid", "probes": "dev_evals"}.get(stem, stem)
 
@@ -151,7 +153,7 @@ def _sections(
     )
     yield from optional_section("personas", "Accuracy by persona", by_persona, PERSONA_NOTE)
     yield from optional_section("heat-map", "Heat map", _figures_of_chart(figures, "grid"), GRID_NOTE)
-    yield from optional_section("best-of-k", "Best of k personas", _figures_of_chart(figures, "lottery"), LOTTERY_NOTE)
+    yield from optional_section("best-of-k", "Best of k personas", _figures_of_chart(figures, "lottery"), BEST_OF_K_NOTE)
     yield from optional_section("templates", "Templates", _template_parts(models), TEMPLATE_NOTE)
     contexts = {model.label: model.contexts for model in models if model.contexts}
     yield from optional_section("contexts", "Contexts", [tables.context_table(contexts)] if contexts else [], CONTEXT_NOTE)

@@ -1,7 +1,7 @@
 """`permix power`: how many questions and training seeds are needed to show a difference of two methods, from pilot runs.
 
 Contract: calls no model. The variances come from the difference of the two methods as the report computes it
-(`permix.report.methods.method_difference`), the power from `permix.metrics.training_seeds`. With one seed of a method the
+(`permix.report.pooled.method_difference`), the power from `permix.metrics.training_seeds`. With one seed of a method the
 variance of seeds is not known: assumed standard deviations replace it, and each line says so. The result is for the pilot runs'
 personas.
 """
@@ -10,21 +10,21 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as TerminalTable
 from rich.text import Text
 from scipy.special import chdtri
 
 from permix.config import PowerConfig
 from permix.errors import ConfigError, DataError
-from permix.metrics.measures import MEASURE_VIEWS, STABILITY_MEASURES
+from permix.metrics.measures import CHARACTER_MEASURES, MEASURE_VIEWS, STABILITY_MEASURES
 from permix.metrics.stability import question_noise
 from permix.metrics.statistics import TARGET_POWER
 from permix.metrics.training_seeds import SeedDifference, SeedVarianceComponents, power_over_seeds, scale_questions
 from permix.progress import add_result
-from permix.rendering.table import one_line
-from permix.report.methods import MethodDifference, ReportMethod, group_methods, measured_models, method_difference
+from permix.rendering.table import one_line, terminal_table
+from permix.report.methods import ReportMethod, group_methods
+from permix.report.pooled import MethodDifference, measured_models, method_difference
 from permix.report.runs import collect_models
 from permix.sanitize import escape_control
 from permix.storage.files import write_json
@@ -77,30 +77,34 @@ def run_power(config: PowerConfig) -> None:
     Raises ConfigError unless the runs are of two methods, and DataError where these cannot be compared.
     """
     effects = parse_effects(config.effects)
-    one, other = _two_methods(group_methods(collect_models(config.runs), config.methods))
-    change = method_difference(other, one)
-    if not change.over_seeds:
-        why = "; ".join(escape_control(reason) for reason in (*change.reasons, *change.fidelity_reasons))
-        raise DataError(f"{one.name} and {other.name} cannot be compared: {why or 'they have no measure in common'}")
-    lines = list(plan_power(change, effects, config))
+    against, method = _two_methods(group_methods(collect_models(config.runs), config.methods))
+    difference = method_difference(method, against)
+    if not difference.over_seeds:
+        why = "; ".join(escape_control(reason) for reason in (*difference.reasons, *difference.fidelity_reasons))
+        raise DataError(f"{against.name} and {method.name} cannot be compared: {why or 'they have no measure in common'}")
+    lines = list(plan_power(difference, effects, config))
     if not lines:
         raise DataError(f"effects: none of {', '.join(effects)} is measured in these runs")
     add_result(power=[line.model_dump(mode="json") for line in lines])
     console = Console()
-    for note in describe_pilot(change, {line.measure for line in lines}):
+    for note in describe_pilot(difference, {line.measure for line in lines}):
         console.print(one_line(note, 1000), markup=False, highlight=False, soft_wrap=not console.is_terminal)
     console.print(terminal_power_table(lines, config.questions))
     if config.out is not None:
-        content = {"against": change.against, "name": change.name, "power": [line.model_dump(mode="json") for line in lines]}
+        content = {
+            "against": difference.against,
+            "name": difference.name,
+            "power": [line.model_dump(mode="json") for line in lines],
+        }
         write_json(config.out / "power.json", content)
         add_result(paths={"power": config.out / "power.json"})
 
 
 def parse_effects(given: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    """Return the differences by measure from texts like "pss=0.1"; the default ones without any. Raises ConfigError."""
+    """The differences by measure from texts like "pss=0.1"; the default ones without any. Raises ConfigError."""
     if not given:
         return DEFAULT_EFFECTS
-    known = (*MEASURE_VIEWS["seed_differences"], "identifiability")
+    known = (*MEASURE_VIEWS["seed_differences"], *CHARACTER_MEASURES)
     effects: dict[str, tuple[float, ...]] = {}
     for text in given:
         name, _, size = text.partition("=")
@@ -116,27 +120,29 @@ def parse_effects(given: Sequence[str]) -> dict[str, tuple[float, ...]]:
 
 def _two_methods(methods: Sequence[ReportMethod]) -> tuple[ReportMethod, ReportMethod]:
     """The two methods; the untrained base model, which fidelity runs refer to, counts only if one of two."""
-    able = [method for method in methods if any(measured_models(method))]
-    if len(able) > 2:
-        able = [method for method in able if method.role != "base"]
-    if len(able) != 2:
-        found = ", ".join(repr(one_line(method.name)) for method in able) or "none"
+    measured = [method for method in methods if any(measured_models(method))]
+    if len(measured) > 2:
+        measured = [method for method in measured if method.role != "base"]
+    if len(measured) != 2:
+        found = ", ".join(repr(one_line(method.name)) for method in measured) or "none"
         raise ConfigError(
-            f"runs: power takes stability or fidelity runs of two methods; found {len(able)}: {found}; name other runs, or say "
-            'with methods which models are one method ("NAME=LABEL,LABEL")'
+            f"runs: power takes stability or fidelity runs of two methods; found {len(measured)}: {found}; name other runs, or "
+            'say with methods which models are one method ("NAME=LABEL,LABEL")'
         )
-    return able[0], able[1]
+    return measured[0], measured[1]
 
 
-def plan_power(change: MethodDifference, effects: dict[str, tuple[float, ...]], config: PowerConfig) -> Iterator[PlannedPower]:
+def plan_power(
+    difference: MethodDifference, effects: dict[str, tuple[float, ...]], config: PowerConfig
+) -> Iterator[PlannedPower]:
     """One line for each measured difference, assumption about seeds and number of seeds."""
     for name, sizes in effects.items():
-        found = change.over_seeds.get(name)
+        found = difference.over_seeds.get(name)
         if found is None or found.components is None or found.over_questions.low is None:
             continue
         noise = question_noise(STABILITY_MEASURES[name]) if name in STABILITY_MEASURES else "shared"
         for effect in sizes:
-            for assumption in seed_assumptions(found, _pilot_seeds(change, name), config.seed_sds):
+            for assumption in seed_assumptions(found, _pilot_seeds(difference, name), config.seed_sds):
                 for seeds in config.seeds:
                     components = _planned_components(found.components, assumption)
                     power = {
@@ -160,14 +166,14 @@ def _planned_components(measured: SeedVarianceComponents, assumption: SeedAssump
     )
 
 
-def _pilot_seeds(change: MethodDifference, name: str) -> int:
+def _pilot_seeds(difference: MethodDifference, name: str) -> int:
     """The seeds that the variance of seeds is measured from; an untrained model has none and is the same beside each."""
-    compared = change.seeds_of(name)
+    compared = difference.seeds_of(name)
     return max(compared.n) if compared.pairing == "untrained" else min(compared.n)
 
 
 def seed_assumptions(found: SeedDifference, pilot_seeds: int, assumed_sds: Sequence[float]) -> list[SeedAssumption]:
-    """Return the standard deviations between pairs of seeds to plan with.
+    """The standard deviations between pairs of seeds to plan with.
 
     Several seeds: the measured one, and its upper bound. One seed: the assumed ones of a single method, times √2 for a pair.
     """
@@ -193,29 +199,29 @@ def upper_seed_variance(components: SeedVarianceComponents, pilot_seeds: int) ->
     return max(0.0, (components.seed + components.own) * freedom / float(chdtri(freedom, UPPER_SHARE)) - components.own)
 
 
-def describe_pilot(change: MethodDifference, planned: Collection[str]) -> list[str]:
-    """Return sentences about what was measured and what the numbers are; `planned`: the measures of the lines."""
-    if any(change.seeds_of(name).pairing == "untrained" for name in planned):
+def describe_pilot(difference: MethodDifference, planned: Collection[str]) -> list[str]:
+    """Sentences about what was measured and what the numbers are; `planned`: the measures of the lines."""
+    if any(difference.seeds_of(name).pairing == "untrained" for name in planned):
         seeds = "the seeds of the method that is trained, against one model without a training"
     else:
         seeds = "equally many seeds of both methods, the same in both"
     lines = [
-        f"Power to show a difference of {change.name} against {change.against}, in per cent (two-sided .05, by the interval over "
-        f"questions and training seeds); * marks {100 * TARGET_POWER:.0f} or more. Planned: {seeds}, and the personas of these "
-        "runs."
+        f"Power to show a difference of {difference.name} against {difference.against}, in per cent (two-sided .05, by the "
+        f"interval over questions and training seeds); * marks {100 * TARGET_POWER:.0f} or more. Planned: {seeds}, and the "
+        "personas of these runs."
     ]
-    components = [change.over_seeds[name].components for name in planned]
+    components = [difference.over_seeds[name].components for name in planned]
     if any(one is not None and one.seed is None for one in components):
         lines.append(
-            "A method has one training seed here. So it is not known how much seeds differ, nor how much of the question noise "
-            f"they share: the former is assumed as stated, the latter to be {ASSUMED_SHARED_NOISE:.0%}."
+            "A method has one training seed here. So it is not known how much seeds differ; the table states what is assumed. It "
+            f"is not known either how much of the question noise the seeds share; {ASSUMED_SHARED_NOISE:.0%} is assumed."
         )
     return lines
 
 
-def terminal_power_table(lines: Sequence[PlannedPower], questions: Sequence[int]) -> Table:
-    """Return the table for a terminal: a row for each line, a column for each number of questions."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+def terminal_power_table(lines: Sequence[PlannedPower], questions: Sequence[int]) -> TerminalTable:
+    """The table for a terminal: a row for each line, a column for each number of questions."""
+    table = terminal_table()
     for heading in ("measure", "difference", "sd of pairs of seeds", "seeds", *(f"{n} questions" for n in questions)):
         table.add_column(heading, overflow="fold")
     previous = None

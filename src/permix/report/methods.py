@@ -1,29 +1,21 @@
-"""Groups models whose trainings differ only in seeds into methods, and pools their numbers over these seeds.
+"""Groups models whose trainings differ only in seeds into methods.
 
 Contract: methods are found from the training runs, or named by the user ("NAME=LABEL,LABEL"). Every model is in exactly one
 method, and methods keep the order of their first model. Names are unique; a method with one model has that model's label.
 
 `find_training_run` finds the training behind a model from the configurations of its runs. A training that cannot be found or read
-is None; the model is then known only by its answers.
-
-A pooled number is the mean over the seeds. Its interval over questions resamples the questions, with the same draws for all
-seeds, so it covers other questions but not other training seeds. From two seeds on there is also an interval over questions and
-training seeds (`permix.metrics.training_seeds`); it is wide with two or three seeds. A difference of two methods whose seeds
-differ is that of the seeds they have in common, if there are two or more. Every seed is shown wherever a pooled number is shown.
-Seeds with different setups (questions, personas, sampling ...) are not pooled, and the reason is given.
+is None; the model is then known only by its answers. `permix.report.pooled` has the numbers of methods.
 """
 
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from permix.config import (
     CHANGEABLE_FIELDS,
@@ -35,48 +27,9 @@ from permix.config import (
     resolve_mix,
 )
 from permix.errors import ConfigError, DataError
-from permix.evals.stability import read_context_grids
-from permix.metrics import statistics
-from permix.metrics.identifiability import Identifiability
-from permix.metrics.measures import MeasureRecord, select_measures
-from permix.metrics.posterior import AccuracyGrid
-from permix.metrics.recognisability import Recognisability
-from permix.metrics.right_in_character import (
-    RightInCharacter,
-    pool_right_in_character,
-    right_in_character_difference,
-    right_in_character_over_seeds,
-    right_in_character_seed_difference,
-)
-from permix.metrics.stability import (
-    pool_over_seeds,
-    pool_stability,
-    seed_differences,
-    stability_differences,
-)
-from permix.metrics.statistics import Array
-from permix.metrics.training_seeds import (
-    SeedDifference,
-    SeedPairing,
-    SeedValues,
-    cover_seed_differences,
-    cover_training_seeds,
-    limit_ends,
-)
 from permix.plan import read_plan
-from permix.report.comparisons import (
-    aligned_sample_means,
-    identifiability_incompatibilities,
-    mean_question_share,
-    question_share_difference,
-    recognisability_incompatibilities,
-    right_in_character_incompatibilities,
-    stability_incompatibilities,
-)
-from permix.report.judges import BootstrapSettings, bootstrap_settings
 from permix.report.runs import ModelRuns
 from permix.storage.run_dir import RunReader
-from permix.types import Estimate, Record
 
 Role = Literal["base", "rlvr", "permix", "other"]
 
@@ -142,7 +95,7 @@ class TrainingRun(NamedTuple):
 
 
 def find_training_run(model: ModelRuns) -> TrainingRun | None:
-    """Return the model's training run, or None.
+    """The model's training run, or None.
 
     It is the training run in the report, or else the run whose folder `model` the model's evaluations used.
     """
@@ -159,12 +112,12 @@ def find_training_run(model: ModelRuns) -> TrainingRun | None:
 
 
 def untrained_model_names(model: ModelRuns) -> set[str]:
-    """Return the names under which an untrained model was asked. A training that started from this model names one of them."""
+    """The names under which an untrained model was asked. A training that started from this model names one of them."""
     return {resolve_model_name(run.model_name) for run in model.runs.values()}
 
 
 def resolve_model_name(model: str) -> str:
-    """Return a model's name; for a folder, its resolved path."""
+    """A model's name; for a folder, its resolved path."""
     return str(Path(model).resolve()) if Path(model).is_dir() else model
 
 
@@ -178,7 +131,7 @@ def _read_training_run(folder: Path) -> TrainingRun | None:
 
 
 def _drop_fields(value: Any, fields: set[str]) -> Any:
-    """Return the value without these fields, at every level."""
+    """The value without these fields, at every level."""
     if not isinstance(value, dict):
         return value
     return {name: _drop_fields(one, fields) for name, one in value.items() if name not in fields}
@@ -207,14 +160,14 @@ class ReportMethod(NamedTuple):
 
 
 def group_methods(models: Sequence[ModelRuns], specs: Sequence[str] = ()) -> list[ReportMethod]:
-    """Return the methods, in the order of their first model. Raises ConfigError when `specs` is malformed or names unknown
+    """The methods, in the order of their first model. Raises ConfigError when `specs` is malformed or names unknown
     labels.
     """
     return group_assigned_methods(models, _parse_method_specs(specs, [model.label for model in models]))
 
 
 def group_assigned_methods(models: Sequence[ModelRuns], assigned: Mapping[str, str]) -> list[ReportMethod]:
-    """Return the methods, in the order of their first model; `assigned` names the methods of some models, by label."""
+    """The methods, in the order of their first model; `assigned` names the methods of some models, by label."""
     trainings = {model.label: find_training_run(model) for model in models}
     groups: dict[str, list[ModelRuns]] = {}
     for model in models:
@@ -225,12 +178,12 @@ def group_assigned_methods(models: Sequence[ModelRuns], assigned: Mapping[str, s
 
 
 def method_names(methods: Sequence[ReportMethod]) -> dict[str, str]:
-    """Return {label: name of its method}."""
+    """{label: name of its method}."""
     return {label: method.name for method in methods for label in method.labels}
 
 
 def training_arrows(methods: Sequence[ReportMethod]) -> list[tuple[str, str]]:
-    """Return pairs of method names, one for each step of training: base to RLVR, RLVR to PerMix-RLVR.
+    """Pairs of method names, one for each step of training: base to RLVR, RLVR to PerMix-RLVR.
 
     Without an RLVR method, the second step starts from base.
     """
@@ -240,14 +193,14 @@ def training_arrows(methods: Sequence[ReportMethod]) -> list[tuple[str, str]]:
 
 
 def _group_key(label: str, training: TrainingRun | None, assigned: Mapping[str, str]) -> str:
-    """Return a key that is equal for models of the same method."""
+    """A key that is equal for models of the same method."""
     if label in assigned:
         return f"said {assigned[label]}"
     return f"alone {label}" if training is None else f"trained {json.dumps(training.recipe, sort_keys=True)}"
 
 
 def _parse_method_specs(specs: Sequence[str], labels: Sequence[str]) -> dict[str, str]:
-    """Return {label: name of the method} from the user's specifications."""
+    """{label: name of the method} from the user's specifications."""
     assigned: dict[str, str] = {}
     for one in specs:
         name, equals, listed = one.partition("=")
@@ -271,7 +224,7 @@ def _parse_method_specs(specs: Sequence[str], labels: Sequence[str]) -> dict[str
 
 
 def _group_role(group: Sequence[ModelRuns], trainings: Mapping[str, TrainingRun | None]) -> Role:
-    """Return the role that all models of a group share; "other" when they differ."""
+    """The role that all models of a group share; "other" when they differ."""
     names = (training.config.model.name for training in trainings.values() if training is not None)
     starts = {resolve_model_name(name) for name in names if name is not None}
     roles: set[Role] = set()
@@ -285,7 +238,7 @@ def _group_role(group: Sequence[ModelRuns], trainings: Mapping[str, TrainingRun 
 
 
 def _name_groups(groups: Sequence[Sequence[ModelRuns]], roles: Sequence[Role], assigned: Mapping[str, str]) -> list[str]:
-    """Return the name of each group.
+    """The name of each group.
 
     Names from the user and labels of single models are kept. Other groups are named after their role or, when another group has
     the same role, after their labels.
@@ -305,7 +258,7 @@ def _name_groups(groups: Sequence[Sequence[ModelRuns]], roles: Sequence[Role], a
 
 
 def _first_free_name(candidates: Sequence[str], used: Collection[str]) -> str:
-    """Return the first candidate that is not empty and not in use. Marks are added to the last candidate when all are in use."""
+    """The first candidate that is not empty and not in use. Marks are added to the last candidate when all are in use."""
     for name in candidates:
         if name and name not in used:
             return name
@@ -313,501 +266,10 @@ def _first_free_name(candidates: Sequence[str], used: Collection[str]) -> str:
 
 
 def common_label_prefix(labels: Sequence[str]) -> str:
-    """Return what the labels of several seeds begin with, in whole words: "replay" for "replay 1" and "replay 2". Empty when they
+    """What the labels of several seeds begin with, in whole words: "replay" for "replay 1" and "replay 2". Empty when they
     differ.
     """
     words = [re.findall(r"\d+|[^\W\d_]+|[\W_]+", label) for label in labels]
     alike = takewhile(lambda column: len(set(column)) == 1, zip(*words, strict=False))
     shared = "".join(column[0] for column in alike)
     return re.sub(r"(?:(?:^|[\W_]+)seed)?[\W_]*$", "", shared, flags=re.IGNORECASE)
-
-
-__all__ = [
-    "MethodDifference",
-    "MethodNumbers",
-    "PooledMethod",
-    "ReportMethod",
-    "group_methods",
-    "measured_models",
-    "method_difference",
-    "pool_seeds",
-    "reference_differences",
-]
-
-
-class PooledMethod(MeasureRecord):
-    """The numbers of a method: those of its model, or the means over its measured models (`n_stability`, `n_fidelity`).
-
-    The n of an estimate counts what it counts for one model: questions for accuracy and PSS; for identifiability and
-    recognisability, the answers of all seeds together. Where seeds cannot be pooled, the numbers are missing and `reasons`
-    (accuracy and PSS), `fidelity_reasons` or `right_in_character_reasons` say why. `over_seeds` has the same numbers by name,
-    also "identifiability", "recognisability" and "right_in_character", with intervals over questions and training seeds; it is
-    empty with one model.
-    """
-
-    VIEW = "methods"
-
-    name: str
-    labels: tuple[str, ...]
-    measures: dict[str, Estimate] = Field(default_factory=dict)
-    identifiability: Estimate | None = None
-    chance: float | None = None
-    recognisability: Estimate | None = None
-    n_stability: int = 0
-    n_fidelity: int = 0
-    reasons: tuple[str, ...] = ()
-    fidelity_reasons: tuple[str, ...] = ()
-    over_seeds: dict[str, Estimate] = Field(default_factory=dict)
-    right_in_character: Estimate | None = None
-    right_in_character_by_chance: float | None = None
-    right_in_character_reasons: tuple[str, ...] = ()
-
-    @property
-    def pss(self) -> Estimate | None:
-        return self.measures.get("pss")
-
-    @property
-    def worst(self) -> Estimate | None:
-        return self.measures.get("worst")
-
-    @property
-    def mean(self) -> Estimate | None:
-        return self.measures.get("mean")
-
-
-class ComparedSeeds(Record):
-    """The training seeds behind a difference of two methods; numbers are those of (one, other).
-
-    `n` counts the models that are compared, and `n_left_out` those whose seed the other method does not have.
-    """
-
-    pairing: SeedPairing = "unpaired"
-    n: tuple[int, int] = (0, 0)
-    n_left_out: tuple[int, int] = (0, 0)
-
-
-class MethodDifference(MeasureRecord):
-    """One method minus another, as means over their seeds. Where they cannot be compared, numbers are missing and `reasons` say
-    why.
-
-    `n_personas` counts the personas behind accuracy and PSS. `n_seeds` and `n_fidelity_seeds` count the models of (one, other)
-    that are compared. `over_seeds` has the measures of the view "seed_differences", "identifiability", "recognisability" and
-    "right_in_character" over questions, and over questions and training seeds. `compared_seeds` has the seeds of each measure;
-    `seed_pairing` and `fidelity_seed_pairing` are the pairings of stability and identifiability.
-    """
-
-    VIEW = "differences"
-
-    name: str
-    against: str
-    measures: dict[str, Estimate] = Field(default_factory=dict)
-    identifiability: Estimate | None = None
-    recognisability: Estimate | None = None
-    n_personas: int = 0
-    n_seeds: tuple[int, int] = (0, 0)
-    n_fidelity_seeds: tuple[int, int] = (0, 0)
-    reasons: tuple[str, ...] = ()
-    fidelity_reasons: tuple[str, ...] = ()
-    over_seeds: dict[str, SeedDifference] = Field(default_factory=dict)
-    compared_seeds: dict[str, ComparedSeeds] = Field(default_factory=dict)
-    seed_pairing: SeedPairing | None = None
-    fidelity_seed_pairing: SeedPairing | None = None
-    right_in_character: Estimate | None = None
-    right_in_character_reasons: tuple[str, ...] = ()
-
-    @property
-    def pss(self) -> Estimate | None:
-        return self.measures.get("pss")
-
-    def covers_seeds(self, name: str) -> bool:
-        """Whether this measure has an interval over questions and training seeds."""
-        return name in self.over_seeds and self.over_seeds[name].over_seeds.low is not None
-
-    def claimed_difference(self, name: str) -> Estimate | None:
-        """The difference that claims judge by: its interval is over questions and training seeds, or over questions alone where
-        seeds are not covered.
-        """
-        if self.covers_seeds(name):
-            return self.over_seeds[name].over_seeds
-        others = {"identifiability": self.identifiability, "recognisability": self.recognisability}
-        return others[name] if name in others else self.measures.get(name)
-
-    def seeds_of(self, name: str) -> ComparedSeeds:
-        """The seeds behind this measure."""
-        return self.compared_seeds.get(name, ComparedSeeds(n=self.n_seeds))
-
-
-def pool_seeds(method: ReportMethod) -> PooledMethod:
-    """Return the pooled numbers of a method."""
-    stable, fidelity = measured_models(method)
-    reasons = _seed_incompatibilities(stable, stability_incompatibilities)
-    fidelity_reasons = _seed_incompatibilities(fidelity, identifiability_incompatibilities)
-    both, both_reasons = _right_in_character_models(stable)
-    chances = {model.identifiability.chance for model in fidelity if model.identifiability is not None}
-    measures = _pooled_stability(stable) if stable and not reasons else {}
-    identifiability = _pooled_share(fidelity, "identifiability") if fidelity and not fidelity_reasons else None
-    recognisability = _pooled_recognisability(method.models)
-    right_in_character = _pooled_right_in_character(both) if both and not both_reasons else None
-    over_seeds: dict[str, Estimate] = {}
-    if measures and len(stable) > 1:
-        over_seeds |= pool_over_seeds(_aligned_grids(stable), measures, *bootstrap_settings(stable[0].runs["stability"].config))
-    shares: dict[ShareName, Estimate | None] = {"identifiability": identifiability, "recognisability": recognisability}
-    for name, pooled in shares.items():
-        if pooled is not None and len(_share_results(method.models, name)) > 1:
-            over_seeds[name] = _pooled_share_over_seeds(pooled, method.models, name)
-    if right_in_character is not None and len(both) > 1:
-        settings = bootstrap_settings(both[0].runs["stability"].config)
-        over_seeds["right_in_character"] = right_in_character_over_seeds(
-            _in_character_results(both), right_in_character, *settings
-        )
-    return PooledMethod(
-        name=method.name, labels=tuple(model.label for model in method.models), measures=measures,
-        identifiability=identifiability, chance=chances.pop() if len(chances) == 1 else None, recognisability=recognisability,
-        n_stability=len(stable), n_fidelity=len(fidelity), reasons=reasons, fidelity_reasons=fidelity_reasons,
-        over_seeds=over_seeds, right_in_character=right_in_character,
-        right_in_character_by_chance=None if right_in_character is None else _mean_by_chance(both),
-        right_in_character_reasons=both_reasons,
-    )  # fmt: skip
-
-
-class PooledContext(MeasureRecord):
-    """The numbers of a method in one context of its stability runs: those of its model, or the means over its `n_seeds` models.
-
-    `over_seeds` has the same numbers with intervals over questions and training seeds; it is empty with one model. Where models
-    cannot be pooled, the numbers are missing and `reasons` say why.
-    """
-
-    VIEW = "contexts"
-
-    measures: dict[str, Estimate] = Field(default_factory=dict)
-    over_seeds: dict[str, Estimate] = Field(default_factory=dict)
-    n_seeds: int = 0
-    reasons: tuple[str, ...] = ()
-
-
-def divide_by_context(method: ReportMethod) -> dict[str, ReportMethod]:
-    """Return the method by context: its models with a stability run, whose grids are those of that context alone.
-
-    Only contexts that all of these models have; empty without contexts.
-    """
-    stable, _ = measured_models(method)
-    found = [read_context_grids(model.runs["stability"].path, model.runs["stability"].grid_results) for model in stable]
-    contexts = [id for id in found[0] if all(id in grids for grids in found)] if found else []
-    return {
-        id: method._replace(models=tuple(model._replace(grid=grids[id]) for model, grids in zip(stable, found, strict=True)))
-        for id in contexts
-    }
-
-
-def pool_context(method: ReportMethod, context: str) -> PooledContext:
-    """Return the pooled numbers of one part of `divide_by_context`."""
-    models = method.models
-    reasons = _seed_incompatibilities(models, stability_incompatibilities)
-    if reasons:
-        return PooledContext(n_seeds=len(models), reasons=reasons)
-    if len(models) == 1 and (known := {one.id: one.measures for one in models[0].contexts}.get(context)) is not None:
-        return PooledContext(measures=known, n_seeds=1)
-    grids, settings = _aligned_grids(models), bootstrap_settings(models[0].runs["stability"].config)
-    measures = pool_stability(grids, *settings, "contexts")
-    over_seeds = pool_over_seeds(grids, measures, *settings, "contexts") if len(models) > 1 else {}
-    return PooledContext(measures=measures, over_seeds=over_seeds, n_seeds=len(models))
-
-
-ShareName = Literal["identifiability", "recognisability"]
-"""A measure of `ModelRuns` that is a share of answers, attributed by question."""
-
-_SHARE_INCOMPATIBILITIES: Mapping[ShareName, Callable[[ModelRuns, ModelRuns], tuple[str, ...]]] = {
-    "identifiability": identifiability_incompatibilities, "recognisability": recognisability_incompatibilities,
-}  # fmt: skip
-
-
-def method_difference(one: ReportMethod, other: ReportMethod, change: statistics.Change = np.subtract) -> MethodDifference:
-    """Return one − other, or another change from other to one, paired by persona and question.
-
-    If the training seeds of the two differ and at least two are common, the models of these seeds alone are compared.
-    """
-    (stable, fidelity), (other_stable, other_fidelity) = measured_models(one), measured_models(other)
-    stability = compare_stability(stable, other_stable, change)
-    identifiability = _compare_shares(fidelity, other_fidelity, "identifiability", change)
-    recognisability = _compare_recognisability(one, other, change)
-    in_character = _compare_right_in_character(stable, other_stable, change)
-    personas = {len(model.grid.persona_ids) for model in (*stable, *other_stable) if model.grid is not None}
-    compared = [stability, identifiability, recognisability, in_character]
-    return MethodDifference(
-        name=one.name, against=other.name, measures=dict(stability.measures),
-        identifiability=identifiability.measures.get("identifiability"),
-        recognisability=recognisability.measures.get("recognisability"),
-        n_personas=max(personas, default=0), n_seeds=stability.seeds.n, n_fidelity_seeds=identifiability.seeds.n,
-        reasons=stability.reasons, fidelity_reasons=identifiability.reasons,
-        over_seeds={name: found for part in compared for name, found in part.over_seeds.items()},
-        compared_seeds={name: part.seeds for part in compared for name in (*part.measures, *part.over_seeds)},
-        seed_pairing=stability.pairing, fidelity_seed_pairing=identifiability.pairing,
-        right_in_character=in_character.measures.get("right_in_character"), right_in_character_reasons=in_character.reasons,
-    )  # fmt: skip
-
-
-class PairedModels(NamedTuple):
-    """The models of two methods that are compared; in the same order of seeds if they are paired."""
-
-    one: Sequence[ModelRuns]
-    other: Sequence[ModelRuns]
-    seeds: ComparedSeeds
-
-    @property
-    def all_models(self) -> list[ModelRuns]:
-        return [*self.other, *self.one]
-
-
-class ComparedMeasures(NamedTuple):
-    """One − other of some measures, by name, and why there are none."""
-
-    seeds: ComparedSeeds
-    reasons: tuple[str, ...] = ()
-    measures: Mapping[str, Estimate] = MappingProxyType({})
-    over_seeds: Mapping[str, SeedDifference] = MappingProxyType({})
-
-    @property
-    def pairing(self) -> SeedPairing | None:
-        return self.seeds.pairing if self.measures or self.over_seeds else None
-
-
-def compare_stability(
-    one: Sequence[ModelRuns], other: Sequence[ModelRuns], change: statistics.Change = np.subtract
-) -> ComparedMeasures:
-    """Return one − other, or another change, in the measures of stability: of the view "differences", over questions, and of the
-    view "seed_differences", over questions and seeds.
-    """
-    pairs = pair_models(one, other)
-    reasons = _seed_incompatibilities(pairs.all_models, stability_incompatibilities)
-    if not one or not other or reasons:
-        return ComparedMeasures(pairs.seeds, reasons)
-    in_order = _in_order_of(one, pairs.one)
-    aligned = _aligned_grids([*pairs.other, *in_order])
-    grids, other_grids = aligned[len(pairs.other) :], aligned[: len(pairs.other)]
-    settings = bootstrap_settings(pairs.other[0].runs["stability"].config)
-    differences = stability_differences(other_grids, grids, *settings, change)
-    grid_of = dict(zip(map(id, in_order), grids, strict=True))
-    by_seed = [grid_of[id(model)] for model in pairs.one]
-    over_seeds = seed_differences(other_grids, by_seed, pairs.seeds.pairing, differences, *settings, change)
-    return ComparedMeasures(pairs.seeds, (), differences, over_seeds)
-
-
-def _compare_shares(
-    one: Sequence[ModelRuns], other: Sequence[ModelRuns], measure: ShareName, change: statistics.Change
-) -> ComparedMeasures:
-    pairs = pair_models(one, other)
-    reasons = _seed_incompatibilities(pairs.all_models, _SHARE_INCOMPATIBILITIES[measure])
-    if not one or not other or reasons:
-        return ComparedMeasures(pairs.seeds, reasons)
-    difference = _share_difference(pairs.other, _in_order_of(one, pairs.one), measure, change)
-    over_seeds = _share_over_seeds(difference, pairs, measure, change)
-    return ComparedMeasures(pairs.seeds, (), {measure: difference}, {measure: over_seeds})
-
-
-def _compare_recognisability(one: ReportMethod, other: ReportMethod, change: statistics.Change) -> ComparedMeasures:
-    """Nothing where a method was not measured or the models were not measured alike."""
-    models = [[model for model in method.models if model.recognisability is not None] for method in (one, other)]
-    if _pooled_recognisability(one.models) is None or _pooled_recognisability(other.models) is None:
-        return ComparedMeasures(ComparedSeeds(n=(len(models[0]), len(models[1]))))
-    return _compare_shares(models[0], models[1], "recognisability", change)
-
-
-def _compare_right_in_character(
-    one: Sequence[ModelRuns], other: Sequence[ModelRuns], change: statistics.Change
-) -> ComparedMeasures:
-    (one, reasons_of_one), (other, reasons_of_other) = _right_in_character_models(one), _right_in_character_models(other)
-    pairs = pair_models(one, other)
-    between = _seed_incompatibilities(pairs.all_models, right_in_character_incompatibilities)
-    reasons = tuple(dict.fromkeys([*reasons_of_one, *reasons_of_other, *between]))
-    if not one or not other or reasons:
-        return ComparedMeasures(pairs.seeds, reasons)
-    settings = bootstrap_settings(pairs.other[0].runs["stability"].config)
-    results, other_results = _in_character_results(pairs.one), _in_character_results(pairs.other)
-    in_order = _in_character_results(_in_order_of(one, pairs.one))
-    difference = right_in_character_difference(other_results, in_order, *settings, change)
-    if change is not np.subtract:  # no headline has it
-        return ComparedMeasures(pairs.seeds, (), {"right_in_character": difference})
-    over_seeds = right_in_character_seed_difference(other_results, results, pairs.seeds.pairing, difference, *settings)
-    return ComparedMeasures(pairs.seeds, (), {"right_in_character": difference}, {"right_in_character": over_seeds})
-
-
-def _in_order_of(models: Sequence[ModelRuns], kept: Sequence[ModelRuns]) -> list[ModelRuns]:
-    """Return the kept models in the order of all."""
-    ids = set(map(id, kept))
-    return [model for model in models if id(model) in ids]
-
-
-class MethodNumbers:
-    """The pooled numbers of methods, and their differences, each computed once. Methods are known by their names."""
-
-    def __init__(self, pooled: Sequence[PooledMethod] = (), differences: Sequence[MethodDifference] = ()) -> None:
-        self._pooled = {one.name: one for one in pooled}
-        self._differences = {(one.name, one.against): one for one in differences}
-
-    def pooled(self, method: ReportMethod) -> PooledMethod:
-        """As `pool_seeds`."""
-        if method.name not in self._pooled:
-            self._pooled[method.name] = pool_seeds(method)
-        return self._pooled[method.name]
-
-    def difference(self, one: ReportMethod, other: ReportMethod) -> MethodDifference:
-        """As `method_difference`."""
-        names = one.name, other.name
-        if names not in self._differences:
-            self._differences[names] = method_difference(one, other)
-        return self._differences[names]
-
-
-def reference_differences(methods: Sequence[ReportMethod], numbers: MethodNumbers | None = None) -> list[MethodDifference]:
-    """Return every method minus the reference: the RLVR method with most training seeds, or else the first method.
-
-    Empty where no method has several seeds. `numbers` of these methods, where some may be known.
-    """
-    numbers = numbers or MethodNumbers()
-    if len(methods) < 2 or all(len(method.models) == 1 for method in methods):
-        return []
-    reference = max((one for one in methods if one.role == "rlvr"), key=lambda one: len(one.models), default=methods[0])
-    return [numbers.difference(one, reference) for one in methods if one is not reference]
-
-
-def pair_models(one: Sequence[ModelRuns], other: Sequence[ModelRuns]) -> PairedModels:
-    """Return the models of two methods that are compared, and how their training seeds belong together.
-
-    Methods that were trained with the same seeds are paired. If their seeds differ and at least two are common, the models of
-    these are paired, and the others left out. A single model whose training is not known, such as the base model, counts as
-    untrained.
-    """
-    trainings = [[find_training_run(model) for model in models] for models in (one, other)]
-    counts = len(one), len(other)
-    if any(len(found) == 1 and found[0] is None for found in trainings):
-        return PairedModels(one, other, ComparedSeeds(pairing="untrained", n=counts))
-    seeds = [[None if training is None else training.seed for training in found] for found in trainings]
-    common = [seed for seed in seeds[1] if seed in seeds[0]]
-    is_known = all(None not in found and len(set(found)) == len(found) for found in seeds)
-    if not is_known or not common or (len(common) < 2 and set(seeds[0]) != set(seeds[1])):
-        return PairedModels(one, other, ComparedSeeds(pairing="unpaired", n=counts))
-    first, second = (dict(zip(found, models, strict=True)) for found, models in zip(seeds, (one, other), strict=True))
-    n = len(common)
-    paired = ComparedSeeds(pairing="paired", n=(n, n), n_left_out=(counts[0] - n, counts[1] - n))
-    return PairedModels([first[seed] for seed in common], [second[seed] for seed in common], paired)
-
-
-def _share_over_seeds(
-    over_questions: Estimate, pairs: PairedModels, measure: ShareName, change: statistics.Change
-) -> SeedDifference:
-    settings = bootstrap_settings(pairs.other[0].runs["fidelity"].config)
-    values, n_other = _shares_by_seed(_share_results(pairs.all_models, measure), settings), len(pairs.other)
-    first, second = values.seeds(slice(None, n_other)), values.seeds(slice(n_other, None))
-    difference = cover_seed_differences(over_questions, first, second, pairs.seeds.pairing, change=change)
-    return difference.limited(-1.0, np.inf if change is statistics.relative_change else 1.0)
-
-
-def _shares_by_seed(results: Sequence[Identifiability | Recognisability], settings: BootstrapSettings) -> SeedValues:
-    """Return the share of each model, on the questions that all of them answered, with the draws of questions."""
-    questions = sorted(set.intersection(*(set(one.right_by_question) for one in results)))
-
-    def values(counts_R_Q: Array) -> dict[str, Array]:
-        return {"each": np.stack([mean_question_share([one], questions, counts_R_Q) for one in results], axis=1)}
-
-    rng = np.random.default_rng(settings.seed)
-    drawn = statistics.bootstrap(values, len(questions), rng, settings.resamples, block_size=settings.resamples)["each"]
-    return SeedValues(drawn.value, drawn.replicates.T)
-
-
-def measured_models(method: ReportMethod) -> tuple[list[ModelRuns], list[ModelRuns]]:
-    """Return the models with a stability run, and the models with a fidelity run on shared questions."""
-    stable = [model for model in method.models if model.stability is not None and model.grid is not None]
-    return stable, [model for model in method.models if model.identifiability is not None]
-
-
-def _seed_incompatibilities(
-    models: Sequence[ModelRuns], incompatibilities: Callable[[ModelRuns, ModelRuns], tuple[str, ...]]
-) -> tuple[str, ...]:
-    """Return why the numbers of these models cannot be pooled or compared: the differences between any of them and the first."""
-    return tuple(dict.fromkeys(reason for model in models[1:] for reason in incompatibilities(models[0], model)))
-
-
-def _right_in_character_models(stable: Sequence[ModelRuns]) -> tuple[list[ModelRuns], tuple[str, ...]]:
-    """Return the models with right and in character, and why their numbers cannot be pooled.
-
-    A seed without the measure is a reason too: the mean over the other seeds would look like the mean over all.
-    """
-    measured = [model for model in stable if model.right_in_character is not None]
-    missing = [model.label for model in stable if model.right_in_character is None]
-    reasons = _seed_incompatibilities(measured, right_in_character_incompatibilities)
-    if measured and missing:
-        reasons = (*reasons, f"Right and in character is not measured for {', '.join(missing)}")
-    return measured, reasons
-
-
-def _in_character_results(models: Sequence[ModelRuns]) -> list[RightInCharacter]:
-    return [model.right_in_character for model in models if model.right_in_character is not None]
-
-
-def _pooled_right_in_character(models: Sequence[ModelRuns]) -> Estimate:
-    return pool_right_in_character(_in_character_results(models), *bootstrap_settings(models[0].runs["stability"].config))
-
-
-def _mean_by_chance(models: Sequence[ModelRuns]) -> float | None:
-    """Return the mean over the seeds; None where one of them has no value."""
-    values = [one.share_by_chance.value for one in _in_character_results(models)]
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if len(known) == len(values) else None
-
-
-def _pooled_stability(models: Sequence[ModelRuns]) -> dict[str, Estimate]:
-    summaries = [model.stability for model in models if model.stability is not None]
-    if len(summaries) == 1:
-        return select_measures("methods", summaries[0].measures)
-    return pool_stability(_aligned_grids(models), *bootstrap_settings(models[0].runs["stability"].config))
-
-
-def _pooled_recognisability(models: Sequence[ModelRuns]) -> Estimate | None:
-    """Return the mean over the seeds; None unless every model with a fidelity run was measured alike."""
-    measured = [model for model in models if model.recognisability is not None]
-    n_runs = sum("fidelity" in model.runs for model in models)
-    if not measured or len(measured) < n_runs or _seed_incompatibilities(measured, recognisability_incompatibilities):
-        return None
-    return _pooled_share(measured, "recognisability")
-
-
-def _pooled_share(models: Sequence[ModelRuns], measure: ShareName) -> Estimate:
-    """Return the mean over the seeds of the share of answers attributed correctly, on the questions that all seeds answered."""
-    results = _share_results(models, measure)
-    if len(results) == 1:
-        return results[0].accuracy
-    questions = sorted(set.intersection(*(set(one.right_by_question) for one in results)))
-    settings = bootstrap_settings(models[0].runs["fidelity"].config)
-    rng = np.random.default_rng(settings.seed)
-    drawn = statistics.bootstrap(
-        lambda counts_R_Q: {"accuracy": mean_question_share(results, questions, counts_R_Q)},
-        len(questions), rng, settings.resamples, block_size=settings.resamples,
-    )["accuracy"]  # fmt: skip
-    pooled = statistics.bootstrap_share(float(drawn.value), drawn.replicates, len(questions))
-    return pooled.model_copy(update={"n": sum(one.accuracy.n for one in results)})
-
-
-def _pooled_share_over_seeds(pooled: Estimate, models: Sequence[ModelRuns], measure: ShareName) -> Estimate:
-    """Return the number of `_pooled_share` with an interval over questions and training seeds."""
-    run = next(model.runs["fidelity"] for model in models if "fidelity" in model.runs)
-    values = _shares_by_seed(_share_results(models, measure), bootstrap_settings(run.config))
-    return limit_ends(cover_training_seeds(pooled, [values]).over_seeds, 0.0, 1.0)
-
-
-def _share_difference(
-    first: Sequence[ModelRuns], other: Sequence[ModelRuns], measure: ShareName, change: statistics.Change = np.subtract
-) -> Estimate:
-    """Return other − first, or another change, paired by question."""
-    results = _share_results(first, measure), _share_results(other, measure)
-    return question_share_difference(*results, *bootstrap_settings(first[0].runs["fidelity"].config), change)
-
-
-def _share_results(models: Sequence[ModelRuns], measure: ShareName) -> list[Identifiability | Recognisability]:
-    found = (model.identifiability if measure == "identifiability" else model.recognisability for model in models)
-    return [one for one in found if one is not None]
-
-
-def _aligned_grids(models: Sequence[ModelRuns]) -> list[AccuracyGrid]:
-    """Return each model's scores (mean_P_Q, baseline_Q), with personas and questions in the order of the first model."""
-    grids = [model.grid for model in models if model.grid is not None]
-    return [aligned_sample_means(grids[0], one) for one in grids]

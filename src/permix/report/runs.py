@@ -14,13 +14,14 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import Field
 
-from permix.config import BACKENDS, DevEvalConfig, build_config
+from permix.config import BACKENDS, BATCH_BACKEND, DevEvalConfig, build_config, fidelity_kind
 from permix.errors import DataError
-from permix.evals import answer_vectors, open_ended, stability
+from permix.evals import open_ended, stability
 from permix.evals.drift_report import Drift, JudgeTurnScores, measure_drift
-from permix.evals.fidelity_records import cut_off_warning, fidelity_kind, is_interviewer_question
-from permix.evals.grid import CutOffCounts, GridResults, count_cut_off, grid_results
+from permix.evals.fidelity_records import is_interviewer_question
+from permix.evals.grid import CutOffCounts, GridResults, count_cut_off, cut_off_warning, grid_results
 from permix.evals.in_character import measure_right_in_character
+from permix.evals.reference_runs import find_reference
 from permix.evals.stability import StabilityGrid, read_rounds
 from permix.evals.strategies import STRATEGIES, measure_strategy
 from permix.evals.strategies.base import StrategySummary
@@ -29,7 +30,7 @@ from permix.judges.runner import find_judge_failures
 from permix.metrics.dev_curve import DevCurve
 from permix.metrics.identifiability import Identifiability
 from permix.metrics.linear_models import ContextSummary, TemplateEffects
-from permix.metrics.measures import MeasureRecord, select_measures
+from permix.metrics.measures import CHARACTER_MEASURES, CharacterRecord, select_measures
 from permix.metrics.recognisability import Recognisability
 from permix.metrics.right_in_character import RightInCharacter
 from permix.metrics.sequential import Round
@@ -44,9 +45,10 @@ from permix.report.judges import (
     JudgeScoreEntry,
     read_judged_run,
 )
-from permix.storage.cells import JUDGE_OPTIONS, CellSummary, FailureReason, count_failures, find_failures
+from permix.storage.cells import CellSummary
+from permix.storage.failures import JUDGE_OPTIONS, FailureReason, count_failures, find_failures
 from permix.storage.files import read_json
-from permix.storage.run_dir import RunReader
+from permix.storage.run_dir import UNTIMED, RunReader
 from permix.training.dev_eval import load_dev_curve
 from permix.types import CellKey, Estimate
 
@@ -147,6 +149,12 @@ class Run(RunReader):
         return self.usage.get("wall_seconds")
 
     @property
+    def n_timed_answers(self) -> int | None:
+        """How many answers the wall seconds took; of a run of an earlier version all of them. None for answers of batch files."""
+        timed = int(self.usage.get("answers", self.n_answered))
+        return None if timed == UNTIMED or self.config.get("model", {}).get("backend") == BATCH_BACKEND else timed
+
+    @property
     def asks_endpoint(self) -> bool:
         """Whether the model answers elsewhere (an endpoint, batch files), so this machine's CPU seconds are not the answers'."""
         backend = BACKENDS.get(str(self.config.get("model", {}).get("backend")))
@@ -172,13 +180,13 @@ class Run(RunReader):
         return self.usage.get("peak_mb")
 
 
-class ModelRow(MeasureRecord):
+class ModelRow(CharacterRecord):
     """One model of the main table. `n_scored` of `n_asked` counts persona cells. Tokens and seconds are None unless recorded.
 
     `pss_reason` says why PSS has no value, if that is known. `n_cut_off` of `n_known_ends` answers of the stability run were cut
     off at the token limit; `accuracy_of_others` is the accuracy of those that were not. `judged` has one entry for each judge and
     kind of fidelity run. `right_in_character_by_chance` is what classifiers trained on shuffled labels give. `eval_wall_s` and
-    `eval_requests` (answers of the evaluations) are None for a model in this process.
+    `eval_requests` (answers of the evaluations that took these seconds) are None for a model in this process.
     """
 
     VIEW = "table_row"
@@ -238,6 +246,15 @@ class ModelRuns(NamedTuple):
     recognisability_reason: str = ""
     """Why recognisability was not measured, though there is a run of open-ended questions."""
 
+    def character_estimate(self, name: str) -> Estimate | None:
+        """A measure of `CHARACTER_MEASURES` by name; None if it was not measured."""
+        estimates = {
+            "right_in_character": None if self.right_in_character is None else self.right_in_character.share,
+            "identifiability": None if self.identifiability is None else self.identifiability.accuracy,
+            "recognisability": None if self.recognisability is None else self.recognisability.accuracy,
+        }
+        return estimates[name]
+
     @property
     def runs_with_judges(self) -> dict[str, Run]:
         """All runs by kind, with each judge's run as "KIND, judge LABEL"."""
@@ -280,7 +297,7 @@ class ModelRuns(NamedTuple):
         }
         if evaluations and all(run.asks_endpoint for run in evaluations):
             values["eval_wall_s"] = _sum_or_none([run.wall_seconds for run in evaluations])
-            values["eval_requests"] = sum(run.n_answered for run in evaluations)
+            values["eval_requests"] = _sum_or_none([run.n_timed_answers for run in evaluations])
         if self.cut_off is not None:
             values |= {"n_cut_off": self.cut_off.n_cut_off, "n_known_ends": self.cut_off.n_known}
             values["accuracy_of_others"] = self.cut_off.accuracy_of_others
@@ -289,13 +306,11 @@ class ModelRuns(NamedTuple):
             values["pss_reason"] = self.stability.pss_reason
             values |= {name: getattr(self.stability, name) for name in ("n_questions", "n_personas", "n_scored", "n_asked")}
         if self.identifiability is not None:
-            values |= {"identifiability": self.identifiability.accuracy, "chance": self.identifiability.chance}
+            values["chance"] = self.identifiability.chance
             values |= {"n_answers": self.identifiability.n_answered, "n_answers_asked": self.identifiability.n_asked}
         if self.right_in_character is not None:
-            values["right_in_character"] = self.right_in_character.share
             values["right_in_character_by_chance"] = self.right_in_character.share_by_chance.value
-        if self.recognisability is not None:
-            values["recognisability"] = self.recognisability.accuracy
+        values |= {name: self.character_estimate(name) for name in CHARACTER_MEASURES}
         values["judged"] = tuple(one for judged in self.judged_runs for one in judged.score_entries)
         if "train" in self.runs:
             values |= {"train_tokens": self.runs["train"].tokens, "train_cpu_s": self.runs["train"].cpu_seconds}
@@ -321,7 +336,7 @@ def collect_models(paths: Sequence[Path], description: str = "measures") -> list
 
 
 def find_all_runs(paths: Sequence[Path]) -> list[Run]:
-    """Return the runs of all paths, each once. Raises DataError without paths, and as `find_runs` does."""
+    """The runs of all paths, each once. Raises DataError without paths, and as `find_runs` does."""
     if not paths:
         raise DataError("no runs: give run directories, or folders that contain some")
     return list({run.path.resolve(): run for path in paths for run in find_runs(path)}.values())
@@ -386,7 +401,7 @@ def strategy_kind(strategy: str) -> str:
 
 
 def model_label(run: Run, runs: Sequence[Run]) -> str:
-    """Return the run's label, or else its model's name. A training run without a label gets the label of the run that evaluated
+    """The run's label, or else its model's name. A training run without a label gets the label of the run that evaluated
     its model.
     """
     if run.label:
@@ -401,11 +416,11 @@ def model_label(run: Run, runs: Sequence[Run]) -> str:
 
 
 def _measure_model(label: str, runs: dict[str, Run]) -> ModelRuns:
-    stable, fidelity, talk = runs.get("stability"), runs.get("fidelity"), runs.get(INTERVIEW_KIND)
+    stable, fidelity, interview = runs.get("stability"), runs.get("fidelity"), runs.get(INTERVIEW_KIND)
     identifiability, reason = (None, "") if fidelity is None else _measure_identifiability(fidelity)
     in_character, other_reason = (None, "") if stable is None else _measure_right_in_character(stable)
-    drift, drift_reason = (None, "") if talk is None else _measure_drift(talk)
-    recognisability, why_not = (None, "") if fidelity is None else answer_vectors.measure_or_explain(fidelity.path)
+    drift, drift_reason = (None, "") if interview is None else _measure_drift(interview)
+    recognisability, why_not = (None, "") if fidelity is None else open_ended.try_recognisability(fidelity.path)
     return ModelRuns(
         label=label,
         runs=runs,
@@ -426,7 +441,7 @@ def _measure_model(label: str, runs: dict[str, Run]) -> ModelRuns:
 
 
 def _measure_identifiability(run: Run) -> tuple[Identifiability | None, str]:
-    """Return (identifiability, ""), or (None, reason) when the answers do not allow measuring it."""
+    """(identifiability, ""), or (None, reason) when the answers do not allow measuring it."""
     reference = find_reference_run(run)
     try:
         return open_ended.measure_identifiability(run.path, reference), ""
@@ -435,7 +450,7 @@ def _measure_identifiability(run: Run) -> tuple[Identifiability | None, str]:
 
 
 def _measure_right_in_character(run: Run) -> tuple[RightInCharacter | None, str]:
-    """Return (right and in character, ""), or (None, reason) when the answers do not allow it; nothing when the run does not ask
+    """(right and in character, ""), or (None, reason) when the answers do not allow it; nothing when the run does not ask
     for it.
     """
     if not run.config.get("right_in_character"):
@@ -448,7 +463,7 @@ def _measure_right_in_character(run: Run) -> tuple[RightInCharacter | None, str]
 
 
 def _measure_drift(run: Run) -> tuple[Drift | None, str]:
-    """Return (drift, ""), or (None, reason) when no measure can be computed; when the reference alone cannot be used, the other
+    """(drift, ""), or (None, reason) when no measure can be computed; when the reference alone cannot be used, the other
     measures and the reason.
     """
     scores, reason = _scores_by_judge(run), ""
@@ -466,27 +481,14 @@ def _scores_by_judge(run: Run) -> dict[str, JudgeTurnScores]:
     return {} if run.judged_run is None else run.judged_run.scores_by_judge
 
 
-_REFERENCE_FIELDS = {"reference": "identifiability", "character_reference": "right and in character"}
-"""For each field that names a reference run: what is measured with it."""
-
-
 def find_reference_run(run: Run, field: str = "reference") -> Path | None:
-    """Return the run whose answers train the classifier: the configured path, or a place next to this run when both were moved.
+    """The run whose answers train the classifier (`permix.evals.reference_runs.find_reference`).
 
-    None when no reference is configured. Raises DataError when the configured run is not found.
+    None when no reference is configured. Raises DataError when the configured run is not found, or another one is in its place.
     """
-    configured = run.config.get(field)
-    if configured is None:
-        return None
-    recorded, parent = Path(configured), run.path.parent
-    for candidate in (recorded, parent.parent / recorded.parent.name / recorded.name, parent / recorded.name):
-        if is_run(candidate) and candidate.resolve() != run.path.resolve():
-            return candidate
-    raise DataError(
-        f"{run.path}: its reference run {configured} was not found; {_REFERENCE_FIELDS[field]} cannot be measured without it"
-    )
+    return find_reference(run.path, run.config, field)
 
 
 def _sum_or_none(parts: Sequence[Any]) -> Any:
-    """Return the sum. None when there is no part or when one part is unknown, because an incomplete sum would mislead."""
+    """The sum. None when there is no part or when one part is unknown, because an incomplete sum would mislead."""
     return sum(parts) if parts and all(part is not None for part in parts) else None

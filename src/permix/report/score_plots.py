@@ -1,18 +1,17 @@
 """Draws the figures of scores: PSS against identifiability and against right and in character, judges' scores, and the validation
 of judges.
 
-Contract: as in `permix.rendering.plots`. In a trade-off figure the y axis is PSS, and the x axis is the measure of its
-`TradeoffView`. Each method is one point with both intervals, at the mean of its training seeds; each seed is a small point in the
-same style. A method without one of the two numbers is left out. In the figures of judges, a judge that is not trusted has hollow
-marks.
+Contract: as in `permix.rendering.plots`. In a trade-off figure (`permix.report.tradeoff`) the y axis is PSS. Each method is one
+point with both intervals, at the mean of its training seeds; each seed is a small point in the same style. In the figures of
+judges, a judge that is not trusted has hollow marks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from operator import call
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from permix.judges.summary import JudgeSummary
 from permix.rendering import theme
@@ -27,8 +26,7 @@ from permix.report.judges import (
     score_name,
     trust_mark,
 )
-from permix.report.methods import PooledMethod, ReportMethod
-from permix.report.runs import ModelRuns
+from permix.report.tradeoff import PSS_AXIS_LABEL, Tradeoff, TradeoffPoint
 from permix.sanitize import escape_for_figure as safe
 from permix.types import Estimate, JudgeControl
 
@@ -76,7 +74,7 @@ def plot_judge_figures(
 
 
 def judge_figure_files(kind: str) -> tuple[str, str]:
-    """Return the file names of the two figures of a kind of run: scores, and validation."""
+    """The file names of the two figures of a kind of run: scores, and validation."""
     return f"judged-{KIND_FILE_STEMS[kind]}.png", f"trial-{KIND_FILE_STEMS[kind]}.png"
 
 
@@ -118,9 +116,9 @@ def plot_judge_reliability(runs: JudgedRuns, kind: str, path: Path) -> None:
     judged = [(label, one) for label, run in runs.items() for one in run.judges.values()]
     shown = [[control for control in CONTROL_NAMES if any(one.histogram[control])] for _, one in judged]
     note = (
-        "answers that got each score, n on the right, without rubrics that ask the same of every persona; a good judge scores "
-        f"wrong and no persona lower than the own one, and the last three alike; {UNTRUSTED_MARK} does not tell right from wrong "
-        f"persona; {UNTESTED_MARK} was not validated"
+        "answers that got each score, n on the right, without rubrics that ask the same of every persona; a good judge gives "
+        "lower scores under a wrong persona and without a persona, and the same scores for padded, retest and injected answers; "
+        f"{UNTRUSTED_MARK} does not tell right from wrong persona; {UNTESTED_MARK} was not validated"
     )
     fig = theme.new_figure(
         0.8 + sum(0.55 + 0.24 * len(bars) for bars in shown), f"Validation of judges: {KIND_TITLES[kind]}", note
@@ -148,7 +146,7 @@ def plot_judge_reliability(runs: JudgedRuns, kind: str, path: Path) -> None:
 
 
 def _row_names(kind: str, judges: Sequence[JudgeSummary]) -> list[str]:
-    """Return the name of the mean, then the rubrics of any model that have their own row."""
+    """The name of the mean, then the rubrics of any model that have their own row."""
     tasks = [task for one in judges for task in one.tasks]
     return [score_name(kind, tasks), *listed_rubrics(kind, tasks)]
 
@@ -181,129 +179,29 @@ def _plot_stacked_bar(ax: Axes, row: int, counts: Sequence[int]) -> None:
     ax.text(1.005, row, f"{total}", ha="left", va="center", fontsize=8.5, color="0.3")
 
 
-class TradeoffView(NamedTuple):
-    """What a trade-off figure has on its x axis. `measure`: field of `PooledMethod`; `counted`: what n of the measure counts."""
-
-    measure: str
-    title: str
-    axis_label: str
-    counted: str
-    file: str
-
-    def pooled_value(self, pooled: PooledMethod) -> Estimate | None:
-        """The measure of a method."""
-        return pooled.identifiability if self.measure == "identifiability" else pooled.right_in_character
-
-    def model_value(self, model: ModelRuns) -> float | None:
-        """The measure of a model."""
-        if self.measure == "identifiability":
-            return None if model.identifiability is None else model.identifiability.accuracy.value
-        return None if model.right_in_character is None else model.right_in_character.share.value
-
-
-IDENTIFIABILITY_VIEW = TradeoffView(
-    "identifiability", "PSS against identifiability",
-    "identifiability: how often a classifier names the persona that wrote an answer", "answers (identifiability)", "tradeoff.png",
-)  # fmt: skip
-
-TRADEOFF_VIEWS = (
-    IDENTIFIABILITY_VIEW,
-    TradeoffView(
-        "right_in_character", "PSS against right and in character",
-        "share of answers that are right and in character", "questions (right and in character)",
-        "tradeoff-right-in-character.png",
-    ),
-)  # fmt: skip
-"""One figure each; a view without a point has none."""
-
-
-class TradeoffPoint(NamedTuple):
-    """A method. `x` is its measure on the x axis. `seeds` are (x, PSS) of each training seed; empty for a method with one model.
-
-    `chance` is what chance gives for this method, where each method has its own.
-    """
-
-    name: str
-    pss: Estimate
-    x: Estimate
-    seeds: tuple[tuple[float, float], ...] = ()
-    chance: float | None = None
-
-    @property
-    def xy(self) -> tuple[float, float]:
-        return (self.x.value or 0.0, self.pss.value or 0.0)
-
-    @property
-    def boxes(self) -> list[Bbox]:
-        """The two interval bars through the point, and its seeds, as boxes without width."""
-        from matplotlib.transforms import Bbox
-
-        (x, y), (left, right), (low, high) = self.xy, theme.interval_ends(self.x), theme.interval_ends(self.pss)
-        return [Bbox([[left, y], [right, y]]), Bbox([[x, low], [x, high]]), *(Bbox([seed, seed]) for seed in self.seeds)]
-
-
-def tradeoff_points(
-    methods: Sequence[ReportMethod],
-    pooled: Sequence[PooledMethod],
-    excluded: Set[str] = frozenset(),
-    view: TradeoffView = IDENTIFIABILITY_VIEW,
-) -> list[TradeoffPoint]:
-    """Return the methods with both numbers, except methods with a label in `excluded`, which cannot be compared with
-    the others.
-    """
-    by_chance = view.measure == "right_in_character"
-    return [
-        TradeoffPoint(
-            method.name, mean.pss, x, _seed_values(method, view), mean.right_in_character_by_chance if by_chance else None
-        )
-        for method, mean in zip(methods, pooled, strict=True)
-        if mean.pss is not None and mean.pss.value is not None and not excluded & set(method.labels)
-        and (x := view.pooled_value(mean)) is not None and x.value is not None
-    ]  # fmt: skip
-
-
-def common_chance(pooled: Sequence[PooledMethod]) -> float | None:
-    """Return the chance level that all methods share. None when they have different numbers of personas, as one line cannot show
-    them.
-    """
-    chances = {mean.chance for mean in pooled if mean.chance is not None}
-    return chances.pop() if len(chances) == 1 else None
-
-
-def plot_tradeoff(
-    points: Sequence[TradeoffPoint],
-    arrows: Sequence[tuple[str, str]],
-    chance: float | None,
-    path: Path,
-    styles: Mapping[str, Style] | None = None,
-    view: TradeoffView = IDENTIFIABILITY_VIEW,
-) -> None:
-    """Draw a trade-off figure.
-
-    `arrows` are pairs of method names; a pair without both points is left out. `chance` is the chance level of identifiability,
-    and `styles` are by the method's name.
-    """
+def plot_tradeoff(tradeoff: Tradeoff, path: Path, styles: Mapping[str, Style] | None = None) -> None:
+    """Draw a trade-off figure; `styles` are by the method's name."""
+    points, chance = tradeoff.points.values(), tradeoff.chance
     styles = styles or theme.styles_for(point.name for point in points)
-    fig = theme.new_figure(5.2, view.title, _tradeoff_note(points, view))
+    fig = theme.new_figure(5.2, tradeoff.view.title, _tradeoff_note(tradeoff))
     (ax,) = theme.stacked_axes(fig, 1)
     for point in points:
         _plot_tradeoff_point(ax, point, styles[point.name])
     at = {point.name: point.xy for point in points}
-    for start, end in arrows:
-        if start in at and end in at:
-            arrow = {"arrowstyle": "-|>", "color": "0.45", "lw": 1.1, "shrinkA": 8, "shrinkB": 8, "ls": (0, (4, 3))}
-            ax.annotate("", xy=at[end], xytext=at[start], arrowprops=arrow, zorder=1)
+    for start, end in tradeoff.arrows:
+        arrow = {"arrowstyle": "-|>", "color": "0.45", "lw": 1.1, "shrinkA": 8, "shrinkB": 8, "ls": (0, (4, 3))}
+        ax.annotate("", xy=at[end], xytext=at[start], arrowprops=arrow, zorder=1)
     if chance is not None:
         ax.axvline(chance, color="0.4", lw=1.2, ls=":")
         ax.annotate(
             "chance", (chance, 0.02), xycoords=("data", "axes fraction"), xytext=(4, 0), textcoords="offset points", color="0.3"
         )
-    ax.set_xlabel(view.axis_label)
-    ax.set_ylabel("PSS: worst / best persona's accuracy")
+    ax.set_xlabel(tradeoff.view.axis_label)
+    ax.set_ylabel(PSS_AXIS_LABEL)
     ax.margins(0.15)
     low, high = ax.get_ylim()
     ax.set_ylim(max(0.0, low), min(1.06, high))
-    theme.label_points(ax, at, [bar for point in points for bar in point.boxes], styles)
+    theme.label_points(ax, at, [box for point in points for box in _point_boxes(point)], styles)
     theme.save_figure(fig, path)
 
 
@@ -314,18 +212,20 @@ def _plot_tradeoff_point(ax: Axes, point: TradeoffPoint, style: Style) -> None:
         x_value, y_value = point.xy
         ax.plot([point.chance, x_value], [y_value, y_value], ":", color=style.colour, lw=1, zorder=1)
         ax.plot(point.chance, y_value, "|", color=style.colour, ms=14, mew=2)
-    for seed in point.seeds:
+    for seed in point.seeds.values():
         ax.plot(*seed, style.marker, color=style.colour, ms=4.5, mfc="w", mew=1.2, zorder=3)
 
 
-def _seed_values(method: ReportMethod, view: TradeoffView) -> tuple[tuple[float, float], ...]:
-    pairs = [(view.model_value(model), model.stability.pss.value) for model in method.models if model.stability]
-    return tuple((x, y) for x, y in pairs if x is not None and y is not None) if len(method.models) > 1 else ()
+def _point_boxes(point: TradeoffPoint) -> list[Bbox]:
+    """The two interval bars through the point, and its seeds, as boxes without width."""
+    from matplotlib.transforms import Bbox
+
+    (x, y), (left, right), (low, high) = point.xy, theme.interval_ends(point.x), theme.interval_ends(point.pss)
+    return [Bbox([[left, y], [right, y]]), Bbox([[x, low], [x, high]]), *(Bbox([seed, seed]) for seed in point.seeds.values())]
 
 
-def _tradeoff_note(points: Sequence[TradeoffPoint], view: TradeoffView) -> str:
-    questions = f"{theme.join_distinct_counts(point.pss.n for point in points)} questions (PSS)"
-    answers = f"{theme.join_distinct_counts(point.x.n for point in points)} {view.counted}"
+def _tradeoff_note(tradeoff: Tradeoff) -> str:
+    points = tradeoff.points.values()
     chance = "; upright stroke: by chance" if any(point.chance is not None for point in points) else ""
     seeds = "; large: mean over training seeds; small and open: each seed" if any(point.seeds for point in points) else ""
-    return f"n = {questions}, {answers}; bars: {QUESTION_INTERVAL_NOTE}{seeds}{chance}"
+    return f"n = {tradeoff.counts_text}; bars: {QUESTION_INTERVAL_NOTE}{seeds}{chance}"

@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as TerminalTable
 from rich.text import Text
@@ -28,8 +27,8 @@ from permix.config import (
 )
 from permix.errors import ConfigError, DataError
 from permix.metrics import statistics
-from permix.metrics.measures import measures_in
-from permix.progress import MultiProgress, add_result
+from permix.metrics.measures import character_measures_of, measures_in
+from permix.progress import MultiProgress, add_result, separate_result
 from permix.rendering.table import (
     MISSING_CELL,
     NOT_SIGNIFICANT,
@@ -44,11 +43,12 @@ from permix.rendering.table import (
     one_line,
     plain_text,
     tabulate,
+    terminal_table,
     trusted_cell,
 )
 from permix.report.arm_differences import (
     INTERVAL_INCLUDES_ZERO,
-    SCORE,
+    JUDGE_SCORE_MEASURE,
     SEEDS_NOT_COVERED,
     ArmDifference,
     arm_difference_table,
@@ -59,18 +59,11 @@ from permix.report.arm_differences import (
 from permix.report.builder import ReportAdditions, print_conclusion, write_pooled_report
 from permix.report.document import DocumentPart, DocumentSection, optional_section
 from permix.report.judges import OPEN_ENDED_KIND, RUN_KIND_OF_FIDELITY, UNTRUSTED_MARK
-from permix.report.methods import (
-    MethodNumbers,
-    PooledContext,
-    PooledMethod,
-    ReportMethod,
-    divide_by_context,
-    group_assigned_methods,
-    pool_context,
-)
+from permix.report.methods import ReportMethod, group_assigned_methods
+from permix.report.pooled import MethodNumbers, PooledContext, PooledMethod, divide_by_context, pool_context
 from permix.report.runs import ModelRuns, collect_models, strategy_kind, with_default_stability
-from permix.report.tables import front_table, pooled_identifiability_cell, pooled_measure_cell
-from permix.types import Estimate
+from permix.report.tables import front_table, pooled_character_cell, pooled_measure_cell
+from permix.types import Estimate, true_minus
 
 UNTRUSTED_JUDGE_TEXT = (
     "the judge does not tell an answer's persona from a wrong one on all of these models, so the score means nothing"
@@ -90,7 +83,7 @@ HEADLINES_NOTE = (
     "those of the publication."
 )
 
-CHOSEN_NOTE = "Only the arms and seeds that --only and --seeds chose; the report of the whole study is in report/."
+PARTIAL_STUDY_NOTE = "Only the arms and seeds that --only and --seeds chose; the report of the whole study is in report/."
 
 CONTEXTS_NOTE = "Within each context of the evaluation; the numbers of the arms are means over their training seeds."
 
@@ -124,7 +117,7 @@ class StudyPage(NamedTuple):
         return next((one for one in self.methods if one.name == name), None)
 
 
-def run_kind(evaluation: PartConfig) -> str:
+def evaluation_kind(evaluation: PartConfig) -> str:
     """The kind of run that an evaluation makes, as a report names it."""
     if isinstance(evaluation, FidelityConfig):
         return RUN_KIND_OF_FIDELITY[evaluation.kind]
@@ -147,8 +140,8 @@ def headline_measures(evaluation: PartConfig, kind: str) -> list[str]:
     """The measures of an evaluation, which its page shows as this kind of run, that can be compared between arms."""
     if not isinstance(evaluation, FidelityConfig):
         return [measure.name for measure in measures_in("differences")] if kind == "stability" else []
-    judged = [SCORE] if evaluation.judge.name != "none" else []
-    return ["identifiability", *judged] if evaluation.kind == "open" else judged
+    judged = [JUDGE_SCORE_MEASURE] if evaluation.judge.name != "none" else []
+    return [*(measure.name for measure in character_measures_of(kind)), *judged]
 
 
 def write_study_report(
@@ -164,11 +157,12 @@ def write_study_report(
         raise DataError(f"{config.out}: no evaluation is finished yet, so there is nothing to report")
     first, *others = report.pages
     progress = MultiProgress([1.0] * len(report.pages))
+    results: dict[str, dict[str, Any]] = {}
     for number, page in enumerate(others):
-        with progress.part(number, f"page of {page.title}"):
+        with progress.part(number, f"page of {page.title}"), separate_result() as results[page.title]:
             caption = f"Evaluation {md_label(page.title)} of the study."
             write_pooled_report(page.models, page.methods, page.folder, caption, numbers=page.numbers)
-    with progress.part(len(others), f"page of {first.title}, and all comparisons"):
+    with progress.part(len(others), f"page of {first.title}, and all comparisons"), separate_result() as results[first.title]:
         document = write_pooled_report(
             first.models, first.methods, first.folder, report.caption, report.additions, numbers=first.numbers
         )
@@ -180,14 +174,26 @@ def write_study_report(
         console.print(terminal_arms_table(page))
     for line in (*report.headline_sentences, *(str(page.folder / "index.html") for page in report.pages)):
         console.print(plain_text(line), markup=False, highlight=False, soft_wrap=True)
+    add_result(
+        **results[first.title],
+        headlines=[plain_text(line) for line in report.headline_sentences],
+        pages=[{"title": page.title, **results[page.title], "arms": _arms_rows(page)} for page in report.pages],
+    )
     add_result(paths={"report": out / "report.md", "page": out / "index.html", "table": out / "table.json"})
+
+
+def _arms_rows(page: StudyPage) -> list[dict[str, str]]:
+    """The rows of `terminal_arms_table`: the text of each cell by its heading."""
+    shown = front_table(page.methods, page.pooled, [model.row for model in page.models])
+    columns = [(at, heading) for at, heading in enumerate(shown.headings) if heading not in shown.folded]
+    return [{heading: row[at].text for at, heading in columns} for row in shown.rows]
 
 
 def terminal_arms_table(page: StudyPage) -> TerminalTable:
     """A table for a terminal: a row for each arm, or each model if no arm has several, without the folded columns."""
     shown = front_table(page.methods, page.pooled, [model.row for model in page.models])
     columns = [at for at, heading in enumerate(shown.headings) if heading not in shown.folded]
-    table = TerminalTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = terminal_table()
     for at in columns:
         table.add_column(Text(shown.headings[at]), overflow="fold")
     for row in shown.rows:
@@ -234,9 +240,10 @@ class _StudyReport:
         arms = ", ".join(md_label(self.arm_names[arm]) for arm in self.arms)
         seeds = sorted({unit.seed for unit in self.units if unit.seed is not None})
         further = "".join(f" Evaluation {md_label(page.title)}: {page.folder.name}/index.html." for page in self.pages[1:])
+        partial = "" if len(self.units) == len(self.config.units()) else f" {PARTIAL_STUDY_NOTE}"
         return (
             f"A study: {arms} and the untrained model {md_label(self.arm_names[BASE_UNIT])}, training seeds "
-            f"{', '.join(map(str, seeds))}.{'' if len(self.units) == len(self.config.units()) else f' {CHOSEN_NOTE}'}{further}"
+            f"{', '.join(map(str, seeds))}.{partial}{further}"
         )
 
     @property
@@ -260,13 +267,13 @@ class _StudyReport:
         found = []
         for page in self.pages:
             for name in (self.config.against_arm, BASE_UNIT):
-                other = None if name is None else page.method(self.arm_names[name])
+                against = None if name is None else page.method(self.arm_names[name])
                 for arm in self.arms:
-                    one = page.method(self.arm_names[arm])
-                    if one is not None and other is not None and one is not other:
-                        change = page.numbers.difference(one, other)
+                    method = page.method(self.arm_names[arm])
+                    if method is not None and against is not None and method is not against:
+                        difference = page.numbers.difference(method, against)
                         found += [
-                            compare_arms(one, other, evaluation, kind, found=change)
+                            compare_arms(method, against, evaluation, kind, difference=difference)
                             for kind, evaluation in page.evaluations.items()
                         ]
         return found
@@ -356,15 +363,15 @@ class _StudyReport:
         for page in self.pages:
             for kind, evaluation in page.evaluations.items():
                 if evaluation == headline.evaluation:
-                    one, other = (page.method(self.arm_names[name]) for name in (headline.arm, headline.against))
-                    if one is None or other is None:
+                    arm, against = (page.method(self.arm_names[name]) for name in (headline.arm, headline.against))
+                    if arm is None or against is None:
                         return None
-                    change = compare_arms(one, other, evaluation, kind, statistics.relative_change)
-                    if headline.measure == SCORE and any(UNTRUSTED_MARK in name for name in change.scores):
+                    difference = compare_arms(arm, against, evaluation, kind, statistics.relative_change)
+                    if headline.measure == JUDGE_SCORE_MEASURE and any(UNTRUSTED_MARK in name for name in difference.scores):
                         self.untrusted_headlines.add(headline)
-                    if not change.covers_seeds(headline.measure):
+                    if not difference.covers_seeds(headline.measure):
                         self.headlines_without_seeds.add(headline)
-                    return change.of_measure(headline.measure)
+                    return difference.of_measure(headline.measure)
         return None
 
     def _headline_parts(self) -> list[DocumentPart]:
@@ -517,7 +524,7 @@ def _overview_cells(method: ReportMethod, pooled: PooledMethod, kind: str, evalu
         }
     cells = {}
     if kind == OPEN_ENDED_KIND:
-        cells[f"identifiability, {evaluation}"] = pooled_identifiability_cell(pooled)
+        cells[f"identifiability, {evaluation}"] = pooled_character_cell(pooled, "identifiability")
     judged = [entry for model in method.models for entry in model.row.judged if entry.kind == kind]
     for name in dict.fromkeys(entry.name for entry in judged):
         scores = [entry for entry in judged if entry.name == name]
@@ -552,7 +559,7 @@ def divide_into_pages(base: StudyUnit) -> list[dict[str, str]]:
     """
     pages: list[tuple[tuple[str, str], dict[str, str]]] = []
     for name, part in base.parts.items():
-        kind, splits = run_kind(part), evaluation_splits(part)
+        kind, splits = evaluation_kind(part), evaluation_splits(part)
         page = next((one for of, one in pages if of == splits and kind not in one), None)
         if page is None:
             pages.append((splits, page := {}))
@@ -575,7 +582,7 @@ def _change_cell(change: Estimate | None) -> TableCell:
 
 def format_change(value: float) -> str:
     """0.212 -> "+21.2 %"."""
-    return f"{100 * value:+.1f} %".replace("-", "−")
+    return true_minus(f"{100 * value:+.1f} %")
 
 
 def format_changes(change: Estimate) -> str:

@@ -19,14 +19,7 @@ from permix.judges.summary import JudgeSummary
 from permix.metrics.measures import measures_in
 from permix.metrics.stability import StabilitySummary
 from permix.metrics.statistics import SIGNIFICANCE_LEVEL
-from permix.rendering.table import (
-    difference_direction,
-    format_count,
-    format_dollars,
-    format_p_value,
-    format_ratio,
-    md_label,
-)
+from permix.rendering.table import difference_direction, format_count, format_dollars, format_p_value, format_ratio, md_label
 from permix.report.comparisons import Comparison
 from permix.report.judges import (
     KIND_TITLES,
@@ -38,7 +31,8 @@ from permix.report.judges import (
     trust_mark,
 )
 from permix.report.runs import ModelRuns
-from permix.storage.cells import chosen_answers_note, describe_cures, describe_reasons
+from permix.storage.cells import conflicting_answers_note
+from permix.storage.failures import describe_cures, describe_reasons
 from permix.types import Estimate, count_text
 
 MAX_FAILURE_CHARS = 1200
@@ -57,12 +51,12 @@ TRUST_MARKS_LEGEND = " ".join(TRUST_MARK_MEANINGS.values())
 
 
 def untrusted_judge_sentences(name: str, run: JudgedRun) -> list[str]:
-    """Return sentences: for each judge that is not trusted, that its number means nothing for this model."""
+    """Sentences: for each judge that is not trusted, that its number means nothing for this model."""
     return [_untrusted_judge_sentence(name, run.kind, one) for one in run.judges.values() if not one.discriminates_persona]
 
 
 def trusted_judge_phrases(name: str, run: JudgedRun) -> list[str]:
-    """Return phrases for the main sentence about a single model, one for each trusted judge."""
+    """Phrases for the main sentence about a single model, one for each trusted judge."""
     return [
         f"{md_label(name)}: judge {md_label(one.label)} distinguishes personas "
         f"({score_name(run.kind, one.tasks)} {one.persona_score})"
@@ -72,7 +66,7 @@ def trusted_judge_phrases(name: str, run: JudgedRun) -> list[str]:
 
 
 def score_change_phrases(differences: Iterable[JudgeScoreDifference]) -> list[str]:
-    """Return phrases for the main sentence about a comparison, one for each judge that is trusted on both models."""
+    """Phrases for the main sentence about a comparison, one for each judge that is trusted on both models."""
     return [
         f"{one.score_name} by judge {md_label(one.scores.judge)} {difference_direction(one.scores.persona_score)}"
         for one in differences
@@ -81,12 +75,12 @@ def score_change_phrases(differences: Iterable[JudgeScoreDifference]) -> list[st
 
 
 def judge_sentences(name: str, run: JudgedRun) -> list[str]:
-    """Return a sentence with numbers for each judge of a model."""
+    """A sentence with numbers for each judge of a model."""
     return [_judge_sentence(name, run.kind, one) for one in run.judges.values()]
 
 
 def score_difference_phrases(differences: Sequence[JudgeScoreDifference]) -> list[str]:
-    """Return a phrase with numbers for each judge of a comparison."""
+    """A phrase with numbers for each judge of a comparison."""
     return [
         f"{one.score_name} by judge {md_label(one.scores.judge)} {difference_direction(one.scores.persona_score)} "
         f"({one.scores.persona_score.format_difference()}, p {_p_value_text(one.scores.p)}, {one.scores.n_answers} answers)"
@@ -118,7 +112,7 @@ def _judge_sentence(name: str, kind: str, judge: JudgeSummary) -> str:
 
 
 def result_sentences(models: Sequence[ModelRuns], comparisons: Sequence[Comparison]) -> list[str]:
-    """Return the main sentence, then a sentence with numbers for each model and each comparison."""
+    """The main sentence, then a sentence with numbers for each model and each comparison."""
     stability = [_stability_sentence(model) for model in models if model.stability is not None]
     judged = [line for model in models for run in model.judged_runs for line in judge_sentences(model.label, run)]
     strategies = [_strategy_sentence(model.label, summary) for model in models for summary in model.strategies]
@@ -128,7 +122,7 @@ def result_sentences(models: Sequence[ModelRuns], comparisons: Sequence[Comparis
 
 
 def comparison_warnings(comparisons: Sequence[Comparison]) -> list[str]:
-    """Return why some models cannot be compared with the first one."""
+    """Why some models cannot be compared with the first one."""
     return [
         f"> **{md_label(reason, 200)}: do not compare** {md_label(one.label)} with {md_label(one.against)} in {what}."
         for one in comparisons
@@ -144,7 +138,7 @@ def comparison_warnings(comparisons: Sequence[Comparison]) -> list[str]:
 
 
 def short_warnings(models: Sequence[ModelRuns], comparisons: Sequence[Comparison]) -> list[str]:
-    """Return all warnings in a few words: each kind once, with the models that it is about."""
+    """All warnings in a few words: each kind once, with the models that it is about."""
     cut_off = [
         f"{md_label(model.label)} {format_ratio(model.cut_off.n_cut_off, model.cut_off.n_known)}"
         for model in models
@@ -167,12 +161,12 @@ def short_warnings(models: Sequence[ModelRuns], comparisons: Sequence[Comparison
 
 
 def _warning_kind(warning: str) -> str:
-    """Return the bold words at the beginning of a warning."""
+    """The bold words at the beginning of a warning."""
     return warning.removeprefix("> **").partition("**")[0]
 
 
 def incomplete_run_warnings(models: Sequence[ModelRuns]) -> list[str]:
-    """Return what is missing in these runs and why: cells without a score, failures with what helps, ends of answers, and
+    """What is missing in these runs and why: cells without a score, failures with what helps, ends of answers, and
     measures that could not be computed; and cells that several workers answered differently.
     """
     incomplete = [
@@ -191,7 +185,7 @@ def incomplete_run_warnings(models: Sequence[ModelRuns]) -> list[str]:
         f"> **Answered twice**: {md_label(model.label)}, {md_label(kind)}: {note}."
         for model in models
         for kind, run in model.runs.items()
-        if kind in ("stability", *KIND_TITLES) and (note := chosen_answers_note(run.cells)) is not None
+        if kind in ("stability", *KIND_TITLES) and (note := conflicting_answers_note(run.cells)) is not None
     ]
     failed = [
         f"> **Failed**: {md_label(model.label)}, {md_label(kind)}: "
@@ -204,13 +198,13 @@ def incomplete_run_warnings(models: Sequence[ModelRuns]) -> list[str]:
 
 
 def _main_sentences(models: Sequence[ModelRuns], comparisons: Sequence[Comparison]) -> str:
-    """Return the main sentence, with a sentence for each judge that is not trusted."""
+    """The main sentence, with a sentence for each judge that is not trusted."""
     untrusted = [line for model in models for run in model.judged_runs for line in untrusted_judge_sentences(model.label, run)]
     return "**" + " ".join([_main_text(models, comparisons), *(f"{line}." for line in untrusted)]) + "**"
 
 
 def _main_text(models: Sequence[ModelRuns], comparisons: Sequence[Comparison]) -> str:
-    """Return one sentence in words for each model that is the first of a comparison."""
+    """One sentence in words for each model that is the first of a comparison."""
     phrases: dict[str, list[str]] = {}
     for one in comparisons:
         if words := _comparison_words(one):
@@ -235,7 +229,7 @@ def _comparison_words(comparison: Comparison) -> list[str]:
 
 
 def _named_differences(comparison: Comparison) -> list[tuple[str, Estimate]]:
-    """Return every measure that was compared, by its name in a sentence, with its difference."""
+    """Every measure that was compared, by its name in a sentence, with its difference."""
     measures = [one for one in measures_in("differences") if one.name in comparison.measures]
     named = [(one.sentence_label, comparison.measures[one.name]) for one in measures]
     characters = {
@@ -247,7 +241,7 @@ def _named_differences(comparison: Comparison) -> list[tuple[str, Estimate]]:
 
 
 def _stability_sentence(model: ModelRuns) -> str:
-    """Return a sentence on the stability of a single model."""
+    """A sentence on the stability of a single model."""
     one = model.stability
     assert one is not None
     return (
@@ -264,7 +258,7 @@ def _stability_sentence(model: ModelRuns) -> str:
 
 
 def _detectable_effect_text(summary: StabilitySummary) -> str:
-    """Return the smallest effect that the grid could detect, next to the effect that was measured."""
+    """The smallest effect that the grid could detect, next to the effect that was measured."""
     if summary.minimum_detectable_effect.value is None:
         return ""
     subset = (
@@ -279,7 +273,7 @@ def _detectable_effect_text(summary: StabilitySummary) -> str:
 
 
 def _strategy_sentence(name: str, summary: StrategySummary) -> str:
-    """Return a sentence on a strategy: its gain and its cost."""
+    """A sentence on a strategy: its gain and its cost."""
     cost = "its cost is not known"
     if summary.tokens_per_answer is not None and summary.token_ratio is not None:
         cost = (

@@ -4,14 +4,13 @@ Contract: a number is shown as measured, with its interval and its n; a missing 
 may be hostile text.
 
 `front_table` is the first table of a report: `models_table`, a row for each model, or, with several training seeds,
-`method_table`, a row for each method with means over its seeds (`permix.report.methods`).
+`method_table`, a row for each method with means over its seeds (`permix.report.pooled`).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table as TerminalTable
 from rich.text import Text
 
@@ -19,7 +18,7 @@ from permix.evals.grid import CutOffCounts, cell_row, persona_rows
 from permix.evals.strategies.base import StrategySummary, StrategyTokens
 from permix.metrics.identifiability import Identifiability
 from permix.metrics.linear_models import ContextSummary, TemplateEffects
-from permix.metrics.measures import measures_in
+from permix.metrics.measures import CHARACTER_MEASURES, measures_in
 from permix.metrics.recognisability import Recognisability
 from permix.metrics.right_in_character import RightInCharacter
 from permix.metrics.stability import PersonaSummary, StabilitySummary
@@ -42,19 +41,21 @@ from permix.rendering.table import (
     format_ratio,
     label_cell,
     one_line,
+    p_text,
     tabulate,
+    terminal_table,
+    terminal_text,
     trusted_cell,
 )
 from permix.report.judges import OPEN_ENDED_KIND, UNTESTED_MARK, UNTRUSTED_MARK, trust_mark
-from permix.report.methods import ComparedSeeds, MethodDifference, PooledMethod, ReportMethod
+from permix.report.methods import ReportMethod
+from permix.report.pooled import ComparedSeeds, MethodDifference, PooledMethod
 from permix.report.runs import ModelRow, ModelRuns
 from permix.report.summary_text import TRUST_MARK_MEANINGS
 from permix.sanitize import escape_control, truncate
-from permix.types import Estimate
+from permix.types import Estimate, true_minus
 
 DETAILS_WIDTH = 400
-
-RIGHT_IN_CHARACTER_HEADING = "right and in character"
 
 HEADING_WIDTH = 80
 
@@ -68,45 +69,28 @@ class ModelColumn(NamedTuple):
     is_folded: bool = False
 
 
-def identifiability_cell(row: ModelRow) -> TableCell:
-    """Return identifiability with chance next to n, because identifiability cannot be read without chance."""
-    return _with_chance(estimate_cell(row.identifiability), row.chance)
-
-
-def recognisability_cell(row: ModelRow) -> TableCell:
-    """Return recognisability with chance next to n, which is that of identifiability."""
-    return _with_chance(estimate_cell(row.recognisability), row.chance)
-
-
-def _with_chance(cell: TableCell, chance: float | None) -> TableCell:
-    return cell._replace(note=cell.note and f"{cell.note}, chance {format_decimal(chance)}")
-
-
-def right_in_character_cell(row: ModelRow) -> TableCell:
-    """Return the share of answers that are right and in character, with what chance gives next to n."""
-    return _with_by_chance(estimate_cell(row.right_in_character), row.right_in_character_by_chance)
-
-
-def _with_by_chance(cell: TableCell, by_chance: float | None) -> TableCell:
-    return cell._replace(note=cell.note and f"{cell.note}, by chance {format_decimal(by_chance)}")
+def character_cell(record: ModelRow | PooledMethod, name: str) -> TableCell:
+    """A measure of character with chance next to n, because it cannot be read without chance."""
+    cell, chance = estimate_cell(record.estimate(name)), format_decimal(record.chance_of(name))
+    return cell._replace(note=cell.note and f"{cell.note}, {CHARACTER_MEASURES[name].chance_label} {chance}")
 
 
 def _measure_cell(row: ModelRow, name: str) -> TableCell:
-    return _explained(estimate_cell(row.measures.get(name)), name, row.pss_reason)
+    return _with_pss_reason(estimate_cell(row.measures.get(name)), name, row.pss_reason)
 
 
 _FRONT_MEASURES = frozenset(("pss", "worst", "mean", "baseline"))
 """The measures of the table of models and methods that are never folded."""
 
 
-def _explained(cell: TableCell, measure: str, pss_reason: str | None) -> TableCell:
+def _with_pss_reason(cell: TableCell, measure: str, pss_reason: str | None) -> TableCell:
     """The cell of PSS with the reason why it has no value; any other cell as it is."""
     without_value = measure == "pss" and pss_reason is not None and cell.text == MISSING_TEXT
     return cell._replace(note=pss_reason or "") if without_value else cell
 
 
 def cut_off_cell(row: ModelRow) -> TableCell:
-    """Return how many answers were cut off at the token limit and, if any were, the accuracy of those that were not."""
+    """How many answers were cut off at the token limit and, if any were, the accuracy of those that were not."""
     if not row.n_known_ends:
         return MISSING_CELL
     accuracy = "" if not row.n_cut_off or row.accuracy_of_others is None else format_decimal(row.accuracy_of_others)
@@ -151,7 +135,7 @@ def _asks_endpoint(row: ModelRow) -> bool:
 
 
 def columns_with_judges(rows: Sequence[ModelRow]) -> list[ModelColumn]:
-    """Return the columns: measures of stability, identifiability, recognisability where it was measured, one column for each
+    """The columns: measures of stability, identifiability, recognisability where it was measured, one column for each
     judge of these rows, counts and costs.
 
     Right and in character and the costs of an endpoint's model have columns only if some of these rows needs them.
@@ -171,21 +155,21 @@ def columns_with_judges(rows: Sequence[ModelRow]) -> list[ModelColumn]:
         *(_LOCAL_COST_COLUMNS if not all(at_endpoint) else ()),
         *(_ENDPOINT_COST_COLUMNS if any(at_endpoint) else ()),
     ]
-    characters = [ModelColumn("identifiability", identifiability_cell, OPEN_ENDED_KIND)]
-    if any(row.recognisability is not None for row in rows):
-        characters.append(ModelColumn("recognisability", recognisability_cell, OPEN_ENDED_KIND))
-    has_both = any(row.right_in_character is not None for row in rows)
-    in_character = [ModelColumn(RIGHT_IN_CHARACTER_HEADING, right_in_character_cell)] if has_both else []
-    return [*measures, *in_character, *characters, *by_judge, *_COUNT_AND_COST_COLUMNS, *evaluation_costs]
+    characters = [
+        ModelColumn(one.label, partial(character_cell, name=one.name), one.kind)
+        for one in CHARACTER_MEASURES.values()
+        if one.name == "identifiability" or any(row.estimate(one.name) is not None for row in rows)
+    ]
+    return [*measures, *characters, *by_judge, *_COUNT_AND_COST_COLUMNS, *evaluation_costs]
 
 
 def _trusted_judge_names(rows: Iterable[ModelRow]) -> set[str]:
-    """Return the names of the scores that mean something for at least one model."""
+    """The names of the scores that mean something for at least one model."""
     return {one.name for row in rows for one in row.judged if one.discriminates_persona}
 
 
 def judge_score_cell(row: ModelRow, name: str) -> TableCell:
-    """Return a judge's mean score, with a mark when the judge is not trusted."""
+    """A judge's mean score, with a mark when the judge is not trusted."""
     one = next((one for one in row.judged if one.name == name), None)
     if one is None or one.persona_score.value is None:
         return MISSING_CELL
@@ -195,7 +179,7 @@ def judge_score_cell(row: ModelRow, name: str) -> TableCell:
 
 
 def models_table(rows: Sequence[ModelRow]) -> Table:
-    """Return a table with a row for each model."""
+    """A table with a row for each model."""
     columns = columns_with_judges(rows)
     lines = [
         [label_cell(row.label), *(column.cell(row).with_sources(SourceRun(row.label, column.kind)) for column in columns)]
@@ -206,25 +190,29 @@ def models_table(rows: Sequence[ModelRow]) -> Table:
     return tabulate("models", ["model", *headings], lines, folded=folded)
 
 
-NAME_WIDTH, VALUE_WIDTH = 19, len("0.123 [0.12, 0.12]")  # so three models fit into 80 columns without a line break in an interval
+# So three models fit into 80 columns without a line break in an interval.
+TERMINAL_NAME_WIDTH, TERMINAL_VALUE_WIDTH = 19, len("0.123 [0.12, 0.12]")
+
+
+def _terminal_measures_table(headings: Iterable[str]) -> TerminalTable:
+    """A table for a terminal without rows: a column for the names of measures, and one with each of these headings."""
+    table = terminal_table()
+    table.add_column("", width=TERMINAL_NAME_WIDTH)
+    for heading in headings:
+        shown = Text(truncate(escape_control(heading), LABEL_WIDTH))
+        table.add_column(shown, justify="left", overflow="fold", min_width=TERMINAL_VALUE_WIDTH)
+    return table
 
 
 def terminal_models_table(rows: Sequence[ModelRow]) -> TerminalTable:
-    """Return a table for a terminal: a row for each measure and a column for each model. Measures that no model has
+    """A table for a terminal: a row for each measure and a column for each model. Measures that no model has
     are left out; PSS stays where a note says why it has no value. Below it is the meaning of the judges' marks that appear.
     """
-    table = TerminalTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("", width=NAME_WIDTH)
-    for row in rows:
-        table.add_column(
-            Text(truncate(escape_control(row.label), LABEL_WIDTH)), justify="left", overflow="fold", min_width=VALUE_WIDTH
-        )
+    table = _terminal_measures_table(row.label for row in rows)
     for column in columns_with_judges(rows):
         cells = [column.cell(row) for row in rows]
         if any(cell.text != MISSING_TEXT or cell.note for cell in cells):
-            table.add_row(
-                Text(truncate(escape_control(column.heading), HEADING_WIDTH)), *(_terminal_text(cell) for cell in cells)
-            )
+            table.add_row(Text(truncate(escape_control(column.heading), HEADING_WIDTH)), *map(terminal_text, cells))
     judged = [one for row in rows for one in row.judged if one.persona_score.value is not None]
     shown_marks = {trust_mark(one.discriminates_persona).strip() for one in judged}
     if meanings := [TRUST_MARK_MEANINGS[mark] for mark in (UNTRUSTED_MARK, UNTESTED_MARK) if mark in shown_marks]:
@@ -233,7 +221,7 @@ def terminal_models_table(rows: Sequence[ModelRow]) -> TerminalTable:
 
 
 def persona_table(summaries: Mapping[str, StabilitySummary], cut_off: Mapping[str, CutOffCounts] | None = None) -> Table:
-    """Return a table with a row for each persona and a column for each model: accuracy, the difference to the baseline, and
+    """A table with a row for each persona and a column for each model: accuracy, the difference to the baseline, and
     Holm's p. A model of which an answer was cut off (`cut_off`, by model) has one more column: the share that was, by persona.
     """
     counts = {model: one for model, one in (cut_off or {}).items() if model in summaries and one.n_cut_off}
@@ -299,7 +287,7 @@ _CONTROL_HEADINGS = (
 
 
 def controls_table(results: Mapping[str, Identifiability]) -> Table:
-    """Return a table of identifiability next to its controls, which are at chance when the test is sound."""
+    """A table of identifiability next to its controls, which are at chance when the test is sound."""
     lines = []
     for model, result in results.items():
         control_accuracies = (result.question_only, result.length_only, result.permuted)
@@ -326,7 +314,7 @@ _IN_CHARACTER_HEADINGS = (
 
 
 def right_in_character_table(results: Mapping[str, RightInCharacter]) -> Table:
-    """Return a table of right and in character with its parts, and of the controls of `recognised`."""
+    """A table of right and in character with its parts, and of the controls of `recognised`."""
     lines = []
     for model, one in results.items():
         parts = (one.share, one.share_by_chance, one.right, one.recognised, one.recognised_if_right, one.recognised_if_wrong)
@@ -352,7 +340,7 @@ _RECOGNISABILITY_HEADINGS = (
 
 
 def recognisability_table(results: Mapping[str, Recognisability]) -> Table:
-    """Return a table of recognisability next to its controls."""
+    """A table of recognisability next to its controls."""
     lines = []
     for model, result in results.items():
         cells = [
@@ -369,7 +357,7 @@ def recognisability_table(results: Mapping[str, Recognisability]) -> Table:
 
 
 def recognisability_persona_table(results: Mapping[str, Recognisability]) -> Table:
-    """Return a table with a row for each persona and two columns for each model: the share of its answers that are recognised,
+    """A table with a row for each persona and two columns for each model: the share of its answers that are recognised,
     and the persona whose text most of the others are nearest to.
     """
     ids = dict.fromkeys(id for result in results.values() for id in result.persona_ids)
@@ -391,7 +379,7 @@ def _recognised_cells(model: str, result: Recognisability, persona_id: str) -> l
 
 
 def template_table(effects_by_model: Mapping[str, TemplateEffects]) -> Table:
-    """Return a table with a row for each model and template."""
+    """A table with a row for each model and template."""
     measures, lines = measures_in("templates"), []
     for model, effects in effects_by_model.items():
         for one in effects.templates:
@@ -407,7 +395,7 @@ MEAN_MINUS_FIRST_LABEL = "mean − first context"
 
 
 def context_table(contexts_by_model: Mapping[str, Sequence[ContextSummary]]) -> Table:
-    """Return a table with a row for each model and context."""
+    """A table with a row for each model and context."""
     measures, lines = measures_in("contexts"), []
     for model, contexts in contexts_by_model.items():
         for one in contexts:
@@ -441,15 +429,10 @@ TERMINAL_COLUMNS = 3
 
 
 def _terminal_context_table(columns: Sequence[tuple[str, ContextSummary]]) -> TerminalTable:
-    table = TerminalTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("", width=NAME_WIDTH)
-    for heading, _ in columns:
-        table.add_column(
-            Text(truncate(escape_control(heading), LABEL_WIDTH)), justify="left", overflow="fold", min_width=VALUE_WIDTH
-        )
+    table = _terminal_measures_table(heading for heading, _ in columns)
     labels = [*(measure.label for measure in measures_in("contexts")), MEAN_MINUS_FIRST_LABEL]
     for place, label in enumerate(labels):
-        table.add_row(Text(label), *(_terminal_text(_context_cells(one)[place]) for _, one in columns))
+        table.add_row(Text(label), *(terminal_text(_context_cells(one)[place]) for _, one in columns))
     return table
 
 
@@ -458,7 +441,7 @@ def _stability_source(model: str) -> SourceRun:
 
 
 def variance_components_text(effects: TemplateEffects) -> str:
-    """Return how much personas, templates and their interaction change the accuracy, in words."""
+    """How much personas, templates and their interaction change the accuracy, in words."""
     parts = {
         "between personas": effects.persona_sd,
         "between templates": effects.template_sd,
@@ -493,7 +476,7 @@ STRATEGY_COLUMNS = (
 
 
 def tokens_cell(spent: StrategyTokens | None) -> TableCell:
-    """Return the total with its parts as a note: "812" above "700 read, 112 written"."""
+    """The total with its parts as a note: "812" above "700 read, 112 written"."""
     if spent is None:
         return MISSING_CELL
     return trusted_cell(
@@ -508,7 +491,7 @@ def _cost_ratio_cell(ratio: float | None) -> TableCell:
 
 
 def strategy_table(results: Sequence[StrategyResult]) -> Table:
-    """Return a table with a row for each model and strategy."""
+    """A table with a row for each model and strategy."""
     lines = []
     for model, one in results:
         source = SourceRun(model, f"stability, {one.strategy}")
@@ -519,18 +502,14 @@ def strategy_table(results: Sequence[StrategyResult]) -> Table:
 
 
 def terminal_strategy_table(results: Sequence[StrategyResult]) -> TerminalTable:
-    """Return a table for a terminal: a row for each measure and a column for each strategy. Measures that no strategy has are
+    """A table for a terminal: a row for each measure and a column for each strategy. Measures that no strategy has are
     left out.
     """
-    table = TerminalTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("", width=NAME_WIDTH)
-    for one in results:
-        heading = truncate(escape_control(f"{one.label}, {one.summary.strategy}"), LABEL_WIDTH)
-        table.add_column(Text(heading), justify="left", overflow="fold", min_width=VALUE_WIDTH)
+    table = _terminal_measures_table(f"{one.label}, {one.summary.strategy}" for one in results)
     for column in STRATEGY_COLUMNS:
         cells = [column.cell(one.summary) for one in results]
         if any(cell.text != MISSING_TEXT for cell in cells):
-            table.add_row(Text(column.heading), *(_terminal_text(cell) for cell in cells))
+            table.add_row(Text(column.heading), *map(terminal_text, cells))
     table.add_row(Text("details"), *(Text(_details_text(one.summary)) for one in results))
     return table
 
@@ -545,16 +524,12 @@ def _persona_cell(persona: PersonaSummary | None) -> TableCell:
     accuracy = estimate_cell(persona.accuracy)
     if accuracy.text == TOO_FEW_TEXT:
         return accuracy
-    note = f"{persona.difference.format_difference()}, p = {format_p_value(persona.holm_p)}, {accuracy.note}".replace("= <", "<")
+    note = f"{persona.difference.format_difference()}, {p_text(persona.holm_p)}, {accuracy.note}"
     return accuracy._replace(note=note)
 
 
-def _terminal_text(cell: TableCell) -> Text:
-    return Text.assemble(cell.text, (f"\n{cell.note}" if cell.note else "", "dim"))
-
-
 def method_table(methods: Sequence[ReportMethod], pooled: Sequence[PooledMethod]) -> Table:
-    """Return a table with a row for each method; `pooled` holds the numbers of each method. A measure that no method has is left
+    """A table with a row for each method; `pooled` holds the numbers of each method. A measure that no method has is left
     out.
 
     A judge's column holds only scores of methods with one model, because judges' scores are not pooled over seeds. Below a
@@ -563,7 +538,8 @@ def method_table(methods: Sequence[ReportMethod], pooled: Sequence[PooledMethod]
     rows = [_single_model_row(method) for method in methods]
     judges = {one.name: f"{one.kind}, judge {one.judge}" for row in rows if row for one in row.judged}
     first, *others = (measure.label for measure in measures_in("method_table"))
-    headings = ["model", first, RIGHT_IN_CHARACTER_HEADING, "identifiability", "recognisability", *judges, *others]
+    characters = [measure.label for measure in CHARACTER_MEASURES.values()]
+    headings = ["model", first, *characters, *judges, *others]
     lines = [_method_row(method, one, row, judges) for method, one, row in zip(methods, pooled, rows, strict=True)]
     kept = [
         column
@@ -572,14 +548,14 @@ def method_table(methods: Sequence[ReportMethod], pooled: Sequence[PooledMethod]
     ]
     kept_headings = [one_line(headings[column], HEADING_WIDTH) for column in kept]
     shown = {measure.label for measure in measures_in("method_table") if measure.name in _FRONT_MEASURES}
-    shown |= {"model", RIGHT_IN_CHARACTER_HEADING, "identifiability", "recognisability"}
+    shown |= {"model", *characters}
     shown |= set(_trusted_judge_names(row for row in rows if row is not None))
     folded = [one_line(heading, HEADING_WIDTH) for heading in headings if heading not in shown]
     return tabulate("methods", kept_headings, [[line[column] for column in kept] for line in lines], folded=folded)
 
 
 def front_table(methods: Sequence[ReportMethod], pooled: Sequence[PooledMethod], rows: Sequence[ModelRow]) -> Table:
-    """Return the report's one table of models: a row for each model, or, where a method has several training seeds, a row for
+    """The report's one table of models: a row for each model, or, where a method has several training seeds, a row for
     each method.
     """
     return method_table(methods, pooled) if any(len(method.models) > 1 for method in methods) else models_table(rows)
@@ -589,15 +565,13 @@ def _method_row(method: ReportMethod, pooled: PooledMethod, row: ModelRow | None
     sourced = partial(_with_method_sources, method)
     scores = [MISSING_CELL if row is None else sourced(judge_score_cell(row, name), kind) for name, kind in judges.items()]
     cells = {one.name: pooled_measure_cell(pooled, one.name) for one in measures_in("method_table")}
-    first, *others = (sourced(_explained(cell, name, method.pss_reason), "stability") for name, cell in cells.items())
-    both = sourced(pooled_right_in_character_cell(pooled), "stability")
-    characters = [pooled_identifiability_cell(pooled), pooled_recognisability_cell(pooled)]
-    shown_characters = (sourced(cell, OPEN_ENDED_KIND) for cell in characters)
-    return [_method_name_cell(method), first, both, *shown_characters, *scores, *others]
+    first, *others = (sourced(_with_pss_reason(cell, name, method.pss_reason), "stability") for name, cell in cells.items())
+    characters = (sourced(pooled_character_cell(pooled, one.name), one.kind) for one in CHARACTER_MEASURES.values())
+    return [_method_name_cell(method), first, *characters, *scores, *others]
 
 
 def _with_method_sources(method: ReportMethod, cell: TableCell, kind: str) -> TableCell:
-    """Return the cell with the runs behind it; its note says so where some training seeds of the method have no such run."""
+    """The cell with the runs behind it; its note says so where some training seeds of the method have no such run."""
     sources, n_seeds = [SourceRun(model.label, kind) for model in method.models if kind in model.runs], len(method.models)
     if 0 < len(sources) < n_seeds and cell.note:
         cell = cell._replace(note=f"{cell.note}; {len(sources)} of {n_seeds} training seeds")
@@ -611,32 +585,19 @@ def _method_name_cell(method: ReportMethod) -> TableCell:
 
 
 def _pooled_cell(estimate: Estimate | None, reasons: Sequence[str]) -> TableCell:
-    """Return the pooled number, or "not pooled" with the reasons when the seeds cannot be pooled."""
+    """The pooled number, or "not pooled" with the reasons when the seeds cannot be pooled."""
     return TableCell("not pooled", one_line("; ".join(reasons), DETAILS_WIDTH)) if reasons else estimate_cell(estimate)
 
 
 def pooled_measure_cell(pooled: PooledMethod, name: str) -> TableCell:
-    """Return a measure of stability of a method, with its interval over training seeds in the note."""
+    """A measure of stability of a method, with its interval over training seeds in the note."""
     return _with_seed_interval(_pooled_cell(pooled.measures.get(name), pooled.reasons), pooled, name)
 
 
-def pooled_identifiability_cell(pooled: PooledMethod) -> TableCell:
-    """Return the identifiability of a method, with its interval over training seeds in the note."""
-    cell = _pooled_cell(pooled.identifiability, pooled.fidelity_reasons)
-    return cell if cell.number is None else _with_seed_interval(_with_chance(cell, pooled.chance), pooled, "identifiability")
-
-
-def pooled_recognisability_cell(pooled: PooledMethod) -> TableCell:
-    """Return the recognisability of a method, with its interval over training seeds in the note."""
-    return _with_seed_interval(_with_chance(estimate_cell(pooled.recognisability), pooled.chance), pooled, "recognisability")
-
-
-def pooled_right_in_character_cell(pooled: PooledMethod) -> TableCell:
-    """Return right and in character of a method, with its interval over training seeds in the note."""
-    cell = _pooled_cell(pooled.right_in_character, pooled.right_in_character_reasons)
-    if cell.number is None:
-        return cell
-    return _with_seed_interval(_with_by_chance(cell, pooled.right_in_character_by_chance), pooled, "right_in_character")
+def pooled_character_cell(pooled: PooledMethod, name: str) -> TableCell:
+    """A measure of character of a method, with chance and its interval over training seeds in the note."""
+    reasons = pooled.reasons_for(name)
+    return _pooled_cell(None, reasons) if reasons else _with_seed_interval(character_cell(pooled, name), pooled, name)
 
 
 def _with_seed_interval(cell: TableCell, pooled: PooledMethod, name: str) -> TableCell:
@@ -644,7 +605,7 @@ def _with_seed_interval(cell: TableCell, pooled: PooledMethod, name: str) -> Tab
     interval = pooled.over_seeds.get(name)
     if cell.number is None or cell.text == TOO_FEW_TEXT or interval is None or interval.low is None or interval.high is None:
         return cell
-    ends = f"[{interval.low:.2f}, {interval.high:.2f}]".replace("-", "−")
+    ends = true_minus(f"[{interval.low:.2f}, {interval.high:.2f}]")
     return cell._replace(note=f"{cell.note}; over questions and seeds {ends}")
 
 
@@ -660,7 +621,7 @@ _PAIRING_TEXTS = {
 
 
 def seed_difference_table(differences: Sequence[MethodDifference]) -> Table | None:
-    """Return a table with a line for each difference of two methods and each measure; None without a difference."""
+    """A table with a line for each difference of two methods and each measure; None without a difference."""
     lines = [
         [
             label_cell(one.name),
@@ -677,8 +638,8 @@ def seed_difference_table(differences: Sequence[MethodDifference]) -> Table | No
 
 def difference_label(name: str) -> str:
     """The label of a measure of a difference of methods; any other name as it is."""
-    labels = {one.name: one.label for one in measures_in("seed_differences")} | {"right_in_character": RIGHT_IN_CHARACTER_HEADING}
-    return labels.get(name, name)
+    labels = {one.name: one.label for one in measures_in("seed_differences")}
+    return (labels | {one.name: one.label for one in CHARACTER_MEASURES.values()}).get(name, name)
 
 
 def compared_seeds_text(seeds: ComparedSeeds, name: str, against: str) -> str:
@@ -691,10 +652,10 @@ def compared_seeds_text(seeds: ComparedSeeds, name: str, against: str) -> str:
     return "; ".join([_PAIRING_TEXTS[seeds.pairing].format(*seeds.n), *left_out])
 
 
-def _seed_difference_cells(change: MethodDifference, name: str, found: SeedDifference) -> list[TableCell]:
-    seeds = TableCell(compared_seeds_text(change.seeds_of(name), change.name, change.against))
+def _seed_difference_cells(difference: MethodDifference, name: str, found: SeedDifference) -> list[TableCell]:
+    seeds = TableCell(compared_seeds_text(difference.seeds_of(name), difference.name, difference.against))
     over_questions = difference_cell(found.over_questions)
-    if not change.covers_seeds(name):
+    if not difference.covers_seeds(name):
         not_covered = trusted_cell("seeds not covered: one seed of a trained method")
         return [over_questions, MISSING_CELL, MISSING_CELL, not_covered, seeds]
     over_seeds = difference_cell(found.over_seeds)

@@ -146,10 +146,15 @@ PARSE_ERRORS = (ValueError, KeyError, TypeError, OverflowError, RecursionError)
 """The errors that parsing an invalid line raises; pydantic's ValidationError is a ValueError."""
 
 
+class LongRecordError(PermixError):
+    """A record whose line would be longer than readers accept; nothing of it is written."""
+
+
 class JsonlWriter:
     """Appends records to a file. The first record opens the file and creates it if it is missing.
 
-    Raises PermixError, naming the file, if the system refuses to write; the records written before stay readable.
+    Raises PermixError, naming the file, if the system refuses to write, and LongRecordError for a record that no reader would
+    accept; the records written before stay readable.
     """
 
     def __init__(self, path: Path) -> None:
@@ -157,7 +162,13 @@ class JsonlWriter:
         self._file: IO[bytes] | None = None
 
     def append(self, records: Iterable[Record | Mapping[str, Any]]) -> None:
-        rest = memoryview(b"".join(map(encode_line, records)))
+        lines = list(map(encode_line, records))
+        if (longest := max(map(len, lines), default=0)) > MAX_LINE_BYTES:
+            raise LongRecordError(
+                f"{self.path}: a record of {longest / 1e6:.1f} MB; a line has at most {MAX_LINE_BYTES // 1_000_000} MB, so give "
+                "shorter prompts, or a smaller limit of new tokens"
+            )
+        rest = memoryview(b"".join(lines))
         with guard_writes(self.path):
             if self._file is None:
                 drop_torn_line(self.path)
@@ -299,6 +310,8 @@ class JsonlTail:
         now = read_file_state(self.path)
         if now is None or (self.state is not None and (now.inode != self.state.inode or now.size < self.offset)):
             self.restart()
+        elif self.state is not None and now.size < self.state.size:
+            self._partial_bytes = 0  # the next writer has cut the incomplete line, and may have written a shorter one
         self.state = now
         if now is None or now.size <= self.offset + self._partial_bytes:
             return []

@@ -3,12 +3,14 @@
 A row is a mapping of fields, which callers validate. A file that cannot be read raises DataError, which names file and line: a
 missing path, a directory, an unknown suffix, bytes that are not text, bad syntax. UTF-8 and UTF-16 are read, with or without a
 byte-order mark and with Windows line ends. The cells of a CSV file may be separated by commas, semicolons, tabs or |.
+
+Rows that are given in Python are read by `given_items` and `given_fields`: lists, and data frames of pandas, polars and pyarrow.
 """
 
-import codecs
 import csv
 import io
 import json
+import numbers
 import re
 import tomllib
 from collections.abc import Collection, Iterable, Mapping
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from permix.errors import DataError, closest_match
+from permix.sanitize import detect_encoding
 
 CSV_SUFFIXES = (".csv", ".tsv")
 
@@ -91,7 +94,7 @@ def _numbered_lines(text: str) -> Iterable[tuple[int, str]]:
 
 def decode_text(name: str, raw: bytes) -> str:
     """The text of a file in UTF-8 or UTF-16. Raises DataError, naming the line, for bytes that are neither."""
-    encoding = _detect_encoding(raw)
+    encoding = detect_encoding(raw)
     try:
         return raw.decode(encoding)
     except UnicodeDecodeError as error:
@@ -101,14 +104,6 @@ def decode_text(name: str, raw: bytes) -> str:
             f"{name}:{line}: not {name_of_encoding} text: byte 0x{raw[error.start]:02x} is not {name_of_encoding}; save the file "
             "with the encoding UTF-8"
         ) from error
-
-
-def _detect_encoding(raw: bytes) -> str:
-    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "utf-16"
-    if b"\0" in raw[:2]:  # the other half of an ASCII character, in UTF-16 without a byte-order mark
-        return "utf-16-be" if raw[:1] == b"\0" else "utf-16-le"
-    return "utf-8-sig"
 
 
 def parse_json(text: str, name: str, first_line: int = 1) -> Any:
@@ -258,3 +253,56 @@ def _csv_header(where: str, cells: list[str]) -> list[str]:
     if len(set(named)) < len(named):
         raise DataError(f"{where}: a column occurs twice in {quote_value(header)}; give every column once")
     return header
+
+
+def is_data_frame(value: object) -> bool:
+    """Whether a value is a table of pandas, polars or pyarrow, over which a loop would go column by column."""
+    return hasattr(value, "column_names" if hasattr(value, "to_pylist") else "columns") and any(
+        hasattr(value, method) for method in ("to_dict", "to_dicts", "to_pylist")
+    )
+
+
+def given_items(given: Any, name: str, requirement: str) -> list[Any]:
+    """The items of an argument of Python's, also of a generator; of a data frame a dict for each row, without missing values.
+
+    Raises DataError, which names the argument and the requirement, for anything else, such as a text, a dict or a number.
+    """
+    if is_data_frame(given):
+        if hasattr(given, "to_pylist"):
+            rows = given.to_pylist()
+        else:
+            rows = given.to_dicts() if hasattr(given, "to_dicts") else given.to_dict("records")
+        return [{key: value for key, value in row.items() if not is_missing_value(value)} for row in rows]
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        raise DataError(f"{name} = {quote_value(given)}: {requirement}")
+    return list(given)
+
+
+def given_fields(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """The fields of a row that is given in Python as a file would have them: arrays and tuples are lists, and integers and truth
+    values of numpy are Python's."""
+    return {str(key): _plain_value(value) for key, value in row.items()}
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    is_fraction = is_real_number(value) and not is_whole_number(value)
+    return value.tolist() if type(value).__module__ == "numpy" and not isinstance(value, str) and not is_fraction else value
+
+
+def is_whole_number(value: object) -> bool:
+    """Whether a value is an integer, also one of numpy's, and no truth value."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def is_real_number(value: object) -> bool:
+    """Whether a value is a number without an imaginary part, also one of numpy's, and no truth value."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def is_missing_value(value: object) -> bool:
+    """Whether a value stands for none, as in a table with gaps: None, a number that is NaN, pandas' NA and NaT."""
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return True
+    return isinstance(value, numbers.Number) and bool(value != value)

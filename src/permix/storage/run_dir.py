@@ -5,7 +5,7 @@
     grid.json          the personas and questions of the run, if its stage asks questions
     records.jsonl      one `Cell` a line, appended when the cell is finished
     log.jsonl          one line a training step
-    usage.json         CPU and wall seconds, and peak memory
+    usage.json         CPU and wall seconds, how many answers they took, and peak memory
     metrics.json       the stage's result
 
 Several workers may write one run, each with a shard (`types.Shard`) and with its own records-2of4.jsonl, usage-2of4.json and
@@ -41,10 +41,10 @@ from permix import __version__
 from permix.errors import ConfigError, DataError, PermixError
 from permix.progress import print_status
 from permix.sanitize import escape_control, redact_arguments, redact_secrets, truncate
-from permix.storage.cells import RECORDS_FILE, CellIndex, chosen_answers_note, read_run_cells, record_files
-from permix.storage.files import JsonlWriter, drop_torn_line, guard_writes, read_json, read_jsonl, write_json
+from permix.storage.cells import RECORDS_FILE, CellIndex, conflicting_answers_note, read_run_cells, record_files
+from permix.storage.files import JsonlWriter, LongRecordError, drop_torn_line, guard_writes, read_json, read_jsonl, write_json
 from permix.storage.workers import lock_run, worker_file, worker_files
-from permix.types import Cell, CellKey, Shard
+from permix.types import Cell, CellKey, Failure, Shard
 
 PROVENANCE_PACKAGES = (
     "permix",
@@ -79,6 +79,10 @@ class RunFile(dict[str, Any]):
 
     def __missing__(self, key: str) -> Any:
         raise DataError(f"{self.path}: has no {key}; is this a run directory? If so, the file was edited or cut short")
+
+
+UNTIMED = -1
+"""The number of answers in usage.json where another program gave some of them (batch files), whose seconds nobody knows."""
 
 
 class _OpenDict(TypedDict, total=False):
@@ -119,13 +123,22 @@ class _ConfigFields(_OpenDict, total=False):
     personagym: dict[str, Any] | None
 
 
+class _StartFields(_OpenDict, total=False):
+    command: list[str]
+    packages: dict[str, str]
+    revision: str | None
+
+
 class _ProvenanceFields(_OpenDict, total=False):
+    last_start: _StartFields
+    revisions: list[str | None]
     identity: dict[str, Any]
     packages: dict[str, str]
     command: list[str]
 
 
 class _UsageFields(_OpenDict, total=False):
+    answers: Annotated[int, Field(ge=UNTIMED)]
     cpu_seconds: float
     wall_seconds: float
     starts: int
@@ -244,7 +257,11 @@ class RunReader:
         path = self.path / "usage.json"
         total, *others = (self._read_if_there(file.name) for file in worker_files(path))
         for one in others:
-            sums = {name: round(total.get(name, 0) + value, 2) for name, value in one.items()}
+            sums = {name: round(total.get(name, 0) + value, 2) for name, value in one.items() if name != "answers"}
+            if "answers" in total and "answers" in one:
+                sums["answers"] = UNTIMED if UNTIMED in (total["answers"], one["answers"]) else total["answers"] + one["answers"]
+            else:
+                total.pop("answers", None)
             total = RunFile(path, total | sums | {"peak_mb": max(total.get("peak_mb", 0), one.get("peak_mb", 0))})
         return total
 
@@ -311,6 +328,7 @@ class RunDir:
         self.path, self.shard = path, shard
         self.stop_reason = ""
         """Why this start asks for no more: its endpoint answers no more; "" if it does."""
+        self._n_answers: int | None = 0
         self._writer = JsonlWriter(self._own_file(RECORDS_FILE))
 
     @classmethod
@@ -375,50 +393,55 @@ class RunDir:
         *,
         is_alone: bool,
     ) -> None:
-        requested = json.loads(json.dumps(identity))  # as JSON has it: a tuple and a list must compare equal
-        for endpoint in endpoints:
-            requested = _replace_value(requested, endpoint.identity_key, endpoint.fingerprint)
-        path = self.path / "provenance.json"
+        # As JSON has it: a tuple and a list must compare equal.
+        requested = _with_fingerprints(json.loads(json.dumps(identity)), endpoints)
         settings_now = _recorded_settings(config)
         for file in worker_files(self.path / "usage.json"):
             _ = file.exists() and read_run_file(file)  # a damaged file is refused now, and not after the work
-        known_files = [one for one in worker_files(path) if one.exists()]
+        known_files = [file for file in worker_files(self.path / "provenance.json") if file.exists()]
         if known_files:
             former = _read_former_config(self.path)
-            settings = (former, _with_keys_of(former, settings_now))
-            changed: list[tuple[Path, dict[str, Any]]] = []
-            for one in known_files:
-                provenance = _read_provenance_file(one)
-                recorded = dict(provenance["identity"])
-                for endpoint in endpoints:
-                    recorded = _replace_value(recorded, endpoint.identity_key, endpoint.fingerprint)
+            settings = (former, _with_keys_of(former, settings_now, free_key_fields(config)))
+            changed: dict[Path, dict[str, Any]] = {}
+            for file in known_files:
+                provenance = _read_provenance_file(file)
+                recorded = _with_fingerprints(provenance["identity"], endpoints)
                 added = {key: requested[key] for key in new_identity_keys if key in requested and recorded.get(key) is None}
                 _check_same_identity(self.path, _without_keys(recorded, former_identity_keys) | added, requested, settings)
                 if (identity_now := recorded | added) != provenance["identity"]:
-                    changed.append((one, provenance | {"identity": identity_now}))
+                    changed[file] = provenance | {"identity": identity_now}
             if is_alone:
                 self._check_cells(expected_cells)
             else:
                 _check_same_work(self.path, settings_now, grid)
-            for one, values in changed:
-                write_json(one, values)
-        own = self._own_file(path.name)
-        for one in dict.fromkeys((path, own)):
-            if not one.exists():
-                write_json(one, {"format": RUN_FORMAT} | collect_provenance() | {"identity": requested})
-        for name in APPENDED_FILES:
-            for file in worker_files(self.path / name) if self.shard is None else [self._own_file(name)]:
-                with guard_writes(file):
-                    drop_torn_line(file)
+            for file, values in changed.items():  # only now: a refused start changes nothing on disk
+                write_json(file, values)
+        self._prepare_files(requested)
         if is_alone:
             write_json(self.path / "config.json", settings_now)
             if grid is not None:
                 write_json(self.path / "grid.json", grid)
 
+    def _prepare_files(self, identity: Mapping[str, Any]) -> None:
+        """Write the provenance of the run and of this worker where there is none, and drop the lines that a killed start tore."""
+        path, start = self.path / "provenance.json", collect_provenance()
+        own = self._own_file(path.name)
+        for one in dict.fromkeys((path, own)):
+            if not one.exists():
+                write_json(one, {"format": RUN_FORMAT} | start | {"identity": identity})
+            elif one == own:
+                born = read_run_file(one)
+                if (with_start := add_start(born, start)) != born:
+                    write_json(one, with_start)
+        for name in APPENDED_FILES:
+            for file in worker_files(self.path / name) if self.shard is None else [self._own_file(name)]:
+                with guard_writes(file):
+                    drop_torn_line(file)
+
     def _check_cells(self, expected_cells: Iterable[Cell]) -> None:
         cells = self.cells()
         check_cells_unchanged(cells, expected_cells)
-        if note := chosen_answers_note(cells):
+        if note := conflicting_answers_note(cells):
             print_status(f"note: {self.path}: {note}")
 
     def _own_file(self, name: str) -> Path:
@@ -444,20 +467,45 @@ class RunDir:
             raise
         self._add_usage(sum_over_processes(cpu_seconds() - cpu), time.monotonic() - wall)
 
+    def count_answers(self, n: int | None) -> None:
+        """Count answers that the seconds of `track_usage` have taken; None for answers that another program gave, so that the
+        seconds tell nothing of them."""
+        self._n_answers = None if n is None or self._n_answers is None else self._n_answers + n
+
     def _add_usage(self, cpu: float, wall: float) -> None:
         path = self._own_file("usage.json")
         before = read_run_file(path) if path.exists() else RunFile(path, {})
         used = {"cpu_seconds": cpu, "wall_seconds": wall, "starts": 1}
         totals = {key: round(before.get(key, 0) + value, 2) for key, value in used.items()}
+        # Not of a run of an earlier version, whose seconds are of other answers, too.
+        if self._n_answers is None or before.get("answers", 0) == UNTIMED:
+            totals["answers"] = UNTIMED
+        elif not before or "answers" in before:
+            totals["answers"] = before.get("answers", 0) + self._n_answers
+            self._n_answers = 0
         write_json(path, totals | {"peak_mb": max(before.get("peak_mb", 0), _peak_mb())})
 
     def append(self, cells: Iterable[Cell]) -> None:
         """Append cells. When this returns the operating system has them, so a killed process loses none of them."""
         self._writer.append(cells)
 
+    def append_result(self, cell: Cell) -> Cell:
+        """Append a cell; returns it as it is recorded. A completion that no line can hold is recorded as a failure."""
+        try:
+            self.append([cell])
+        except LongRecordError as error:
+            cell = cell.model_copy(update={"completion": None, "verdict": None, "failure": long_reply_failure(error)})
+            self.append([cell])
+        return cell
+
     def close_records(self) -> None:
         """Close the file of records until the next cell: on a file system that machines share, others then see all of it."""
         self._writer.close()
+
+
+def long_reply_failure(error: LongRecordError) -> Failure:
+    """The failure that is recorded in place of a reply that no line can hold."""
+    return Failure(type="ReplyTooLargeError", message=str(error))
 
 
 def _recorded_settings(config: BaseModel) -> dict[str, Any]:
@@ -466,7 +514,7 @@ def _recorded_settings(config: BaseModel) -> dict[str, Any]:
     return values | {"shard": None} if "shard" in values else values
 
 
-SETTINGS_OF_A_MACHINE = (
+MACHINE_SETTINGS = (
     *("out", "threads", "cache", "context_turns"),
     *("base_url", "same_weights", "api_key_env", "batch_size", "concurrency", "timeout_s", "retries"),
 )  # fmt: skip
@@ -481,7 +529,7 @@ def _check_same_work(path: Path, settings: Mapping[str, Any], grid: Mapping[str,
     found = [
         _show_difference(*leaf)
         for leaf in _differing_leaves(read_run_file(path / "config.json"), settings)
-        if leaf[0].rpartition(".")[2] not in SETTINGS_OF_A_MACHINE
+        if leaf[0].rpartition(".")[2] not in MACHINE_SETTINGS
     ]
     known = json.loads(json.dumps(grid))
     if not found and known is not None:
@@ -524,32 +572,81 @@ def _check_same_identity(path: Path, recorded: Mapping[str, Any], requested: Map
         )
 
 
+NEEDS_MODEL = ("model", "judge", "default_system", "kind")
+"""Keys of identities that `check_resumable` does not compare: they need the model, or are in no other run of the stage."""
+
+
+def check_resumable(path: Path, config: BaseModel, known: Mapping[str, Any], new_identity_keys: Collection[str] = ()) -> None:
+    """Raise ConfigError, in the words of `RunDir.open`, if the run on disk was made with another value of `known`, the part of
+    the identity that needs no model, or with a model of another name or backend. Does nothing if there is no run.
+    """
+    if not (path / "provenance.json").exists():
+        return
+    former, now = _read_former_config(path), _recorded_settings(config)
+    requested, recorded = json.loads(json.dumps(known)), read_provenance(path)["identity"]
+    requested = {key: one for key, one in requested.items() if key in recorded or key not in new_identity_keys}
+    before = {key: part_with_keys_of(requested.get(key), one) for key, one in recorded.items() if key not in NEEDS_MODEL}
+    for section in ("model", "judge"):
+        was, asked = former.get(section), now.get(section)
+        if not isinstance(was, Mapping) or not isinstance(asked, Mapping) or asked.get("same_weights"):
+            continue
+        served = [one.get("base_url") is not None for one in (was, asked)]
+        # What tells a model in this process apart is its files and not its name, and batch files are answered by an endpoint.
+        for field in ("name", "extra_body") if all(served) else () if any(served) else ("backend",):
+            if field in was:
+                before[f"{section}.{field}"], requested[f"{section}.{field}"] = was[field], asked[field]
+    settings = (former, _with_keys_of(former, now, free_key_fields(config)))
+    _check_same_identity(path, before, requested, settings)
+
+
+def part_with_keys_of(asked: Any, recorded: Any) -> Any:
+    """The recorded value, without keys that the asked one lacks, at any depth."""
+    if not isinstance(asked, Mapping) or not isinstance(recorded, Mapping):
+        return recorded
+    return {key: part_with_keys_of(value, recorded.get(key)) for key, value in asked.items()}
+
+
 def describe_setting_differences(
-    recorded: Mapping[str, Any], requested: Mapping[str, Any], ignored: Collection[str] = ()
+    recorded: Mapping[str, Any], requested: Mapping[str, Any], ignored: Collection[str] = (), whole: Collection[str] = ()
 ) -> list[str]:
     """A text for each setting that differs, such as "train.lr = 1e-05, not 3e-05".
 
-    Settings that `recorded` lacks, as an earlier version of permix had fewer, and those whose last part is among `ignored` do not
-    count. At most `MAX_SHOWN_DIFFERENCES` texts.
+    Those whose last part is among `ignored` do not count. `whole`: dotted keys of the settings that are compared as one value
+    (`free_key_fields`). At most `MAX_SHOWN_DIFFERENCES` texts.
     """
-    leaves = _differing_leaves(recorded, _with_keys_of(recorded, requested))
-    found = [_show_difference(*leaf) for leaf in leaves if leaf[0].rpartition(".")[2] not in ignored]
+    leaves = _differing_leaves(recorded, requested, whole=whole)
+    found = [_show_difference(*leaf) for leaf in leaves if leaf[0] in whole or leaf[0].rpartition(".")[2] not in ignored]
     return found[:MAX_SHOWN_DIFFERENCES]
 
 
+def free_key_fields(section: BaseModel, prefix: str = "") -> frozenset[str]:
+    """The dotted keys of the settings that are mappings of the user's own keys, such as "plan.tag_weights".
+
+    A key that such a mapping lacks was not given; a section that lacks a key was recorded by a version without that setting.
+    """
+    found = set[str]()
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            found |= free_key_fields(value, f"{prefix}{name}.")
+        elif isinstance(value, Mapping):
+            found.add(f"{prefix}{name}")
+    return frozenset(found)
+
+
 def _differing_leaves(
-    recorded: Mapping[str, Any], requested: Mapping[str, Any], prefix: str = ""
+    recorded: Mapping[str, Any], requested: Mapping[str, Any], prefix: str = "", whole: Collection[str] = ()
 ) -> Iterator[tuple[str, Any, Any]]:
     """(dotted key, recorded value, requested value) of each value that differs, in the order of the keys; None where absent.
 
-    A section that one side lacks is one value.
+    A section that one side lacks is one value, and so is a mapping at a key of `whole`.
     """
     for key in sorted(recorded.keys() | requested.keys()):
-        known, asked = recorded.get(key), requested.get(key)
-        if isinstance(known, Mapping) and isinstance(asked, Mapping):
-            yield from _differing_leaves(known, asked, f"{prefix}{key}.")
+        known, asked, name = recorded.get(key), requested.get(key), f"{prefix}{key}"
+        if isinstance(known, Mapping) and isinstance(asked, Mapping) and name not in whole:
+            yield from _differing_leaves(known, asked, f"{name}.", whole)
         elif known != asked:
-            yield f"{prefix}{key}", known, asked
+            yield name, known, asked
 
 
 class _HashedSettings(NamedTuple):
@@ -561,6 +658,8 @@ class _HashedSettings(NamedTuple):
 
 _MODEL_WORDS = "other weights, another tokenizer, chat template or precision, under the same {section}.name"
 
+_FUNCTION_WORDS = "another function or object of the same name: its source, or a value that it carries, was another one"
+
 _HASHED_SETTINGS: Mapping[str, _HashedSettings] = {
     "model": _HashedSettings(("model",), _MODEL_WORDS.format(section="model")),
     "judge": _HashedSettings(("judge",), _MODEL_WORDS.format(section="judge")),
@@ -568,6 +667,7 @@ _HASHED_SETTINGS: Mapping[str, _HashedSettings] = {
     "interview.personas": _HashedSettings(("personas",), "other personas"),
     "template": _HashedSettings(("personas.template", "templates"), "another text of personas.template"),
     "context_turns": _HashedSettings(("context_turns",), "other recorded turns behind context_turns"),
+    "task_source": _HashedSettings((), "another source of the task or its scorer (task_source)"),
     "prompt": _HashedSettings(("task.prompt_template",), "another prompt of the task"),
     "plan": _HashedSettings(("plan", "plan_file", "task", "personas"), "a plan of other rows (questions, personas or prompts)"),
     "rubrics": _HashedSettings(("judge.rubrics",), "other texts of the rubrics or of the judge's prompt"),
@@ -577,7 +677,7 @@ _HASHED_SETTINGS: Mapping[str, _HashedSettings] = {
     "wording": _HashedSettings((), "other prompts of the question writer"),
 }
 
-_NEVER_IDENTITY = {
+_FIELDS_OUTSIDE_FINGERPRINT = {
     *("api_key_env", "batch_size", "concurrency", "timeout_s", "retries", "label"),
     *("prices", "max_cost", "attempts", "answers_per_control", "same_weights"),
 }  # fmt: skip
@@ -603,11 +703,12 @@ def _describe_difference(key: str, known: Any, asked: Any, settings: _Settings) 
         (name, one, other)
         for name, one, other in _differing_leaves(*settings)
         if any(name == field or name.startswith(f"{field}.") for field in hashed.fields)
-        and name.rpartition(".")[2] not in _NEVER_IDENTITY
+        and name.rpartition(".")[2] not in _FIELDS_OUTSIDE_FINGERPRINT
     ]
     moved = [name for name, *_ in differing if name.endswith(".base_url")]
     if len(moved) == len(differing):  # an address alone is no other identity
-        yield hashed.words
+        is_function = (settings[1].get(key) or {}).get("backend") == "python" if key in ("model", "judge") else False
+        yield _FUNCTION_WORDS if is_function else hashed.words
     yield from (_show_difference(*one) for one in differing)
 
 
@@ -632,13 +733,27 @@ def _show_value(value: Any) -> str:
     return f"'{shown}'" if isinstance(value, str) else shown
 
 
-def _with_keys_of(known: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values whose keys `known` has too, at any depth: an earlier version of permix had fewer settings."""
+def _with_keys_of(
+    known: Mapping[str, Any], values: Mapping[str, Any], whole: Collection[str] = (), prefix: str = ""
+) -> dict[str, Any]:
+    """The values whose keys `known` has too, at any depth: an earlier version of permix had fewer settings.
+
+    A mapping at a dotted key of `whole` keeps all of its keys.
+    """
     return {
-        name: _with_keys_of(known[name], value) if isinstance(value, Mapping) and isinstance(known[name], Mapping) else value
+        name: _with_keys_of(known[name], value, whole, f"{prefix}{name}.")
+        if isinstance(value, Mapping) and isinstance(known[name], Mapping) and f"{prefix}{name}" not in whole
+        else value
         for name, value in values.items()
         if name in known
     }
+
+
+def _with_fingerprints(identity: Mapping[str, Any], endpoints: Sequence[CheckedEndpoint]) -> dict[str, Any]:
+    """The identity with each checked endpoint's fingerprint in the place of the one that its model has, or had."""
+    for endpoint in endpoints:
+        identity = _replace_value(identity, endpoint.identity_key, endpoint.fingerprint)
+    return dict(identity)
 
 
 def _replace_value(values: Mapping[str, Any], key: str, value: str | None) -> dict[str, Any]:
@@ -699,6 +814,34 @@ def collect_provenance() -> dict[str, Any]:
         "command": [Path(sys.argv[0]).name, *redact_arguments(sys.argv[1:])],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+_START_FIELDS = ("command", "revision", "permix", "packages")
+
+
+def add_start(provenance: Mapping[str, Any], start: Mapping[str, Any]) -> dict[str, Any]:
+    """The provenance of a run with its newest start, if that was by another command or code than the one before.
+
+    "last_start" is the newest start, and "revisions" are those of the code of all starts, in order.
+    """
+    before = last_start(provenance)
+    if all(before.get(name) == start[name] for name in _START_FIELDS):
+        return dict(provenance)
+    revisions = [*provenance.get("revisions", [provenance.get("revision")]), start["revision"]]
+    newest = {name: start[name] for name in (*_START_FIELDS, "created")}
+    return {**provenance, "last_start": newest, "revisions": list(dict.fromkeys(revisions))}
+
+
+def last_start(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The newest start of a run: its command, and the revision and the packages that it ran with."""
+    newest: Mapping[str, Any] = provenance.get("last_start", provenance)
+    return newest
+
+
+def revisions_text(provenance: Mapping[str, Any]) -> str:
+    """The revisions of the code that made the run, in the order of its starts."""
+    known = [one for one in provenance.get("revisions", [provenance.get("revision")]) if one]
+    return ", ".join(known)
 
 
 def _package_versions() -> Iterator[tuple[str, str]]:

@@ -8,7 +8,7 @@ directory or a plan file names.
 import functools
 import importlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,9 +17,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from permix.config import OWN_OBJECT_NAME, TaskConfig, build_config
+from permix.config import OWN_OBJECT_NAME, TaskConfig, build_config, require_answer_kind
 from permix.errors import ConfigError, DataError, PermixError, closest_match, error_context, option_context
 from permix.sanitize import escape_control, truncate
+from permix.storage.rows import given_fields, given_items, is_whole_number, quote_value
 from permix.tasks.arithmetic import ARITHMETIC
 from permix.tasks.base import Task, check_contamination, verify_completion
 from permix.tasks.code import CODE
@@ -72,6 +73,8 @@ def find_task(name: str) -> Task:
 
 def check_known_task(name: str) -> None:
     """Raise ConfigError unless the name is of a known task, or has the form of one of the user's own. Imports nothing."""
+    if not isinstance(name, str):
+        raise ConfigError(f"task = {truncate(repr(name), 80)}: must be the name of a task, such as gsm8k")
     if name not in TASKS and not is_own_task(name):
         near = closest_match(name, TASKS)
         hint = f"; did you mean {near}?" if near else ""
@@ -96,7 +99,27 @@ def _find_own_task(name: str) -> Task:
     if not isinstance(task, Task):
         hint = f'; give a function as task.answer = "{name}"' if callable(task) else ""
         raise ConfigError(f"task.name = {name!r}: must be a permix.Task, but is of the type {type(task).__name__}{hint}")
-    return replace(task, name=name, source=_source_digest(module))
+    return own_task(replace(task, name=name), _source_digest(module))
+
+
+_TASK_FUNCTIONS = ("questions", "extract", "answers_match", "scorer")
+
+
+def is_permix_task(task: Task) -> bool:
+    """Whether a task is one of `TASKS`, perhaps with another prompt: its functions are the same."""
+    known = TASKS.get(task.name)
+    return known is not None and all(getattr(task, name) is getattr(known, name) for name in _TASK_FUNCTIONS)
+
+
+def own_task(task: Task, source: str) -> Task:
+    """A task of the user's own, whose scoring may raise; `source` identifies the scoring.
+
+    Raises ConfigError for a prompt template that would drop the question.
+    """
+    if "{question}" not in task.prompt_template:
+        shown = truncate(repr(task.prompt_template), 80)
+        raise ConfigError(f"task.name = {task.name!r}: its prompt_template = {shown}: must contain {{question}}")
+    return replace(task, source=source)
 
 
 def _import_object(option: str, name: str) -> tuple[ModuleType, Any]:
@@ -174,23 +197,60 @@ def load_selection(config: TaskConfig) -> "LoadedTask":
 
 def _questions_of_own_task(task: Task, config: TaskConfig) -> tuple[Question, ...]:
     """The questions of a `Task` in the user's module, under its name. Raises ConfigError if they are not what a task promises."""
+    given = _given_questions(task, config)
+    if "n" in config.model_fields_set and len(given) != config.n:
+        raise ConfigError(f"task.n = {config.n}: {task.name} returned {len(given)} questions; it must return task.n of them")
+    return given
+
+
+def _given_questions(task: Task, config: TaskConfig) -> tuple[Question, ...]:
     try:
         given = tuple(task.questions(config))
     except PermixError:
         raise
     except Exception as error:  # the user's function may raise anything
         raise ConfigError(f"task.name = {task.name!r}: its questions cannot be loaded: {_error_text(error)}") from error
+    _check_own_questions(task, given)
+    # A plan's row names its task by that of the question, and the reward looks it up by this name.
+    return tuple(one.model_copy(update={"task": task.name}) for one in given)
+
+
+def _check_own_questions(task: Task, given: Sequence[Question]) -> None:
+    """Raise ConfigError unless these are one or more questions with different ids."""
     if not given or not all(isinstance(one, Question) for one in given):
         shown = truncate(repr(given[:1]), 80)
         raise ConfigError(f"task.name = {task.name!r}: questions(config) must return permix.Question records, not {shown}")
-    if "n" in config.model_fields_set and len(given) != config.n:
-        raise ConfigError(f"task.n = {config.n}: {task.name} returned {len(given)} questions; it must return task.n of them")
     try:
         require_unique([one.id for one in given], "question")
     except ValueError as error:
         raise ConfigError(f"task.name = {task.name!r}: {error}") from error
-    # A plan's row names its task by that of the question, and the reward looks it up by this name.
-    return tuple(one.model_copy(update={"task": task.name}) for one in given)
+
+
+def load_task_object(task: Task, n: int | None) -> "LoadedTask":
+    """The questions of a `Task` that is an object: at most `n` of them are asked for, or 100.
+
+    Raises ConfigError for questions or a scorer that cannot be used.
+    """
+    task.require_environment()
+    if is_permix_task(task) and task.name.startswith("own-"):
+        kind = task.name.removeprefix("own-")
+        raise ConfigError(
+            f'task: {task.name} has no questions of its own; give a list of questions, or a file, and answer="{kind}"'
+        )
+    config = TaskConfig().model_copy(update={"name": task.name, **({} if n is None else {"n": n})})
+    if task.source is None:
+        return LoadedTask(config, task, task.questions(config))
+    return check_loaded_task(LoadedTask(config, task, _given_questions(task, config)))
+
+
+def check_loaded_task(loaded: "LoadedTask") -> "LoadedTask":
+    """The same, if it can be asked. Raises ConfigError without questions, and for a scorer of the user's that cannot score."""
+    if not loaded.questions:
+        raise ConfigError("task: there are no questions; give one at least")
+    if loaded.task.source is not None:
+        _check_own_questions(loaded.task, loaded.questions)
+        _check_own_scorer(loaded.task, loaded.questions[0])
+    return loaded
 
 
 def _check_own_scorer(task: Task, question: Question) -> None:
@@ -238,28 +298,44 @@ def load_task(
 
     Raises ConfigError for an unknown task or level or if there are fewer than n questions, and DataError for a bad file.
     """
+    check_known_task(name)
     selection = {key: value for key, value in {"split": split, "n": n}.items() if value is not None}
-    values = {"path": path, "levels": tuple(levels), "seed": seed, "prompt_template": prompt_template, **selection}
+    values = {
+        "path": path,
+        "levels": (levels,) if isinstance(levels, str) else levels,
+        "seed": seed,
+        "prompt_template": prompt_template,
+        **selection,
+    }
     return load_selection(build_config(TaskConfig, {"name": find_task(name).name, **values}, source=f"load_task({name!r})"))
 
 
-def task_from_questions(questions: Sequence[Question | Mapping[str, Any]], answer: str | None) -> LoadedTask:
+_A_QUESTION = "must be a dict with question and answer, or a permix.Question"
+
+
+def task_from_questions(questions: Iterable[Question | Mapping[str, Any]], answer: str | None) -> LoadedTask:
     """Load questions made in Python.
 
-    They are `Question` records, or mappings with the fields of a file's row (`permix.tasks.custom`) and optionally an `id`.
-    `answer` says how answers are compared, an `AnswerKind` or "package.module:function"; it may be None if all are records of one
-    known task.
+    They are `Question` records, or mappings with the fields of a file's row (`permix.tasks.custom`) but `split`, and optionally
+    an `id`; also the rows of a data frame. `answer` says how answers are compared, an `AnswerKind` or "package.module:function";
+    it may be None if all are records of one known task.
 
     Raises ConfigError if it is unknown how to compare answers, and DataError for a bad question or a repeated id.
     """
-    task = _task_of_questions(questions, answer)
-    rows = [DatasetRow(f"task[{index}]", dict(one)) for index, one in enumerate(questions) if not isinstance(one, Question)]
+    items = given_items(questions, "task", f"must be a task, its name, a file, or a list of which each item {_A_QUESTION}")
+    for index, one in enumerate(items):
+        if not isinstance(one, Question | Mapping):
+            raise DataError(f"task[{index}] = {quote_value(one)}: {_A_QUESTION}")
+    task = _task_of_questions(items, answer)
+    rows = [DatasetRow(f"task[{index}]", given_fields(one)) for index, one in enumerate(items) if not isinstance(one, Question)]
     read = iter(_questions_from_fields(task.name, rows))
-    records = [one if isinstance(one, Question) else next(read) for one in questions]
-    try:
-        require_unique([one.id for one in records], "question")
-    except ValueError as error:
-        raise DataError(f"task: {error}") from error
+    records = [one if isinstance(one, Question) else next(read) for one in items]
+    places: dict[str, int] = {}
+    for index, one in enumerate(records):
+        if (first := places.setdefault(one.id, index)) != index:
+            raise DataError(
+                f"task[{index}]: question id {one.id!r} occurs twice, first at task[{first}]; keep one, or give both an id"
+            )
     if task.source is not None:
         _check_own_scorer(task, records[0])
     values = {"name": task.name, "answer": answer, "n": len(records)}
@@ -270,6 +346,7 @@ def _task_of_questions(questions: Sequence[Question | Mapping[str, Any]], answer
     if not questions:
         raise ConfigError("task: there are no questions; give one at least")
     if answer is not None:
+        check_answer_kind(answer)
         return find_task(f"own-{answer}")
     names = {one.task if isinstance(one, Question) else None for one in questions}
     name = names.pop()
@@ -278,8 +355,29 @@ def _task_of_questions(questions: Sequence[Question | Mapping[str, Any]], answer
     return TASKS[name]
 
 
+def check_answer_kind(answer: object) -> None:
+    """Raise ConfigError unless `answer` is an `AnswerKind` or the name of a function, "package.module:function"."""
+    if callable(answer):
+        raise ConfigError('answer: is a function; put it into a module and give its name, answer="package.module:function"')
+    try:
+        require_answer_kind(answer)
+    except ValueError as error:
+        raise ConfigError(f"answer = {truncate(repr(answer), 80)}: {error}") from error
+
+
 def _questions_from_fields(task: str, rows: Sequence[DatasetRow]) -> list[Question]:
+    for row in rows:
+        if "split" in row.fields:
+            raise row.error(
+                "split", "has no effect in a list, which is asked whole; give the rows of one split, without the field"
+            )
     return [
-        question.model_copy(update={"id": row.text("id")}) if "id" in row.fields else question
+        question.model_copy(update={"id": _given_id(row)}) if "id" in row.fields else question
         for row, question in zip(rows, questions_of_rows(task, rows), strict=True)
     ]
+
+
+def _given_id(row: DatasetRow) -> str:
+    """The id of a question: a text, or the integer of a data set as a text."""
+    value = row.fields["id"]
+    return str(value) if is_whole_number(value) else row.text("id")

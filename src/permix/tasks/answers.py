@@ -6,7 +6,7 @@ that is not a part of an expression, the last formula, the last line, the last l
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from permix.types import canonical_text
 from permix.verification.extraction import (
@@ -158,17 +158,39 @@ _QUOTES = str.maketrans(
 def normalise_text(text: str) -> str:
     """A text without case, spacing, Unicode form, quotation marks and type around it, LaTeX's `\\text`, and a final full stop.
 
-    LaTeX's `\\%`, `\\&`, `\\#`, `\\_` and `\\$` are the signs themselves, and its `~` between two words is a space.
+    LaTeX's `\\%`, `\\&`, `\\#`, `\\_` and `\\$` are the signs themselves, and its `~` between two words is a space. A text of
+    nothing but such marks ("*", "...") stands as it is, without quotation marks around it.
     """
-    text = re.sub(r"(?<=\w)~(?=\w)", " ", without_text_commands(text))
-    if "\\" in text or "{" in text:
-        text = re.sub(r"\\([%&#_$])", r"\1", re.sub(r"(?<!\\)[{}$]|\\[ ,;{}]", " ", text))
-    return canonical_text(text.translate(_QUOTES)).strip(" *_`\"'.,!")
+    plain = re.sub(r"(?<=\w)~(?=\w)", " ", without_text_commands(text))
+    if "\\" in plain or "{" in plain:
+        plain = re.sub(r"\\([%&#_$])", r"\1", re.sub(r"(?<!\\)[{}$]|\\[ ,;{}]", " ", plain))
+    plain = canonical_text(plain.translate(_QUOTES))
+    as_it_stands = canonical_text(text.translate(_QUOTES))
+    return plain.strip(" *_`\"'.,!") or plain.strip(" \"'`") or as_it_stands.strip(" \"'`") or as_it_stands
 
 
 def same_text(answer: str, gold: str) -> bool:
     """Whether two texts are equal as `normalise_text` writes them, and not blank."""
     return normalise_text(answer) == normalise_text(gold) != ""
+
+
+def are_distinct(texts: Sequence[str]) -> bool:
+    """Whether no two texts differ in case, spacing, a final full stop or marks on both sides alone. "f" and "f'" are distinct."""
+    return len({*map(_without_paired_marks, texts)}) == len(texts)
+
+
+def find_same_text(text: str, texts: Sequence[str]) -> int | None:
+    """The place of the text that is the same; of several that `same_text` takes for the same, the one with the same marks."""
+    exact = [place for place, one in enumerate(texts) if _without_paired_marks(one) == _without_paired_marks(text)]
+    same = exact or [place for place, one in enumerate(texts) if same_text(text, one)]
+    return same[0] if len(same) == 1 else None
+
+
+def _without_paired_marks(text: str) -> str:
+    plain = canonical_text(text.translate(_QUOTES))
+    while (inner := re.fullmatch(r"([*_`\"'])(.*\w.*)\1|()(.*\w.*)[.]", plain, re.DOTALL)) is not None:
+        plain = (inner[2] or inner[4]).strip()
+    return plain
 
 
 def extract_choice(completion: str, question: str = "") -> str | None:
@@ -201,5 +223,5 @@ def _first_clause(named: str) -> str:
 
 
 def _letter_of_text(text: str, offered: dict[str, str]) -> str | None:
-    same = [letter for letter, choice in offered.items() if same_text(text, choice)]
-    return same[0] if len(same) == 1 else None
+    place = find_same_text(text, list(offered.values()))
+    return None if place is None else list(offered)[place]

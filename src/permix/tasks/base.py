@@ -105,6 +105,17 @@ def verify_completion(
 
 MAX_SHOWN_ERROR_CHARS = 300
 
+_WAYS_TO_SAY = ("\\boxed{{{}}}", "<answer>{}</answer>", "{}")
+
+
+def can_be_right(task: Task, gold: str) -> bool:
+    """Whether a completion that states the gold as its answer is right, or whether the verifier fails on it.
+
+    Otherwise every completion would be wrong.
+    """
+    said = gold.split(ALTERNATIVE)[0]
+    return any(verify_completion(task, way.format(said), gold).correct is not False for way in _WAYS_TO_SAY)
+
 
 def _verify(task: Task, completion: str, gold: str, question: str, check: AnswerCheck) -> Verdict:
     answer = task.extract_answer(completion, question)

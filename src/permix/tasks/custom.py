@@ -39,7 +39,12 @@ list of several is accepted by `exact` and by functions only.
 
 The answer of a choice is its letter or label, its text, or as an integer its index from 0. An integer that is also the text of
 another choice, or its number ("2 cm", "2.0", "$2"), is an index if another row of the file shows that its integers are indices;
-otherwise it is refused. A text of digits is an index only beside HellaSwag's `endings`.
+otherwise it is refused. A letter that is also the text of another choice (blood groups: A is the first choice or the group) is
+refused too, unless other rows show whether the file's answers are letters or texts. A text of digits is an index only beside
+HellaSwag's `endings`.
+
+A number is read in English notation. "1.500" is 1.5 or, in other notations, 1500; such a text is refused unless another answer of
+the file has a decimal point for certain. An answer that its own comparison does not take for right is refused.
 
 `permix.tasks.answers` says how the answer of a completion is found.
 """
@@ -47,26 +52,38 @@ otherwise it is refused. A text of digits is an index only beside HellaSwag's `e
 import ast
 import json
 import math
+import numbers
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from decimal import Decimal
+from fractions import Fraction
 from functools import partial
 from typing import Any, NamedTuple
 
 from permix.config import ANSWER_KINDS, TaskConfig
 from permix.errors import DataError
 from permix.progress import print_status
-from permix.storage.rows import field_value
+from permix.storage.rows import CSV_SUFFIXES, field_value, given_fields, is_missing_value, is_real_number, quote_value
 from permix.tasks import multiple_choice
 from permix.tasks.answers import (
+    are_distinct,
     extract_choice,
     extract_expression,
     extract_number_as_written,
     extract_text,
-    normalise_text,
+    find_same_text,
     same_text,
 )
-from permix.tasks.base import ALTERNATIVE, Task, check_known_levels, require_bool, select_questions, split_of_content
+from permix.tasks.base import (
+    ALTERNATIVE,
+    Task,
+    can_be_right,
+    check_known_levels,
+    require_bool,
+    select_questions,
+    split_of_content,
+)
 from permix.tasks.datasets import DatasetRow, has_lone_surrogate, read_file_rows
 from permix.tasks.gsm8k import split_marked_answer
 from permix.types import SPLITS, Question, Verdict, canonical_text, digest
@@ -151,7 +168,9 @@ def questions_of_rows(name: str, rows: Sequence[DatasetRow], config: TaskConfig 
         return []
     columns = find_columns(name, rows, config or TaskConfig())
     integers_are_indices = _integers_are_indices(rows, columns) if name == "own-choice" else None
-    questions = [_custom_question(name, row, columns, integers_are_indices) for row in rows]
+    letters_are_letters = _letters_are_letters(rows, columns) if name == "own-choice" else None
+    questions = [_custom_question(name, row, columns, (integers_are_indices, letters_are_letters)) for row in rows]
+    _check_golds(name, rows, questions, columns)
     first: dict[str, tuple[DatasetRow, Question]] = {}
     for row, question in zip(rows, questions, strict=True):
         earlier_row, earlier = first.setdefault(question.content_hash, (row, question))
@@ -217,13 +236,14 @@ def _find_column(rows: Sequence[DatasetRow], given: str | None, known: Sequence[
             if any(field_value(row.fields, spelling) is not None for row in rows):
                 return spelling
     columns = ", ".join(dict.fromkeys(key for row in rows for key in row.fields)) or "no fields"
-    missing = f"field {(given or field)!r} is missing in every row"
+    or_blank = " or blank" if rows[0].where.rpartition(":")[0].endswith(CSV_SUFFIXES) else ""  # there blank cells are no values
+    missing = f"field {(given or field)!r} is missing{or_blank} in every row"
     raise DataError(
         f"{rows[0].where}: {missing}; name the column with task.{field}_column (--task.{field}-column NAME); columns: {columns}"
     )
 
 
-def _custom_question(name: str, row: DatasetRow, columns: Columns, integers_are_indices: bool | None) -> Question:
+def _custom_question(name: str, row: DatasetRow, columns: Columns, shown: tuple[bool | None, bool | None]) -> Question:
     text = question_text(row, columns.question)
     if columns.context is not None and field_value(row.fields, columns.context) not in (None, ""):
         text = f"{row.text(columns.context)}\n{text}"
@@ -231,7 +251,7 @@ def _custom_question(name: str, row: DatasetRow, columns: Columns, integers_are_
     worked = worked[0] if isinstance(worked, list) and worked else worked
     if name == "own-choice":
         offered = parse_choices(row, columns.choices)
-        gold = _gold_letter(row, columns, offered, integers_are_indices)
+        gold = _gold_letter(row, columns, offered, *shown)
         text = multiple_choice.format_choices(text, offered.texts)
     else:
         gold, marked_solution = parse_accepted_golds(name, row, columns)
@@ -287,7 +307,7 @@ def _listed_answers(row: DatasetRow, column: str) -> list[str]:
     if isinstance(value, str) and value.lstrip().startswith("["):
         value = _parse_list(value)
     value = value["text"] if isinstance(value, Mapping) and "text" in value else value  # SQuAD
-    answers = [_scalar_text(one) for one in value] if isinstance(value, list) else [_scalar_text(value)]
+    answers = [scalar_text(one) for one in value] if isinstance(value, list) else [scalar_text(value)]
     if not answers or not all(answers):
         raise row.error(column, "must be a list of texts or numbers that is not empty")
     return answers
@@ -300,6 +320,8 @@ _ONE_GOLD_TASKS = ("own-number", "own-math")
 def parse_gold(name: str, row: DatasetRow, column: str) -> tuple[str, str | None]:
     """The gold of a row, and the worked solution that it was taken from, if any. Raises DataError for a bad answer."""
     accepted = _accepted_answers(name, row, column)
+    if name == "own-exact":
+        accepted = [_without_whole_box(one) for one in accepted]
     if name not in _ONE_GOLD_TASKS:
         return ALTERNATIVE.join(accepted), None
     answer = accepted[0]
@@ -320,10 +342,60 @@ def parse_gold(name: str, row: DatasetRow, column: str) -> tuple[str, str | None
     return gold, answer if boxed is not None and boxed != answer.removeprefix("\\boxed{").removesuffix("}") else None
 
 
+def _without_whole_box(gold: str) -> str:
+    """The content of a gold that is one box and nothing else, as verl's files have it."""
+    boxed = extract_boxed(gold)
+    return boxed if boxed is not None and boxed.strip() and gold.strip("$ ") == f"\\boxed{{{boxed}}}" else gold
+
+
 def _english_hint(gold: str) -> str:
     """How to write a number of another notation: ", in English notation: write 1.5"; empty if the text is none."""
-    readings = [one for one in number_readings(gold) if is_number_text(one)]
+    readings = _number_readings(gold)
     return f", in English notation: write {readings[0]}" if len(readings) == 1 else ""
+
+
+def _check_golds(name: str, rows: Sequence[DatasetRow], questions: Sequence[Question], columns: Columns) -> None:
+    """Raise DataError for the first answer that its own comparison does not take for right."""
+    task = next((one for one in CUSTOM_TASKS if one.name == name), None)
+    if task is None or name == "own-choice":
+        return
+    checked = set[str]()
+    for row, question in zip(rows, questions, strict=True):
+        for gold in question.gold.split(ALTERNATIVE):
+            if gold not in checked and not can_be_right(task, gold):
+                raise DataError(
+                    f"{row.where}: answer = {quote_value(gold)}: a completion that gives this answer would be wrong by "
+                    f'task.answer = "{name.removeprefix("own-")}"; write it in another way, or compare by another task.answer'
+                )
+            checked.add(gold)
+    if name == "own-number":
+        _check_notation(rows, questions, columns)
+
+
+def _check_notation(rows: Sequence[DatasetRow], questions: Sequence[Question], columns: Columns) -> None:
+    """Raise DataError for a gold such as the text "1.500", which is 1.5 in English and 1500 in other notations, unless another
+    gold of the file shows that its points are decimal points."""
+    golds = [gold for one in questions for gold in one.gold.split(ALTERNATIVE) if "." in gold]
+    doubtful = {gold for gold in golds if len(_number_readings(gold)) > 1 and "," not in gold and not _begins_with_zero(gold)}
+    if not doubtful or any(gold not in doubtful and _number_readings(gold) for gold in golds):
+        return
+    for row, question in zip(rows, questions, strict=True):
+        is_number = isinstance(field_value(row.fields, columns.answer), numbers.Number)
+        for gold in () if is_number else question.gold.split(ALTERNATIVE):
+            if gold in doubtful:
+                whole = gold.replace(".", "")
+                raise DataError(
+                    f"{row.where}: answer = {quote_value(gold)}: may be a decimal fraction or {whole}, and no other answer shows "
+                    f"which; write {whole}, or the fraction as {gold}0, or a number in place of the text"
+                )
+
+
+def _number_readings(gold: str) -> list[str]:
+    return [one for one in number_readings(gold) if is_number_text(one)]
+
+
+def _begins_with_zero(gold: str) -> bool:
+    return gold.lstrip(" $\u20ac\u00a3+-").startswith("0")
 
 
 def _accepted_answers(name: str, row: DatasetRow, column: str) -> list[str]:
@@ -332,7 +404,7 @@ def _accepted_answers(name: str, row: DatasetRow, column: str) -> list[str]:
         value = _parse_list(value)  # the ground truths of some of verl's data sets are lists in JSON
     if not isinstance(value, list):
         return [answer_text(row, column)]
-    answers = [_scalar_text(one) for one in value]
+    answers = [scalar_text(one) for one in value]
     if not answers or not all(answers):
         raise row.error(column, "must be a text, a number, or a list of these that is not empty")
     if len(answers) > 1 and name in _ONE_GOLD_TASKS:
@@ -346,18 +418,23 @@ def _accepted_answers(name: str, row: DatasetRow, column: str) -> list[str]:
 
 def answer_text(row: DatasetRow, column: str) -> str:
     """The answer as text; a number is written as in JSON. Raises DataError if it is neither."""
-    text = _scalar_text(row.value(column))
+    text = scalar_text(row.value(column))
     if not text:
-        raise row.error(column, "must be a text that is not blank, or a number")
+        is_truth = isinstance(row.value(column), bool)
+        hint = '; write a truth value as a text, such as "true" or "yes"' if is_truth else ""
+        raise row.error(column, f"must be a text that is not blank, or a number{hint}")
     return text
 
 
-def _scalar_text(value: object) -> str:
-    """A text or a number as text; "" for anything else, and for a text that UTF-8 cannot encode."""
+def scalar_text(value: object) -> str:
+    """A text or a number, also a Decimal, a Fraction or one of numpy's, as text; "" for anything else, and for a text that UTF-8
+    cannot encode."""
     if isinstance(value, str):
         return "" if has_lone_surrogate(value) else value.strip()
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return str(value) if is_number else ""
+    if isinstance(value, Decimal):
+        return format(value, "f") if value.is_finite() else ""
+    is_finite = is_real_number(value) and (isinstance(value, Fraction) or math.isfinite(value))  # type: ignore[arg-type]
+    return str(value) if is_finite else ""
 
 
 def _parse_list(text: str) -> Any:
@@ -375,6 +452,55 @@ def _parse_list(text: str) -> Any:
 def same_as_any(same: Callable[[str, str], bool], answer: str, gold: str) -> bool:
     """Whether the answer is the same as any of the accepted ones in a gold."""
     return any(same(answer, one) for one in gold.split(ALTERNATIVE))
+
+
+def find_gold(task: Task, answer: object, *, any_of: bool = False) -> str | None:
+    """The gold answer for an entry of the answer column; for a worked solution its final answer ("... #### 72" -> "72").
+
+    Of choices the entry is a letter, or as an integer the index from 0, as MMLU has it.
+
+    A list holds accepted answers where a file may have such a list: for exact texts and functions of the user's own, and with
+    `any_of` for every task of answers that are no letters. A list of one is that one.
+    None for an entry without an answer (None, NaN), and if the task does not accept the answer itself as right, since then every
+    completion would be wrong.
+    """
+    [answer] = given_fields({"answer": answer}).values()
+    if isinstance(answer, list):
+        return _find_accepted_gold(task, answer, any_of=any_of)
+    if task.answers_match is multiple_choice.same_letter:
+        return _choice_letter(answer)
+    text = "" if is_missing_value(answer) else scalar_text(answer)
+    if not text:
+        return None
+    if task.scorer is not None:
+        return str(answer) if isinstance(answer, str) else text
+    if task.name in ("own-number", "own-exact"):
+        try:
+            gold, _ = parse_gold(task.name, DatasetRow("", {"answer": text}), "answer")  # as in a file
+        except DataError:
+            return None
+    else:
+        gold = text if task.answers_match is not None else task.extract_answer(text) or text
+    return gold if can_be_right(task, gold) else None
+
+
+def _find_accepted_gold(task: Task, answers: Sequence[object], *, any_of: bool) -> str | None:
+    golds = [find_gold(task, one) for one in answers if not isinstance(one, list)]
+    if len(golds) < len(answers) or not golds or None in golds:
+        return None
+    distinct = dict.fromkeys(filter(None, golds))
+    in_any_column = task.name == "own-exact" or (task.scorer is not None and task.name.startswith("own-"))
+    by_verifier = task.name == "own-number" or (task.scorer is None and task.answers_match is None)
+    return ALTERNATIVE.join(distinct) if len(distinct) == 1 or in_any_column or (any_of and by_verifier) else None
+
+
+def _choice_letter(answer: object) -> str | None:
+    if isinstance(answer, float) and answer.is_integer():  # of a column of integers with gaps
+        answer = int(answer)
+    if isinstance(answer, int) and not isinstance(answer, bool):
+        return multiple_choice.CHOICE_LETTERS[answer] if 0 <= answer < len(multiple_choice.CHOICE_LETTERS) else None
+    letter = answer.strip(" ().:").upper() if isinstance(answer, str) else ""
+    return letter if len(letter) == 1 and letter in multiple_choice.CHOICE_LETTERS else None
 
 
 # Choices
@@ -401,7 +527,7 @@ def parse_choices(row: DatasetRow, column: str | None) -> Choices:
     if choices is None or not all(choices.texts):
         raise row.error(column, "must be a list of texts that are not blank")
     most = len(multiple_choice.CHOICE_LETTERS)
-    if not 2 <= len(choices.texts) <= most or len({*map(normalise_text, choices.texts)}) < len(choices.texts):
+    if not 2 <= len(choices.texts) <= most or not are_distinct(choices.texts):
         raise row.error(column, f"must be 2 to {most} texts, all different")
     return choices
 
@@ -419,22 +545,25 @@ def _split_labels(value: object) -> Choices | None:
                     for letter, one in zip(multiple_choice.CHOICE_LETTERS, value, strict=False)]  # fmt: skip
         if lettered and all(lettered) and len(lettered) == len(value):
             return Choices([one[1].strip() for one in lettered if one])
-        return Choices([_scalar_text(one) for one in value])
+        return Choices([scalar_text(one) for one in value])
     else:
         return None
     return (
-        Choices([_scalar_text(one) for one in texts], [_scalar_text(one) for one in labels])
-        if len(texts) == len(labels)
-        else None
+        Choices([scalar_text(one) for one in texts], [scalar_text(one) for one in labels]) if len(texts) == len(labels) else None
     )
 
 
-def _gold_letter(row: DatasetRow, columns: Columns, offered: Choices, integers_are_indices: bool | None) -> str:
-    """The letter of the right choice. Raises DataError if the answer names none, or if it can be read in two ways."""
+def _gold_letter(
+    row: DatasetRow, columns: Columns, offered: Choices, integers_are_indices: bool | None, letters_are_letters: bool | None
+) -> str:
+    """The letter of the right choice. Raises DataError if the answer names none, or if it can be read in two ways.
+
+    `integers_are_indices`, `letters_are_letters`: what other rows show of such answers; None if they show nothing.
+    """
     value = row.value(columns.answer)
     value = value[0] if isinstance(value, list) and len(value) == 1 else value
     value = int(value) if isinstance(value, float) and value.is_integer() else value  # of a column of integers with gaps
-    gold = _scalar_text(value) or answer_text(row, columns.answer)
+    gold = scalar_text(value) or answer_text(row, columns.answer)
     letters = multiple_choice.CHOICE_LETTERS[: len(offered.texts)]
     if offered.labels is not None and gold in offered.labels:
         return letters[offered.labels.index(gold)]
@@ -449,17 +578,43 @@ def _gold_letter(row: DatasetRow, columns: Columns, offered: Choices, integers_a
                 f"({offered.texts[text]}); give the letter",
             )
         return letters[text]
-    # Texts come before letters, since the text of a choice may be "A".
-    found = text if text is not None else index
-    letter = gold.strip(" ().:").upper()
-    if found is None and len(letter) == 1 and letter in letters:
-        return letter
-    if found is None:
+    found, letter = text if text is not None else index, _letter_reading(gold, letters)
+    if letter is not None and found is not None and letters[found] != letter:
+        if letters_are_letters is None:
+            raise row.error(
+                columns.answer,
+                f"may be the letter {letter} ({offered.texts[letters.index(letter)]}) or the text of choice {letters[found]}, "
+                f"and no other row shows which; give the index from 0 as an integer, {letters.index(letter)} or {found}",
+            )
+        return letter if letters_are_letters else letters[found]
+    if found is None and letter is None:
+        hint = (
+            "; in CSV every cell is a text, so give letters or texts there" if gold.isdecimal() and isinstance(value, str) else ""
+        )
         raise row.error(
             columns.answer,
-            f"must be a letter, A to {letters[-1]}, or the text of one of the choices, or as an integer its index from 0",
+            f"must be a letter, A to {letters[-1]}, or the text of one of the choices, or as an integer its index from 0{hint}",
         )
-    return letters[found]
+    return letter if found is None and letter is not None else letters[found or 0]
+
+
+def _letter_reading(gold: str, letters: str) -> str | None:
+    letter = gold.strip(" ().:").upper()
+    return letter if len(letter) == 1 and letter in letters else None
+
+
+def _letters_are_letters(rows: Sequence[DatasetRow], columns: Columns) -> bool | None:
+    """Whether the file's answers of one letter are letters of choices and not texts, as answers show that can be read in one way
+    only; None if none shows it, or if they show both."""
+    shown = set[bool]()
+    for row in rows:
+        value = field_value(row.fields, columns.answer)
+        if isinstance(value, str):
+            texts = parse_choices(row, columns.choices).texts
+            letter = _letter_reading(value, multiple_choice.CHOICE_LETTERS[: len(texts)])
+            if (letter is None) != (_text_reading(value, texts) is None):
+                shown.add(letter is not None)
+    return shown.pop() if len(shown) == 1 else None
 
 
 def _readings(value: object, gold: str, columns: Columns, texts: Sequence[str]) -> tuple[int | None, int | None]:
@@ -495,8 +650,7 @@ def _index_reading(value: object, columns: Columns, n_choices: int) -> int | Non
 
 
 def _text_reading(gold: str, texts: Sequence[str]) -> int | None:
-    same = [place for place, text in enumerate(texts) if normalise_text(text) == normalise_text(gold)]
-    return same[0] if same else None
+    return find_same_text(gold, texts)
 
 
 def _integers_are_indices(rows: Sequence[DatasetRow], columns: Columns) -> bool | None:

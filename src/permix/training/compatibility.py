@@ -98,7 +98,7 @@ def check_plan(plan: Plan, config: OptimConfig) -> None:
     if config.use_vllm and config.vllm_mode == "server" and mixed:
         raise ConfigError(
             'train.vllm_mode = "server": TRL\'s server mode generates for the first prompt of each group alone, so with '
-            'plan.scope = "rollout" every rollout of a group would be its first persona\'s; give plan.scope = "group", '
+            'plan.scope = "rollout" every rollout of a group would have the persona of the first; give plan.scope = "group", '
             'train.vllm_mode = "colocate" or train.use_vllm = false'
         )
 

@@ -19,7 +19,7 @@ from permix.personas.loading import load_roleplay
 from permix.personas.pool import PersonaPool, PersonaSource
 from permix.plan import Plan, PlanBuilder, compile_plan, load_training_plan, plan_builder_from_config
 from permix.prompts import template_hash
-from permix.storage.cells import explain_missing, find_failures
+from permix.storage.failures import explain_missing, find_failures
 from permix.storage.run_dir import RunDir
 from permix.tasks import find_task
 from permix.tasks.base import answer_token_limit

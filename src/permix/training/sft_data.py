@@ -28,7 +28,7 @@ from permix.inference.base import Model
 from permix.inference.chat_template import encode_chat, encode_completion
 from permix.plan import Plan
 from permix.progress import print_status
-from permix.storage.cells import OptionNames, explain_missing, find_failures
+from permix.storage.failures import OptionNames, explain_missing, find_failures
 from permix.storage.files import read_json, read_jsonl, write_json, write_jsonl, write_text
 from permix.storage.rows import quote_value
 from permix.storage.run_dir import RunDir, read_provenance

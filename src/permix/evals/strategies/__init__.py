@@ -4,14 +4,7 @@ from pathlib import Path
 
 from permix.errors import DataError
 from permix.evals.grid import GridResults, read_grid_results
-from permix.evals.strategies.base import (
-    NO_STRATEGY,
-    EvalSetup,
-    Strategy,
-    StrategySummary,
-    StrategyTokens,
-    answer_comparison,
-)
+from permix.evals.strategies.base import NO_STRATEGY, EvalSetup, Strategy, StrategySummary, StrategyTokens, answer_comparison
 from permix.evals.strategies.persona_ensemble import PERSONA_ENSEMBLE
 from permix.evals.strategies.persona_search import PERSONA_SEARCH
 from permix.evals.strategies.persona_vote import PERSONA_VOTE
@@ -27,10 +20,10 @@ STRATEGIES: dict[str, Strategy] = {
 }
 
 
-def measure_strategy(run: Path, answers: GridResults | None = None) -> StrategySummary | None:
+def measure_strategy(run: Path, results: GridResults | None = None) -> StrategySummary | None:
     """Measure gain and cost of a run's strategy from its records; None for a run without a strategy.
 
-    `answers` are the results of `read_grid_results(run)`, if the caller has them already. Raises DataError if the strategy is
+    `results`: those of `read_grid_results(run)`, if the caller has them already. Raises DataError if the strategy is
     unknown.
     """
     config = RunReader(run).config
@@ -41,4 +34,4 @@ def measure_strategy(run: Path, answers: GridResults | None = None) -> StrategyS
     if measure is None:
         return None
     comparison = answer_comparison(config.get("task", {}).get("name", ""))
-    return measure(answers or read_grid_results(run), config["seed"], config["resamples"], comparison)
+    return measure(results or read_grid_results(run), config["seed"], config["resamples"], comparison)

@@ -197,30 +197,30 @@ class EnsemblePair(NamedTuple):
         return AnswerCalls([self.persona, self.neutral, *choice], self.neutral)
 
 
-def ensemble_pairs(answers: GridResults, compare_answers: AnswerComparison = same_answer) -> Iterator[EnsemblePair]:
+def ensemble_pairs(results: GridResults, compare_answers: AnswerComparison = same_answer) -> Iterator[EnsemblePair]:
     """Yield every pair of the grid; personas are the outermost loop, then questions, then samples."""
-    for persona in answers.persona_ids:
-        for question in answers.question_ids:
-            for sample in range(answers.samples):
-                own, neutral = (answers.get_cell(asked_as, question, sample) for asked_as in (persona, None))
-                choice = answers.cells.get(choice_key(persona, question, sample))
+    for persona in results.persona_ids:
+        for question in results.question_ids:
+            for sample in range(results.samples):
+                own, neutral = (results.get_cell(asked_as, question, sample) for asked_as in (persona, None))
+                choice = results.cells.get(choice_key(persona, question, sample))
                 yield EnsemblePair(own, neutral, choice, resolve_pair(own, neutral, compare_answers))
 
 
 def measure_persona_ensemble(
-    answers: GridResults, seed: int, resamples: int, compare_answers: AnswerComparison = same_answer
+    results: GridResults, seed: int, resamples: int, compare_answers: AnswerComparison = same_answer
 ) -> EnsembleSummary:
     """Measure gain and cost of the ensemble from the cells of a run."""
-    pairs = list(ensemble_pairs(answers, compare_answers))
-    plain_P_Q_S = answers.scores(answers.persona_ids, answers.question_ids)
-    baseline_Q_S = answers.scores([None], answers.question_ids)[0]
+    pairs = list(ensemble_pairs(results, compare_answers))
+    plain_P_Q_S = results.scores(results.persona_ids, results.question_ids)
+    baseline_Q_S = results.scores([None], results.question_ids)[0]
     correct_P_Q_S = np.array([pair.score for pair in pairs]).reshape(plain_P_Q_S.shape)
-    ensemble = summarize_stability(correct_P_Q_S, baseline_Q_S, persona_ids=answers.persona_ids, seed=seed, resamples=resamples)
+    ensemble = summarize_stability(correct_P_Q_S, baseline_Q_S, persona_ids=results.persona_ids, seed=seed, resamples=resamples)
     plain, paired = (
         (statistics.mean_over_samples(one_P_Q_S), statistics.mean_over_samples(baseline_Q_S))
         for one_P_Q_S in (plain_P_Q_S, correct_P_Q_S)
     )
-    gains = stability_differences([plain], [paired], seed, resamples)
+    gains = stability_differences([paired], [plain], seed, resamples)
     complete = [pair for pair in pairs if pair.winner is not None]
     disagreed = [pair for pair in complete if pair.resolution == "ask"]
     one_sided = [pair for pair in complete if None in (recorded_answer(pair.persona)[1], recorded_answer(pair.neutral)[1])]

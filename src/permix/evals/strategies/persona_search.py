@@ -99,18 +99,18 @@ def best_persona_index(correct_P_Q_S: Array) -> int | None:
     return int(np.flatnonzero(accuracy_P >= accuracy_P.max() - TIE_TOLERANCE)[0])
 
 
-def selected_persona_id(answers: GridResults) -> str | None:
+def selected_persona_id(results: GridResults) -> str | None:
     """Id of the best persona; None while a candidate has an unanswered selection question, or if none can be compared."""
     keys = (
         CellKey(persona, question, sample)
-        for persona in answers.selection_persona_ids
-        for question in answers.selection_question_ids
-        for sample in range(answers.samples)
+        for persona in results.selection_persona_ids
+        for question in results.selection_question_ids
+        for sample in range(results.samples)
     )
-    if any(key not in answers.cells or answers.cells[key].completion is None for key in keys):
+    if any(key not in results.cells or results.cells[key].completion is None for key in keys):
         return None
-    best = best_persona_index(answers.scores(answers.selection_persona_ids, answers.selection_question_ids))
-    return None if best is None else answers.selection_persona_ids[best]
+    best = best_persona_index(results.scores(results.selection_persona_ids, results.selection_question_ids))
+    return None if best is None else results.selection_persona_ids[best]
 
 
 def _selection_and_baseline_cells(setup: EvalSetup) -> list[Cell]:
@@ -138,18 +138,18 @@ def _describe_search(setup: EvalSetup, followup_cells: Sequence[Cell]) -> dict[s
 
 
 def measure_persona_search(
-    answers: GridResults, seed: int, resamples: int, compare_answers: AnswerComparison = same_answer
+    results: GridResults, seed: int, resamples: int, compare_answers: AnswerComparison = same_answer
 ) -> SearchSummary:
     """Measure gain and cost of the search from the cells of a run. It compares no answers with one another."""
-    best = selected_persona_id(answers)
-    questions, samples = answers.question_ids, range(answers.samples)
-    selection_P_Q_S = answers.scores(answers.selection_persona_ids, answers.selection_question_ids)
-    baseline_Q_S = answers.scores([None], questions)[0]
-    correct_Q_S = np.full_like(baseline_Q_S, np.nan) if best is None else answers.scores([best], questions)[0]
+    best = selected_persona_id(results)
+    questions, samples = results.question_ids, range(results.samples)
+    selection_P_Q_S = results.scores(results.selection_persona_ids, results.selection_question_ids)
+    baseline_Q_S = results.scores([None], questions)[0]
+    correct_Q_S = np.full_like(baseline_Q_S, np.nan) if best is None else results.scores([best], questions)[0]
     gain = accuracy_gain(correct_Q_S, baseline_Q_S, seed, resamples)
     cost = mean_token_cost(
         AnswerCalls(
-            [None if best is None else answers.get_cell(best, question, sample)], answers.get_cell(None, question, sample)
+            [None if best is None else results.get_cell(best, question, sample)], results.get_cell(None, question, sample)
         )
         for question in questions
         for sample in samples
@@ -157,12 +157,12 @@ def measure_persona_search(
     return SearchSummary(
         **gain._asdict(), **cost._asdict(), selected_persona_id=best,
         selection_tokens=sum_tokens(
-            answers.get_cell(persona, question, sample)
-            for persona in answers.selection_persona_ids
-            for question in answers.selection_question_ids
+            results.get_cell(persona, question, sample)
+            for persona in results.selection_persona_ids
+            for question in results.selection_question_ids
             for sample in samples
         ),
-        candidates=_summarize_candidates(answers.selection_persona_ids, selection_P_Q_S, seed, resamples),
+        candidates=_summarize_candidates(results.selection_persona_ids, selection_P_Q_S, seed, resamples),
         n_selection_questions=int((~np.isnan(selection_P_Q_S).any(axis=(0, 2))).sum()),
         n_scored=int((~np.isnan(correct_Q_S)).sum()), n_asked=correct_Q_S.size,
     )  # fmt: skip

@@ -95,20 +95,20 @@ def score_vote(cells: Sequence[Cell | None], compare_answers: AnswerComparison =
 
 
 def measure_persona_vote(
-    answers: GridResults, seed: int, resamples: int, compare_answers: AnswerComparison = same_answer
+    results: GridResults, seed: int, resamples: int, compare_answers: AnswerComparison = same_answer
 ) -> VoteSummary:
     """Measure gain and cost of the vote from the cells of a run."""
-    voters = (None, *answers.persona_ids)
+    voters = (None, *results.persona_ids)
     ballots_Q_S = [
-        [[answers.get_cell(voter, question, sample) for voter in voters] for sample in range(answers.samples)]
-        for question in answers.question_ids
+        [[results.get_cell(voter, question, sample) for voter in voters] for sample in range(results.samples)]
+        for question in results.question_ids
     ]
     votes_Q_S = [[score_vote(cells, compare_answers) for cells in row] for row in ballots_Q_S]
     correct_Q_S = np.array([[np.nan if vote is None else vote.score for vote in row] for row in votes_Q_S])
-    baseline_Q_S = answers.scores([None], answers.question_ids)[0]
+    baseline_Q_S = results.scores([None], results.question_ids)[0]
     complete = [vote for row in votes_Q_S for vote in row if vote is not None]
     gain = accuracy_gain(correct_Q_S, baseline_Q_S, seed, resamples)
-    difference_Q = gain_over_mean_persona(correct_Q_S, answers)
+    difference_Q = gain_over_mean_persona(correct_Q_S, results)
     cost = mean_token_cost(AnswerCalls(cells, cells[0]) for row in ballots_Q_S for cells in row)
     return VoteSummary(
         **gain._asdict(), **cost._asdict(),
@@ -122,9 +122,9 @@ def measure_persona_vote(
     )  # fmt: skip
 
 
-def gain_over_mean_persona(correct_Q_S: Array, answers: GridResults) -> Array:
+def gain_over_mean_persona(correct_Q_S: Array, results: GridResults) -> Array:
     """difference_Q: score of the vote − mean score of the personas; NaN if the vote has no score."""
-    mean_P_Q = statistics.mean_over_samples(answers.scores(answers.persona_ids, answers.question_ids))
+    mean_P_Q = statistics.mean_over_samples(results.scores(results.persona_ids, results.question_ids))
     return statistics.mean_over_samples(correct_Q_S) - statistics.mean_over_samples(mean_P_Q.T)
 
 

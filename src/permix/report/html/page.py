@@ -32,6 +32,7 @@ from permix.report.excerpts import command_text, seed_text, settings_hash
 from permix.report.runs import ModelRuns, Run
 from permix.sanitize import escape_control, truncate
 from permix.storage.files import write_text
+from permix.storage.run_dir import revisions_text
 from permix.types import Estimate
 
 _MAX_FACT_CHARS = 2000
@@ -46,7 +47,7 @@ class RunIndex:
         self._index_of = {SourceRun(label, kind): index for index, (label, kind, _) in enumerate(runs)}
 
     def indices(self, sources: Sequence[SourceRun]) -> list[int]:
-        """Return the indices of those sources that are runs of this report."""
+        """The indices of those sources that are runs of this report."""
         # A number of one run names "KIND, STRATEGY", and the run may be listed under KIND alone.
         known = (
             source if source in self._index_of else source._replace(kind=source.kind.partition(",")[0]) for source in sources
@@ -62,7 +63,7 @@ def _run_facts(label: str, kind: str, run: Run) -> dict[str, str]:
         "command": command_text(run),
         "configuration": settings_hash(run),
         "seed": seed_text(run),
-        "revision": str(run.provenance.get("revision") or ""),
+        "revision": revisions_text(run.provenance),
         "created": str(run.provenance.get("created") or ""),
     }
     return {name: truncate(escape_control(text).replace("\n", " "), _MAX_FACT_CHARS) for name, text in facts.items()}
@@ -163,7 +164,7 @@ class _PageView:
                 yield {"kind": "chart", "name": part.chart, "file": "report.md" if part.is_missing else part.file}
 
     def split_table(self, table: Table) -> list[dict[str, Any]]:
-        """Return the table without its folded columns, then, if it has any, the table of these; both name the rows."""
+        """The table without its folded columns, then, if it has any, the table of these; both name the rows."""
         folded = [heading in table.folded for heading in table.headings]
         parts = []
         for hidden in (False, True):
@@ -213,7 +214,7 @@ class _PageView:
 
 
 def card_views(cards: Sequence[ResultCard]) -> list[dict[str, Any]]:
-    """Return the cards for the template: their numbers as text, and their bars as positions in percent.
+    """The cards for the template: their numbers as text, and their bars as positions in percent.
 
     All bars of differences have one scale, as shares of the possible range, so that their lengths can be compared.
     """
@@ -245,7 +246,7 @@ def _card_view(card: ResultCard, reach: float) -> dict[str, Any]:
 
 
 def _bar(card: ResultCard, value: float, low: float, high: float, reach: float) -> dict[str, Any]:
-    """Return the bar of an interval: a difference around 0, up to `reach` on both sides; a value within its limits."""
+    """The bar of an interval: a difference around 0, up to `reach` on both sides; a value within its limits."""
     mark: float | None = 0.0
     if card.difference is not None:
         start, end, ends = -reach, reach, (f"−{reach:.2f} worse", "0", f"better +{reach:.2f}")
@@ -266,7 +267,7 @@ _INVISIBLE = re.compile("[\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\uf
 
 
 def page_scripts() -> str:
-    """Return all scripts of the page, in order. Invisible characters are written as escapes, as in all text of the page."""
+    """All scripts of the page, in order. Invisible characters are written as escapes, as in all text of the page."""
     drawing = [
         *_assets_with_suffix("charts", ".js"),
         *(name for name in _assets_with_suffix("", ".js") if name not in {*FIRST_SCRIPTS, LAST_SCRIPT}),
@@ -276,7 +277,7 @@ def page_scripts() -> str:
 
 
 def page_styles() -> str:
-    """Return all style sheets, the page's own first."""
+    """All style sheets, the page's own first."""
     sheets = sorted(_assets_with_suffix("", ".css"), key=lambda name: (name != FIRST_STYLESHEET, name))
     return "\n".join(_asset(name).read_text(encoding="utf-8") for name in sheets)
 
@@ -287,7 +288,7 @@ def _assets_with_suffix(folder: str, suffix: str) -> list[str]:
 
 
 def content_security_policy(script: str) -> str:
-    """Return the content security policy: it allows this script and the files of the report, no handlers in markup and no
+    """The content security policy: it allows this script and the files of the report, no handlers in markup and no
     connections.
     """
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -298,14 +299,14 @@ def content_security_policy(script: str) -> str:
 
 
 def embed_json(data: object) -> str:
-    """Return JSON that is safe inside a script element: no "<" can end the element, and no line separator can break a string."""
+    """JSON that is safe inside a script element: no "<" can end the element, and no line separator can break a string."""
     plain = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return plain.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
 @cache
 def _markdown_renderer() -> MarkdownIt:
-    """Return a Markdown renderer without HTML, links and images: a tag in the text stays text, and our own prose has no links or
+    """A Markdown renderer without HTML, links and images: a tag in the text stays text, and our own prose has no links or
     images.
     """
     off = ["link", "image", "autolink", "html_inline", "html_block", "reference"]
@@ -318,7 +319,7 @@ def render_prose(text: str) -> Markup:
 
 
 def unbroken_text(cell: TableCell) -> str:
-    """Return the text of a cell, with spaces that keep an interval on one line."""
+    """The text of a cell, with spaces that keep an interval on one line."""
     return cell.text.replace(", ", ",\u00a0") if isinstance(cell.number, Estimate) else cell.text
 
 
@@ -328,7 +329,7 @@ def render_inline(text: str) -> Markup:
 
 
 def _method_choices(looks_of_models: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the methods for the selection above the figures, each with the label whose look it has; none for one method."""
+    """The methods for the selection above the figures, each with the label whose look it has; none for one method."""
     names = dict.fromkeys(str(model["method"]) for model in looks_of_models)
     if len(names) < 2:
         return []

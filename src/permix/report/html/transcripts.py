@@ -54,7 +54,7 @@ class Tiling(NamedTuple):
 
 
 def choose_tiling(bytes_R_C: NDArray[np.int64], max_bytes: int = _MAX_TILE_BYTES) -> Tiling:
-    """Return the largest tile for which no tile holds more than `max_bytes` bytes. The whole sheet is halved until
+    """The largest tile for which no tile holds more than `max_bytes` bytes. The whole sheet is halved until
     this is true.
     """
     rows, columns = (max(1, one) for one in bytes_R_C.shape)
@@ -74,7 +74,7 @@ def _largest_tile_bytes(bytes_R_C: NDArray[np.int64], rows: int, columns: int) -
 
 
 def gzip_base64(raw: bytes, level: int = 6) -> str:
-    """Return base64 of gzip; `unpack` in cells.js reverses it."""
+    """Base64 of gzip; `unpack` in cells.js reverses it."""
     return base64.b64encode(gzip.compress(raw, compresslevel=level, mtime=0)).decode("ascii")
 
 
@@ -147,7 +147,7 @@ class TranscriptSheet(NamedTuple):
 
 
 def build_sheet(label: str, kind: str, run: Run, model_index: int) -> TranscriptSheet:
-    """Return the sheet of a run of this kind. `label` is the model's name on the page; `model_index` is its index, from 0."""
+    """The sheet of a run of this kind. `label` is the model's name on the page; `model_index` is its index, from 0."""
     answers = run.grid_results
     grid = run.grid
     own: dict[str | None, tuple[str, ...]] = {persona: tuple(turns) for persona, turns in grid.get("turns_asked", {}).items()}
@@ -173,7 +173,7 @@ def _file_size(path: Path) -> int:
 
 
 def record_bytes(sheet: TranscriptSheet, max_bytes: int) -> NDArray[np.int64]:
-    """Return the bytes of the records at each row and column [rows, columns]; no record counts for more than `max_bytes`."""
+    """The bytes of the records at each row and column [rows, columns]; no record counts for more than `max_bytes`."""
     bytes_R_C = np.zeros((len(sheet.personas), max(map(len, sheet.questions_by_row), default=0)), dtype=np.int64)
     grid: dict[CellKey, CellSummary] = sheet.run.cell_summaries
     for row, questions in enumerate(sheet.questions_by_row):
@@ -183,7 +183,7 @@ def record_bytes(sheet: TranscriptSheet, max_bytes: int) -> NDArray[np.int64]:
 
 
 def grid_bytes(run: Run, grid: StabilityGrid) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return mean scores as bytes, with personas [P, Q] and without [Q].
+    """Mean scores as bytes, with personas [P, Q] and without [Q].
 
     A byte is 0 to FULL_SCORE_BYTE, NO_SCORE_BYTE, or NOT_ASKED_BYTE in a run with adaptive allocation.
     """
@@ -280,7 +280,7 @@ def _write_tiles(sheet: TranscriptSheet, folder: Path, progress: ProgressBar) ->
 
 
 def _tile_json(sheet: TranscriptSheet, rows: range, columns: range) -> dict[str, Any]:
-    """Return the cells of a tile, persona by persona. Each prompt is in `texts` once, and messages refer to it by its index."""
+    """The cells of a tile, persona by persona. Each prompt is in `texts` once, and messages refer to it by its index."""
     text_index: dict[str, int] = {}
     cells = [_cell_json(cell, text_index) for cell in _read_cells(sheet, rows, columns)]
     return {"stamp": sheet.fingerprint, "texts": [_cut_text(text) for text in text_index], "cells": cells}
@@ -294,7 +294,7 @@ def _read_cells(sheet: TranscriptSheet, rows: range, columns: range) -> Iterator
 
 
 def _cell_json(cell: Cell, text_index: dict[str, int]) -> dict[str, Any]:
-    """Return a cell for the page; values that are None are left out. The texts of its messages are added to `text_index`."""
+    """A cell for the page; values that are None are left out. The texts of its messages are added to `text_index`."""
     verdict, completion, failure = cell.verdict, cell.completion, cell.failure
     shown: dict[str, Any] = {
         "persona": None if cell.persona_id is None else escape_control(cell.persona_id),
@@ -336,7 +336,7 @@ def _add_text(shown: dict[str, Any], name: str, text: str | None) -> None:
 
 
 def _cut_text(text: str) -> Any:
-    """Return printable text; for a very long text, [its beginning, the number of characters that follow]."""
+    """Printable text; for a very long text, [its beginning, the number of characters that follow]."""
     if len(text) <= _MAX_TEXT_CHARS:
         return escape_control(text)
     return [escape_control(text[:_MAX_TEXT_CHARS]), len(text) - _MAX_TEXT_CHARS]
@@ -347,7 +347,7 @@ def _template_texts(run: Run) -> dict[str, str]:
 
 
 def _no_system_message_text(run: Run) -> str:
-    """Return what a prompt without a system message contained, in words."""
+    """What a prompt without a system message contained, in words."""
     identity = run.provenance.get("identity", {})
     if "default_system" not in identity:
         return "No system message was sent; whether the chat template adds one was not recorded."

@@ -34,12 +34,12 @@ def model_look(label: str, method: str, style: Style) -> dict[str, Any]:
 
 
 def svg_dash(line: Any) -> str:
-    """Return an SVG dash array; empty for a solid line."""
+    """An SVG dash array; empty for a solid line."""
     return "" if line == "-" else " ".join(f"{_DASH_UNIT * part:g}" for part in line[1])
 
 
 def model_looks(styles: Mapping[str, Style], methods: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return the look of every label, in order. `methods` gives the method of each label."""
+    """The look of every label, in order. `methods` gives the method of each label."""
     return [model_look(label, methods.get(label, label), style) for label, style in styles.items()]
 
 
@@ -54,12 +54,12 @@ _SIGNIFICANT_DIGITS = 5
 
 
 def json_number(value: float | None) -> float | None:
-    """Return the rounded number. None when the value is missing or not finite."""
+    """The rounded number. None when the value is missing or not finite."""
     return None if value is None or not math.isfinite(value) else float(f"{value:.{_SIGNIFICANT_DIGITS}g}")
 
 
 def json_estimate(estimate: Estimate | None) -> dict[str, Any] | None:
-    """Return {value, low, high, n}. None where nothing was measured."""
+    """{value, low, high, n}. None where nothing was measured."""
     if estimate is None:
         return None
     return {
@@ -71,12 +71,12 @@ def json_estimate(estimate: Estimate | None) -> dict[str, Any] | None:
 
 
 def printable_text(text: str, width: int = _MAX_NAME_CHARS) -> str:
-    """Return the text as one printable line of at most `width` characters."""
+    """The text as one printable line of at most `width` characters."""
     return truncate(escape_control(text).replace("\n", " "), width)
 
 
 def unique_display_names(originals: Iterable[str]) -> dict[str, str]:
-    """Return {original: its name on the page}. When two names would look the same, the later ones are numbered."""
+    """{original: its name on the page}. When two names would look the same, the later ones are numbered."""
     names: dict[str, str] = {}
     used: set[str] = set()
     for original in originals:
