@@ -284,8 +284,8 @@ def _union_of_inequalities(items: Sequence[Form], *, is_or: bool) -> Assignment 
 
 def _are_apart(intervals: Sequence[tuple[Node, Node, bool, bool]]) -> bool:
     """Whether of two intervals one ends where the other begins, or before, and neither has a second bound."""
-    (left,) = [one for one in intervals if one[0] == Node("neg", (INFINITY,))] or [None]
-    (right,) = [one for one in intervals if one[1] == INFINITY] or [None]
+    left = next((one for one in intervals if one[0] == Node("neg", (INFINITY,))), None)
+    right = next((one for one in intervals if one[1] == INFINITY), None)
     if left is None or right is None or left is right or INFINITY in (left[1], right[0]):
         return False
     return not is_less(right[0], left[1])
