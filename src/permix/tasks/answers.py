@@ -205,7 +205,12 @@ def extract_choice(completion: str, question: str = "") -> str | None:
             return named  # "B and C"
         if letter := choice_letter(_first_clause(named), offered) or _letter_stated(named, offered):
             return letter
-    return last_choice_letter(completion, offered) or _letter_of_text(completion, offered)
+    letter = last_choice_letter(completion, offered)
+    return letter or (_letter_of_text(completion, offered) if len(completion) <= MAX_CHOICE_TEXT_CHARS else None)
+
+
+MAX_CHOICE_TEXT_CHARS = 1_000
+"""A longer completion is not compared whole with the texts of the choices."""
 
 
 def _letter_stated(text: str, offered: dict[str, str]) -> str | None:

@@ -658,9 +658,9 @@ def choice_letter(text: str, offered: Collection[str]) -> str | None:
 
 
 # "B, not A", "B (not A)": the choice that is denied.
-_NOT_THE_OTHERS = re.compile(r"(?<=[A-Za-z)\]])\s*[,;]?\s*\(?(?:and )?not (?:\(?[A-Z]\)?(?:,|\bor\b|\band\b|\s|\))*)+\Z")
+_NOT_THE_OTHERS = re.compile(r"(?<=[A-Za-z)\]])\s*[,;]?\s*\(?(?:and )?not (?:\(?[A-Z]\)?(?:,|\bor\b|\band\b|\s|\)){0,4}){1,9}\Z")
 
-_LETTERS = r"\(?[A-Z]\)?(?:\s*(?:,|/|&|,?\s*(?:and|or|nor))\s*\(?[A-Z]\)?(?![A-Za-z0-9']))*"
+_LETTERS = r"\(?[A-Z]\)?(?:\s*(?:,|/|&|,?\s*(?:and|or|nor))\s*\(?[A-Z]\)?(?![A-Za-z0-9'])){0,9}"  # bounded, so that a text of letters takes linear time
 
 _DENIED_LETTERS = re.compile(
     rf"(?<![A-Za-z0-9'])({_LETTERS})(?:\s*(?:[:)-]\s*)?(?:(?:is|are|was|were)\s+)?(?:all\s+)?"
@@ -682,7 +682,7 @@ def last_choice_letter(text: str, offered: Collection[str]) -> str | None:
     A letter that "or" joins to another is none: "A or B". A first line that is a letter alone counts before the letters of an
     explanation under it, and a letter that is the whole text may be a small one. "I" and "A" before a word are words.
     """
-    if (match := _SHORT_ANSWER.fullmatch(text)) and match[1].upper() in offered:
+    if len(text) < 20 and (match := _SHORT_ANSWER.fullmatch(text)) and match[1].upper() in offered:
         return match[1].upper()
     first, _, rest = text.strip().partition("\n")
     if (match := _LETTER_ALONE.fullmatch(first)) and (not offered or match[1] in offered):
