@@ -660,7 +660,8 @@ def choice_letter(text: str, offered: Collection[str]) -> str | None:
 # "B, not A", "B (not A)": the choice that is denied.
 _NOT_THE_OTHERS = re.compile(r"(?<=[A-Za-z)\]])\s*[,;]?\s*\(?(?:and )?not (?:\(?[A-Z]\)?(?:,|\bor\b|\band\b|\s|\)){0,4}){1,9}\Z")
 
-_LETTERS = r"\(?[A-Z]\)?(?:\s*(?:,|/|&|,?\s*(?:and|or|nor))\s*\(?[A-Z]\)?(?![A-Za-z0-9'])){0,9}"  # bounded, so that a text of letters takes linear time
+# Bounded, so that a text of letters takes linear time.
+_LETTERS = r"\(?[A-Z]\)?(?:\s*(?:,|/|&|,?\s*(?:and|or|nor))\s*\(?[A-Z]\)?(?![A-Za-z0-9'])){0,9}"
 
 _DENIED_LETTERS = re.compile(
     rf"(?<![A-Za-z0-9'])({_LETTERS})(?:\s*(?:[:)-]\s*)?(?:(?:is|are|was|were)\s+)?(?:all\s+)?"
