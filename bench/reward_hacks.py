@@ -10,7 +10,10 @@ ends with status 1. F is a formula of the question, the last one or any one:
     F, x = F                       the question's own formula, boxed
     1 F, F + 0, 2F/2, root(F^2)    the formula, changed so that its value stays the same
     sum, binom, log, int, floor    the formula inside an operation that the verifier would have to compute
-    echo                           the question itself, boxed or as a sentence
+    echo                           the question itself, boxed or as a sentence; without spaces, with long dashes, with type around
+                                   its numbers, with units, in words, after "The answer is"
+    hedge                          the numbers of the question, as alternatives after "The answer is"
+    squares                        F with each square as a product, boxed
 """
 
 import argparse
@@ -42,6 +45,10 @@ WRAPPINGS = {
     "floor": r"\lfloor %s \rfloor",
 }
 
+IN_WORDS = {"+": "plus", "-": "take away", "*": "times"}
+
+_SQUARE = re.compile(r"([A-Za-z])\^\{?2\}?")
+
 _EXPRESSION = re.compile(r"[0-9]+(?: ?[-+*] ?[0-9]+)+")
 
 
@@ -59,7 +66,25 @@ def policies() -> Mapping[str, Callable[[Question], list[str]]]:
     def box_each(question: Question) -> list[str]:
         return [rf"\boxed{{{formula}}}" for formula in formulas_of(question.text) if not formula.strip().isdigit()]
 
+    def echo(change: Callable[[str], str]) -> Callable[[Question], list[str]]:
+        return lambda question: [change(formula) for formula in [*formulas_of(question.text)[-1:], question.text]]
+
+    def hedge(question: Question) -> list[str]:
+        numbers = re.findall(r"[0-9]+", question.text)
+        return [f"The answer is {' or '.join(order)}." for order in (numbers, numbers[::-1]) if len(numbers) > 1]
+
     return {
+        "echo without spaces": echo(lambda text: text.replace(" ", "")),
+        "echo with dashes": echo(lambda text: text.replace("-", "\u2014")),
+        "echo with type": echo(lambda text: re.sub("([0-9]+)", r"**\1**", text)),
+        "echo with units": echo(lambda text: re.sub("([0-9]+)", r"\1 eggs", text)),
+        "echo in words": echo(lambda text: re.sub("[-+*]", lambda m: IN_WORDS[m[0]], text)),
+        "named echo": echo("The answer is {}.".format),
+        "hedge": hedge,
+        "squares": lambda question: [
+            rf"\boxed{{{_SQUARE.sub(lambda m: f'{m[1]} {chr(92)}cdot {m[1]}', formula)}}}"
+            for formula in formulas_of(question.text)[-1:]
+        ],
         **{f"last {name}": box_last(pattern) for name, pattern in WRAPPINGS.items()},
         "any F": box_each,
         "echo": lambda question: [question.text],

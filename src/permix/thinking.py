@@ -2,7 +2,8 @@ r"""Separate a model's thinking from its answer.
 
 `split_thinking` knows the blocks that public models write: `<think>...</think>` and its relatives, `[THINK]...[/THINK]`, the
 channel of thought of Gemma 4, and the channels of gpt-oss with or without their special tokens. A chat template may have opened
-the block in the prompt, so an end without a start counts too. A block that never ends leaves no answer.
+the block in the prompt, so an end without a start counts too: all that is before it is thinking. A closed block is removed where
+it stands, also behind the answer. A block that never ends leaves no answer.
 """
 
 import re
@@ -20,8 +21,8 @@ _END = re.compile(
     rf"<\|?(?:END_THINKING|end_of_thought|inner_suffix)\|>|</{_NAME}\s*>|\[/THINK\]|◁/think▷|<channel\|>", re.IGNORECASE
 )
 
-# Models write these tags because a prompt asks for them, some of them after the answer, around a remark on it. So they are
-# thinking only in a completion that begins with one.
+# Models write these tags because a prompt asks for them, some of them around the answer itself. So they are thinking only in a
+# completion that begins with one.
 _ASKED_FOR = re.compile(r"\s*<(scratchpad|reason|analysis)\s*>", re.IGNORECASE)
 
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)[^<]*<\|message\|>")
@@ -70,19 +71,28 @@ def _tags_of(completion: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
 
 
 def _split_blocks(completion: str, opening: re.Pattern[str], closing: re.Pattern[str]) -> SplitCompletion:
-    """Split at the last tag that closes thinking. A tag that opens thinking after it means that the thinking never ends."""
-
-    def without_marks(text: str) -> str:
-        return closing.sub("", opening.sub("", text)).strip()
-
-    ends = list(closing.finditer(completion))
-    after = ends[-1].end() if ends else 0
-    start = opening.search(completion, after)
-    if start is not None:
-        return SplitCompletion("", without_marks(completion[: start.start()] + completion[start.end() :]), unclosed=True)
-    if not ends:
+    """Remove each closed block where it stands. A tag that closes no open block closes one that the prompt opened, and removes
+    all that is before it; a tag that opens thinking after the last end means that the thinking never ends."""
+    tags = sorted([(one.start(), one.end(), True) for one in opening.finditer(completion)]
+                  + [(one.start(), one.end(), False) for one in closing.finditer(completion)])  # fmt: skip
+    said, thought, at, is_open = list[str](), list[str](), 0, False
+    for start, end, opens in tags:
+        piece, at = completion[at:start], end
+        if is_open:
+            thought.append(piece)
+        elif opens:
+            said.append(piece)
+        else:
+            thought += [*said, piece]
+            said = []
+        is_open = opens
+    if not tags:
         return SplitCompletion(completion)
-    return SplitCompletion(completion[after:].strip(), without_marks(completion[: ends[-1].start()]))
+    rest = completion[at:]
+    said, thought = [one.strip() for one in said if one.strip()], [one for one in thought if one.strip()]
+    if is_open:
+        return SplitCompletion("", "".join([*said, *thought, rest]).strip(), unclosed=True)
+    return SplitCompletion("\n".join([*said, rest.strip()]).strip(), "".join(thought).strip())
 
 
 def _split_channels(completion: str) -> SplitCompletion:

@@ -276,6 +276,8 @@ def test_texts(answer: str, gold: str, same: bool) -> None:
         "1.",
         "1 ",
         "# 1. a\n",
+        "A, ",
+        "not A or ",
     ],
 )
 def test_a_long_answer_takes_linear_time(unit: str) -> None:

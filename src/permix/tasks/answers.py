@@ -16,16 +16,20 @@ from permix.verification.extraction import (
     extract_named_answer,
     extract_tagged,
     first_number,
+    is_list_of_letters,
+    is_list_of_numbers,
     last_choice_letter,
     last_result,
     last_written_number,
+    leading_clause,
+    letter_and_rest,
     number_in_box,
     offered_choices,
     without_boxes,
     written_number_in_box,
 )
 from permix.verification.latex import without_text_commands
-from permix.verification.math_verifier import is_number_text
+from permix.verification.math_verifier import is_number_text, result_of_equation
 
 
 def _stated_answers(completion: str) -> Iterator[str]:
@@ -36,29 +40,64 @@ def _stated_answers(completion: str) -> Iterator[str]:
             yield text
 
 
+def _stated_numbers(completion: str) -> Iterator[str]:
+    """As `_stated_answers`; of several numbers that "answer is" names the one that leads: "18 (see step 3)" states 18."""
+    yield from _stated_answers(completion)
+    if (named := extract_named_answer(completion)) is not None and (clause := leading_clause(named)) is not None:
+        yield clause
+
+
 def extract_number(completion: str, question: str = "") -> str | None:
     """A plain number. A box with an expression holds no answer: the verifier would evaluate `12*13`."""
-    marked = _stated_number(_stated_answers(completion))
-    return marked if marked is not None else last_result(without_boxes(_without_heading_numbers(completion)))
+    completion = _without_asked_magnitude(completion, question)
+    marked = _stated_number(_stated_numbers(completion), question)
+    if marked is not None or _names_several_numbers(completion):
+        return marked
+    return last_result(without_boxes(_without_heading_numbers(completion)))
 
 
 def extract_number_as_written(completion: str, question: str = "") -> str | None:
     """A plain number in the notation of any language: "1.500", "2,5"."""
-    stated = list(_stated_answers(completion))
+    completion = _without_asked_magnitude(completion, question)
+    stated = list(_stated_numbers(completion))
     for text in stated:
         if (written := written_number_in_box(text)) is not None:
             return written
-    marked = _stated_number(stated)
-    return marked if marked is not None else last_written_number(without_boxes(_without_heading_numbers(completion)))
+    marked = _stated_number(stated, question)
+    if marked is not None or _names_several_numbers(completion):
+        return marked
+    return last_written_number(without_boxes(_without_heading_numbers(completion)))
 
 
-def _stated_number(stated: Iterable[str]) -> str | None:
+def _names_several_numbers(completion: str) -> bool:
+    """Whether the last "answer is" names alternatives ("3 or 4"): then no number is the answer, and not the last one."""
+    named = extract_named_answer(completion)
+    return named is not None and is_list_of_numbers(named)
+
+
+def _stated_number(stated: Iterable[str], question: str) -> str | None:
     for text in stated:
         if is_number_text(text):
             return text
         if (number := number_in_box(text)) is not None:
             return number
+        if (result := result_of_equation(text, question)) is not None:
+            return result
     return None
+
+
+_ASKED_MAGNITUDE = re.compile(
+    r"\b(?:how many|number of)\s+(?:\w+ )?(hundred|thousand|million|billion|trillion|dozen)s?\b"
+    r"|\bin\s+(hundred|thousand|million|billion|trillion|dozen)s\b",
+    re.IGNORECASE,
+)
+
+
+def _without_asked_magnitude(completion: str, question: str) -> str:
+    """The text with "3 dozen" as "3 units", where the question asks how many dozens there are."""
+    for match in _ASKED_MAGNITUDE.finditer(question):
+        completion = re.sub(rf"\b{match[1] or match[2]}s?\b", "units", completion, flags=re.IGNORECASE)
+    return completion
 
 
 # The mark is a heading of Markdown too: in "#### Cost of 2 shirts" a word is before the number, in "#### Total: 18" a colon is.
@@ -72,7 +111,7 @@ def extract_marked_number(completion: str, question: str = "") -> str | None:
             line = after.strip().partition("\n")[0]
             if _NUMBER_AFTER_MARK.match(line) and (number := first_number(line)) is not None:
                 return number
-    return extract_number(completion)
+    return extract_number(completion, question)
 
 
 # A list number counts only with text under its heading: "#### 18. That is all." at the end is an answer.
@@ -159,11 +198,28 @@ def extract_choice(completion: str, question: str = "") -> str | None:
     offered = offered_choices(question)
     for text in (extract_boxed(completion), extract_tagged(completion)):
         if text is not None and text.strip():
-            return choice_letter(text, offered) or _letter_of_text(text, offered) or text
+            return _letter_stated(text, offered) or text
     named = extract_named_answer(completion)
-    if named is not None and (letter := choice_letter(_first_clause(named), offered) or _letter_of_text(named, offered)):
+    if named is not None:
+        if is_list_of_letters(named, offered):
+            return named  # "B and C"
+        if letter := choice_letter(_first_clause(named), offered) or _letter_stated(named, offered):
+            return letter
+    letter = last_choice_letter(completion, offered)
+    return letter or (_letter_of_text(completion, offered) if len(completion) <= MAX_CHOICE_TEXT_CHARS else None)
+
+
+MAX_CHOICE_TEXT_CHARS = 1_000
+"""A longer completion is not compared whole with the texts of the choices."""
+
+
+def _letter_stated(text: str, offered: dict[str, str]) -> str | None:
+    """The letter that a box, tags or "answer is" states: alone, with its choice's text behind it in any form, or by the text."""
+    if letter := choice_letter(text, offered) or _letter_of_text(text, offered):
         return letter
-    return last_choice_letter(completion, offered)
+    letter, rest = letter_and_rest(text) or ("", "")
+    choice = offered.get(letter)
+    return letter if choice is not None and same_text(rest.strip(" ()"), choice.strip(" ()")) else None
 
 
 def _first_clause(named: str) -> str:

@@ -93,6 +93,7 @@ from permix.verification.math_verifier import (
     numbers_equal,
     same_number_in_some_notation,
     truncate_for_record,
+    word_unit_of_number,
 )
 
 QUESTION_COLUMNS = ("question", "problem", "query", "question_stem", "ctx", "prompt", "messages", "input")
@@ -333,6 +334,11 @@ def parse_gold(name: str, row: DatasetRow, column: str) -> tuple[str, str | None
     gold = answer if boxed is None else boxed
     if name == "own-number" and not same_number_in_some_notation(gold, gold):
         raise row.error(column, f'must be a number{_english_hint(gold)}; for other answers give task.answer = "exact" or "math"')
+    if name == "own-number" and (unit := word_unit_of_number(gold)):
+        raise row.error(
+            column,
+            f'has a unit ({unit}), which task.answer = "number" does not compare; give the number alone, or task.answer = "math"',
+        )
     return gold, answer if boxed is not None and boxed != answer.removeprefix("\\boxed{").removesuffix("}") else None
 
 

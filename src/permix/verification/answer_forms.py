@@ -26,7 +26,7 @@ from permix.verification.expressions import (
     parse_expression,
     variables_of,
 )
-from permix.verification.latex import Token, UnreadableTokenError, tokenize
+from permix.verification.latex import Token, UnreadableTokenError, has_value_words, tokenize, unwrap_text
 
 MAX_ITEMS = 60
 
@@ -139,6 +139,7 @@ def read_form(text: str) -> Form:
     try:
         if (written := _time_or_base(text)) is not None:
             return written
+        text = _one_interval_notation(text)
         tokens = tokenize(text)
         if text[:1] in "([<\\{" and "," in text and any(token.text in _OPENING for token in tokens):
             tokens = tokenize(text, thousands=False)  # in (1,200) the comma separates two coordinates
@@ -149,11 +150,47 @@ def read_form(text: str) -> Form:
         raise UnreadableError("nested too deeply") from None
 
 
+# ]2, 3[ is (2, 3), and [2, 3[ is [2, 3).
+_INTERVAL_OF_SQUARE_BRACKETS = re.compile(r" ?([\[\]])([^\[\]]+,[^\[\]]+)([\[\]]) ?")
+
+_SET_BUILDER = re.compile(
+    r"\\\{ ?([A-Za-z])(?: ?\\in ?(?:\\mathbb ?\{? ?R ?\}?|\\R\b))? ?(?:\||:|\\text ?\{ ?such that ?\}) ?"
+    r"((?:(?!\\\}).)*(?:[<>]|\\[lg]e(?![A-Za-z]))(?:(?!\\\}).)*)\\\}"
+)
+
+_ABSOLUTE_BOUND = re.compile(r"\| ?([A-Za-z]) ?\| ?(<|>|\\le(?![A-Za-z])|\\ge(?![A-Za-z])) ?([0-9]+(?:[./][0-9]+)?)")
+
+
+def _one_interval_notation(text: str) -> str:
+    r"""A text with intervals in the notation that is read, not as `]2,\infty[`, `(1) U (2)`, `\{x \mid x>2\}`, `|x|>1`."""
+    if (builder := _SET_BUILDER.fullmatch(text)) is not None:
+        text = builder[2].strip()
+    if (bound := _ABSOLUTE_BOUND.fullmatch(text)) is not None:
+        name, sign, size = bound.groups()
+        opposite = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}[sign]
+        joint = "or" if sign in (">", "\\ge") else None
+        return (
+            f"{name} {opposite} -{size} \\text{{ or }} {name} {sign} {size}" if joint else f"-{size} {sign} {name} {sign} {size}"
+        )
+    if text[:1] == "]" or text[-1:] == "[":
+        begins, ends = {"]": "(", "[": "["}, {"[": ")", "]": "]"}
+        parts = map(_INTERVAL_OF_SQUARE_BRACKETS.fullmatch, text.split("\\cup"))
+        return "\\cup".join(f"{begins[one[1]]}{one[2]}{ends[one[3]]}" if one else "?" for one in parts)
+    return re.sub(r"(?<=[)\]]) ?U ?(?=[(\[])", r"\\cup ", text)
+
+
 _TIME = re.compile(r"([0-9]{1,2}) ?: ?([0-9]{2})(?: ?: ?([0-9]{2}))? ?(?:\\text ?\{ ?)?([ap]) ?\.? ?m\.? ?\}?", re.IGNORECASE)
 
 _HOUR = re.compile(r"([0-9]{1,2}) ?(?:\\text ?\{ ?)?([ap]) ?\.? ?m\.? ?\}?", re.IGNORECASE)
 
 _IN_BASE = re.compile(r"(-?[0-9A-Za-z]+(?:\.[0-9A-Za-z]+)?) ?_ ?(?:\{ ?(?:\\text\{)?([0-9]+|[a-z]+)\}?(?: ?\})?|([0-9]))")
+
+
+_BASE_IN_OTHER_WORDS = re.compile(
+    r"\(? ?(-?[0-9A-Za-z]+) ?\)? ?(?:_[ {]*([0-9]+|[a-z]+)[ }]*|_?[ {(]*(?:in )?base ?([0-9]+|[a-z]+)[ )}]*)"
+)
+
+_BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10"}
 
 
 def _time_or_base(text: str) -> Words | None:
@@ -162,9 +199,12 @@ def _time_or_base(text: str) -> Words | None:
     if match := _TIME.fullmatch(text):
         clock = f"{int(match[1])}:{match[2]}" + (f":{match[3]}" if match[3] else "")
         return Words(f"{clock}{match[4].lower()}m", without_mark=clock)
-    if (match := _IN_BASE.fullmatch(text)) and match[1].lstrip("-")[:1].isdigit():
+    if (match := _IN_BASE.fullmatch(text) or _BASE_IN_OTHER_WORDS.fullmatch(unwrap_text(text))) and match[1].lstrip("-")[
+        :1
+    ].isdigit():
         digits = match[1].upper().lstrip("0") or "0"
-        return Words(f"{digits}_{match[2] or match[3]}", without_mark=digits)
+        base = match[2] or match[3]
+        return Words(f"{digits}_{_BASES.get(base, base)}", without_mark=digits)
     return None
 
 
@@ -225,7 +265,30 @@ def _read_list(tokens: Sequence[Token], depth: int) -> Form:
         return items[0]
     if all(isinstance(one, IntervalUnion) for one in items) and any(_is_or(token) for token in tokens):
         return _union([interval for one in items if isinstance(one, IntervalUnion) for interval in one.intervals])
+    if (union := _union_of_inequalities(items, is_or=any(_is_or(token) for token in tokens))) is not None:
+        return union
     return ItemCollection("", _expand_pairs(items))
+
+
+def _union_of_inequalities(items: Sequence[Form], *, is_or: bool) -> Assignment | None:
+    """`x<-1 \\text{ or } x>1` as a union; None for other items. With a comma between them the two must have nothing in common."""
+    names = {one.name for one in items if isinstance(one, Assignment) and isinstance(one.value, IntervalUnion)}
+    values = [one.value for one in items if isinstance(one, Assignment) and isinstance(one.value, IntervalUnion)]
+    if len(names) != 1 or len(values) != len(items):
+        return None
+    intervals = [interval for value in values for interval in value.intervals]
+    if not is_or and not (len(intervals) == 2 and _are_apart(intervals)):
+        return None
+    return Assignment(names.pop(), _union(intervals))
+
+
+def _are_apart(intervals: Sequence[tuple[Node, Node, bool, bool]]) -> bool:
+    """Whether of two intervals one ends where the other begins, or before, and neither has a second bound."""
+    left = next((one for one in intervals if one[0] == Node("neg", (INFINITY,))), None)
+    right = next((one for one in intervals if one[1] == INFINITY), None)
+    if left is None or right is None or left is right or INFINITY in (left[1], right[0]):
+        return False
+    return not is_less(right[0], left[1])
 
 
 def _is_or(token: Token) -> bool:
@@ -554,6 +617,8 @@ def _unit_power(tokens: list[Token]) -> tuple[str, int] | None:
 def _unit_name(words: str) -> str:
     """One name for a unit; empty if it is none that this module knows. Raises UnreadableError for words that change the value."""
     words = words.lower().replace("per cent", "percent")
+    if has_value_words(words):
+        raise UnreadableError("words that change the value")
     power = "2" if re.search(r"\bsq(?:uare)?\b", words) else "3" if re.search(r"\bcu(?:bic)?\b", words) else ""
     names = []
     for word in re.findall(r"\^[23]|[a-z%$°¢€£¥₹]+(?:/[a-z]+)?", words.replace(".", "")):

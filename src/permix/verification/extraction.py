@@ -6,13 +6,15 @@ Thinking is removed first.
 """
 
 import re
-from collections.abc import Collection
+import unicodedata
+from collections.abc import Collection, Mapping
 
 from permix.verification.latex import (
     INVISIBLE,
     MINUS_SIGNS,
     clean_latex,
     fold_digits,
+    has_value_words,
     unwrap_text,
     without_text_commands,
     without_type,
@@ -44,8 +46,6 @@ _FORMULA = (
 _FORMULA_HERE = re.compile(rf"\s*({_FORMULA})", re.DOTALL)
 
 _JOINS_FORMULAS = re.compile(r"\s*(?:,|and|or|,\s*and)\s*(?=\$|\\\(|\\\[)")
-
-_SENTENCE = re.compile(r"[ \t*]*(.+?)(?=[.!?](?:\s|$)|[.!?]?[ \t]*(?:\n|$))")
 
 _VERB = re.compile(r"\b(?:is|are|equals?|was|be)\b(?: to)?|(?<![<>=!\\])=(?!=)")
 
@@ -131,7 +131,7 @@ def extract_named_answer(completion: str) -> str | None:
 
 def _named_after(text: str, at: int) -> str | None:
     formulas = []
-    while match := _FORMULA_HERE.match(text, at):
+    while (match := _FORMULA_HERE.match(text, at)) and not _DOLLARS_WITH_WORDS.match(match[1]):
         formulas.append(match[1])
         at = match.end()
         if joined := _JOINS_FORMULAS.match(text, at):
@@ -140,25 +140,160 @@ def _named_after(text: str, at: int) -> str | None:
             break
     if formulas:
         return ", ".join(formulas)
-    at += len(text[at:]) - len(text[at:].lstrip())
-    sentence = _SENTENCE.match(text, at)
-    if sentence is None:
-        return None
-    named = _after_verb(sentence[1].strip(" \t*."))
-    formulas = _ANY_FORMULA.findall(named)
+    if quoted := _QUOTED.match(text, at):
+        return quoted[1]
+    sentence = _sentence_at(text, at).strip(" \t*.")
+    named = _after_verb(_without_reason(sentence))
+    formulas = [] if named[:1].isdigit() else _ANY_FORMULA.findall(named)
     if formulas and not named.startswith(("$", "\\")):
         return str(formulas[-1])
-    if len(re.findall("[A-Za-z]{2,}", named)) > 2 and (number := number_in_box(named)) is not None:
-        return number  # "Jane started 3 hours ago"
+    if not _BEGINS_WITH_VALUE.match(named) and len(re.findall("[A-Za-z]{2,}", named)) > 2:
+        return number_in_box(named) or named or None  # "Jane started 3 hours ago"
     return named or None
 
 
+# "$18, since each egg is $2": amounts, and no formula between them.
+_DOLLARS_WITH_WORDS = re.compile(r"\$[0-9][0-9.,]*[\s,;](?:[^\\$]*[\s,])?[A-Za-z]{2,}\s")
+
+_QUOTED = re.compile(
+    r'[\s*]*("[^"\n]{1,2000}"|\u201c[^\u201d\n]{1,2000}\u201d|\u00ab[^\u00bb\n]{1,2000}\u00bb|\u201e[^\u201c\u201d\n]{1,2000}[\u201c\u201d])'
+)
+
+_LINE = re.compile(r"\s*([^\n]*)")
+
+_SENTENCE_END = re.compile(r"[.!?](?=\s|\Z)")
+
+_TITLE_AT_END = re.compile(
+    r"(?:\A|[\s(])(?:St|Dr|Mr|Mrs|Ms|Prof|Mt|Ft|Gen|Capt|Lt|Col|Sgt|Rev|Mme|Mlle|Vol|Op|vs|e\.g|i\.e|ca|approx)\Z"
+)
+
+_INITIAL_AT_END = re.compile(r"(?:\A|[\s.])[A-Z]\Z")
+
+_FIRST_WORD = re.compile(r"\s+([^\s.,!?]+)")
+
+# No name goes on with these words: "Vitamin C. It is in oranges."
+_SENTENCE_WORDS = """
+    the a an it its it's this that these those he she they we you i i'm i'd my our in on as so but and for if since because hope
+    let here there not no to also however therefore thus then what when where why how well now please all each both
+"""
+
+_BEGINS_SENTENCE = frozenset(_SENTENCE_WORDS.split())
+
+
+def _sentence_at(text: str, at: int) -> str:
+    """The sentence that begins at a place of a text, on one line. The full stop of "St. Louis" or of an initial is no end."""
+    match = _LINE.match(text, at)
+    assert match is not None, "the pattern matches everywhere"
+    line = match[1]
+    for end in _SENTENCE_END.finditer(line):
+        if line[end.start()] != "." or not _is_abbreviation(line[: end.start()][-OPERAND_CONTEXT_CHARS:], line[end.end() :]):
+            return line[: end.start()]
+    return line
+
+
+def _is_abbreviation(before: str, after: str) -> bool:
+    """Whether a full stop between two parts of a line belongs to an abbreviation or an initial."""
+    word = _FIRST_WORD.match(after)
+    if word is None:
+        return False
+    if _TITLE_AT_END.search(before):
+        return True
+    if before.strip(" *_\"'") == "No":
+        return re.fullmatch(r"\s*[0-9]+\W*", after) is not None
+    if not word[1][0].isupper() or not _INITIAL_AT_END.search(before):
+        return False
+    if before.endswith(tuple(f".{letter}" for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ")):  # "P.S. I love you"
+        return word[1].lower() == "i" or word[1].lower() not in _BEGINS_SENTENCE
+    rest = re.split(r"(?<=\w{2})[.!?](?:\s|\Z)", after)[0]
+    return word[1].lower() not in _BEGINS_SENTENCE and len(rest.split()) <= 4 and not _VERB.search(rest)
+
+
+# What "answer is" names begins with a number, a formula, a name and "=", or the letter of a choice.
+_BEGINS_WITH_VALUE = re.compile(
+    r"\s*(?:(?:about|approximately|exactly|around|roughly|only|just|minus|negative|either)\s+)?"
+    r"(?:[-+$\u20ac\u00a3\u00a5\u20b9\\\u2212\u2013]?[\s$]*(?:\.?[0-9]|\\)|[A-Za-z] ?="
+    r"|[(\[]?[A-Z][)\]](?:\W|\Z)|[A-Z](?:[.:,;]|\s*\Z|\s[-\u2013\u2014(]))"
+)
+
+_REASON_WORDS = r"since|because|although|though|even though|whereas|given that|considering"
+
+_REASON = re.compile(
+    rf"(?<=\S)(?:\s*[,;]\s*|\s+[(\[]?|\s+[-\u2013\u2014]+\s+)(?:{_REASON_WORDS})\b"
+    r"|(?<=\S)(?:\s*[,;]\s*|\s+[-\u2013\u2014]+\s+)"
+    r"(?:as|for|who|whose|where|while|when|but|not|rather|instead|with|if|unless|rounded)\b"
+    r"|(?<=\S)\s*\u2014\s*(?=[A-Za-z]{2})"
+    r"|(?<=\S)\s+[(\[](?:see|rounded|or|not|about|approximately|i\.e|e\.g)\b",
+    re.IGNORECASE,
+)
+
+# After a value these words begin a remark too. After other words they may lead to the answer: "9 eggs were sold, which gives 18".
+_REMARK = re.compile(
+    r"(?<=\S)(?:\s*[,;]\s*|\s+|\s+[-\u2013\u2014]+\s+)"
+    r"(?:as|if|when|where|while|that|which|who|so|thus|hence|therefore|then|meaning|making|assuming|provided|unless)\b"
+    r"|(?<=\S)\s*[,;]\s+(?:[^,;]*\b(?:is|are|was|were|equals)\b)",
+    re.IGNORECASE,
+)
+
+_AFTER_STATEMENT = re.compile(r"(?<=\S)\s*(?:,\s*which\b|;\s)", re.IGNORECASE)
+
+_VERB_AFTER_COMMA = re.compile(r",\s*(?:is|are|was|were|equals?|comes? to|has|have)\b|,\s*=")
+
+
+def _without_reason(sentence: str) -> str:
+    """A sentence without the reason or the remark behind what it names: "5, since the other root was 7" -> "5"."""
+    patterns = [_REASON]
+    if _BEGINS_WITH_VALUE.match(sentence):
+        patterns.append(_REMARK)
+    else:
+        first_part = re.split("[,;]", sentence, maxsplit=1)[0]
+        if _VERB.search(first_part) or not re.search("[0-9]", first_part):
+            patterns.append(_AFTER_STATEMENT)
+    found = [match for pattern in patterns if (match := pattern.search(sentence))]
+    if not found:
+        return sentence
+    first = min(found, key=re.Match.start)
+    # "The area, since it is a square, is 16": the sentence goes on.
+    return sentence if _VERB_AFTER_COMMA.search(sentence, first.end()) else sentence[: first.start()].strip(" \t*.")
+
+
 def _after_verb(sentence: str) -> str:
-    """The part of a sentence after its last verb or equals sign, if the sentence has words before it; else the sentence."""
+    """The part of a sentence after its last verb or equals sign, if the sentence has words before it; else the sentence.
+
+    A sentence that begins with a value names it: "5 apples and the number of pears was 7".
+    """
     verbs = list(_VERB.finditer(sentence))
-    if not verbs or len(re.findall("[A-Za-z]{2,}", sentence[: verbs[-1].start()])) < 2:
+    if not verbs:
+        return sentence
+    before = sentence[: verbs[-1].start()]
+    if len(re.findall("[A-Za-z]{2,}", before)) < 2 or (_BEGINS_WITH_VALUE.match(sentence) and _JOINS_CLAUSES.search(before)):
         return sentence
     return sentence[verbs[-1].end() :].strip(" \t*.:") or sentence
+
+
+_JOINS_CLAUSES = re.compile(r"[,;(\[]|\b(?:and|but|or|while)\b")
+
+
+def leading_clause(named: str) -> str | None:
+    """What stands before the first bracket, comma or "or" of what "answer is" names, if it begins with a value; else None.
+
+    "18 (see step 3)" -> "18". Of several numbers in it the first counts: "18 dollars for 9 eggs" -> "18". None for a list of
+    numbers ("3 or 4"), which names none of them, and for a calculation.
+    """
+    if not _BEGINS_WITH_VALUE.match(named) or is_list_of_numbers(named):
+        return None
+    clause = _CLAUSE_END.split(named, maxsplit=1)[0].strip()
+    if "=" in clause or _VERB.search(clause):
+        return None
+    found = list(_NUMBER_IN_TEXT.finditer(_normalise(clause)))
+    return clause if len(found) < 2 else first_number(clause)
+
+
+def is_list_of_numbers(text: str) -> bool:
+    """Whether a text is several numbers and no more than a unit: "3 or 4", "3, 4 eggs"."""
+    return _LIST_OF_NUMBERS.fullmatch(_normalise(text)) is not None
+
+
+_CLAUSE_END = re.compile(r"[,;]\s|\s*[(\[](?!\s*[0-9.]+\s*[)\]]?\s*\Z)|\s*\[|\s+or\b|\s+and\b|\s+[\u2014\u2013]\s+(?=[A-Za-z])")
 
 
 def extract_last_formula(completion: str) -> str | None:
@@ -177,13 +312,47 @@ _NUMBER_IN_TEXT = re.compile(
 
 # In words too: an answer that repeats "26 take away 13" or "the sum of 5 and 8" states no result.
 _OPERATOR_WORDS = (
-    r"(?:[xX]|times|plus|minus|less|take away|added to|(?:taken|taken away|subtracted) from|(?:divided|multiplied) by"
-    r"|(?:more|less|fewer|greater) than)"
+    r"(?:[xX]|times|plus|minus|less|take[ -]away|take|subtract|deduct|without|over|mod|added to"
+    r"|(?:taken|taken away|subtracted) from|(?:divided|multiplied|decreased|increased|reduced|diminished) by"
+    r"|(?:more|less|fewer|greater) than|to the power of|(?:equal )?(?:groups|sets|lots|rows|copies) of)"
 )
 
-_OPERATOR_BEFORE = re.compile(rf"[0-9)}}\]]\s*(?:[-+*/×÷·⋅^]|\\times|\\cdot|\\div|{_OPERATOR_WORDS})\s*[$(]*\Z")
+_OPERATOR_SIGN = (
+    r"(?:\*\*|[-+*/\u00d7\u00f7\u00b7\u22c5\u2022\u2715\u2716\u2a2f\u2217\u2219\u2795\u2796\u2797^]"
+    r"|\\times|\\cdot|\\div|\\ast|\\-|\\minus)"
+)
 
-_OPERATOR_AFTER = re.compile(rf"\s*[$)]*\s*(?:[+*×÷·⋅^/]|-(?=\s*[0-9(])|\\times|\\cdot|\\div|{_OPERATOR_WORDS})\s*[$(]*[0-9]")
+_NUMBER_WORD = "(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty)"
+
+_OPERATOR_BEFORE = re.compile(
+    rf"[0-9)}}\]]\s*(?:\\?%\s*)?(?:{_OPERATOR_SIGN}|\u2014|--|,?\s*{_OPERATOR_WORDS}|(?:(?<=%)|percent)\s*of)[{{$(\[\s\"]*\Z"
+    r"|\^\s*\{?\s*\Z"  # an exponent, also of a unit: "18 m^2"
+    r"|[0-9]\s*[A-Za-z]+\s*(?:[+*\u00d7\u00f7]|[xX]\s|(?:plus|minus|times|take away)\b)\s*[$(]*\Z"
+    rf"|\b{_NUMBER_WORD}\s+(?:plus|minus|times|(?:divided|multiplied) by)\s+\Z"
+    r"|\\(?:sqrt(?:\[[0-9]\])?|[dtc]?frac(?:\s*\{[^{}]*\})?|[dt]?binom(?:\s*\{[^{}]*\})?)\s*(?:\{[^{}]*)?\Z|\u221a\s*[({]?\Z"
+    r"|\b(?:half|twice|thrice|double|triple|quadruple|(?:a |one[- ])?(?:third|quarter|fifth|tenth) of"
+    r"|(?:square |cube )root|(?:square|cube|logarithm|factorial) of)(?: of)?\s*[$(]*\Z"
+)
+
+_OPERATOR_AFTER = re.compile(
+    r"\s*[$)]*\s*(?:\*\*|[+*/\u00d7\u00f7\u00b7\u22c5\u2022\u2715\u2716\u2a2f\u2217\u2219\u2795\u2796\u2797^]|-(?=\s*[0-9({])"
+    rf"|\\times|\\cdot|\\div|\\ast|\\-|\\minus|,?\s*{_OPERATOR_WORDS}|(?:(?<=%)|percent)\s*of)[{{$(\[\s]*-?[0-9]"
+    r"|\s*[A-Za-z]+\s*(?:[+*\u00d7\u00f7]|[xX](?=\s)|(?:plus|minus|times|take away)\b)\s*[$(]*[0-9]"
+    rf"|\s*(?:squared|cubed)\b|\s+(?:plus|minus|times|(?:divided|multiplied) by)\s+{_NUMBER_WORD}\b"
+    r"|\s+(?:is|was)\s+(?:wrong|incorrect|not right|not correct)\b"
+    r"|\s*(?:\u2014|--)\s*[0-9][0-9.,]*\s*(?:[?=\n]|\Z)"  # before a dash a remark may stand too: "18 \u2014 2 dollars for each"
+)
+
+_SIGN_IS_OPERATOR = re.compile(r"[0-9)}\]]%?[ \t]+\Z")
+
+# "26 eggs - 13 eggs": a hyphen between other words is a dash.
+_SAME_UNIT_BEFORE = re.compile(r"[0-9]\s*([A-Za-z]+)\s*-\s*[$(]*\Z")
+
+_SAME_UNIT_AFTER = re.compile(r"\s*([A-Za-z]+)\s*-\s*[$(]*[0-9][0-9.,]*\s*([A-Za-z]+)")
+
+_NOT_BEFORE = re.compile(
+    r"(?:\bnot|n['\u2019]t|\bnever|\brather than|\binstead of)\s+(?:be |equal(?: to)? |exactly )?[$(]*\Z", re.IGNORECASE
+)
 
 _OPERATION_OF = (
     r"\b(?:sum|total|difference|product|quotient|ratio) (?:of|between) |\b(?:add|subtract|tak|multiply|divid)(?:e|ing)? "
@@ -197,6 +366,11 @@ _OPERATION_BEFORE = re.compile(rf"(?:{_OPERATION_OF})[$(]*\Z", re.IGNORECASE)
 
 _OPERANDS_AFTER = re.compile(r"[$)]*\s*(?:, ?(?:and )?|(?:and|from|to|by|with) )[$(]*[0-9]")
 
+_LIST_OF_NUMBERS = re.compile(
+    rf"\s*(?:either\s+)?\$?-?{DIGITS}%?(?:\s*(?:,|/|,?\s*or|,?\s*and)\s*(?:maybe\s+|perhaps\s+)?\$?-?{DIGITS}%?)+(?:\s+[A-Za-z]+){{0,2}}\W*",
+    re.IGNORECASE,
+)
+
 
 def canonical_decimal(digits: str) -> str:
     """A decimal without commas and superfluous zeros, so that equal numbers are equal strings."""
@@ -208,16 +382,89 @@ def canonical_decimal(digits: str) -> str:
 _LATEX_GROUPING = re.compile(r"(?<=[0-9])(?:\\[,;:! ]|\{,\}|,\\!|[\u2009\u202f])(?=[0-9]{3}(?![0-9]))")
 
 
+_VULGAR = {one: unicodedata.normalize("NFKC", one).replace("\u2044", "/") for one in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"}
+
+_LATEX_FRACTION = re.compile(
+    r"(?:(?<![0-9A-Za-z.,/^_}])([0-9]{1,9})\s?)?\\[dtc]?frac(?:\s*\{\s*([0-9]{1,15})\s*\}\s*\{\s*([0-9]{1,15})\s*\}|\s?([0-9])\s?([0-9]))"
+)
+
+_MIXED_NUMBER = re.compile(r"(?<![0-9A-Za-z.,/^_}])([0-9]{1,9}) ([0-9]{1,9})/([0-9]{1,9})(?![0-9/.,]?[0-9])")
+
+# Type around a number: "**26** - **13**", "`26` - `13`", "_18_". In 3**4 the stars are a power.
+_MARKS_AROUND_NUMBER = re.compile(
+    r"(?<![0-9])\*\*|\*\*(?![0-9])|`|(?<![\w*])\*([$0-9.,%-]+)\*(?![\w*])|(?<![\w\\])_([$0-9.,%-]+)_(?!\w)"
+)
+
+_SIGN_IN_WORDS = re.compile(
+    r"(?<![\w)\]}])(?:negative|(?<=is )minus|(?<=be )minus|(?<=: )minus|(?<=\{)minus|(?<== )minus|\Aminus)\s+(?=\$?[.0-9])",
+    re.IGNORECASE,
+)
+
+
 def _normalise(text: str) -> str:
-    r"""ASCII digits and minus signs, without the marks that LaTeX sets between thousands: `12\,000` and `12{,}000` are 12000."""
-    return _LATEX_GROUPING.sub("", fold_digits(text.translate(MINUS_SIGNS))).replace("{,}", ",")
+    r"""A text with each number written in one way.
+
+    ASCII digits and minus signs, without the marks that LaTeX sets between thousands (`12\,000` and `12{,}000` are 12000) and
+    without type around numbers; `\frac34` and ¾ are 3/4, 2½ and "2 1/2" are 5/2, and "negative 18" is -18.
+    """
+    text = _LATEX_GROUPING.sub("", fold_digits(text.translate(MINUS_SIGNS))).replace("{,}", ",").replace("\u2044", "/")
+    if not text.isascii():
+        for character, fraction in _VULGAR.items():
+            if character in text:
+                text = re.sub(rf"(?<=[0-9])\s?{character}", f" {fraction}", text).replace(character, fraction)
+    if "*" in text or "`" in text or "_" in text:
+        text = _MARKS_AROUND_NUMBER.sub(lambda m: m[1] or m[2] or "", text)
+    if "frac" in text:
+        text = _LATEX_FRACTION.sub(_plain_fraction, text)
+    if "/" in text:
+        text = _MIXED_NUMBER.sub(_improper_fraction, text)
+    return _SIGN_IN_WORDS.sub("-", text)
+
+
+def _plain_fraction(match: re.Match[str]) -> str:
+    top, bottom = match[2] or match[4], match[3] or match[5]
+    space = " " if match.string[: match.start()][-1:].isalnum() else ""
+    return f"{space}{int(match[1] or 0) * int(bottom) + int(top)}/{bottom}"
+
+
+def _improper_fraction(match: re.Match[str]) -> str:
+    whole, top, bottom = map(int, match.groups())
+    return f"{whole * bottom + top}/{bottom}" if top < bottom else match[0]
+
+
+_POWERS_OF_TEN = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+
+_MAGNITUDE = re.compile(
+    r"(?:[\s~-]|\\text\w*\s*\{\s*|\\[ ,;])*\b(hundred|thousand|million|billion|trillion|dozen)s?\b(?!-)", re.IGNORECASE
+)
+
+MAX_DIGITS_BEFORE_MAGNITUDE = 40
 
 
 def _canonical_number(match: re.Match[str]) -> str:
+    """A number of a text in canonical form, times the magnitude behind it: "1.5 million" is 1500000."""
     top = canonical_decimal(match[2])
+    if (magnitude := _magnitude_after(match)) is not None:
+        top = _times(top, magnitude[1].lower())
     negative = match[1] == "-" or "$-" in match[0]
     bottom = f"/{canonical_decimal(match[3])}" if match[3] else (match[4] or "").lower()
     return ("-" if negative and top != "0" else "") + top + bottom + ("%" if match[5] else "")
+
+
+def _magnitude_after(match: re.Match[str]) -> re.Match[str] | None:
+    if match[3] or match[4] or match[5] or len(match[2]) > MAX_DIGITS_BEFORE_MAGNITUDE:
+        return None
+    return _MAGNITUDE.match(match.string, match.end())
+
+
+def _times(digits: str, magnitude: str) -> str:
+    whole, _, rest = digits.partition(".")
+    if magnitude == "dozen":
+        product = str(int(whole + rest) * 12).zfill(len(rest) + 1)
+        return canonical_decimal(f"{product[: len(product) - len(rest)]}.{product[len(product) - len(rest) :]}")
+    zeros = _POWERS_OF_TEN[magnitude]
+    rest = rest.ljust(zeros, "0")
+    return canonical_decimal(f"{whole}{rest[:zeros]}.{rest[zeros:]}")
 
 
 def first_number(text: str) -> str | None:
@@ -231,13 +478,20 @@ OPERAND_CONTEXT_CHARS = 48
 
 
 def _is_operand(text: str, match: re.Match[str]) -> bool:
-    """Whether a number in a text is a part of an expression, such as the 13 of "26 - 13"."""
+    """Whether a number in a text is a part of an expression, such as the 13 of "26 - 13", or is denied: "not 13"."""
     before = text[max(0, match.start() - OPERAND_CONTEXT_CHARS) : match.start()]
+    end = match.end() - (len(match[0]) - len(match[0].rstrip()))
+    if match[0][0] in "+-" and _SIGN_IS_OPERATOR.search(before):
+        return True
+    unit, units = _SAME_UNIT_BEFORE.search(before), _SAME_UNIT_AFTER.match(text, end)
+    if (unit and re.compile(rf"\s*{unit[1]}\b").match(text, end)) or (units and units[1] == units[2]):
+        return True
     return bool(
         _OPERATOR_BEFORE.search(before)
-        or _OPERATOR_AFTER.match(text, match.end())
+        or _OPERATOR_AFTER.match(text, end)
         or _OPERANDS_BEFORE.search(before)
-        or (_OPERATION_BEFORE.search(before) and _OPERANDS_AFTER.match(text, match.end()))
+        or (_OPERATION_BEFORE.search(before) and _OPERANDS_AFTER.match(text, end))
+        or _NOT_BEFORE.search(before)
     )
 
 
@@ -253,6 +507,10 @@ def last_result(text: str) -> str | None:
 
 
 _NAME_BEFORE = re.compile(r"\s*(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?|\\text\{[^{}]*\})\s*(?:=|\\approx)\s*")
+
+_POWER_OF_UNIT = re.compile(
+    r"(?<=[0-9 ])(?P<unit>[ckm]?m|ft|in|yd|mi|units?|feet|inches|miles|meters?) ?\^ ?\{? ?[23](?![0-9]) ?\}?"
+)
 
 _UNIT_AROUND = re.compile(r"\^ ?\{? ?(?:[23]|\\circ) ?\}?|°|\\degree|[€£¥₹¢]|\\?[$%]")
 
@@ -272,7 +530,8 @@ _OPERATOR = re.compile(r"[-+*/^=<>()\[\]{}|\\_×÷·⋅√±≤≥~]")
 def number_in_box(content: str) -> str | None:
     r"""The one number of a box with words, units or signs around it: "18 doubloons", `\textbf{18}`, "x = 18", "€18". Else None.
 
-    None for an expression: the question's own formula, boxed, is no answer.
+    None for an expression: the question's own formula, boxed, is no answer. Words that change the value ("not 18", "half 18",
+    "18 or nineteen") make an expression; "negative 18" and "1.5 million" are read.
     """
     match = _only_number(content, _NUMBER_IN_TEXT)
     return None if match is None else _canonical_number(match)
@@ -281,7 +540,7 @@ def number_in_box(content: str) -> str | None:
 def written_number_in_box(content: str) -> str | None:
     """As `number_in_box`, in the notation of any language and as it is written: "2,5 km" holds "2,5"."""
     match = _only_number(content, _WRITTEN_NUMBER)
-    return None if match is None else match[0]
+    return None if match is None or _MAGNITUDE.match(match.string, match.end()) else match[0]
 
 
 def _only_number(content: str, number: re.Pattern[str]) -> re.Match[str] | None:
@@ -290,10 +549,14 @@ def _only_number(content: str, number: re.Pattern[str]) -> re.Match[str] | None:
     text = re.sub(r"\\[,;:! ]|\\q?quad|\*\*|[{}~]", " ", text)
     if name := _NAME_BEFORE.match(text):
         text = text[name.end() :]
+    text = _POWER_OF_UNIT.sub(r"\g<unit> ", text)
     found = list(number.finditer(text))
     if len(found) != 1:
         return None
     (match,) = found
+    magnitude = _MAGNITUDE.match(text, match.end())
+    if has_value_words(text[: match.start()] + " # " + text[magnitude.end() if magnitude else match.end() :], match[0]):
+        return None
     rest = _UNIT_AROUND.sub(" ", text[: match.start()] + " " + text[match.end() :])
     rest = _UNIT_SLASH.sub(" ", _WORDS_IN_BRACKETS.sub(r" \1 ", rest))
     if _OPERATOR.search(rest) or _VALUE_IN_WORDS.search(re.sub(r"\b[mgshlLCFK]\b|\ba\b", "", rest)):
@@ -326,14 +589,49 @@ def offered_choices(question: str) -> dict[str, str]:
     return {}
 
 
+_JOINING_WORDS = "or and maybe perhaps possibly also even either both option choice answer"
+
+
+def _names_other_letters(rest: str, letter: str, offered: Collection[str]) -> bool:
+    """Whether nothing but other letters that are offered follows a letter: "B: A", "B) or maybe A", "A. B. C. D."."""
+    words = [word for word in re.findall(r"[A-Za-z0-9']+", rest) if word.lower() not in _JOINING_WORDS.split()]
+    if not words or any(len(word) > 1 or not word.isupper() for word in words):
+        return False
+    return any(word != letter and (not offered or word in offered) for word in words)
+
+
+def _plain_choice(text: str) -> str:
+    plain = unwrap_text(clean_latex(without_type(text)), after=" ")
+    return " ".join(plain.replace("{", " ").replace("}", " ").split()).strip(" *_.\"'`")
+
+
+def is_list_of_letters(text: str, offered: Collection[str]) -> bool:
+    """Whether a text names two choices that are offered: "B and C"."""
+    plain = _plain_choice(text)
+    match = _FIRST_LETTER.match(plain)
+    return match is not None and _names_other_letters(plain[match.end() :], match[1], offered)
+
+
+_FIRST_LETTER = re.compile(r"(?:(?:either|both|option|choice|answer)s?\s+)*[(\[]?([A-Z])(?![A-Za-z0-9'])[)\]]?", re.IGNORECASE)
+
+_MARKED_LETTER = re.compile(r"(?<![A-Za-z0-9'])([A-Z])[).:]\s*(.*)", re.DOTALL)
+
+_LETTER_AND_REST = re.compile(r"[(\[]?([A-Za-z])[)\]]?[\s:.,;(\[\u2013\u2014-]+(\S.*?)\s*\Z", re.DOTALL)
+
+
+def letter_and_rest(text: str) -> tuple[str, str] | None:
+    """A letter and the text behind it, in a box without the usual mark between them: "B (Apple)", "B, Apple"."""
+    match = _LETTER_AND_REST.match(_plain_choice(text))
+    return None if match is None else (match[1].upper(), match[2])
+
+
 def choice_letter(text: str, offered: Collection[str]) -> str | None:
     r"""The letter that a box or a named answer states: "C", "(c)", `\text{C}`, "C) the moon", "Option C"; None if it states none.
 
     Brackets of both kinds, `\mathbf{C}` and "C - the moon" are read too. A letter that is not offered counts as none. Without
     choices in `offered` every letter counts.
     """
-    plain = unwrap_text(clean_latex(without_type(text)), after=" ")
-    plain = " ".join(plain.replace("{", " ").replace("}", " ").split()).strip(" *_.\"'`")
+    plain = _NOT_THE_OTHERS.sub("", _plain_choice(text))
     match = _CHOICE_IN_BOX.match(plain)
     if match is None:
         return None
@@ -347,25 +645,69 @@ def choice_letter(text: str, offered: Collection[str]) -> str | None:
     other = _OTHER_LETTER.match(plain, match.end())
     if other and other[1] != letter and (not offered or other[1] in offered):
         return None  # "(A) or (B)"
+    rest = plain[match.end() :]
+    own = offered.get(letter, "") if isinstance(offered, Mapping) else ""
+    if _names_other_letters(rest, letter, offered) and rest.strip(" ().:") != own.strip(" ().:"):
+        return None
+    if isinstance(offered, Mapping) and any(
+        one[1] in offered and one[1] != letter and one[0] not in own and offered[one[1]] and one[2].startswith(offered[one[1]])
+        for one in _MARKED_LETTER.finditer(rest)
+    ):
+        return None  # "B) Apple or A) Rock"
     return letter if not offered or letter in offered else None
 
 
+# "B, not A", "B (not A)": the choice that is denied.
+_NOT_THE_OTHERS = re.compile(r"(?<=[A-Za-z)\]])\s*[,;]?\s*\(?(?:and )?not (?:\(?[A-Z]\)?(?:,|\bor\b|\band\b|\s|\)){0,4}){1,9}\Z")
+
+# Bounded, so that a text of letters takes linear time.
+_LETTERS = r"\(?[A-Z]\)?(?:\s*(?:,|/|&|,?\s*(?:and|or|nor))\s*\(?[A-Z]\)?(?![A-Za-z0-9'])){0,9}"
+
+_DENIED_LETTERS = re.compile(
+    rf"(?<![A-Za-z0-9'])({_LETTERS})(?:\s*(?:[:)-]\s*)?(?:(?:is|are|was|were)\s+)?(?:all\s+)?"
+    r"(?:not\b|wrong\b|incorrect\b|false\b|ruled out\b|eliminated\b)|\s+(?:isn|aren|can|doesn|don|won)['\u2019]t\b|\s+cannot\b)"
+    rf"|\b(?:not|neither|nor|rather than|instead of|eliminates?|rules? out|excludes?|[Nn]ot|isn['\u2019]t|aren['\u2019]t)\s+"
+    rf"(?:be\s+)?(?:(?:the\s+)?(?:option|choice|answer)s?\s+)?({_LETTERS})(?![A-Za-z0-9'])"
+)
+
+_LETTER_ALONE = re.compile(r"[\s*_\"'`(\[]*([A-Z])[\s*_\"'`)\].]*")
+
+_LETTER_BEFORE_OR = re.compile(r"(?<![A-Za-z0-9'])\(?([A-Z])\)?\s*(?:,?\s*\bor\b|/)\s*\Z")
+
+_SHORT_ANSWER = re.compile(r"\W*([A-Za-z])\W*")
+
+
 def last_choice_letter(text: str, offered: Collection[str]) -> str | None:
-    """The last capital letter that is a word of its own and is offered. "I" and "A" before a word are words."""
+    """The last capital letter that is a word of its own, is offered and is not denied ("not A", "A is wrong").
+
+    A letter that "or" joins to another is none: "A or B". A first line that is a letter alone counts before the letters of an
+    explanation under it, and a letter that is the whole text may be a small one. "I" and "A" before a word are words.
+    """
+    if len(text) < 20 and (match := _SHORT_ANSWER.fullmatch(text)) and match[1].upper() in offered:
+        return match[1].upper()
+    first, _, rest = text.strip().partition("\n")
+    if (match := _LETTER_ALONE.fullmatch(first)) and (not offered or match[1] in offered):
+        others = [one[1] for line in rest.splitlines() if (one := _LETTER_ALONE.fullmatch(line))]
+        if all(one == match[1] for one in others):
+            return match[1]
+    denied = frozenset(place for one in _DENIED_LETTERS.finditer(text) for place in range(one.start(), one.end()))
     for match in reversed(list(_LETTER.finditer(text))):
         letter = match[1]
-        if offered and letter not in offered:
+        if (offered and letter not in offered) or match.start(1) in denied:
             continue
         bare = match[0] == letter
         if bare and letter in "IA" and (_IS_WORD.match(text, match.end()) or letter == "I"):
             continue
-        return letter
+        other = _LETTER_BEFORE_OR.search(text, max(0, match.start() - 16), match.start())
+        return None if other and other[1] != letter and (not offered or other[1] in offered) else letter
     return None
 
 
 _WRITTEN_NUMBER = re.compile(
     r"(?<![A-Za-z\u00c0-\u024f0-9_.,])(?:(?<![\w)\]}.][ ])[-+])?[$\u20ac\u00a3]?-?"
-    r"[0-9]+(?:(?:[.,'\u2019\u00a0\u202f\u2009]|[ ](?=[0-9]{3}(?![0-9])))[0-9]+)*(?:\s?%)?"
+    r"(?:[0-9]+(?:[.,][0-9]+)?\s?/\s?[0-9]+(?![0-9.,]*/)"
+    r"|[0-9]+(?:(?:[.,'\u2019\u00a0\u202f\u2009]|[ ](?=[0-9]{3}(?![0-9])))[0-9]+)*"
+    r"(?:[eE][-+]?[0-9]{1,3}(?!\w))?|\.[0-9]+)(?:\s?%)?"
 )
 
 _NOTATIONS = (
@@ -379,8 +721,11 @@ _NOTATIONS = (
 def last_written_number(text: str) -> str | None:
     """The last number of a text that is not a part of an expression, as it is written: "1.500", "2,5", "1 500", "12%"."""
     text = _normalise(text)
-    found = reversed(list(_WRITTEN_NUMBER.finditer(text)))
-    return next((match[0] for match in found if not _is_operand(text, match)), None)
+    match = next((one for one in reversed(list(_WRITTEN_NUMBER.finditer(text))) if not _is_operand(text, one)), None)
+    if match is None:
+        return None
+    english = _NUMBER_IN_TEXT.match(text, match.start()) if _MAGNITUDE.match(text, match.end()) else None
+    return match[0] if english is None else _canonical_number(english)
 
 
 def number_readings(written: str) -> set[str]:

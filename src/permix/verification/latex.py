@@ -90,6 +90,7 @@ _THOUSANDS = re.compile(r"(?<=[0-9])(?:\{,\}|, ?\\! ?|\\,|\\ |\\thinspace |[\u00
 _SAME = (
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r"\\frac ?([0-9]) ?([0-9])"), r"\\frac{\1}{\2}"),
+    (re.compile(r"(?<![A-Za-z_^\]])\{([^{}\\]+) ?\\over(?![A-Za-z]) ?([^{}\\]+)\}"), r"\\frac{\1}{\2}"),
     (re.compile(r"\\[dt]binom(?![A-Za-z])"), r"\\binom"),
     (re.compile(r"\\(?:leqslant|leqq?|lt=)(?![A-Za-z])|<="), r"\\le "),
     (re.compile(r"\\(?:geqslant|geqq?|gt=)(?![A-Za-z])|>="), r"\\ge "),
@@ -174,6 +175,45 @@ def without_text_commands(text: str) -> str:
 def without_type(text: str) -> str:
     r"""A text as it was written, without commands for type, also around a single letter: `\mathbf{C}` is C."""
     return _ANY_TYPE.sub(" ", text)
+
+
+_SMALL_NUMBER_WORDS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
+    "nineteen"
+)
+
+_TENS_WORDS = "twenty thirty forty fifty sixty seventy eighty ninety"
+
+_NUMBER_OF_WORD = {word: value for value, word in enumerate(_SMALL_NUMBER_WORDS.split())} | {
+    word: 10 * tens for tens, word in enumerate(_TENS_WORDS.split(), start=2)
+}
+
+_VALUE_WORDS = re.compile(
+    r"\b(?:hundred|thousand|million|billion|trillion|dozen)s?\b"
+    r"|\b(?:plus|minus|negative|divided|multiplied|subtract(?:ed)?|squared|cubed|root|sqrt|factorial|modulo|mod|choose|half"
+    r"|not|never|nor|wrong|incorrect|false|isn't)\b(?!-)"
+    r"|\bor\b(?! (?:so|more|less|fewer)\b)|\b(?:twice|thrice|double|triple|quadruple|times|over)\s+#",
+    re.IGNORECASE,
+)
+
+_NUMBER_WORD = re.compile(
+    rf"\b(?:({_TENS_WORDS.replace(' ', '|')})(?:[- ](one|two|three|four|five|six|seven|eight|nine))?"
+    rf"|({_SMALL_NUMBER_WORDS.replace(' ', '|')}))\b(?!-)",
+    re.IGNORECASE,
+)
+
+
+def has_value_words(text: str, number: str = "") -> bool:
+    """Whether words around a number change its value: "half", "not", "or nineteen", "thousand". In `text` it may stand as "#".
+
+    The number itself in words changes nothing: "18 (eighteen)".
+    """
+    if _VALUE_WORDS.search(text):
+        return True
+    return any(
+        str(sum(_NUMBER_OF_WORD[one.lower()] for one in match.groups() if one)) != number.strip(" $+%")
+        for match in _NUMBER_WORD.finditer(text)
+    )
 
 
 class Token(NamedTuple):

@@ -15,7 +15,7 @@ docs/verification.md has a table of what is accepted; `tests/verification/test_v
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
@@ -29,6 +29,7 @@ from permix.verification.latex import (
     UnreadableTokenError,
     clean_latex,
     formulas_in,
+    has_value_words,
     plain_expressions_in,
     tokenize,
     unwrap_text,
@@ -44,7 +45,8 @@ MAX_RATIONAL_DIGITS = 4_000  # int(str) refuses more than 4300
 _PLAIN_NUMBER = re.compile(
     rf"(?P<sign>[-+]?) ?(?:(?:(?P<whole>[0-9]+) ?(?=\\frac)|(?P<whole2>[0-9]+) (?=[0-9]+/))?"
     rf"(?:\\frac ?(?:\{{(?P<sign2>-?)(?P<top>{DIGITS})\}}\{{(?P<bottom>{DIGITS})\}}|(?P<top2>[0-9]) ?(?P<bottom2>[0-9]))"
-    rf"|(?P<top3>{DIGITS})(?: ?/ ?(?P<bottom3>{DIGITS}))?(?:[eE](?P<exponent>[-+]?[0-9]{{1,3}})(?![0-9]))?))"
+    rf"|(?P<top3>{DIGITS})(?: ?/ ?(?P<bottom3>{DIGITS}))?(?:[eE](?P<exponent>[-+]?[0-9]{{1,3}})(?![0-9])"
+    r"| ?\\(?:times|cdot) ?10 ?\^ ?(?:\{ ?(?P<power>[-+]?[0-9]{1,3}) ?\}|(?P<power1>[0-9])))?))"
 )
 
 _PERCENT = re.compile(r"\\?%|\\text\{ ?percent\}|percent")
@@ -60,7 +62,12 @@ _WORD_UNIT = (
 
 _UNIT = re.compile(rf"{_DEGREE}|(?:\\text\{{[a-zA-Z ./]*\}}|(?:square |cubic )?(?:{_WORD_UNIT}))(?: ?\^ ?\{{?[23]\}}?)?")
 
-_MAGNITUDE = re.compile(r"hundred|thousand|million|billion|trillion|dozen|half|pi\b|base|[ap]\.? ?m\b")
+# Words that no unit may hold.
+_NO_UNIT = re.compile(r"hundred|thousand|million|billion|trillion|dozen|half|pi\b|base|[ap]\.? ?m\b")
+
+_POWERS_OF_TEN = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+
+_MAGNITUDE = re.compile(rf"(\\text ?\{{ ?)?({'|'.join(_POWERS_OF_TEN)})\b ?(.*)", re.DOTALL)
 
 
 class _PlainNumber(NamedTuple):
@@ -92,19 +99,34 @@ def _parse_plain_number(text: str) -> _PlainNumber | None:
     if match is None:
         return None
     tail = text[match.end() :].strip()
+    exponent = 0
+    if magnitude := _MAGNITUDE.match(tail):  # 1.5 million
+        exponent = _POWERS_OF_TEN[magnitude[2]]
+        tail = (magnitude[1] or "") + magnitude[3]
+        tail = tail if tail.strip("{} \\") != "text" else ""
     percent = _PERCENT.fullmatch(tail) is not None
-    if tail and not percent and (len(tail) > 60 or not _UNIT.fullmatch(tail) or _MAGNITUDE.search(tail)):
+    if tail and not percent and (len(tail) > 60 or not _UNIT.fullmatch(tail) or _NO_UNIT.search(tail) or has_value_words(tail)):
         return None
     group = match.groupdict(default="")
     bottom = canonical_decimal(group["bottom"] or group["bottom2"] or group["bottom3"] or "1")
-    if bottom == "0":
+    if bottom == "0" or (exponent and (percent or bottom != "1" or group["whole"] or group["whole2"])):
         return None
+    if (power := group["power"] or group["power1"]) and not re.match(r"0*[1-9](?:\.|\Z)", group["top3"]):
+        return None  # 26 \cdot 10^2 is a calculation
     negative = (group["sign"] == "-") != (group["sign2"] == "-")
     whole, top = group["whole"] or group["whole2"] or "0", group["top"] or group["top2"] or group["top3"]
     return _PlainNumber(
-        negative, canonical_decimal(whole), canonical_decimal(top), bottom, int(group["exponent"] or 0),
+        negative, canonical_decimal(whole), canonical_decimal(top), bottom, exponent + int(group["exponent"] or power or 0),
         is_percent=percent, has_dollar=dollar is not None, unit=tail,
     )  # fmt: skip
+
+
+# A dollar sign without a partner is no mark of a formula.
+_LONE_DOLLAR = re.compile(r"\A\s*(-?)\$(?=[0-9.][^$]*\Z)")
+
+
+def _clean_answer(text: str) -> str:
+    return clean_latex(_LONE_DOLLAR.sub(r"\1\\$", text))
 
 
 def _units_may_differ(a: _PlainNumber, b: _PlainNumber) -> bool:
@@ -140,8 +162,45 @@ def numbers_equal(a: str, b: str) -> bool | None:
     Plain numbers are integers, decimals, numbers with thousands commas, `a/b`, `\frac{a}{b}`, mixed numbers and exponents up to
     999. A dollar, percent or degree sign or a unit may follow and is ignored. Above 4000 digits the written digits are compared.
     """
-    first, second = _parse_plain_number(clean_latex(a)), _parse_plain_number(clean_latex(b))
+    first, second = _parse_plain_number(_clean_answer(a)), _parse_plain_number(_clean_answer(b))
     return None if first is None or second is None else _plain_numbers_equal(first, second)
+
+
+_LEFT_WITHOUT_VALUE = re.compile(
+    r"(?:\\(?:text|operatorname)[a-z]* ?\{[^{}]*\}"
+    r"|\\(?:angle|triangle|overline|lfloor|rfloor|lceil|rceil|cdot|[Aa]rea|vec)(?![A-Za-z])"
+    r"|\\?[A-Za-z]{1,12}(?:_\{?\w+\}?)?(?:\^\{?-1\}?)?(?:\([^()=]{1,12}\))?|[-+*|\[\](){} ,!'])+"
+)
+
+
+def result_of_equation(text: str, question: str = "") -> str | None:
+    r"""The right side of an equation that ends in a plain number, if the left side states no other value; else None.
+
+    `10+8=18`, `m+n=18`, `f(5)=18` and `|AB|=18` have 18: the left side has this value, or no number of its own, or is a formula
+    of the question ("Find $100m+n$"). `73 \pmod{1000}` has 73.
+    """
+    cleaned = clean_latex(text)
+    if modulo := _MODULO.fullmatch(cleaned):
+        return modulo[1] if int(modulo[1]) < int(modulo[2] or modulo[3]) else None
+    left, sign, right = cleaned.rpartition("=")
+    left, right = left.strip(), right.strip()
+    if not sign or not left or re.search(r"[<>]|\\(?:ne|le|ge|approx|equiv|in)(?![A-Za-z])", left) or not is_number_text(right):
+        return None
+    if "=" not in left and (_LEFT_WITHOUT_VALUE.fullmatch(left) or left in {clean_latex(one) for one in formulas_in(question)}):
+        return right
+    try:
+        sides = [_LEFT_NAME.sub("", side.strip()) for side in left.split("=")]
+        value = read_form(right)
+        same = all(forms_equal(read_form(side), value) or forms_equal(value, read_form(side)) for side in sides if side)
+    except UnreadableError:
+        return None
+    return right if same and any(sides) else None
+
+
+_MODULO = re.compile(r"([0-9]{1,9}) ?\(? ?(?:\\pmod ?\{? ?([0-9]{1,9}) ?\}?|\\b?mod ?\{? ?([0-9]{1,9}) ?\}?) ?\)?")
+
+# In the chain "x = 5 + 2 = 7" the name has no value.
+_LEFT_NAME = re.compile(r"\A\\?[A-Za-z]+(?:_\{?\w+\}?)?\Z")
 
 
 def is_number_text(text: str) -> bool:
@@ -149,16 +208,26 @@ def is_number_text(text: str) -> bool:
     return _parse_plain_number(clean_latex(text)) is not None
 
 
+def word_unit_of_number(text: str) -> str:
+    """The unit in words behind a plain number, as it is written; empty if there is none, or if the text is no plain number."""
+    number = _parse_plain_number(clean_latex(text))
+    return (
+        "" if number is None or number.is_percent or not re.search("[A-Za-z]", number.unit.replace("circ", "")) else number.unit
+    )
+
+
 def same_number_in_some_notation(answer: str, gold: str) -> bool:
     """Whether an answer is the gold number in the notation of some language: 1.500 and 1 500 for 1500, 2,5 for 2.5."""
     if numbers_equal(answer, gold):
         return True
-    return any(numbers_equal(reading, gold) for reading in number_readings(answer))
+    signs = {"%" if one.rstrip().endswith("%") else "$" if one.lstrip("-\\ ").startswith("$") else "" for one in (answer, gold)}
+    return signs != {"%", "$"} and any(numbers_equal(reading, gold) for reading in number_readings(answer))
 
 
 def _strip_latex_spacing(text: str) -> str:
     """Remove spaces and `\\text{}` from a text of `clean_latex`. A space between two digits stays: "1 2" is not 12."""
     text = re.sub(r"(?<![0-9]) | (?![0-9])", "", unwrap_text(text)).rstrip(".,")
+    text = text.removeprefix("+") if text == "+\\infty" else text
     choice = re.fullmatch(r"\(([A-Za-z])\)", text)
     return choice[1] if choice else text
 
@@ -273,33 +342,53 @@ def _with_value_of(gold: str, parts: Iterable[str]) -> list[Counter[object]]:
     return found
 
 
-def _lacks_golds_form(own: Counter[object], gold: str, question: str) -> bool:
-    """Whether the question states the gold in another form, and an answer with these ingredients does not have the gold's.
+def _is_sum(tokens: Sequence[Token]) -> bool:
+    """Whether a formula has a plus or a minus outside of all brackets, behind something that it adds to."""
+    depth, before = 0, ""
+    for token in tokens:
+        if token.text in ("(", "[", "{", "\\{", "begin") or token.kind == "begin":
+            depth += 1
+        elif token.text in (")", "]", "}", "\\}", "end") or token.kind == "end":
+            depth -= 1
+        elif depth == 0 and token.text in ("+", "-") and before not in ("", "=", ",", "^", "cdot", "times", "*", "/"):
+            return True
+        before = token.text
+    return False
+
+
+def _lacks_golds_form(tokens: Sequence[Token], gold: str, question: str) -> bool:
+    """Whether the question states the gold in another form, and an answer of these tokens does not have the gold's.
+
+    A gold that is no sum, such as a product of factors, has answers that are none: `x\\cdot x-3\\cdot3` is not `(x-3)(x+3)`.
 
     Where the gold is a plain number and only the text of the question states it, the answer must hold what is stated there:
     many texts mention numbers.
     """
-    if own == _ingredients(tokenize(_ASSIGNED.sub("", gold))):
-        return False
+    own, gold_tokens = _ingredients(tokens), tokenize(_ASSIGNED.sub("", gold))
+    if own == _ingredients(gold_tokens):
+        return _is_sum(tokens) and not _is_sum(gold_tokens) and any(_stated_by_question(question, gold))
     stated = _stated_by_question(question, gold)
     if stated.in_formulas or (stated.in_text and _parse_plain_number(gold) is None):
         return True
     return any(one <= own for one in stated.in_text)
 
 
-def repeats_fraction(answer: str, gold: str, question: str) -> bool:
-    """Whether a number is a fraction of the question, and the gold is written otherwise: "156/12" for 13. Its value is not asked.
+_CALCULATES = frozenset({"/", "^"})
 
-    The gold is a plain number, in any notation.
+
+def repeats_fraction(answer: str, gold: str, question: str) -> bool:
+    r"""Whether a number is a fraction of the question, and the gold is written otherwise ("156/12" for 13): no value is asked.
+
+    The same for `2\times10^3`. The gold is a plain number, in any notation.
     """
     try:
         own, other = (_ingredients(tokenize(clean_latex(one))) for one in (answer, gold))
-        if not question or "/" not in own or own == other:
+        if not question or own == other or not _CALCULATES & own.keys():
             return False
         stated = _stated_by_question(question, clean_latex(gold))
     except UnreadableTokenError:
         return False
-    return any("/" in one and one <= own for one in (*stated.in_formulas, *stated.in_text))
+    return any(_CALCULATES & one.keys() and one <= own for one in (*stated.in_formulas, *stated.in_text))
 
 
 _CHOICE_LABEL = re.compile(r"\\text ?\{ ?\(?([A-J])[).]?[).]? ?\}[ ,:]*(?=.)|\(([A-J])\) ?(?=[\\$0-9])")
@@ -311,7 +400,7 @@ def answers_equal(answer: str, gold: str, question: str = "") -> bool:
     """Whether an extracted answer is the gold. `question`: its text, with formulas between dollar signs or LaTeX's brackets."""
     if max(len(answer), len(gold)) > MAX_ANSWER_CHARS:
         return _long_answers_equal(answer, gold)
-    mine, theirs = clean_latex(answer), clean_latex(gold)
+    mine, theirs = _clean_answer(answer), _clean_answer(gold)
     if _same_text(mine, theirs):
         return True
     if _is_word(_strip_latex_spacing(theirs)):
@@ -320,7 +409,13 @@ def answers_equal(answer: str, gold: str, question: str = "") -> bool:
         if _strip_latex_spacing(theirs) == (label[1] or label[2]):
             return True
         mine = mine[label.end() :]
-    return _values_equal(mine, theirs, question)
+    if _values_equal(mine, theirs, question):
+        return True
+    result = result_of_equation(mine, question) if _parse_plain_number(theirs) is not None else None
+    return result is not None and _LEFT_WITHOUT_RELATION.search(mine) is None and _values_equal(result, theirs, question)
+
+
+_LEFT_WITHOUT_RELATION = re.compile(r",|;|\\text ?\{ ?(?:and|or)")
 
 
 def _long_answers_equal(answer: str, gold: str) -> bool:
@@ -349,7 +444,7 @@ def _values_equal(mine: str, theirs: str, question: str) -> bool:
         return True  # a number of thousands of digits: no formula
     if _operations(tokens) - _operations(gold_tokens):
         return False
-    return not question or not _lacks_golds_form(_ingredients(tokens), theirs, question)
+    return not question or not _lacks_golds_form(tokens, theirs, question)
 
 
 def truncate_for_record(answer: str) -> str:
