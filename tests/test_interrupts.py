@@ -104,7 +104,7 @@ def in_process(setup: str) -> tuple[int, str]:
 
 def command(body: str) -> str:
     """The command is replaced by these lines."""
-    return "def run_cli(argv):\n    " + body.replace("\n", "\n    ") + "\n    return 0\ncli.run_cli = run_cli"
+    return "def run_cli(argv):\n    " + body.replace("\n", "\n    ") + "\n    return 0\ncli.process.run_cli = run_cli"
 
 
 def test_a_signal_after_the_command_leaves_no_traceback() -> None:

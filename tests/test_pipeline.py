@@ -11,6 +11,7 @@ import pytest
 
 from permix.config import QuickstartConfig, build_config
 from permix.errors import ConfigError, IncompleteRunError, PermixError
+from permix.inference import hardware
 from permix.personas.pool import load_pool
 from permix.pipelines.jobs import Job, JobFailure
 from permix.pipelines.quickstart import (
@@ -234,6 +235,7 @@ def test_a_single_process_has_all_cores_and_one_log(
     done: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Job] = []
+    monkeypatch.setattr(hardware, "has_fast_bfloat16", lambda device: False)  # as in the runs of `done`
 
     def runs_nothing(jobs: Sequence[Job], at_a_time: int, **_: object) -> list[JobFailure]:
         assert at_a_time == 1

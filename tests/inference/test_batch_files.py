@@ -538,16 +538,6 @@ def test_samples_stay_apart_when_no_seed_is_sent(tmp_path: Path) -> None:
     assert model.results.n_left == 0
 
 
-@pytest.mark.parametrize("seed", [5, None])
-def test_samples_stay_apart_when_the_user_sends_one_seed_for_all(seed: int | None, tmp_path: Path) -> None:
-    config = ModelConfig(name="served", backend="batch", extra_body=json.dumps({"seed": seed}))
-    samples = [request(seed=number) for number in (5, 6, 7)]
-    ask(tmp_path, "", "a", samples, config)
-    assert [one["seed"] for one in bodies_in(tmp_path / "a")] == [seed] * 3
-    run_batch(tmp_path / "a", answer_in_turn())
-    assert sorted(texts_of(ask(tmp_path, "a", "", samples, config)[1])) == ["answer 0", "answer 1", "answer 2"]
-
-
 def test_results_of_earlier_versions_are_read_by_the_ids_that_they_had(tmp_path: Path) -> None:
     """They took the body as it was sent after each of the refusals that endpoint.json names."""
     requests = [request(str(number)) for number in range(4)]

@@ -400,8 +400,8 @@ def test_the_numbers_of_a_dry_run_by_hand(tmp_path: Path) -> None:
         "sft": PartCost(trained=6 * 8),
         # (3 personas and none) × 5 questions × 2 samples, of 16 tokens each
         "accuracy": PartCost(answers=40, generated=40 * 16),
-        # 3 personas × 10 questions; the judge scores 30 answers, and 20 of them in each of 4 controls
-        "character": PartCost(answers=30, judge_calls=30 + 4 * 20, judge_tokens=110 * 50, generated=30 * 20),
+        # 3 personas × 10 questions; the judge scores 30 answers, and 20 of them in each of 4 controls, in at most 2 attempts
+        "character": PartCost(answers=30, judge_calls=2 * (30 + 4 * 20), judge_tokens=220 * 50, generated=30 * 20),
     }
     facts = preflight_study(settings)
     assert facts["units"] == "5: the untrained model and 4 trained ones; 0 of them finished"

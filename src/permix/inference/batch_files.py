@@ -67,21 +67,18 @@ class BatchRequest(NamedTuple):
     line: bytes
 
 
-def build_batch_request(body: Mapping[str, Any], *apart: str) -> BatchRequest:
-    """The line of one request. Raises UnicodeEncodeError for a lone surrogate in the body, which no engine takes.
-
-    apart: what tells the request apart from others with this body, if something does; only the id contains it.
-    """
+def build_batch_request(body: Mapping[str, Any]) -> BatchRequest:
+    """The line of one request. Raises UnicodeEncodeError for a lone surrogate in the body, which no engine takes."""
     text = json.dumps(body, sort_keys=True)
     if "\\ud" in text:  # perhaps half of a pair
         json.dumps(body, ensure_ascii=False).encode()
-    custom_id = batch_request_id(text, *apart)
+    custom_id = batch_request_id(text)
     return BatchRequest(custom_id, _request_line(custom_id, text))
 
 
-def batch_request_id(body_text: str, *apart: str) -> str:
-    """The id of the request whose body is this text: JSON with sorted keys, in ASCII. apart: see `build_batch_request`."""
-    return f"permix-{digest(body_text, *apart, length=32)}"
+def batch_request_id(body_text: str) -> str:
+    """The id of the request whose body is this text: JSON with sorted keys, in ASCII."""
+    return f"permix-{digest(body_text, length=32)}"
 
 
 def _request_line(custom_id: str, body_text: str) -> bytes:

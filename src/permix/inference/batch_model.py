@@ -155,8 +155,7 @@ class _FormerIds:
     def _find(self, standard: Mapping[str, Any], seed: int) -> dict[str, bool]:
         """All ids of the request, each with whether other requests have it."""
         sent = sent_seed(seed)
-        bodies = [standard] if standard.get("seed") != sent else []  # the user's own seed
-        bodies += [body for one in self._bodies if (body := one.rebuild(standard)) != standard]
+        bodies = [body for one in self._bodies if (body := one.rebuild(standard)) != standard]
         return {batch_request_id(json.dumps(body, sort_keys=True)): body.get("seed") != sent for body in bodies}
 
 
@@ -292,7 +291,7 @@ class BatchModel:
         return self._body.build_standard(request.messages, request.seed, sampling, request.schema)
 
     def _request_id(self, request: Request, standard: Mapping[str, Any]) -> str:
-        return batch_request_id(json.dumps(standard, sort_keys=True), *_apart(request, standard))
+        return batch_request_id(json.dumps(standard, sort_keys=True))
 
     def _take(self, results: ResultIndex, request: Request, standard: Mapping[str, Any]) -> Completion | Failure | None:
         """The first completion of the request; without one the last failure; None without a result."""
@@ -324,7 +323,7 @@ class BatchModel:
         """Write the line of a request, unless it is there already; yields a failure for a text that no engine takes."""
         assert self.requests is not None
         try:
-            custom_id, line = build_batch_request(standard, *_apart(request, standard))
+            custom_id, line = build_batch_request(standard)
         except UnicodeEncodeError as error:
             yield CompletionResult(index, Failure(type="UnicodeEncodeError", message=str(error)))
             return
@@ -375,12 +374,6 @@ class BatchModel:
                 f"note: {len(large)} files are above {MAX_FILE_REQUESTS} requests or {size_text(MAX_FILE_BYTES)}, which hosted "
                 "batch APIs may refuse; without --batch-files the files keep to that"
             )
-
-
-def _apart(request: Request, standard: Mapping[str, Any]) -> tuple[str, ...]:
-    """What tells a request apart from others with this body: its seed, where the user sends one for all requests."""
-    seed = sent_seed(request.seed)
-    return () if standard.get("seed") == seed else (str(seed),)
 
 
 def is_only_writing(model: object) -> bool:

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
 from permix.config import OptimConfig
@@ -158,7 +158,7 @@ def save_weights(network: Any, path: Path) -> None:
             kept |= {name: tensor.cpu().contiguous()} if distributed.is_main() else {}
     if distributed.is_main():
         with guard_writes(path, SafetensorError), replace_when_done(path) as scratch:
-            save_file(kept, scratch, {"sha256": _tensors_sha256(kept)})
+            safetensors.torch.save_file(kept, scratch, {"sha256": _tensors_sha256(kept)})
 
 
 def load_weights(path: Path) -> dict[str, Any]:
