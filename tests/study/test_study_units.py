@@ -407,7 +407,7 @@ def test_the_numbers_of_a_dry_run_by_hand(tmp_path: Path) -> None:
     assert facts["units"] == "5: the untrained model and 4 trained ones; 0 of them finished"
     assert facts["rollouts"] == "48"
     assert facts["cells and answers"] == str(5 * 70)
-    assert facts["judge calls"] == f"at most {5 * 110}, at most {5 * 110 * 50} new tokens"
+    assert facts["judge calls"] == f"at most {5 * 220}, at most {5 * 220 * 50} new tokens"
     assert facts["new tokens"] == f"at most {2 * 24 * 8 + 5 * (40 * 16 + 30 * 20)}"
     assert facts["tokens trained on"] == f"at most {2 * 24 * 8 + 2 * 6 * 8}"
     assert facts["time"] == "unknown: no part of this study is finished, and [rates] gives no rate"
