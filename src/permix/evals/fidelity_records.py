@@ -163,7 +163,7 @@ def _has_system_prompt(messages: Sequence[Message]) -> bool:
 
 
 def question_text_lookup(questions: Sequence[AskedQuestion]) -> Callable[[str, str], str]:
-    """Return a function (question id, persona id) -> text of the question for that persona; "" if it is unknown."""
+    """A function (question id, persona id) -> text of the question for that persona; "" if it is unknown."""
     text_by_key = {(one.id, one.persona_id): one.text for one in questions}
     return lambda question, persona: text_by_key.get((question, persona)) or text_by_key.get((question, None), "")
 

@@ -466,7 +466,7 @@ def _load_asked_questions(config: StabilityConfig, trained_hashes: Collection[st
 
 
 def require_distinct_templates(templates: Sequence[str]) -> tuple[str, ...]:
-    """Return the templates. Raises ConfigError if one is invalid or two have the same text."""
+    """The templates. Raises ConfigError if one is invalid or two have the same text."""
     texts = [template_text(one, "templates") for one in templates]
     for place, text in enumerate(texts):
         if text in texts[:place]:

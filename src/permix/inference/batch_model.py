@@ -156,7 +156,11 @@ class _FormerIds:
         """All ids of the request, each with whether other requests have it."""
         sent = sent_seed(seed)
         bodies = [body for one in self._bodies if (body := one.rebuild(standard)) != standard]
-        return {batch_request_id(json.dumps(body, sort_keys=True)): body.get("seed") != sent for body in bodies}
+        return {_request_id(body): body.get("seed") != sent for body in bodies}
+
+
+def _request_id(body: Mapping[str, Any]) -> str:
+    return batch_request_id(json.dumps(body, sort_keys=True))
 
 
 class BatchModel:
@@ -259,7 +263,7 @@ class BatchModel:
                 return
             for request in requests():
                 standard = self._standard_body(request, sampling)
-                custom_id = self._request_id(request, standard)
+                custom_id = _request_id(standard)
                 own = [custom_id, *self._former.own(standard, request.seed)]
                 shared = self._former.shared(standard, request.seed, self.results, custom_id)
                 self.counts.recorded_before += sum(self.results.drop(one) for one in (*own, *shared))
@@ -290,12 +294,9 @@ class BatchModel:
     def _standard_body(self, request: Request, sampling: Sampling) -> dict[str, Any]:
         return self._body.build_standard(request.messages, request.seed, sampling, request.schema)
 
-    def _request_id(self, request: Request, standard: Mapping[str, Any]) -> str:
-        return batch_request_id(json.dumps(standard, sort_keys=True))
-
     def _take(self, results: ResultIndex, request: Request, standard: Mapping[str, Any]) -> Completion | Failure | None:
         """The first completion of the request; without one the last failure; None without a result."""
-        custom_id = self._request_id(request, standard)
+        custom_id = _request_id(standard)
         found = [
             read_batch_result(line)
             for one in (custom_id, *self._former.own(standard, request.seed))

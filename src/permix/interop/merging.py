@@ -114,7 +114,7 @@ def to_verdict(value: Any, extracted: str | None, *, field: str, where: str, can
 
 
 def select_option(found: list[str], wanted: str | None, *, field: str, where: str) -> str:
-    """Return `wanted`, or the only option. Raises DataError, naming the options, if `found` lacks it or `wanted` is needed."""
+    """`wanted`, or the only option. Raises DataError, naming the options, if `found` lacks it or `wanted` is needed."""
     if wanted is None and len(found) == 1:
         return found[0]
     if wanted in found:

@@ -188,7 +188,7 @@ def parse_score(reply: str, answer: str) -> ParsedScore:
 
 
 def _strip_thinking(reply: str) -> str | None:
-    """Return the text after the last </think> that is outside a JSON verdict; None if an initial <think> is never closed.
+    """The text after the last </think> that is outside a JSON verdict; None if an initial <think> is never closed.
 
     A </think> without a <think> counts too: some chat templates open the thinking block in the prompt.
     """

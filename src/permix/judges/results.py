@@ -111,7 +111,7 @@ def _build_judge_input(
 def interviewer_lines_until(
     turn_ids: Mapping[str, Sequence[str]], question_text: Callable[[str, str], str]
 ) -> Callable[[Cell], str]:
-    """Return a function from a turn's cell to the interviewer's lines up to and including that turn, one line per turn.
+    """A function from a turn's cell to the interviewer's lines up to and including that turn, one line per turn.
 
     Earlier answers are left out. They reveal the persona, so with them a judge could distinguish any two personas, however bad
     the judged answer is. A line is the plain question, without a persona that the template put into the first user message.

@@ -61,7 +61,7 @@ def run_fidelity(
 def _check_judge_usable(config: FidelityConfig) -> None:
     """Raise ConfigError or DataError, before any answer is generated, if the judge cannot judge the answers of the run.
 
-    This contacts an endpoint. Missing examples are found later (`_check_examples_complete`), when the questions are chosen.
+    This contacts an endpoint. Missing examples are found later (in `permix.judges.judging`), when the questions are chosen.
     """
     load_judge_setup(config.judge, required_rubrics(config))
     with error_context("judge"):

@@ -77,7 +77,7 @@ def _parse_values(text: str) -> Iterator[object]:
 
 
 def _find_list(value: object) -> list[object] | None:
-    """Return the value if it is a list with texts or objects, or the only such list inside an object."""
+    """The value if it is a list with texts or objects, or the only such list inside an object."""
     if isinstance(value, dict):
         lists = [one for one in value.values() if isinstance(one, list)]
         value = lists[0] if len(lists) == 1 else None
@@ -95,7 +95,7 @@ def _quoted_lines(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _unwrap_item(item: object) -> object:
-    """Return the text of an item such as {"question": "..."}; any other item is returned unchanged."""
+    """The text of an item such as {"question": "..."}; any other item is returned unchanged."""
     if not isinstance(item, dict):
         return item
     texts = [one for one in item.values() if isinstance(one, str)]
@@ -151,7 +151,7 @@ class InvalidItemError(Exception):
 
 
 def validate_question(item: object) -> str:
-    """Return the item as a question to a persona. Raises InvalidItemError."""
+    """The item as a question to a persona. Raises InvalidItemError."""
     text = _validate_text(item, MAX_QUESTION_CHARS)
     if (text[0], text[-1]) in (('"', '"'), ("“", "”")):
         text = text[1:-1].strip()
@@ -174,7 +174,7 @@ def is_question_or_request(text: str) -> bool:
 
 
 def validate_examples(answers: Mapping[str, object]) -> tuple[str, ...]:
-    """Return the five example answers in the order of scores, without a leading "Score 3:". Raises InvalidItemError."""
+    """The five example answers in the order of scores, without a leading "Score 3:". Raises InvalidItemError."""
     by_score = {one[0]: text for key, text in answers.items() if (one := re.findall(r"[1-5]", key))}
     if not all(score in by_score for score in SCORE_KEYS):
         raise InvalidItemError("not five answers")

@@ -26,7 +26,7 @@ from permix.metrics.statistics import nanmean_along
 from permix.rendering import theme
 from permix.rendering.table import md_label
 from permix.rendering.theme import HOLLOW_MARKER_NOTE, QUESTION_INTERVAL_NOTE, PlotArray, Style
-from permix.sanitize import escape_for_figure as safe
+from permix.sanitize import escape_for_figure
 from permix.types import NO_PERSONA_TAG, Estimate
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def plot_drift(drift_by_model: Mapping[str, Drift], path: Path, styles: Mapping[
             if (series := drift.find_series(name)) is not None:
                 _plot_turn_series(ax, series, styles[label])
         judge = next((one.judge for one in all_series if one.name == name), None)
-        ax.set_ylabel(DRIFT_AXIS_LABELS[name] if judge is None else f"judge\n{safe(judge, 24)}")
+        ax.set_ylabel(DRIFT_AXIS_LABELS[name] if judge is None else f"judge\n{escape_for_figure(judge, 24)}")
         _set_y_limits(ax, name, is_judge_score=judge is not None)
         if name == "identifiability":
             for chance in {drift.chance for drift in drift_by_model.values()}:
@@ -144,7 +144,7 @@ def plot_persona_accuracy(summaries: Mapping[str, StabilitySummary], path: Path,
         for id, row in row_of.items():
             accuracies = [persona.accuracy for one in of_group for persona in one.personas if persona.id == id]
             _plot_interval_or_range(ax, accuracies, row + offset, style, n_seeds=len(group))
-    ax.set_yticks(range(len(row_of)), [safe(id, 30) for id in row_of])
+    ax.set_yticks(range(len(row_of)), [escape_for_figure(id, 30) for id in row_of])
     ax.set_ylim(len(row_of) - 0.4, -0.6)
     ax.grid(visible=False, axis="y")
     ax.set_xlabel("accuracy")
@@ -166,7 +166,7 @@ def plot_heatmap(
     if baseline_Q is not None:
         _plot_score_matrix(axes[0], baseline_Q[None, columns], ["no persona"])
         axes[0].tick_params(bottom=False)
-    image = _plot_score_matrix(axes[-1], mean_P_Q[rows][:, columns], [safe(persona_ids[row], 30) for row in rows])
+    image = _plot_score_matrix(axes[-1], mean_P_Q[rows][:, columns], [escape_for_figure(persona_ids[row], 30) for row in rows])
     axes[-1].set_xlabel("questions, easiest first (by mean over personas)")
     fig.colorbar(image, ax=axes, label="mean score", fraction=0.04, pad=0.02)
     theme.save_figure(fig, path)
@@ -206,7 +206,7 @@ def plot_reward_by_tag(logs: Mapping[str, _TrainLog], path: Path, styles: Styles
     """Mean reward by step, one panel for each tag of `frequent_tags`. A step without rollouts of a tag leaves a gap."""
     tags, n_tags = frequent_tags(logs.values())
     panels = {
-        safe(tag_name(tag), 24): _values_by_log(logs, lambda line, tag=tag: reward_of_tag(line, tag))  # type: ignore[misc]
+        escape_for_figure(tag_name(tag), 24): _values_by_log(logs, lambda line, tag=tag: reward_of_tag(line, tag))  # type: ignore[misc]
         for tag in tags
     }
     _plot_training_panels(logs, panels, path, styles, "Mean reward by kind of persona", tag_count_note(len(tags), n_tags))
@@ -496,7 +496,7 @@ def plot_confusion_matrix(result: Identifiability, path: Path, title: str, first
     share_P_P = np.divide(count_P_P, answered_P, out=np.zeros_like(count_P_P), where=answered_P > 0)
     P = len(order)
     numbered = P > _MAX_PERSONAS_WITH_NAMES
-    names = [safe(result.persona_ids[p], 30) for p in order]
+    names = [escape_for_figure(result.persona_ids[p], 30) for p in order]
     counts = "numbers: counts of answers; " if P <= _MAX_PERSONAS_WITH_COUNTS else ""
     note = f"n = {result.n_answered} answers of {P} personas to {result.n_questions} questions; {counts}shade: share of the row"
     fig = theme.new_figure(1.5 + P * max(0.16, min(0.42, 5.0 / P)), title, note)

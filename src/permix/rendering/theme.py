@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from permix.sanitize import escape_for_figure as safe
+from permix.sanitize import escape_for_figure
 from permix.storage.files import guard_writes
 from permix.types import Estimate
 
@@ -90,7 +90,7 @@ def new_figure(height: float, title: str, note: str) -> Figure:
     layout = fig.get_layout_engine()
     assert layout is not None
     layout.set(rect=(0, 0, 1, height / (height + above)))  # type: ignore[call-arg]
-    fig.text(0.012, 1 - 0.08 / (height + above), safe(title, 76), fontsize=12, fontweight="bold", va="top")
+    fig.text(0.012, 1 - 0.08 / (height + above), escape_for_figure(title, 76), fontsize=12, fontweight="bold", va="top")
     fig.text(0.012, 1 - TITLE_HEIGHT_IN / (height + above), "\n".join(lines), fontsize=8.5, color="0.3", va="top")
     return fig
 
@@ -119,7 +119,9 @@ def draw_legend(fig: Figure, labels: Sequence[str], styles: Mapping[str, Style],
     looks = [styles[group[0]] for group in groups.values()]
     handles = [Line2D([], [], color=one.colour, ls=one.line, lw=1.8, marker=one.marker if marker else "") for one in looks]
     columns = max(1, min(len(groups), 3 if max(map(len, groups), default=0) <= 32 else 2))
-    fig.legend(handles, [safe(name, 44) for name in groups], loc="outside lower center", ncols=columns, frameon=False)
+    fig.legend(
+        handles, [escape_for_figure(name, 44) for name in groups], loc="outside lower center", ncols=columns, frameon=False
+    )
 
 
 def labels_by_legend_name(labels: Sequence[str], styles: Mapping[str, Style]) -> dict[str, list[str]]:
@@ -195,7 +197,7 @@ def _add_label(ax: Axes, label: str, xy: tuple[float, float], style: Style, dx: 
         "fontsize": 9.5,
         "path_effects": [withStroke(linewidth=3, foreground="w")],
     }
-    return ax.annotate(safe(label, 36), xy, xytext=(dx, dy), textcoords="offset points", zorder=5, **look)
+    return ax.annotate(escape_for_figure(label, 36), xy, xytext=(dx, dy), textcoords="offset points", zorder=5, **look)
 
 
 def _overlap_area(one: Bbox, other: Bbox) -> float:

@@ -169,7 +169,7 @@ def score_table(kind: str, runs: Mapping[str, JudgedRun]) -> Table:
 
 
 def difference_table(kind: str, differences_by_pair: Mapping[str, Sequence[JudgeScoreDifference]]) -> Table | None:
-    """A table with a row for each pair of models and each judge: other − first, paired by persona and question.
+    """A table with a row for each pair of models and each judge: `label` − `against`, paired by persona and question.
 
     None when no two models are compared.
     """

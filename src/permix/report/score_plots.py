@@ -27,7 +27,7 @@ from permix.report.judges import (
     trust_mark,
 )
 from permix.report.tradeoff import PSS_AXIS_LABEL, Tradeoff, TradeoffPoint
-from permix.sanitize import escape_for_figure as safe
+from permix.sanitize import escape_for_figure
 from permix.types import Estimate, JudgeControl
 
 if TYPE_CHECKING:
@@ -101,10 +101,10 @@ def plot_judge_scores(runs: JudgedRuns, kind: str, path: Path, styles: Mapping[s
                     styles[label],
                     filled=bool(one.discriminates_persona),
                 )
-        ax.set_yticks(range(len(rows[judge])), [safe(task, 30) for task in rows[judge]])
+        ax.set_yticks(range(len(rows[judge])), [escape_for_figure(task, 30) for task in rows[judge]])
         ax.set_ylim(len(rows[judge]) - 0.4, -0.6)
         ax.set_xlim(0.95, 5.05)
-        ax.set_title(safe(f"judge {judge}", 60), loc="left", fontsize=10)
+        ax.set_title(escape_for_figure(f"judge {judge}", 60), loc="left", fontsize=10)
         ax.grid(visible=False, axis="y")
     ax.set_xlabel("mean score, 1 to 5")
     theme.draw_legend(fig, list(runs), styles)
@@ -133,7 +133,9 @@ def plot_judge_reliability(runs: JudgedRuns, kind: str, path: Path) -> None:
         ax.set_xlim(0, 1)
         ax.spines[["top", "right", "left"]].set_visible(False)
         ax.set_title(
-            safe(f"{label}, judge {one.label}: AUC {one.reliability.auc}{trust_mark(one.discriminates_persona)}", 90),
+            escape_for_figure(
+                f"{label}, judge {one.label}: AUC {one.reliability.auc}{trust_mark(one.discriminates_persona)}", 90
+            ),
             loc="left",
             fontsize=10,
         )

@@ -1,9 +1,9 @@
-"""The trade-off of PSS against a measure of character: which methods stand in it, its arrows and its line of chance.
+"""The trade-off of PSS against a measure of character: its methods, its arrows and its line of chance.
 
-Contract: figures and the page take them from here, so they agree. A method stands in a trade-off if it has PSS, and each of its
-models can be compared in accuracy with the first model of the report: an arrow to its point is such a comparison. It has no point
-beside a measure that it lacks, or in which one of its models cannot be compared. An arrow has a point at both ends. One line
-shows chance where all methods that stand in the trade-off have the same.
+Contract: figures and the page take them from here, so they agree. A trade-off contains the methods that have PSS and
+whose models can all be compared in accuracy with the first model of the report: an arrow to a point is such a comparison. A
+method has no point for a measure that it lacks, or in which one of its models cannot be compared. An arrow has a point at both
+ends. One line shows chance if it is the same for all methods of the trade-off.
 
 A judge's score is a measure too, on the page alone. It has an interval only for a method with one model: judges' scores are not
 pooled over seeds, so the mean of several seeds has no interval.
@@ -79,7 +79,7 @@ class TradeoffPoint(NamedTuple):
 
 
 class Tradeoff(NamedTuple):
-    """The points beside one measure, by the name of their method, and the arrows between them as pairs of these names.
+    """The points of one measure, by the name of their method, and the arrows between them as pairs of these names.
 
     `chance` is the level of identifiability by chance; None where the methods have different ones, and for other measures.
     """
@@ -100,7 +100,7 @@ class Tradeoff(NamedTuple):
 
 
 class ReportTradeoffs(NamedTuple):
-    """The methods that stand in trade-offs, the arrows between them, and each trade-off that has a point."""
+    """The methods that the trade-offs contain, the arrows between them, and each trade-off that has a point."""
 
     methods: tuple[ReportMethod, ...]
     arrows: tuple[tuple[str, str], ...]
@@ -115,19 +115,19 @@ def build_tradeoffs(
 ) -> ReportTradeoffs:
     """The trade-offs of a report. `pooled` has the numbers of each of `methods`, `comparisons` those with the first model."""
     incomparable = _incomparable_labels(models[0], comparisons)
-    standing = [
+    shown = [
         (method, mean)
         for method, mean in zip(methods, pooled, strict=True)
         if mean.pss is not None and mean.pss.value is not None and not incomparable["pss"] & set(method.labels)
     ]
-    standing_methods = tuple(method for method, _ in standing)
-    arrows = training_arrows(standing_methods)
-    chances = {mean.chance for _, mean in standing if mean.chance is not None}
+    shown_methods = tuple(method for method, _ in shown)
+    arrows = training_arrows(shown_methods)
+    chances = {mean.chance for _, mean in shown if mean.chance is not None}
     chance = next(iter(chances)) if len(chances) == 1 else None
-    points_by_view = {view: _character_points(view, standing, incomparable[view.measure]) for view in _CHARACTER_VIEWS}
-    for name, entries in _judge_score_entries(standing_methods, incomparable["judged"]).items():
+    points_by_view = {view: _character_points(view, shown, incomparable[view.measure]) for view in _CHARACTER_VIEWS}
+    for name, entries in _judge_score_entries(shown_methods, incomparable["judged"]).items():
         view = TradeoffView(name, f"PSS against {name}", "mean score, 1 to 5", "personas (judge)", limits=(1, 5))
-        points_by_view[view] = _judge_score_points(standing, entries)
+        points_by_view[view] = _judge_score_points(shown, entries)
     tradeoffs = tuple(
         Tradeoff(
             view, points, tuple(pair for pair in arrows if points.keys() >= set(pair)),
@@ -136,7 +136,7 @@ def build_tradeoffs(
         for view, points in points_by_view.items()
         if points
     )  # fmt: skip
-    return ReportTradeoffs(standing_methods, tuple(arrows), tradeoffs)
+    return ReportTradeoffs(shown_methods, tuple(arrows), tradeoffs)
 
 
 def _incomparable_labels(first: ModelRuns, comparisons: Sequence[Comparison]) -> dict[str, set[str]]:
@@ -152,9 +152,9 @@ def _incomparable_labels(first: ModelRuns, comparisons: Sequence[Comparison]) ->
 _MethodNumbers = tuple[ReportMethod, PooledMethod]
 
 
-def _character_points(view: TradeoffView, standing: Sequence[_MethodNumbers], excluded: Set[str]) -> dict[str, TradeoffPoint]:
+def _character_points(view: TradeoffView, shown: Sequence[_MethodNumbers], excluded: Set[str]) -> dict[str, TradeoffPoint]:
     points = {}
-    for method, mean in standing:
+    for method, mean in shown:
         x = mean.estimate(view.measure)
         if mean.pss is not None and x is not None and x.value is not None and not excluded & set(method.labels):
             chance = None if view is IDENTIFIABILITY_VIEW else mean.chance_of(view.measure)
@@ -173,10 +173,10 @@ def _judge_score_entries(methods: Sequence[ReportMethod], excluded: Set[str]) ->
     return entries
 
 
-def _judge_score_points(standing: Sequence[_MethodNumbers], entries: Mapping[str, JudgeScoreEntry]) -> dict[str, TradeoffPoint]:
+def _judge_score_points(shown: Sequence[_MethodNumbers], entries: Mapping[str, JudgeScoreEntry]) -> dict[str, TradeoffPoint]:
     scores = {label: entry.persona_score for label, entry in entries.items()}
     points = {}
-    for method, mean in standing:
+    for method, mean in shown:
         x = pooled_judge_score([scores.get(label) for label in method.labels])
         if mean.pss is not None and x is not None:
             seeds = _seed_values(method, lambda model: scores.get(model.label))

@@ -571,7 +571,7 @@ def _gold_letter(
     if index is not None and text is not None and index != text:
         if integers_are_indices:
             return letters[index]
-        if integers_are_indices is None or _text_reading(gold, offered.texts) is None:
+        if integers_are_indices is None or find_same_text(gold, offered.texts) is None:
             raise row.error(
                 columns.answer,
                 f"may be the index of choice {letters[index]} (from 0) or the text of choice {letters[text]} "
@@ -612,14 +612,14 @@ def _letters_are_letters(rows: Sequence[DatasetRow], columns: Columns) -> bool |
         if isinstance(value, str):
             texts = parse_choices(row, columns.choices).texts
             letter = _letter_reading(value, multiple_choice.CHOICE_LETTERS[: len(texts)])
-            if (letter is None) != (_text_reading(value, texts) is None):
+            if (letter is None) != (find_same_text(value, texts) is None):
                 shown.add(letter is not None)
     return shown.pop() if len(shown) == 1 else None
 
 
 def _readings(value: object, gold: str, columns: Columns, texts: Sequence[str]) -> tuple[int | None, int | None]:
     """The choices that an answer may mean: as an index from 0, and as a text, or as the number of a text such as "2 cm"."""
-    index, text = _index_reading(value, columns, len(texts)), _text_reading(gold, texts)
+    index, text = _index_reading(value, columns, len(texts)), find_same_text(gold, texts)
     return index, _number_reading(gold, texts, index) if text is None and index is not None else text
 
 
@@ -647,10 +647,6 @@ def _index_reading(value: object, columns: Columns, n_choices: int) -> int | Non
     if columns.choices is not None and columns.choices.lower() == "endings" and isinstance(value, str) and value.isdecimal():
         value = int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < n_choices else None
-
-
-def _text_reading(gold: str, texts: Sequence[str]) -> int | None:
-    return find_same_text(gold, texts)
 
 
 def _integers_are_indices(rows: Sequence[DatasetRow], columns: Columns) -> bool | None:

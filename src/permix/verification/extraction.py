@@ -334,9 +334,10 @@ _OPERATOR_BEFORE = re.compile(
     r"|(?:square |cube )root|(?:square|cube|logarithm|factorial) of)(?: of)?\s*[$(]*\Z"
 )
 
+# No two runs of white space that may follow each other: a million spaces would take quadratic time.
 _OPERATOR_AFTER = re.compile(
-    r"\s*[$)]*\s*(?:\*\*|[+*/\u00d7\u00f7\u00b7\u22c5\u2022\u2715\u2716\u2a2f\u2217\u2219\u2795\u2796\u2797^]|-(?=\s*[0-9({])"
-    rf"|\\times|\\cdot|\\div|\\ast|\\-|\\minus|,?\s*{_OPERATOR_WORDS}|(?:(?<=%)|percent)\s*of)[{{$(\[\s]*-?[0-9]"
+    r"\s*(?:[$)]+\s*)?(?:\*\*|[+*/\u00d7\u00f7\u00b7\u22c5\u2022\u2715\u2716\u2a2f\u2217\u2219\u2795\u2796\u2797^]|-(?=\s*[0-9({])"
+    rf"|\\times|\\cdot|\\div|\\ast|\\-|\\minus|(?:,\s*)?{_OPERATOR_WORDS}|(?:(?<=%)|percent)\s*of)[{{$(\[\s]*-?[0-9]"
     r"|\s*[A-Za-z]+\s*(?:[+*\u00d7\u00f7]|[xX](?=\s)|(?:plus|minus|times|take away)\b)\s*[$(]*[0-9]"
     rf"|\s*(?:squared|cubed)\b|\s+(?:plus|minus|times|(?:divided|multiplied) by)\s+{_NUMBER_WORD}\b"
     r"|\s+(?:is|was)\s+(?:wrong|incorrect|not right|not correct)\b"
@@ -347,6 +348,8 @@ _SIGN_IS_OPERATOR = re.compile(r"[0-9)}\]]%?[ \t]+\Z")
 
 # "26 eggs - 13 eggs": a hyphen between other words is a dash.
 _SAME_UNIT_BEFORE = re.compile(r"[0-9]\s*([A-Za-z]+)\s*-\s*[$(]*\Z")
+
+_WORD_AFTER = re.compile(r"\s*([A-Za-z]+)\b")
 
 _SAME_UNIT_AFTER = re.compile(r"\s*([A-Za-z]+)\s*-\s*[$(]*[0-9][0-9.,]*\s*([A-Za-z]+)")
 
@@ -479,16 +482,17 @@ OPERAND_CONTEXT_CHARS = 48
 
 def _is_operand(text: str, match: re.Match[str]) -> bool:
     """Whether a number in a text is a part of an expression, such as the 13 of "26 - 13", or is denied: "not 13"."""
-    before = text[max(0, match.start() - OPERAND_CONTEXT_CHARS) : match.start()]
     end = match.end() - (len(match[0]) - len(match[0].rstrip()))
+    if _OPERATOR_AFTER.match(text, end):  # first, since what follows searches the text before the number
+        return True
+    before = text[max(0, match.start() - OPERAND_CONTEXT_CHARS) : match.start()]
     if match[0][0] in "+-" and _SIGN_IS_OPERATOR.search(before):
         return True
-    unit, units = _SAME_UNIT_BEFORE.search(before), _SAME_UNIT_AFTER.match(text, end)
-    if (unit and re.compile(rf"\s*{unit[1]}\b").match(text, end)) or (units and units[1] == units[2]):
+    unit, following, units = _SAME_UNIT_BEFORE.search(before), _WORD_AFTER.match(text, end), _SAME_UNIT_AFTER.match(text, end)
+    if (unit and following and unit[1] == following[1]) or (units and units[1] == units[2]):
         return True
     return bool(
         _OPERATOR_BEFORE.search(before)
-        or _OPERATOR_AFTER.match(text, end)
         or _OPERANDS_BEFORE.search(before)
         or (_OPERATION_BEFORE.search(before) and _OPERANDS_AFTER.match(text, end))
         or _NOT_BEFORE.search(before)
@@ -661,7 +665,7 @@ def choice_letter(text: str, offered: Collection[str]) -> str | None:
 _NOT_THE_OTHERS = re.compile(r"(?<=[A-Za-z)\]])\s*[,;]?\s*\(?(?:and )?not (?:\(?[A-Z]\)?(?:,|\bor\b|\band\b|\s|\)){0,4}){1,9}\Z")
 
 # Bounded, so that a text of letters takes linear time.
-_LETTERS = r"\(?[A-Z]\)?(?:\s*(?:,|/|&|,?\s*(?:and|or|nor))\s*\(?[A-Z]\)?(?![A-Za-z0-9'])){0,9}"
+_LETTERS = r"\(?[A-Z]\)?(?:\s*(?:,|/|&|,?\s*(?:and|or|nor))\s*\(?[A-Z]\)?(?![A-Za-z0-9'])){0,9}+"
 
 _DENIED_LETTERS = re.compile(
     rf"(?<![A-Za-z0-9'])({_LETTERS})(?:\s*(?:[:)-]\s*)?(?:(?:is|are|was|were)\s+)?(?:all\s+)?"
