@@ -13,6 +13,7 @@ import pytest
 import permix
 from bench.archive import missing_part
 from permix.config import PartConfig, StudyConfig, StudyUnit, TrainConfig, build_config
+from permix.dashboard.folder import _find_run_dirs
 from permix.errors import ConfigError, DataError, PermixError
 from permix.judges.results import JudgeResults, JudgeUsage
 from permix.judges.summary import score_change_over_seeds
@@ -33,6 +34,7 @@ from permix.pipelines.study_units import (
 )
 from permix.progress import command_output
 from permix.rendering.table import format_p_value
+from permix.report.runs import _runs_below
 from permix.report.study import check_headlines, divide_into_pages, write_study_report
 from permix.storage.files import read_json, write_json
 from permix.storage.workers import claim_folder, holds_claim, is_claimed
@@ -225,6 +227,30 @@ def test_the_evaluations_of_a_unit_are_of_one_model(
     assert ran == ["train", "accuracy", "character", "more"]
     assert "warning: rlvr-1: the model that is there has other weights" in capsys.readouterr().err
     assert [path.read_text() for path in unit.folder.glob("other-weights-*/accuracy/records.jsonl")] == ["kept"]
+
+
+def test_evaluations_that_are_set_aside_are_no_runs_of_their_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their labels are those of the unit's runs: report, power, compare and view have one run of each kind and label."""
+    settings = study(tmp_path / "study", keep_models=False)
+    unit = unit_of(settings, "rlvr-1")
+    fake_parts(monkeypatch, ["first", "second", "third"])
+    for evaluations in ({}, {"more": ACCURACY | {"seed": 5}}, {"most": ACCURACY | {"seed": 6}}):
+        settings = study(settings.out, keep_models=False, evaluations=settings.evaluations | evaluations)
+        unit = unit_of(settings, "rlvr-1")
+        run_unit(settings, unit)
+    for config in unit.folder.rglob("config.json"):
+        (config.parent / "provenance.json").write_text("{}")
+    earlier = sorted(unit.folder.glob("other-weights-*"))
+    assert len(earlier) == 2
+    expected = [unit.folder / name for name in ("accuracy", "character", "more", "most", "train")]
+    assert list(_runs_below(unit.folder)) == list(_runs_below(settings.out)) == expected
+    assert sorted(_find_run_dirs(settings.out)[0].values()) == expected
+    for folder in earlier:  # its runs are read if it is named
+        assert [path.name for path in _runs_below(folder)][:2] == ["accuracy", "character"]
+        assert [path.name for path in _find_run_dirs(folder)[0].values()][:2] == ["accuracy", "character"]
+    other = make(tmp_path / "mine" / "other-weights-of-mine" / "accuracy")  # a folder of the user's, in no unit
+    shutil.copytree(unit.folder / "accuracy", other, dirs_exist_ok=True)
+    assert list(_runs_below(tmp_path / "mine")) == list(_find_run_dirs(tmp_path / "mine")[0].values()) == [other]
 
 
 def test_a_model_that_another_command_asks_is_not_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

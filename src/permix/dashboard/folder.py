@@ -25,6 +25,7 @@ from typing import Any, Protocol
 from permix.dashboard.live_metrics import MEASURED_STAGES, LiveMeasures, measure_live
 from permix.dashboard.run_monitor import READ_ERRORS, RunMonitor, read_locks, readable_error
 from permix.sanitize import escape_control, redact_command, truncate
+from permix.storage.run_dir import is_set_aside
 
 _REPORT_FILES = re.compile(
     r"(index\.html|report\.md|table\.json|cells/[\w.-]+\.js|tables/[\w.-]+\.csv|[\w.-]+\.(png|svg))", re.ASCII
@@ -292,11 +293,16 @@ def _find_run_dirs(root: Path) -> tuple[dict[str, Path], list[str]]:
 
 
 def _walk_folders(root: Path) -> Iterator[tuple[Path, bool]]:
-    """Yield every folder below `root`, and whether it is a run directory: with config.json, and .lock or provenance.json."""
+    """Yield every folder below `root`, and whether it is a run directory: with config.json, and .lock or provenance.json.
+
+    What a study has set aside is left out.
+    """
     for place, names, files in os.walk(root):
         folder, here = Path(place), {*files, *names}
         is_run = "config.json" in here and bool(here & {".lock", "provenance.json"})
-        names[:] = sorted(name for name in names if not name.startswith(".") and not (is_run and name in RUN_SUBFOLDERS))
+        hidden = RUN_SUBFOLDERS if is_run else ()
+        shown = (name for name in names if not name.startswith(".") and name not in hidden)
+        names[:] = sorted(name for name in shown if not is_set_aside(folder / name))
         if len(folder.relative_to(root).parts) >= MAX_FOLDER_DEPTH:
             names.clear()
         yield folder, is_run

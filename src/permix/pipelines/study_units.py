@@ -28,10 +28,8 @@ from permix.config import (
 from permix.errors import ConfigError, DataError, IncompleteRunError, PermixError
 from permix.progress import print_status
 from permix.storage.files import guard_writes, read_json, write_json
-from permix.storage.run_dir import describe_setting_differences, free_key_fields
+from permix.storage.run_dir import SET_ASIDE_PREFIX, UNIT_FILE, describe_setting_differences, free_key_fields
 from permix.storage.workers import is_claimed
-
-UNIT_FILE = "unit.json"
 
 CHANGEABLE_SETTINGS: Mapping[str, str] = {
     "out": "the folder of the study; each part keeps its place in it",
@@ -185,7 +183,7 @@ def _move_evaluations(unit: StudyUnit, record: UnitRecord) -> None:
     """Move all evaluations of the unit's earlier model into a folder of their own, and say so."""
     folders = [unit.folder / name for name in {**unit.evaluations, **record.settings} if name != TRAIN_PART]
     moved = [folder for folder in folders if folder.exists()]
-    target = unit.folder / f"other-weights-{record.model}"
+    target = unit.folder / f"{SET_ASIDE_PREFIX}{record.model}"
     while any((target / folder.name).exists() for folder in moved):
         target = target.with_name(f"{target.name}+")
     with guard_writes(target):

@@ -48,7 +48,7 @@ from permix.report.judges import (
 from permix.storage.cells import CellSummary
 from permix.storage.failures import JUDGE_OPTIONS, FailureReason, count_failures, find_failures
 from permix.storage.files import read_json
-from permix.storage.run_dir import UNTIMED, RunReader
+from permix.storage.run_dir import UNTIMED, RunReader, is_set_aside
 from permix.training.dev_eval import load_dev_curve
 from permix.types import CellKey, Estimate
 
@@ -343,7 +343,8 @@ def find_all_runs(paths: Sequence[Path]) -> list[Run]:
 
 
 def find_runs(path: Path) -> Iterator[Run]:
-    """Yield the run at `path`, or all runs below it in the order of their names. Raises DataError when there is none."""
+    """Yield the run at `path`, or all runs below it in the order of their names, without those that a study has set aside. Raises
+    DataError when there is none."""
     if is_run(path):
         yield Run(path)
         return
@@ -365,7 +366,7 @@ def is_run(path: Path) -> bool:
 
 def _runs_below(path: Path) -> Iterator[Path]:
     for folder, names, _ in os.walk(path):
-        names.sort()
+        names[:] = sorted(name for name in names if not is_set_aside(Path(folder, name)))
         if is_run(Path(folder)):
             names.clear()  # folders inside a run (model, checkpoints) hold no runs
             yield Path(folder)

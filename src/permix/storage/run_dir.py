@@ -290,6 +290,21 @@ class RunReader:
         return read_run_file(self.path / name) if (self.path / name).exists() else RunFile(self.path / name, {})
 
 
+UNIT_FILE = "unit.json"
+"""The file that marks the folder of a unit of a study."""
+
+SET_ASIDE_PREFIX = "other-weights-"
+"""How the names of folders in a unit begin to which a study has moved evaluations of other weights than the unit's model has."""
+
+
+def is_set_aside(folder: Path) -> bool:
+    """Whether a study has moved evaluations to this folder, since the unit was trained again and has other weights now.
+
+    They keep their labels, so what looks for runs below a folder passes over this one. Its runs are read if it is named itself.
+    """
+    return folder.name.startswith(SET_ASIDE_PREFIX) and (folder.parent / UNIT_FILE).is_file()
+
+
 def require_run(path: Path) -> RunReader:
     """The run at `path`. Raises DataError if there is no run, or a run of another format."""
     run = RunReader(path)
