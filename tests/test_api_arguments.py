@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import permix
+from permix import api
 from permix.config import TaskConfig
 from permix.errors import ConfigError, DataError, IncompleteRunError, PermixError
 from permix.inference.scripted import wrap_model
@@ -492,7 +493,8 @@ NO_PERSONA = r'must be a text that completes "You are \.\.\.", a dict with text 
         ({"personas": ["a poet", ("poet", "a poet")]}, DataError, rf"^personas\[1\] = \('poet', 'a poet'\): {NO_PERSONA}"),
         ({"name": 5}, ConfigError, "^name = 5: must be a text that is not blank"),
         ({"name": " "}, ConfigError, "^name = ' ': must be a text that is not blank"),
-        ({"out": 5}, ConfigError, "^path = 5: must be a text or a Path"),
+        ({"out": 5}, ConfigError, "^out = 5: must be a text or a Path"),
+        ({"out": " "}, ConfigError, r"^out = ' ': is empty; give .*the path of a folder, \"\.\" for the current one$"),
         ({"plan_power": 0.1}, ConfigError, "^plan_power: asks no model"),
     ],
 )  # fmt: skip
@@ -512,15 +514,20 @@ def test_wrong_arguments_are_refused_in_one_line(settings: dict[str, Any], kind:
         (lambda: permix.evaluate_fidelity(careful, questions={"a": 1}), DataError, "^questions = {'a': 1}: must be"),  # type: ignore[arg-type]
         (lambda: permix.evaluate_fidelity(careful, questions=["A?"], questions_split="dev"), ConfigError, "^questions_split"),
         (lambda: permix.load_personas(split="foo"), ConfigError, "^load_personas: split = 'foo': must be 'train', 'dev'"),  # type: ignore[arg-type]
-        (lambda: permix.load_personas(""), ConfigError, "^path = '': is empty"),
+        (lambda: permix.load_personas(""), ConfigError, "^source = '': is empty; give \"builtin\", or .* a file or folder$"),
+        (lambda: permix.load_personas(3), ConfigError, "^source = 3: must be \"builtin\", or .* the path of a file or folder$"),  # type: ignore[arg-type]
+        (lambda: permix.evaluate_fidelity(careful, out=""), ConfigError, "^out = '': is empty"),
         (lambda: permix.load_personas("x.csv", column=""), ConfigError, "^load_personas: column = '': is empty"),
         (lambda: permix.load_personas().select(n=2.5), ConfigError, r"^n = 2\.5: must be a whole number"),  # type: ignore[arg-type]
         (lambda: permix.load_personas().select(include_tags="expert"), ConfigError, "^include_tags = 'expert': must be a"),
         (lambda: permix.load_model(None), ConfigError, "^model = None: must be a folder, a hub id, or the URL"),  # type: ignore[arg-type]
         (lambda: permix.open_run(None), ConfigError, "^path = None: must be a text or a Path"),  # type: ignore[arg-type]
-        (lambda: permix.write_report(None), ConfigError, "^path = None: must be a text or a Path"),  # type: ignore[arg-type]
-        (lambda: permix.compare(None, "x"), ConfigError, "^path = None: must be"),  # type: ignore[arg-type]
-        (lambda: permix.judge(None, careful), ConfigError, "^path = None: must be"),  # type: ignore[arg-type]
+        (lambda: permix.write_report(None), ConfigError, "^runs = None: must be a run, or a text or a Path"),  # type: ignore[arg-type]
+        (lambda: permix.write_report(["x", ""]), ConfigError, "^runs = '': is empty; give a run, or"),
+        (lambda: permix.write_report("x", ""), ConfigError, "^out = '': is empty"),
+        (lambda: permix.compare(None, "x"), ConfigError, "^first = None: must be a run, or a text or a Path"),  # type: ignore[arg-type]
+        (lambda: permix.judge(None, careful), ConfigError, "^run = None: must be a run, or a text or a Path"),  # type: ignore[arg-type]
+        (lambda: permix.compare("x", 3), ConfigError, "^other = 3: must be"),  # type: ignore[arg-type]
         (lambda: permix.load_task(None), ConfigError, "^task = None: must be the name of a task"),  # type: ignore[arg-type]
         (lambda: permix.load_task("arithmetic", n=2.5), ConfigError, r"n = 2\.5: must be a whole number"),  # type: ignore[arg-type]
         (lambda: permix.load_task("arithmetic", levels=5), ConfigError, "levels = 5: must be a list"),  # type: ignore[arg-type]
@@ -548,3 +555,82 @@ def test_errors_name_what_a_call_has_and_not_flags() -> None:
     with pytest.raises(DataError) as missing:
         permix.evaluate_stability(careful, task=[{"answer": 1}], answer="number", personas=PERSONAS[:1])
     assert "--" not in str(missing.value)
+
+
+NOT_OF_THE_CALL = [
+    "install it again: pip install --force-reinstall --no-deps w.whl",
+    "launch it with torchrun --nproc_per_node 2 -m permix train",
+    "the vLLM server runs with --logprobs-mode raw_logprobs; start it with --logprobs-mode processed_logprobs",
+    "not converted yet: permix models --fetch",
+    "answer them with permix fidelity --model.name BASE --sampling.max-new-tokens 9 --label mine --out FOLDER, or leave it out",
+    "/data/my --old-runs/x.jsonl: no such file",
+    "/data/my --out/x.jsonl: no such file",
+    "/data/--out: no such folder",
+    'label = "a --label b": must be another text',
+    "label = 'a \" --label': must be another text",
+    "x.jsonl:3: 'say --label' is no row",
+]
+"""Texts with options that the call of Python does not have, in a command to type, in a path and in a value."""
+
+
+def failing(function: Any, text: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What a function of the API raises where what it calls raises this text."""
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise ConfigError(text)
+
+    monkeypatch.setattr(api, "build_config", fail)
+    with pytest.raises(ConfigError) as raised:
+        function()
+    return str(raised.value)
+
+
+def measured() -> Any:
+    return permix.evaluate_stability("m", task="arithmetic", n=3)
+
+
+def trained() -> Any:
+    return permix.train({})
+
+
+def studied() -> Any:
+    return permix.study({})
+
+
+@pytest.mark.parametrize("text", NOT_OF_THE_CALL)
+def test_only_options_of_the_call_are_rewritten(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert failing(measured, text, monkeypatch) == text
+    assert failing(trained, text, monkeypatch) == text
+
+
+@pytest.mark.parametrize(
+    ("call", "text", "words"),
+    [
+        (measured, "give --batch-files, or --label.", "give batch_files, or label."),
+        (measured, "a name: give personas.column (--personas.column NAME); or", "a name: give personas.column; or"),
+        (measured, "confirm with --model.same-weights that", "confirm with model.same_weights=True that"),
+        (measured, "give --personas.template in_question, which", 'give template="in_question", which'),
+        (measured, "the task's own: --sampling.max-new-tokens; isn't it", "the task's own: sampling.max_new_tokens; isn't it"),
+        (measured, "leave out --train.lr", "leave out --train.lr"),
+        (measured, 'task.n = 9: text "task.n = 9"; give task.n = 6 or less', 'n = 9: text "task.n = 9"; give n = 6 or less'),
+        (trained, "task.n = 9: give task.n = 6, or --train.lr", "task.n = 9: give task.n = 6, or train.lr"),
+        (studied, "permix study: --personas.template in_question", "permix study: personas.template in_question"),
+        (studied, "task.n = 9. Of what is finished: --report.", "task.n = 9. Of what is finished: report=True."),
+    ],
+)  # fmt: skip
+def test_errors_have_the_words_of_the_function_that_was_called(
+    call: Any, text: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert failing(call, text, monkeypatch) == words
+
+
+def test_a_path_that_the_call_gives_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "/data/my --label x: no such file; give another --label"
+    said = failing(lambda: permix.train({"out": Path("/data/my --label x")}, label="my"), text, monkeypatch)
+    assert said == "/data/my --label x: no such file; give another label"
+
+
+@pytest.mark.parametrize("n", [0, 10**9])
+def test_a_training_has_no_argument_n(n: int, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"\btask\.n = {n}: "):
+        permix.train({"task": {"name": "arithmetic", "n": n}, "out": str(tmp_path)})

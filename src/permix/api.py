@@ -19,6 +19,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
 
+from pydantic import BaseModel
+
 from permix.config import (
     FidelityConfig,
     JudgeConfig,
@@ -27,6 +29,7 @@ from permix.config import (
     StabilityConfig,
     StudyConfig,
     TrainConfig,
+    annotation_types,
     build_config,
     fidelity_kind,
     merge_values,
@@ -104,7 +107,7 @@ class OpenedRun:
         if path is None:
             path = tempfile.mkdtemp(prefix="permix-")
             weakref.finalize(self, shutil.rmtree, path, ignore_errors=True)
-        self.path = _filled_path(path)
+        self.path = _filled_path(path, "path")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
@@ -285,36 +288,89 @@ _AGAIN = "run the same command again"
 
 _KEEP = 'give out="..." to keep the answers (error.run holds them now), and make the same call again'
 
-_FLAG = re.compile(r"(?<![\w/.-])--([a-z_]+(?:[.-][a-z_]+)*)(?![\w=-])")
+_OPTION_NAME = r"[a-z_]+(?:[.-][a-z_]+)*(?![\w=/-]|\.\w)"
+
+_QUOTED = r""" "(?:[^"\\]|\\.)*" | (?<!\w)'(?:[^'\\]|\\.)*'(?!\w) """
+
+_SHELL_COMMAND = r"""
+    (?<![\w/.-]) (?:permix|pip|torchrun|vllm) (?:[ ][a-z]+)?
+    (?: [ ] (?: -[\w.-]+ (?:[ ](?!-)[^\s;,()]+)? | [A-Z][A-Z\d_]*(?!\w) | [^\s;,()]*[/.][^\s;,()]*[^\s;,().:] ) )+
+"""
+"""A command to type: options with their values, placeholders and paths follow its name, and no other word."""
 
 
-def _in_words_of_python(function: Callable[_ParametersT, _ResultT]) -> Callable[_ParametersT, _ResultT]:
+def _in_words_of_python(
+    *configs: type[BaseModel],
+) -> Callable[[Callable[_ParametersT, _ResultT]], Callable[_ParametersT, _ResultT]]:
     """Make the errors of a function name what a call from Python has: the call in place of the command, fields in place of flags.
 
-    Without `out` the same call would not find the answers again, which are in a temporary folder.
+    `configs`: the configurations whose fields a call gives, to this function or to those that made its runs. Options of these
+    fields and of the function's parameters alone are rewritten, and none in a quoted text, in a command to type, or in a text or
+    path that the call gives.
     """
-    out = signature(function).parameters.get("out")
-    may_be_temporary = out is not None and out.default is None
 
-    @wraps(function)
-    def call(*args: _ParametersT.args, **kwargs: _ParametersT.kwargs) -> _ResultT:
-        try:
-            return function(*args, **kwargs)
-        except PermixError as error:
-            again = _KEEP if may_be_temporary and kwargs.get("out") is None else "make the same call again"
-            text = str(error).replace("--personas.template in_question", 'template="in_question"')
-            text = text.replace(_AGAIN, again).replace("running the same command again", "making the same call again")
-            text = _FLAG.sub(lambda found: found[1].replace("-", "_"), re.sub(r" \(--[\w.-]+ [A-Z]+\)", "", text))
-            error.args = (re.sub(r"\btask\.n = ", "n = ", text), *error.args[1:])
-            raise
+    def decorate(function: Callable[_ParametersT, _ResultT]) -> Callable[_ParametersT, _ResultT]:
+        @wraps(function)
+        def call(*args: _ParametersT.args, **kwargs: _ParametersT.kwargs) -> _ResultT:
+            try:
+                return function(*args, **kwargs)
+            except PermixError as error:
+                parameters = signature(function).parameters
+                # Without `out` the same call would not find the answers again, which are in a temporary folder.
+                may_be_temporary = "out" in parameters and parameters["out"].default is None
+                again = _KEEP if may_be_temporary and kwargs.get("out") is None else "make the same call again"
+                text = str(error).replace(_AGAIN, again).replace("running the same command again", "making the same call again")
+                if "template" in parameters:
+                    text = text.replace("--personas.template in_question", 'template="in_question"')
+                options = {name: name for name in parameters} | {name: new for one in configs for name, new in _option_words(one)}
+                error.args = (_replace_options(text, options, "n" in parameters, _dashed_texts(args, kwargs)), *error.args[1:])
+                raise
 
-    return call
+        return call
+
+    return decorate
+
+
+def _option_words(config: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The full name of each field and section of a configuration, and the words of Python for its option."""
+    for name, field in config.model_fields.items():
+        yield f"{prefix}{name}", f"{prefix}{name}" + ("=True" if field.annotation is bool else "")
+        for section in annotation_types(field.annotation):
+            if isinstance(section, type) and issubclass(section, BaseModel):
+                yield from _option_words(section, f"{prefix}{name}.")
+
+
+def _dashed_texts(args: Sequence[object], kwargs: Mapping[str, object]) -> list[str]:
+    """The texts and paths among the arguments of a call, and in a dict or list there, that look as if they had an option."""
+    given = [*args, *kwargs.values()]
+    for value in given[:]:
+        if isinstance(value, Mapping | list | tuple):
+            given += value.values() if isinstance(value, Mapping) else value
+    texts = {str(one.path if isinstance(one, OpenedRun) else one) for one in given if isinstance(one, str | PathLike | OpenedRun)}
+    return sorted((one for one in texts if "--" in one), key=len, reverse=True)
+
+
+def _replace_options(text: str, options: Mapping[str, str], has_n: bool, kept_texts: Sequence[str]) -> str:
+    """The text with `options` in words of Python; " (--personas.column NAME)", which repeats the field before it, is left out.
+
+    `has_n`: whether `task.n` is the parameter `n`. `kept_texts` stay as they are.
+    """
+    kept = "|".join([*map(re.escape, kept_texts), f"(?x:{_QUOTED}|{_SHELL_COMMAND})"])
+    pattern = rf"{kept}|[ ]\(--(?P<repeated>{_OPTION_NAME})[ ][A-Z]+\)|(?<![\w/.-])--(?P<option>{_OPTION_NAME})"
+
+    def replace_one(found: re.Match[str]) -> str:
+        if found.lastgroup == "n":
+            return "n"
+        new = None if found.lastgroup is None else options.get(found[found.lastgroup].replace("-", "_"))
+        return found[0] if new is None else "" if found.lastgroup == "repeated" else new
+
+    return re.sub(pattern + (r"|\btask\.(?P<n>n)(?= = )" if has_n else ""), replace_one, text)
 
 
 def open_run(path: str | Path) -> StabilityRun | FidelityRun | TrainRun:
     """Open the run directory of a stability run, a fidelity run or a training. Raises DataError for any other folder, ConfigError
     for no path."""
-    folder = _filled_path(path)
+    folder = _filled_path(path, "path")
     stage = read_json(folder / "config.json").get("stage")
     if stage == "stability":
         return StabilityRun(folder)
@@ -325,19 +381,22 @@ def open_run(path: str | Path) -> StabilityRun | FidelityRun | TrainRun:
     raise DataError(f"{folder}: config.json has stage {stage!r}; open_run reads runs of stability, fidelity and train")
 
 
-@_in_words_of_python
+_A_POOL = '"builtin", or a text or a Path, the path of a file or folder'
+
+
+@_in_words_of_python(PersonasConfig)
 def load_personas(source: str | Path = "builtin", *, split: Split | None = None, column: str | None = None) -> PersonaPool:
     """The built-in pool, or the pool in a file or folder; with `split`, only its personas of that split.
 
     `column` names the column of the texts, where that is not clear. `permix.personas.published` lists the forms of files.
     Raises DataError for a bad file, ConfigError if no persona belongs to the split.
     """
-    pool = source if source == "builtin" else str(_filled_path(source))
+    pool = source if source == "builtin" else str(_filled_path(source, "source", _A_POOL))
     values = {"pool": pool, "split": "all" if split is None else split, "column": column}
     return select_personas(build_config(PersonasConfig, values, source="load_personas"))
 
 
-@_in_words_of_python
+@_in_words_of_python(StabilityConfig)
 def evaluate_stability(
     model: ModelLike,
     *,
@@ -382,7 +441,7 @@ def evaluate_stability(
     section = _batch_section(section, batch, given_model)
     task_section, given_task = _resolve_task(task, n, answer)
     personas_section, given_pool = _resolve_personas(personas, template)
-    run = StabilityRun(out)
+    run = StabilityRun(None if out is None else _filled_path(out, "out"))
     values = {
         "out": run.path, "model": section, "task": task_section, "personas": personas_section,
         "samples": samples, "sampling": {} if sampling is None else sampling, "seed": seed,
@@ -401,7 +460,7 @@ def evaluate_stability(
     return run
 
 
-@_in_words_of_python
+@_in_words_of_python(FidelityConfig)
 def evaluate_fidelity(
     model: ModelLike,
     *,
@@ -432,7 +491,7 @@ def evaluate_fidelity(
     given_questions = None if isinstance(questions, str | Path) else build_open_questions(questions)
     if given_questions is not None and "questions_split" in config:
         raise ConfigError("questions_split: has no effect on a list of questions, which is asked whole; leave it out")
-    run = FidelityRun(out)
+    run = FidelityRun(None if out is None else _filled_path(out, "out"))
     values = {
         "out": run.path, "model": section, "personas": personas_section, "seed": seed,
         "questions": str(questions) if given_questions is None else GIVEN_IN_PYTHON,
@@ -443,7 +502,7 @@ def evaluate_fidelity(
     return run
 
 
-@_in_words_of_python
+@_in_words_of_python(JudgeConfig, FidelityConfig)
 def judge(
     run: FidelityRun | str | Path,
     judge: ModelLike,
@@ -473,7 +532,7 @@ def judge(
     batch = _batch_flags(batch_in, batch_out, batch_files, fields)
     section, given_model = _resolve_model(judge, name)
     section = _batch_section(section, batch, given_model)
-    path = run.path if isinstance(run, FidelityRun) else _filled_path(run)
+    path = _run_path(run, "run")
     model_fields = section if isinstance(section, Mapping) else section.model_dump(mode="json", exclude_unset=True)
     judge_fields = {**model_fields, "label": label, **fields}
     values = {"run": path, "judge": judge_fields, "seed": seed, "resamples": resamples, "threads": threads}
@@ -485,7 +544,7 @@ def judge(
     return JudgeSummary.model_validate(read_json(judge_folder(path, stage.judge.label or stage.judge.name) / "metrics.json"))
 
 
-@_in_words_of_python
+@_in_words_of_python(TrainConfig)
 def train(config: str | Path | Mapping[str, Any] | TrainConfig | None = None, **fields: Any) -> Path:
     """Train a model or resume a training, as `permix train` does. Returns the folder of the trained model.
 
@@ -520,7 +579,7 @@ def _config_values(
     return dict(config or {}), name
 
 
-@_in_words_of_python
+@_in_words_of_python(StudyConfig, TrainConfig, StabilityConfig, FidelityConfig)
 def study(config: str | Path | Mapping[str, Any] | StudyConfig, **fields: Any) -> Path:
     """Run a study or go on with it, as `permix study` does. Returns the path of its report's page.
 
@@ -545,7 +604,7 @@ def study(config: str | Path | Mapping[str, Any] | StudyConfig, **fields: Any) -
     return page
 
 
-@_in_words_of_python
+@_in_words_of_python(StabilityConfig, FidelityConfig)
 def write_report(
     runs: OpenedRun | str | Path | Sequence[OpenedRun | str | Path],
     out: str | Path = "runs/report",
@@ -559,12 +618,12 @@ def write_report(
     from permix.report.builder import build_report
 
     several = [runs] if isinstance(runs, OpenedRun | str | Path) or not isinstance(runs, Iterable) else runs
-    folder = _filled_path(out)
-    build_report([_run_path(one) for one in several], folder, caption)
+    folder = _filled_path(out, "out")
+    build_report([_run_path(one, "runs") for one in several], folder, caption)
     return folder / "index.html"
 
 
-@_in_words_of_python
+@_in_words_of_python(StabilityConfig)
 def compare(
     first: StabilityRun | str | Path, other: StabilityRun | str | Path, *, seed: int = 0, resamples: int = 2000
 ) -> PairedComparison:
@@ -574,20 +633,25 @@ def compare(
     """
     from permix.report.comparisons import compare_runs
 
-    return compare_runs(_run_path(first), _run_path(other), seed=seed, resamples=resamples).result
+    return compare_runs(_run_path(first, "first"), _run_path(other, "other"), seed=seed, resamples=resamples).result
 
 
-def _run_path(run: OpenedRun | str | Path) -> Path:
-    return run.path if isinstance(run, OpenedRun) else _filled_path(run)
+def _run_path(run: OpenedRun | str | Path, name: str) -> Path:
+    """The folder of a run that is given as parameter `name`. Raises ConfigError as `_filled_path`."""
+    return run.path if isinstance(run, OpenedRun) else _filled_path(run, name, f"a run, or {_A_FOLDER}")
 
 
-def _filled_path(path: str | Path) -> Path:
-    """The path of a folder. Raises ConfigError for an empty text, which as a path would be the current folder, and for what is no
-    path."""
+_A_FOLDER = "a text or a Path, the path of a folder"
+
+
+def _filled_path(path: str | Path, name: str, valid: str = _A_FOLDER) -> Path:
+    """The path that is given as parameter `name`; `valid` says what it may be. Raises ConfigError for an empty text, which as a
+    path would be the current folder, and for what is no path."""
     if not isinstance(path, str | PathLike):
-        raise ConfigError(f"path = {quote_value(path)}: must be a text or a Path, the path of a folder")
+        raise ConfigError(f"{name} = {quote_value(path)}: must be {valid}")
     if not str(path).strip():
-        raise ConfigError(f'path = {path!r}: is empty; give the path of a folder, "." for the current one')
+        here = ', "." for the current one' if valid.endswith(_A_FOLDER) else ""
+        raise ConfigError(f"{name} = {path!r}: is empty; give {valid}{here}")
     return Path(path)
 
 
