@@ -21,7 +21,7 @@ from permix.metrics import statistics
 from permix.metrics.stability import stability_differences
 from permix.pipelines import study as study_module
 from permix.pipelines import study_cost, study_units
-from permix.pipelines.jobs import cores_of_job, gpus_of_slot, thread_arguments
+from permix.pipelines.jobs import JobFailure, cores_of_job, gpus_of_slot, thread_arguments
 from permix.pipelines.study import run_study
 from permix.pipelines.study_cost import PartCost, estimate_time, preflight_study, study_costs
 from permix.pipelines.study_units import (
@@ -187,6 +187,54 @@ def test_a_training_of_other_settings_is_not_taken_over(tmp_path: Path, monkeypa
     study_units.run_part(unit.training.model_copy(update={"train": changed}))
     with pytest.raises(ConfigError, match=r"rlvr-1/train was started with train.lr = 0.5, not 1e-05"):
         run_unit(settings, unit)
+
+
+def train_by_hand(unit: StudyUnit, lr: float) -> None:
+    """What `permix train` leaves in the unit's folder, with another learning rate."""
+    assert unit.training is not None
+    train = unit.training.train.model_copy(update={"lr": lr})
+    write_json(
+        make(unit.training.out) / "config.json", prepare_training(unit.training).config.model_copy(update={"train": train})
+    )
+    write_json(make(unit.training.out / "model") / "config.json", {})
+
+
+def test_a_found_training_of_other_settings_is_refused_before_anything_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = study(tmp_path)
+    train_by_hand(unit_of(settings, "sft-2"), 0.5)
+    monkeypatch.setattr(study_module, "_run_units", lambda *_: pytest.fail("units were run"))
+    for start in (run_study, preflight_study):
+        with pytest.raises(ConfigError, match=r"sft-2/train was started with .*train.lr = 0.5, not 1e-05.*; or delete .*sft-2$"):
+            start(settings)
+    assert run_study(study(tmp_path, report=True)) is None  # the report of what is finished needs no such check
+
+
+def test_a_unit_that_cannot_be_settled_is_named_after_the_report_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = study(tmp_path)
+    base, broken = unit_of(settings, "base"), unit_of(settings, "rlvr-1")
+
+    def run_units(config: StudyConfig, units: Sequence[StudyUnit]) -> list[JobFailure]:
+        stability_run(base.parts["accuracy"].out, "base", "bundled", share(5))
+        fidelity_run(base.parts["character"].out, "base", "bundled")
+        make_finished(base, *base.parts)
+        train_by_hand(broken, 0.5)
+        return [JobFailure("sft-1", 1, tmp_path / "sft-1" / "log.txt", "no memory")]
+
+    monkeypatch.setattr(study_module, "check_study", lambda _: None)
+    monkeypatch.setattr(study_module, "_run_units", run_units)
+    with (
+        command_output(as_json=True, is_quiet=True) as shown,
+        pytest.raises(
+            PermixError, match=r"4 of 5 units are not finished; failed: rlvr-1: .*train.lr = 0.5, .*; sft-1 \(exit code 1"
+        ),
+    ):
+        run_study(settings)
+    assert (tmp_path / "report" / "index.html").exists()
+    assert (shown.result["pending"], sorted(shown.result["failed"])) == (4, ["rlvr-1", "sft-1"])
 
 
 @pytest.mark.parametrize("keeps_models", [False, True])

@@ -17,7 +17,7 @@ evaluations of it are finished.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -70,10 +70,14 @@ def run_study(config: StudyConfig) -> Path | None:
         "again to go on"
     )
     failed = _run_units(config, waiting)
+    unsettled: dict[str, PermixError] = {}
     for unit in chosen:
-        _settle(config, unit)
+        try:
+            _settle(config, unit)
+        except PermixError as error:  # of one unit: the report has the others
+            unsettled[unit.name] = error
     page = report_study(config)
-    _require_finished(config, chosen, failed)
+    _require_finished(config, chosen, failed, unsettled)
     return page
 
 
@@ -136,17 +140,23 @@ def without_choice(config: StudyConfig) -> StudyConfig:
     return config.model_copy(update={"only": (), "only_seeds": (), "unit": None, "jobs": 1, "threads": None, "report": False})
 
 
-def _require_finished(config: StudyConfig, chosen: Sequence[StudyUnit], failed: Sequence[JobFailure]) -> None:
-    pending = [unit for unit in chosen if pending_parts(unit)]
-    add_result(paths={"study": config.out}, pending=len(pending), failed=[one.job for one in failed])
+def _require_finished(
+    config: StudyConfig, chosen: Sequence[StudyUnit], failed: Sequence[JobFailure], unsettled: Mapping[str, PermixError]
+) -> None:
+    """Raise PermixError or IncompleteRunError if chosen units are not finished; `unsettled`: errors of `_settle` by unit."""
+    pending = [unit for unit in chosen if pending_parts(unit) or unit.name in unsettled]
+    texts = {one.job: one.text for one in failed}
+    broken = {one.job: one.text for one in failed if one.exit_code != IncompleteRunError.exit_code}
+    broken = {name: f"{name}: {error}" for name, error in unsettled.items()} | broken
+    add_result(paths={"study": config.out}, pending=len(pending), failed=list(texts | broken))
     if not pending:
         return
-    if broken := [one for one in failed if one.exit_code != IncompleteRunError.exit_code]:
+    if broken:
         raise PermixError(
-            f"{config.out}: {len(pending)} of {len(chosen)} units are not finished; failed: "
-            f"{'; '.join(one.text for one in broken)}; run the same command again to go on with them"
+            f"{config.out}: {len(pending)} of {len(chosen)} units are not finished; failed: {'; '.join(broken.values())}; "
+            "run the same command again to go on with them"
         )
-    why = "; ".join(one.text for one in failed) or "other processes are running them"
+    why = "; ".join(texts.values()) or "other processes are running them"
     names = ", ".join(unit.name for unit in pending)
     raise IncompleteRunError(
         f"{config.out}: {len(pending)} of {len(chosen)} units are not finished ({names}): {why}", len(pending)

@@ -17,7 +17,13 @@ from permix.inference.cost import duration_text
 from permix.judges.judging import load_judge_setup
 from permix.pipelines.fidelity import count_later_calls, preflight_fidelity, required_rubrics
 from permix.pipelines.study_content import check_same_content
-from permix.pipelines.study_units import check_same_settings, finished_parts, pending_parts, require_content
+from permix.pipelines.study_units import (
+    check_found_trainings,
+    check_same_settings,
+    finished_parts,
+    pending_parts,
+    require_content,
+)
 from permix.pipelines.train import preflight_training, training_requests
 from permix.progress import add_result, separate_result
 from permix.storage.run_dir import RunReader
@@ -99,6 +105,7 @@ def check_study(config: StudyConfig) -> None:
     require_content(config)
     check_headlines(config)
     check_same_settings(config)
+    check_found_trainings(config)
     pending = {unit.name: pending_parts(unit) for unit in config.chosen_units()}
     if any(pending.values()):
         check_same_content(config)

@@ -26,7 +26,7 @@ from permix.config import (
     merge_values,
 )
 from permix.errors import ConfigError, DataError, IncompleteRunError, PermixError
-from permix.progress import print_status
+from permix.progress import command_output, print_status
 from permix.storage.files import guard_writes, read_json, write_json
 from permix.storage.run_dir import SET_ASIDE_PREFIX, UNIT_FILE, describe_setting_differences, free_key_fields
 from permix.storage.workers import is_claimed
@@ -163,14 +163,11 @@ def record_model(unit: StudyUnit) -> None:
     Raises ConfigError for a training that was not started by the study, and with other settings.
     """
     from permix.inference.hf import folder_fingerprint
-    from permix.training.job import prepare_training
 
     training, record = unit.training, read_unit_record(unit)
     if training is None or not has_model(unit):
         return
-    if TRAIN_PART not in record.settings:  # the run's own settings state what depends on the data
-        filled = unit._replace(parts={**unit.parts, TRAIN_PART: prepare_training(training).config})
-        _check_part_settings(filled, TRAIN_PART, read_json(training.out / "config.json"))
+    _check_found_training(unit, record)
     fingerprint = folder_fingerprint(training.out / "model")
     if record.model not in (None, fingerprint):
         _move_evaluations(unit, record)
@@ -263,6 +260,23 @@ def check_same_settings(config: StudyConfig) -> None:
             if name not in recorded:
                 continue
             _check_part_settings(unit, name, recorded[name])
+
+
+def check_found_trainings(config: StudyConfig) -> None:
+    """Raise ConfigError for a trained model in the study's folder that the study did not train, and of other settings."""
+    for unit in config.units():
+        _check_found_training(unit, read_unit_record(unit))
+
+
+def _check_found_training(unit: StudyUnit, record: UnitRecord) -> None:
+    from permix.training.job import prepare_training
+
+    if unit.training is None or TRAIN_PART in record.settings or not has_model(unit):
+        return
+    with command_output(as_json=False, is_quiet=True):  # notes on the data are printed where the training is checked or run
+        job = prepare_training(unit.training)  # the run's own settings state what depends on the data
+    filled = unit._replace(parts={**unit.parts, TRAIN_PART: job.config})
+    _check_part_settings(filled, TRAIN_PART, read_json(unit.training.out / "config.json"))
 
 
 def _check_part_settings(unit: StudyUnit, name: str, recorded: Mapping[str, Any]) -> None:
