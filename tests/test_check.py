@@ -103,7 +103,7 @@ def test_an_accuracy_evaluation(tmp_path: Path) -> None:
         "requests": "48",
         "prompt tokens": facts["prompt tokens"],
         "new tokens": "at most 768",
-        "time": "unknown: no earlier run of this model tells it",
+        "time": "unknown: no earlier run of this model was timed",
         "cost": "unknown: no price for test",
         "result": "valid",
     }

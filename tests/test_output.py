@@ -10,6 +10,8 @@ import pytest
 from permix import cli
 from permix.cli import commands
 from permix.config import ReportConfig
+from permix.evals.interview import interviewer_messages
+from permix.inference.cost import CHARACTERS_PER_TOKEN
 from permix.storage.workers import SHARED_LOCK_FILE
 from tests.sample_runs import fidelity_values, solve, stability_values, toml
 from tests.seeded import stability_run, torn
@@ -188,6 +190,11 @@ def test_an_interview_counts_the_answers_in_later_prompts(tmp_path: Path, capfd:
     asked, _ = run_json(capfd, "fidelity", config_file(tmp_path, values), "--dry-run", *asker)
     assert (asked["estimates"]["interviewer"]["requests"], asked["estimates"]["interviewer"]["requests_at_most"]) == (9, 27)
     assert asked["estimates"]["interviewer"]["new_tokens_at_most"] == 27 * 120
+    # Nine prompts have a text, the answers and questions of the greatest length before them; each may be asked three times.
+    once, most = (asked["estimates"]["interviewer"][name] for name in ("prompt_tokens", "prompt_tokens_at_most"))
+    texts = sum(len(message["content"]) for message in interviewer_messages(())) / CHARACTERS_PER_TOKEN
+    assert once == round(9 * texts + 9 * (100 + 120) + 9 * 120)
+    assert most == pytest.approx(3 * once, abs=3)
 
 
 def test_only_one_process_writes_the_report_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

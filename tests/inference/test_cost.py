@@ -12,6 +12,7 @@ from permix.errors import ConfigError
 from permix.inference.chat_template import encode_chat
 from permix.inference.cost import RequestGroup, duration_text, estimate_cost, find_measured, runs_beside
 from permix.inference.hf import load_tokenizer
+from permix.progress import command_output
 from permix.types import Message
 
 ENDPOINT = ModelConfig(name="m", backend="openai", base_url="http://127.0.0.1:1/v1")
@@ -47,9 +48,20 @@ def test_requests_and_tokens_are_counted_and_a_price_gives_dollars(tmp_path: Pat
         "requests": "8, then at most 2 more; 7 more are recorded already",
         "prompt tokens": "about 130 (estimate: 4 characters a token, with answers of the greatest length)",
         "new tokens": "at most 100",
-        "time": "unknown: no earlier run of this model tells it",
+        "time": "unknown: no earlier run of this model was timed",
         "cost": "at most 0.1130 US dollars if no request is repeated",
     }
+
+
+def test_the_prompts_of_repeated_requests_count_in_what_is_at_most(tmp_path: Path) -> None:
+    measured = find_measured([recorded(tmp_path / "one", [2])], "stability", ENDPOINT, 16)
+    with command_output(as_json=True, is_quiet=True) as shown:
+        facts = estimate_cost([RequestGroup([FORTY] * 3, 16, n_repeats=6, answer_tokens=12)], prices(tmp_path), measured)
+    # Prompts: 3 × 10 + 12 = 42, each asked three times at most; 126 × 100 $/M + 9 × 16 × 1000 $/M = 0.1566 $.
+    assert facts["prompt tokens"] == "about 42, at most 126 (estimate: 4 characters a token, with answers of the greatest length)"
+    assert facts["cost"] == "at most 0.1566 US dollars if no request is repeated, about 0.0102 expected"
+    numbers = shown.result["estimates"]["model"]
+    assert (numbers["requests_at_most"], numbers["prompt_tokens"], numbers["prompt_tokens_at_most"]) == (9, 42, 126)
 
 
 def test_an_earlier_run_tells_length_time_and_likely_cost(tmp_path: Path) -> None:

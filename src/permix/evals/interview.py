@@ -268,7 +268,7 @@ def _estimate_interview(config: FidelityConfig, plan: InterviewPlan) -> dict[str
     n_asked = len({key[:2] for key in answered if turn_number(key.question_id) is None})
     asking = [interviewer_messages(())] * (len(plan.pool) * turns - n_asked)
     unusable = len(asking) * (INTERVIEWER_ATTEMPTS - 1)
-    group = RequestGroup(asking, question_limit, n_repeats=unusable, answer_tokens=INTERVIEWER_ATTEMPTS * answer_tokens)
+    group = RequestGroup(asking, question_limit, n_repeats=unusable, answer_tokens=answer_tokens if asking else 0)
     return facts | estimate_cost(
         [group], config.interviewer, None, n_recorded=n_asked, price_option="interviewer.prices", prefix="interviewer: "
     )

@@ -67,9 +67,10 @@ class RequestGroup(NamedTuple):
 
     `prompts`: the messages of the requests whose prompts are known. `n_later`: the most further requests, whose prompts are known
     only later; they are counted as long as the mean of `prompts`. `times`: how often the whole group is asked.
-    `n_repeats`: how many requests may be asked once more because their reply is of no use; they count in what is at most, and in
-    nothing that is expected.
-    `answer_tokens`: the most tokens that the prompts contain in addition, as answers of the model that do not exist yet.
+    `n_repeats`: the most further requests with prompts of this group, each equally often, because replies are of no use; they
+    count in what is at most, and in nothing that is expected.
+    `answer_tokens`: the most tokens that the prompts contain in addition, as answers of the model that do not exist yet; without
+    those of `n_repeats`.
     """
 
     prompts: Sequence[Sequence[Message]]
@@ -179,7 +180,8 @@ def estimate_cost(
 
     `n_recorded`: requests of the run that have an answer already; `groups` are the others. `prefix` is put before each name.
     `max_dollars`: a strict upper bound of the cost, where the caller knows one; without it, the cost of answers of the greatest
-    length and of the prompt tokens as counted here. The numbers alone are added to the result for --json ("estimates").
+    length and of the prompt tokens of all requests that may be asked, as counted here. The numbers alone are added to the result
+    for --json ("estimates").
     Raises ConfigError for an invalid file of prices, and for a prompt that the chat template of a local model refuses.
     """
     known, most = sum(len(group.prompts) * group.times for group in groups), sum(group.n_at_most for group in groups)
@@ -190,7 +192,7 @@ def estimate_cost(
     expected = None if mean is None else sum(group.n_expected * min(mean, group.max_new_tokens) for group in groups)
     rate = None if measured is None else measured.per_second
     if price is not None and max_dollars is None:
-        max_dollars = price.cost(count.tokens, max_new)
+        max_dollars = price.cost(count.at_most, max_new)
     dollars_at_most = None if price is None else max_dollars
     dollars_expected = None if price is None or expected is None else price.cost(count.tokens, expected)
     numbers = {
@@ -198,6 +200,7 @@ def estimate_cost(
         "requests_at_most": most,
         "requests_recorded": n_recorded,
         "prompt_tokens": round(count.tokens),
+        "prompt_tokens_at_most": round(count.at_most),
         "prompt_tokens_are_exact": count.is_exact,
         "new_tokens_at_most": max_new,
         "new_tokens_expected": expected,
@@ -212,9 +215,10 @@ def estimate_cost(
     new_tokens = f"at most {max_new}"
     if measured is not None and expected:
         new_tokens += f", about {expected:.0f} expected (mean of {measured.n} answers in {_shown(measured.run)}: {mean:.1f})"
+    repeated = f", at most {count.at_most:.0f}" if count.at_most > count.tokens else ""
     facts = {
         "requests": f"{known}{later}{recorded}",
-        "prompt tokens": f"{'' if count.is_exact else 'about '}{count.tokens:.0f} ({count.source})",
+        "prompt tokens": f"{'' if count.is_exact else 'about '}{count.tokens:.0f}{repeated} ({count.source})",
         "new tokens": new_tokens,
         "time": _time_text(expected_requests, measured),
         "cost": _cost_text(model, dollars_at_most, dollars_expected),
@@ -226,7 +230,7 @@ def _time_text(n: int, measured: MeasuredRequests | None) -> str:
     if not n:
         return "none: every answer is recorded"
     if measured is None or measured.per_second is None:
-        return "unknown: no earlier run of this model tells it"
+        return "unknown: no earlier run of this model was timed"
     return f"about {duration_text(n / measured.per_second)} ({measured.per_second:.3g} requests/s in {_shown(measured.run)})"
 
 
@@ -258,25 +262,30 @@ CHARACTERS_PER_TOKEN = 4
 
 
 class _PromptCount(NamedTuple):
+    """`tokens`: if no request is repeated; `at_most`: with all of `n_repeats`."""
+
     tokens: float
+    at_most: float
     is_exact: bool
     source: str
 
 
 def _count_prompt_tokens(groups: Sequence[RequestGroup], model: ModelConfig) -> _PromptCount:
     tokenizer = _tokenizer_at_hand(model)
-    total, is_exact = 0.0, tokenizer is not None
+    total, at_most, is_exact = 0.0, 0.0, tokenizer is not None
     for group in groups:
         n = len(group.prompts)
         counted = group.prompts if n <= MAX_COUNTED_PROMPTS else group.prompts[:: -(-n // MAX_COUNTED_PROMPTS)]
         is_exact = is_exact and len(counted) == n and not group.n_later and not group.answer_tokens
         mean = sum(_prompt_tokens(one, tokenizer) for one in counted) / max(len(counted), 1)
-        total += (mean * (n + group.n_later) + group.answer_tokens) * group.times
+        tokens = (mean * (n + group.n_later) + group.answer_tokens) * group.times
+        total += tokens
+        at_most += tokens * group.n_at_most / group.n_expected if group.n_repeats else tokens
     estimate = f"estimate: {CHARACTERS_PER_TOKEN} characters a token"
     source = estimate if tokenizer is None else "the model's tokenizer"
     if any(group.answer_tokens for group in groups):
         source += ", with answers of the greatest length"
-    return _PromptCount(total, is_exact, source)
+    return _PromptCount(total, at_most, is_exact, source)
 
 
 def _prompt_tokens(messages: Sequence[Message], tokenizer: Any) -> float:
