@@ -1,6 +1,7 @@
 """`permix power`: pilot runs of two methods, what is planned from them, and what is refused."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from scipy.stats import chi2
 
 from permix import cli
 from permix.config import PowerConfig
-from permix.metrics.measures import CHARACTER_MEASURES
+from permix.metrics.measures import CHARACTER_MEASURES, MEASURE_VIEWS
 from permix.metrics.training_seeds import SeedDifference, SeedVarianceComponents, power_over_seeds, scale_questions
 from permix.report.method_power import describe_pilot, parse_effects, plan_power, seed_assumptions, upper_seed_variance
 from permix.report.methods import group_methods
@@ -116,6 +117,27 @@ def test_one_seed_each_is_said(folder: Path, tmp_path: Path, capsys: pytest.Capt
     said = " ".join(capsys.readouterr().out.split())
     assert "A method has one training seed here." in said
     assert "(assumed: 0.04 of each)" in said
+
+
+def test_a_given_measure_that_is_not_in_the_runs_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the default measures those are planned that the runs have; one that is asked for is not left out."""
+    for name in ("rlvr-1", "mixed-1"):
+        for kind in ("train", "stability"):
+            shutil.copytree(folder / f"{name}-{kind}", tmp_path / "one" / f"{name}-{kind}")
+    asked = ["--effects", "pss=0.1", "recognisability=0.05", "right_in_character=0.1", "--out", str(tmp_path / "out")]
+    assert cli.run_cli(["power", str(tmp_path / "one"), *asked]) == 2
+    said = capsys.readouterr()
+    assert "effects: recognisability and right_in_character: not measured in these runs" in said.err
+    assert said.out == ""
+    assert not (tmp_path / "out").exists()
+    assert cli.run_cli(["power", str(tmp_path / "one"), "--seeds", "3", "--questions", "50"]) == 0
+
+
+def test_the_help_names_every_measure_that_can_be_planned() -> None:
+    described = str(PowerConfig.model_fields["effects"].description)
+    assert all(re.search(rf"\b{name}\b", described) for name in (*MEASURE_VIEWS["seed_differences"], *CHARACTER_MEASURES))
 
 
 @pytest.mark.slow

@@ -570,8 +570,10 @@ class PowerConfig(ConfigSection):
     """Methods and the labels of their models, which differ only in the training seed: NAME=LABEL,LABEL. When not given, the
     training runs decide."""
     effects: tuple[str, ...] = ()
-    """Differences to plan for: MEASURE=SIZE, such as pss=0.1. When not given: default sizes for pss, worst,
-    worst_minus_baseline, mean_minus_baseline and identifiability."""
+    """Differences to plan for: MEASURE=SIZE, such as pss=0.1. MEASURE: pss, worst, mean, relative_persona_sd,
+    worst_minus_baseline, mean_minus_baseline, identifiability, recognisability or right_in_character, which the runs must have.
+    When not given: default sizes for pss, worst, worst_minus_baseline, mean_minus_baseline and identifiability, as far as the
+    runs have them."""
     questions: tuple[Annotated[int, Field(ge=10)], ...] = (100, 200, 400, 800)
     """Numbers of questions to plan with."""
     seeds: tuple[Annotated[int, Field(ge=2)], ...] = (2, 3, 5, 8)

@@ -74,7 +74,8 @@ class SeedAssumption(NamedTuple):
 def run_power(config: PowerConfig) -> None:
     """Run `permix power`: print the table, and write power.json to `config.out` when it is set.
 
-    Raises ConfigError unless the runs are of two methods, and DataError where these cannot be compared.
+    Raises ConfigError unless the runs are of two methods and have every measure of `config.effects`, and DataError where the
+    methods cannot be compared.
     """
     effects = parse_effects(config.effects)
     against, method = _two_methods(group_methods(collect_models(config.runs), config.methods))
@@ -83,11 +84,16 @@ def run_power(config: PowerConfig) -> None:
         why = "; ".join(escape_control(reason) for reason in (*difference.reasons, *difference.fidelity_reasons))
         raise DataError(f"{against.name} and {method.name} cannot be compared: {why or 'they have no measure in common'}")
     lines = list(plan_power(difference, effects, config))
+    planned = {line.measure for line in lines}
+    if missing := [name for name in effects if name not in planned and config.effects]:  # a default measure may be missing
+        reasons = dict.fromkeys(escape_control(reason) for name in missing for reason in difference.reasons_for(name))
+        why = f" ({'; '.join(reasons)})" if reasons else ""
+        raise ConfigError(f"effects: {' and '.join(missing)}: not measured in these runs{why}; give other effects, or other runs")
     if not lines:
         raise DataError(f"effects: none of {', '.join(effects)} is measured in these runs")
     add_result(power=[line.model_dump(mode="json") for line in lines])
     console = Console()
-    for note in describe_pilot(difference, {line.measure for line in lines}):
+    for note in describe_pilot(difference, planned):
         console.print(one_line(note, 1000), markup=False, highlight=False, soft_wrap=not console.is_terminal)
     console.print(terminal_power_table(lines, config.questions))
     if config.out is not None:
@@ -167,7 +173,8 @@ def _planned_components(measured: SeedVarianceComponents, assumption: SeedAssump
 
 
 def _pilot_seeds(difference: MethodDifference, name: str) -> int:
-    """The seeds that the variance of seeds is measured from; an untrained model has none and is the same beside each."""
+    """The number of seeds that the variance of seeds is measured from. An untrained model has none: it is compared with each
+    seed."""
     compared = difference.seeds_of(name)
     return max(compared.n) if compared.pairing == "untrained" else min(compared.n)
 
