@@ -1,5 +1,6 @@
 """The trade-off figure: which methods stand in it, where, and what leads where."""
 
+import re
 import struct
 from pathlib import Path
 
@@ -7,12 +8,13 @@ import pytest
 
 from permix.report.builder import draw_report_figures
 from permix.report.comparisons import Comparison
+from permix.report.html.charts import _tradeoff_axis as tradeoff_axis
 from permix.report.html.charts import build_charts
 from permix.report.methods import ReportMethod, group_methods, method_names, training_arrows
 from permix.report.pooled import PooledMethod, pool_seeds
 from permix.report.runs import collect_models
 from permix.report.score_plots import plot_tradeoff
-from permix.report.tradeoff import IDENTIFIABILITY_VIEW, Tradeoff, TradeoffPoint, build_tradeoffs
+from permix.report.tradeoff import IDENTIFIABILITY_VIEW, Tradeoff, TradeoffPoint, TradeoffView, build_tradeoffs
 from permix.types import Estimate
 from tests.seeded import write_study
 
@@ -79,6 +81,26 @@ def test_figure_and_page_have_the_same_points_arrows_and_chance(study: list[Repo
     assert [point["name"] for point in page["points"]] == list(tradeoff.points)
     assert page["arrows"] == [list(pair) for pair in tradeoff.arrows]
     assert [measure["chance"] for measure in page["measures"]] == [tradeoff.chance]
+
+
+def test_the_page_names_the_lines_and_arrows_that_it_draws_and_no_others(study: list[ReportMethod]) -> None:
+    pooled = [pool_seeds(one) for one in study]
+
+    def note(*numbers: int, chances: tuple[float, ...] = (0.25, 0.25, 0.25)) -> str:
+        methods = [study[number] for number in numbers]
+        found = [pooled[number].model_copy(update={"chance": chances[number]}) for number in numbers]
+        models = [model for method in methods for model in method.models]
+        (measure,) = build_charts(models, methods, found, [])["tradeoff"]["measures"]
+        return str(measure["note"])
+
+    assert note(0, 1, 2).endswith("; dotted: chance; arrows: steps of training")
+    assert note(0).endswith("; dotted: chance")
+    assert note(0, 1, chances=(0.25, 0.5, 0.25)).endswith("; arrows: steps of training")
+    assert not re.search("dotted|arrows", note(0, 1, chances=(0.25, 0.5, 0.25)).removesuffix("arrows: steps of training"))
+    neither = tradeoff_axis(Tradeoff(IDENTIFIABILITY_VIEW, {"a": TradeoffPoint("a", AT, AT)}))["note"]
+    judged = Tradeoff(TradeoffView("score", "", "", ""), {"a": TradeoffPoint("a", AT, AT)}, (("a", "b"),))
+    assert not re.search("dotted|arrows|chance", neither)
+    assert "; arrows: steps of training; hollow" in tradeoff_axis(judged)["note"]
 
 
 def test_a_method_without_one_of_the_numbers_is_left_out(study: list[ReportMethod]) -> None:

@@ -126,8 +126,6 @@ def build_charts(
     return {name: chart for name, chart in charts.items() if chart}
 
 
-_TRADEOFF_LEGEND = "dotted: chance; arrows: from base to RLVR to personas mixed in"
-
 _HOLLOW_POINT_NOTE = "hollow: the judge does not tell right from wrong persona, or was not validated"
 
 
@@ -149,13 +147,15 @@ def _tradeoff_axis(tradeoff: Tradeoff) -> _ChartData:
     """A measure for the x axis; `low` and `high` are the ends of its range."""
     view, points, name = tradeoff.view, tradeoff.points.values(), tradeoff.view.axis_label
     seeds = "; small points: training seeds" if any(point.seeds for point in points) else ""
+    dotted = "; dotted: chance" if tradeoff.chance is not None else ""
+    marks = f"{dotted}{'; arrows: steps of training' if tradeoff.arrows else ''}"
     if view.file is None:
         bars = f"vertical bars: {QUESTION_INTERVAL_NOTE}; horizontal bars: {PERSONA_INTERVAL_NOTE}, one model"
-        name, note = f"{printable_text(view.measure)}: {name}", f"{bars}{seeds}; {_HOLLOW_POINT_NOTE}"
+        name, note = f"{printable_text(view.measure)}: {name}", f"{bars}{seeds}{marks}; {_HOLLOW_POINT_NOTE}"
     else:
         ends = sorted({f"{point.chance:.2f}" for point in points if point.chance is not None})
         chance = f"; by chance: {' to '.join(dict.fromkeys((ends[0], ends[-1])))}" if ends else ""
-        note = f"bars: {QUESTION_INTERVAL_NOTE}{seeds}{chance}; {_TRADEOFF_LEGEND}"
+        note = f"bars: {QUESTION_INTERVAL_NOTE}{seeds}{chance}{marks}"
     return {
         "key": printable_text(view.measure), "name": name, "chance": json_number(tradeoff.chance),
         "low": view.limits[0], "high": view.limits[1], "note": f"n = {tradeoff.counts_text}; {note}",
