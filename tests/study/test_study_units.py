@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ from permix.pipelines.study_units import (
 )
 from permix.progress import command_output
 from permix.rendering.table import format_p_value
+from permix.report import study as study_report
 from permix.report.runs import _runs_below
 from permix.report.study import check_headlines, divide_into_pages, write_study_report
 from permix.storage.files import read_json, write_json
@@ -808,6 +810,21 @@ def test_a_strategy_has_no_headline_beside_a_plain_evaluation(tmp_path: Path) ->
     alone = study(tmp_path, arms=arms, evaluations={"vote": vote}, headlines=headlines)
     assert divide_into_pages(alone.units()[0]) == [{"stability": "vote"}]  # its answers without a vote are a plain grid
     check_headlines(alone)
+
+
+def test_a_headline_of_recognisability_needs_an_embedder(tmp_path: Path) -> None:
+    headline = {"measure": "recognisability", "evaluation": "character", "arm": "sft", "against": "rlvr", "published": 0.2}
+    check_headlines(study(tmp_path, headlines=[headline]))
+    without = {"accuracy": ACCURACY, "character": CHARACTER | {"embedder": "none"}}
+    with pytest.raises(ConfigError, match=r"measure = 'recognisability' \(headline 1\): character has identifiability$"):
+        check_headlines(study(tmp_path, evaluations=without, headlines=[headline]))
+
+
+def test_the_notes_of_a_study_have_the_names_of_its_table() -> None:
+    """The columns are arm and against."""
+    notes = {name: text for name, text in vars(study_report).items() if name.endswith("_NOTE")}
+    assert {"DIFFERENCES_NOTE", "HEADLINES_NOTE"} <= notes.keys()
+    assert not [name for name, text in notes.items() if re.search(r"\b(other|beside)\b", text)]
 
 
 @pytest.mark.slow

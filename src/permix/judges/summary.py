@@ -55,7 +55,7 @@ class JudgeAgreement(Record):
 
 
 class ScoreDifference(Record):
-    """Difference of two runs in one judge's scores.
+    """The scores of a run by one judge − those of the run that it is compared with.
 
     Scores are paired by persona, question, sample and rubric. `p` is for the difference in PersonaScore only.
     """

@@ -128,7 +128,8 @@ class JudgedRun(NamedTuple):
 
 
 class JudgeScoreDifference(Record):
-    """Difference of two models in one judge's scores of one kind of run."""
+    """The scores of one kind of run by one judge: a model − the model that it is compared with (`label` − `against` of the
+    `Comparison` that has this record)."""
 
     kind: str
     discriminates_persona: bool

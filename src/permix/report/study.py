@@ -70,7 +70,7 @@ UNTRUSTED_JUDGE_TEXT = (
 )
 
 DIFFERENCES_NOTE = (
-    "Arm − other, as means over the training seeds, paired by persona and question (a judge's scores by persona), with 95 % "
+    "Arm − against, as means over the training seeds, paired by persona and question (a judge's scores by persona), with 95 % "
     "intervals over questions (over personas). If the seeds of two arms differ, those that both have are compared. From two "
     "seeds on, the interval over training seeds too is below with its p; where a measure has none, the note says "
     f'"{SEEDS_NOT_COVERED}". Where the widest interval includes 0, no difference was shown. '
@@ -78,9 +78,9 @@ DIFFERENCES_NOTE = (
 )
 
 HEADLINES_NOTE = (
-    "Relative change (arm − other) / other of the means over the training seeds, beside the published figure. From two seeds on, "
-    "the interval is over questions (personas, for a judge's score) and training seeds. Models, sizes and data may differ from "
-    "those of the publication."
+    "Relative change (arm − against) / against of the means over the training seeds, next to the published figure. From two "
+    "seeds on, the interval is over questions (personas, for a judge's score) and training seeds. Models, sizes and data may "
+    "differ from those of the publication."
 )
 
 PARTIAL_STUDY_NOTE = "Only the arms and seeds that --only and --seeds chose; the report of the whole study is in report/."
@@ -141,7 +141,10 @@ def headline_measures(evaluation: PartConfig, kind: str) -> list[str]:
     if not isinstance(evaluation, FidelityConfig):
         return [measure.name for measure in measures_in("differences")] if kind == "stability" else []
     judged = [JUDGE_SCORE_MEASURE] if evaluation.judge.name != "none" else []
-    return [*(measure.name for measure in character_measures_of(kind)), *judged]
+    character = [measure.name for measure in character_measures_of(kind)]
+    if evaluation.embedder == "none":
+        character = [name for name in character if name != "recognisability"]
+    return [*character, *judged]
 
 
 def write_study_report(
