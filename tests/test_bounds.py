@@ -73,6 +73,9 @@ def test_steps_of_several_epochs_and_of_several_updates(tmp_path: Path) -> None:
     for method, more, steps in (("sft", {"epochs": 3}, 12), ("rlvr", {"updates_per_rollout": 2}, 8)):
         plan = {"steps": 4, "questions_per_step": 2, "group_size": 2}
         config = training(method, out=tmp_path / method / "run", train=more, plan=plan)
+        with separate_result():
+            time = estimate_training(prepare_training(config))["time"]
+        assert time == "unknown: no earlier training of this model with this method was timed"
         (tmp_path / method / "run").mkdir(parents=True)
         (tmp_path / method / "run" / "config.json").write_text(json.dumps(config.model_dump(mode="json")))
         log = [json.dumps({"step": step, "seconds": {"training": 1.0}}) + "\n" for step in range(1, 4)]

@@ -105,7 +105,7 @@ def test_another_run_in_the_place_of_the_reference_is_not_taken(
     assert not (Path("runs/base")).samefile(folder / "A" / "runs" / "base")
     for find in (lambda: find_reference(Path("runs/tuned"), read_json(Path("runs/tuned/config.json")), field),
                  lambda: find_reference_run(Run(Path("runs/tuned")), field), lambda: number(kind, "runs/tuned")):  # fmt: skip
-        with pytest.raises(DataError, match="runs/base is not the reference run that it was measured with"):
+        with pytest.raises(DataError, match="runs/base is another run than the reference run that it was measured with"):
             find()
     # A run of an earlier version has no mark, so the run beside it is taken.
     metrics = read_json(Path("runs/tuned/metrics.json"))

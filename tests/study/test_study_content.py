@@ -212,6 +212,7 @@ def test_another_verifier_is_refused_and_the_newest_revision_named(folder: Path,
         in (str(caught.value))
     )
     assert "this code has version 99 of the verifier" in str(caught.value)
+    assert f"; run the pending parts with revision {newest}, or give another folder." in str(caught.value)
 
 
 def test_a_report_and_a_start_with_nothing_pending_need_no_check(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

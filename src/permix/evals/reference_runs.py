@@ -37,9 +37,9 @@ def find_reference(run: Path, config: Mapping[str, Any], field: str = "reference
         return same
     if found:
         raise DataError(
-            f"{run}: {found[0]} is not the reference run that it was measured with (another run has its name), so "
-            f"{MEASURED_BY_REFERENCE[field]} cannot be measured; put {configured} beside the run, or run the run's "
-            "command again to measure with the one that is there"
+            f"{run}: {found[0]} is another run than the reference run that it was measured with, so "
+            f"{MEASURED_BY_REFERENCE[field]} cannot be measured; put the right {configured} next to this run, or repeat the "
+            f"run's command to measure with {found[0]}"
         )
     raise DataError(
         f"{run}: its reference run {configured} was not found; {MEASURED_BY_REFERENCE[field]} cannot be measured without it"
@@ -47,7 +47,7 @@ def find_reference(run: Path, config: Mapping[str, Any], field: str = "reference
 
 
 def _candidates(run: Path, config: Mapping[str, Any], configured: Path) -> Iterator[Path]:
-    """Where the reference may be: at its place relative to the run, at the same place beside the run, at its recorded path."""
+    """Where the reference may be: at its place relative to the run, at the same place next to the run, at its recorded path."""
     out = config.get("out")
     if isinstance(out, str) and Path(out).is_absolute() == configured.is_absolute():
         yield Path(os.path.normpath(run.absolute() / os.path.relpath(configured, out)))
@@ -61,7 +61,7 @@ def _is_other_run(path: Path, run: Path) -> bool:
 
 
 def reference_mark(reference: Path) -> str | None:
-    """Tells a run apart from other runs, wherever it is: a hash of its identity and of the time when it was made. None without
+    """Identifies a run, wherever it is: a hash of its identity and of the time when it was made. None without
     provenance.json."""
     born = RunReader(reference).provenance
     if "identity" not in born:
@@ -71,7 +71,7 @@ def reference_mark(reference: Path) -> str | None:
 
 
 def describe_reference(run: Path, field: str = "reference") -> dict[str, str]:
-    """The entry of metrics.json that tells the run's reference apart; empty without a reference, or if it has no mark."""
+    """The entry of metrics.json that identifies the run's reference; empty without a reference, or if it has no mark."""
     config = read_run_file(run / "config.json")
     reference = config.get(field)
     mark = None if reference is None else reference_mark(Path(reference))

@@ -71,7 +71,7 @@ class CanonicalOrder(NamedTuple):
         return text_P_Q[np.ix_(self.personas, self.questions)]
 
     def of_personas(self, kept: Sequence[int]) -> "CanonicalOrder":
-        """The order of those personas alone that stand at these places of it."""
+        """This order with the personas at these places of it alone."""
         return self._replace(personas=tuple(self.personas[place] for place in kept))
 
 

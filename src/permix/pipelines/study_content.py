@@ -2,8 +2,8 @@
 
 The settings of a part name files and not what they hold, and they do not name the version of the verifier. Each run directory
 records both, as hashes in grid.json and in the identity of provenance.json. They are compared with those of a part that would be
-made now. All models of a study are asked the same cells, so the untrained model's evaluation stands for those of all units. What
-no hash covers, such as the revision of the code, may differ.
+made now. All models of a study are asked the same cells, so the untrained model's evaluation is prepared and compared with
+those of all units. What no hash covers, such as the revision of the code, may differ.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -91,8 +91,8 @@ def check_same_content(config: StudyConfig) -> None:
     also = f" It was also made with {' and '.join(first.words)}." if first.words else ""
     raise ConfigError(
         f"out = {config.out}: {first.name} was made with {first.verifier}, by the code of revision {same.revision}, and this "
-        f"code has {_version_text(VERIFIER_VERSION)}, whose scores are not compared with those; run the parts that are left by "
-        f"the code of revision {same.revision}, or give another folder. The report of what is finished: --report.{also}"
+        f"code has {_version_text(VERIFIER_VERSION)}, whose scores are not compared with those; run the pending parts with "
+        f"revision {same.revision}, or give another folder. The report of what is finished: --report.{also}"
     )
 
 

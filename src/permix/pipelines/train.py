@@ -122,7 +122,7 @@ def estimate_training(job: TrainJob) -> dict[str, str]:
     groups = training_requests(job)
     facts = estimate_cost(groups, model, None) if groups else {}
     n_steps = most_optimizer_steps(job)
-    facts["time"] = "unknown: no earlier training of this model by this method tells it"
+    facts["time"] = "unknown: no earlier training of this model with this method was timed"
     found = _step_seconds(config)
     add_result(estimates={"training": {"steps": n_steps, "seconds": None if found is None else found[1] * n_steps}})
     if found is not None:
@@ -164,8 +164,8 @@ def training_requests(job: TrainJob) -> list[RequestGroup]:
 
 
 def _step_seconds(config: TrainConfig) -> tuple[Path, float] | None:
-    """The first run beside `config.out`, itself included, that trained this model by this method, with its mean wall seconds of a
-    step; None without one. A damaged run is passed over."""
+    """The first run next to `config.out`, itself included, that trained this model with this method, with its mean wall seconds
+    of a step; None without one. A damaged run is passed over."""
     for folder in runs_beside(config.out):
         with contextlib.suppress(DataError):
             recorded = read_run_file(folder / "config.json")

@@ -157,7 +157,8 @@ def read_verl_training(config: ImportConfig, folder: Path) -> VerlTraining:
 
 
 def _index_prompts(rows: Sequence[PlanRow], source: str, files: Sequence[StepFile]) -> PromptIndex:
-    """The index of these rows, which has learnt from all whole files what stands around the messages, if that matters."""
+    """The index of these rows. If it needs to know which text a chat template puts around the messages, it has learnt that from
+    all whole files."""
     index = PromptIndex(rows, source)
     if index.has_rivals:
         steps = filter(None, map(read_step, files))

@@ -157,7 +157,8 @@ _COMPARISON_NOTE = (
 
 
 class CharacterComparison(NamedTuple):
-    """The runs of open-ended questions beside two stability runs, and other − first in the measures of their answers."""
+    """The runs of open-ended questions of the two models whose stability runs are compared, and other − first in the measures of
+    their answers."""
 
     first: ModelRuns
     other: ModelRuns
@@ -178,7 +179,8 @@ class CharacterComparison(NamedTuple):
 
 
 class RunComparison(NamedTuple):
-    """Two stability runs and their paired comparison: the content of both tables; `characters`: of fidelity runs beside them."""
+    """Two stability runs and their paired comparison: the content of both tables. `characters`: the comparison of the fidelity
+    runs in the same folders."""
 
     first: Run
     other: Run
@@ -256,7 +258,7 @@ def _compare_grids(grid: StabilityGrid, other_grid: StabilityGrid, seed: int, re
 
 
 def _contexts_json(comparison: RunComparison) -> dict[str, Any]:
-    """ "contexts": the comparison within each context, by its name; nothing for runs without contexts."""
+    """The comparison within each context, by its name, under the key "contexts"; empty for runs without contexts."""
     found = {id: one.model_dump(mode="json") for id, one in comparison.contexts.items()}
     return {"contexts": found} if found else {}
 

@@ -324,7 +324,7 @@ _PROGRESS_MIN_MODELS = 8
 def collect_models(paths: Sequence[Path], description: str = "measures") -> list[ModelRuns]:
     """Find every model in `paths`, and measure it. Raises DataError as `find_all_runs` does.
 
-    `description`: the text beside the progress bar, which many models have.
+    `description`: the text next to the progress bar, which many models have.
     """
     groups = _group_by_label(find_all_runs(paths))
     models = []
