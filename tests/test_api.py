@@ -393,7 +393,7 @@ def test_questions_of_ones_own_have_ids_choices_and_levels() -> None:
         ({"task": SUMS, "answer": "number", "n": 0}, ConfigError, "n = 0: must be 1 or above"),
         ({"task": SUMS, "answer": "number", "n": -1}, ConfigError, "n = -1: must be 1 or above"),
         ({"task": "arithmetic", "n": 0}, ConfigError, "n = 0: must be 1 or above"),
-        ({"task": "arithmetic", "out": ""}, ConfigError, "path = '': is empty; give the path of a folder"),
+        ({"task": "arithmetic", "out": ""}, ConfigError, "out = '': is empty; give a text or a Path, the path of a folder"),
         ({"task": [*SUMS, SUMS[0]], "answer": "number"}, DataError, r"task\[4\]: .* occurs twice, first at task\[0\]"),
         ({"task": [SUMS[0], {"question": "Why?"}], "answer": "number"}, DataError, r"task\[1\]: field 'answer' is missing"),
         ({"task": [{"question": "Why?", "answer": "so"}], "answer": "number"}, DataError, r"task\[0\]: answer = 'so': must be"),
