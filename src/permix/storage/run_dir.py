@@ -658,7 +658,10 @@ class _HashedSettings(NamedTuple):
 
 _MODEL_WORDS = "other weights, another tokenizer, chat template or precision, under the same {section}.name"
 
-_FUNCTION_WORDS = "another function or object of the same name: its source, or a value that it carries, was another one"
+_FUNCTION_WORDS = (
+    "another function or object of the same name: its source, or a value that it carries, was another one, or another version of "
+    "permix identified it in another way"
+)
 
 _HASHED_SETTINGS: Mapping[str, _HashedSettings] = {
     "model": _HashedSettings(("model",), _MODEL_WORDS.format(section="model")),
@@ -667,7 +670,9 @@ _HASHED_SETTINGS: Mapping[str, _HashedSettings] = {
     "interview.personas": _HashedSettings(("personas",), "other personas"),
     "template": _HashedSettings(("personas.template", "templates"), "another text of personas.template"),
     "context_turns": _HashedSettings(("context_turns",), "other recorded turns behind context_turns"),
-    "task_source": _HashedSettings((), "another source of the task or its scorer (task_source)"),
+    "task_source": _HashedSettings(
+        (), "another source of the task or its scorer (task_source), or another version of permix, which identifies it otherwise"
+    ),
     "prompt": _HashedSettings(("task.prompt_template",), "another prompt of the task"),
     "plan": _HashedSettings(("plan", "plan_file", "task", "personas"), "a plan of other rows (questions, personas or prompts)"),
     "rubrics": _HashedSettings(("judge.rubrics",), "other texts of the rubrics or of the judge's prompt"),
