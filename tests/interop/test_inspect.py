@@ -576,8 +576,9 @@ def test_thinking_that_the_limit_cut_off_is_no_answer_of_an_import(
     assert found.completion is not None
     assert found.verdict is not None
     assert (found.completion.text, found.completion.reasoning, found.verdict.correct) == expected
-    assert cells[None].completion is not None
-    assert cells[None].completion.text == "It is 4."
+    without = cells[None].completion
+    assert without is not None
+    assert without.text == "It is 4."
 
 
 # What the task sends

@@ -184,8 +184,8 @@ def check_addresses(
         fingerprint = recorded_fingerprint or _recorded_fingerprint(run, identity_key)
         known = _find_known_model(served, run, section, fingerprint, recorded_base_url)
     if known is None:
-        recorded = recorded_fingerprint or _recorded_fingerprint(run, identity_key)
-        is_former = recorded is not None and recorded == getattr(model, "former_fingerprint", None)
+        on_disk = recorded_fingerprint or _recorded_fingerprint(run, identity_key)
+        is_former = on_disk is not None and on_disk == getattr(model, "former_fingerprint", None)
         return AddressCheck(section, identity_key, model.fingerprint if is_former else None)
     refusals, confirmed = _Refusals(run, section, model.name), bool(served.config.same_weights)
     uses = [*known.recorded_uses, *known.former_uses]
