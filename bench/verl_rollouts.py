@@ -24,6 +24,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from bench.figures import show
 from permix.config import ExportConfig
 from permix.pipelines.engine_export import export_plan
 from permix.plan import Plan, read_plan
+from permix.tasks import TASKS
 from permix.types import PlanRow, Verdict, seed_from
 
 UNREADABLE = "no score can be had"
@@ -314,7 +316,7 @@ class RecordedRewards:
     def __init__(self, rewards: Sequence[float | None]) -> None:
         self.rewards = iter(rewards)
 
-    def __call__(self, answer: str | None, gold: str, question: str = "") -> Verdict:
+    def __call__(self, answer: str, gold: str) -> Verdict:
         reward = next(self.rewards)
         return Verdict(correct=None, error="no score") if reward is None else Verdict(correct=reward == 1.0)
 
@@ -343,11 +345,13 @@ def permix_advantages(model: Path, plan: Plan, rollouts: Sequence[Mapping[str, A
             self.advantages = [*getattr(self, "advantages", []), *scored["advantages"].tolist()]
             return dict(scored)
 
-    # The arithmetic task calls the verifier for every completion; the exported task would call its own scorer instead.
+    # The task arithmetic gives the recorded rewards, for every completion; the exported task would call its own scorer instead.
+    recorded = RecordedRewards([rollout["reward"] for rollout in rollouts])
+    TASKS["arithmetic"] = replace(TASKS["arithmetic"], extract=lambda completion, question: completion, scorer=recorded)
     plan = Plan(tuple(row.model_copy(update={"task": "arithmetic"}) for row in plan.rows), plan.metadata)
     config = OptimConfig(lr=1e-4, max_new_tokens=4, microbatch_tokens=64, precision="float32", save_every=1000)
     trainer = RecordingTrainer(
-        plan=plan, check=RecordedRewards([rollout["reward"] for rollout in rollouts]), recorder=Recorder(), config=config,
+        plan=plan, recorder=Recorder(), config=config,
         args=grpo_arguments(config, plan, out), model=load_causal_lm(str(model), torch.float32, "cpu").train(),
         processing_class=load_tokenizer(str(model)),
     )  # fmt: skip

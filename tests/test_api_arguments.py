@@ -1,6 +1,8 @@
 """What the Python API does with functions, objects, tasks and values that cannot work, or that nothing tells apart."""
 
 import functools
+import inspect
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -18,9 +20,11 @@ import permix
 from permix import api
 from permix.config import TaskConfig
 from permix.errors import ConfigError, DataError, IncompleteRunError, PermixError
-from permix.inference.scripted import wrap_model
+from permix.inference.scripted import code_identity, wrap_model
+from permix.storage.files import read_json, write_json
 from permix.tasks import _find_own_task, task_from_questions
-from permix.types import Message, Question, Request, Sampling, Verdict
+from permix.types import Message, Question, Request, Sampling, Verdict, digest
+from permix.verification.math_verifier import check_answer
 from tests.inference.test_endpoint_habits import refusal
 from tests.sample_runs import OPEN_QUESTIONS, solve
 from tests.servers import Reply, openai_server
@@ -84,6 +88,53 @@ def logged(function: Any) -> Any:
     return call
 
 
+def wrapped_by(function: Any) -> Any:
+    """A function that nothing around it serves, and that says to wrap another one."""
+
+    def call(messages: list[Message]) -> str:
+        return "It is 5."
+
+    call.__wrapped__ = function  # type: ignore[attr-defined]
+    return call
+
+
+def cached_engine_of(amount: int) -> Any:
+    class Engine:
+        @functools.cached_property
+        def number(self) -> int:
+            return amount
+
+        def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[str]:
+            yield from (f"It is {self.number}." for _ in requests)
+
+    return Engine()
+
+
+def engine_with_property_of(amount: int) -> Any:
+    class Engine:
+        @property
+        def number(self) -> int:
+            return amount
+
+        def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[str]:
+            yield from (f"It is {self.number}." for _ in requests)
+
+    return Engine()
+
+
+def engine_with_cache_of(amount: int) -> Any:
+    class Engine:
+        @staticmethod
+        @functools.cache
+        def number() -> int:
+            return amount
+
+        def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[str]:
+            yield from (f"It is {self.number()}." for _ in requests)
+
+    return Engine()
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -98,8 +149,20 @@ def logged(function: Any) -> Any:
             "functools.partial gives it client",
         ),
         (lambda amount: logged(careful if amount else answer), "it uses function of the function around it"),
+        (lambda amount: functools.cache(adding(amount)), "it uses amount of the function around it"),
+        (lambda amount: functools.cache(functools.lru_cache(3)(adding(amount))), "it uses amount of the function around it"),
+        (lambda amount: staticmethod(adding(amount)), "it uses amount of the function around it"),
+        (lambda amount: wrapped_by(adding(amount)), "it uses amount of the function around it"),
+        (lambda amount: functools.cache(Adder(amount)), "its object has the attribute amount"),
+        (lambda amount: functools.cache(functools.partial(asking, client=Adder(amount))), "functools.partial gives it client"),
+        (cached_engine_of, "it uses amount of the function around it"),
+        (engine_with_property_of, "it uses amount of the function around it"),
+        (engine_with_cache_of, "it uses amount of the function around it"),
     ],
-    ids=["closure", "instance", "method", "slots", "class in a function", "argument", "arguments", "decorated"],
+    ids=[
+        *("closure", "instance", "method", "slots", "class in a function", "argument", "arguments", "decorated", "cached"),
+        *("cached twice", "static", "wrapped", "cached instance", "cached argument", "cached property", "property", "cache"),
+    ],
 )
 def test_what_its_source_does_not_identify_is_named(make: Any, words: str, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"task": SUMS, "answer": "number", "personas": PERSONAS[:1], "out": tmp_path / "run", **QUICK}
@@ -133,6 +196,102 @@ def test_values_of_a_loop_tell_functions_apart(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match="the default of a parameter is no text"):
         wrap_model(asks)
+
+
+def test_the_defaults_of_methods_tell_the_classes_of_a_loop_apart() -> None:
+    fingerprints = set()
+    for amount in (0, 1):
+
+        class Engine:
+            def generate(self, requests: Sequence[Request], sampling: Sampling, amount: int = amount) -> list[str]:
+                return [f"It is {amount}." for _ in requests]
+
+        fingerprints.add(wrap_model(Engine()).fingerprint)
+    assert len(fingerprints) == 2
+
+
+def cached_scorer(correct: bool) -> Any:
+    @functools.cache
+    def scorer(text: str, gold: str) -> Verdict:
+        return Verdict(correct=correct)
+
+    return scorer
+
+
+def wrappers_of(function: Any) -> list[Any]:
+    """Two functions that name another one as what they wrap."""
+
+    @functools.wraps(function)
+    def always(text: str, gold: str) -> Verdict:
+        return Verdict(correct=True)
+
+    @functools.wraps(function)
+    def never(text: str, gold: str) -> Verdict:
+        return Verdict(correct=False)
+
+    return [always, never]
+
+
+def test_what_a_wrapper_hides_is_no_identity(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"scorer: its source does not tell how it scores, since it uses correct of the function"
+    ):
+        code_identity(cached_scorer(True), "scorer")
+    with pytest.raises(ConfigError, match=r"its source does not tell how it scores, since it uses correct of the function"):
+        permix.evaluate_stability(
+            careful, task=own_object(scorer=cached_scorer(True)), personas=PERSONAS[:1], out=tmp_path / "run", **QUICK
+        )
+    assert not (tmp_path / "run").exists()
+    # A function that names another one is known by its own source too, and is not the other one.
+    wrappers = [one for function in (raises_for_three, check_answer) for one in wrappers_of(function)]
+    assert len({code_identity(one, "scorer") for one in wrappers}) == 4
+    assert code_identity(functools.cache(check_answer), "scorer") == code_identity(check_answer, "scorer")
+
+
+def test_an_object_without_python_code_that_wraps_another_one_is_not_identified_by_it() -> None:
+    class Wrapper:
+        def __get__(self, instance: object, owner: object = None) -> Any:
+            return self
+
+        def __call__(self, text: str, gold: str) -> Verdict:
+            return Verdict(correct=False)
+
+    wrapper: Any = functools.update_wrapper(Wrapper(), raises_for_three)
+    with pytest.raises(ConfigError, match=r"scorer: its source does not tell how it scores, since it is not written in Python"):
+        code_identity(wrapper, "scorer")
+
+
+def with_default(messages: list[Message], tone: str = "dry", *, n: int = -1) -> str:
+    return f"It is {solve(question_of(messages))}."
+
+
+TONE = "dry"
+
+
+def with_named_default(messages: list[Message], tone: str = TONE) -> str:
+    return f"It is {solve(question_of(messages))}."
+
+
+def test_a_run_with_the_former_fingerprint_of_a_function_goes_on(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"task": SUMS, "answer": "number", "personas": PERSONAS[:1], "out": tmp_path / "run", **QUICK}
+    file = tmp_path / "run" / "provenance.json"
+    for function in (with_default, functools.partial(with_default, tone="kind")):
+        first = permix.evaluate_stability(function, **settings)
+        born = read_json(file)
+        bound = repr((function.args, function.keywords)) if isinstance(function, functools.partial) else ""
+        former = digest("function", "with_default", inspect.getsource(with_default) + bound)
+        assert former != born["identity"]["model"]
+        write_json(file, born | {"identity": born["identity"] | {"model": former}})
+        assert permix.evaluate_stability(function, **settings).rows() == first.rows()
+        assert read_json(file) == born
+        shutil.rmtree(tmp_path / "run")
+    # Where the source does not say the default, the former fingerprint says nothing of it.
+    permix.evaluate_stability(with_named_default, **settings)
+    born = read_json(file)
+    former = digest("function", "with_named_default", inspect.getsource(with_named_default))
+    write_json(file, born | {"identity": born["identity"] | {"model": former}})
+    with pytest.raises(ConfigError, match="was another one, or another version of permix identified it in another way; give"):
+        permix.evaluate_stability(with_named_default, **settings)
 
 
 def test_a_partials_fingerprint_is_that_of_another_process() -> None:
@@ -298,7 +457,14 @@ class Yields:
         (({"text": "5"},), "generate of Yields: item 0 is dict; it must yield"),
         (("5", 6), "generate of Yields: item 1 is int; it must yield"),
         (((7, "5"),), "item 0 is for the request 7, of 2"),
-        (((0, "5"), (0, "5")), "item 1 is for the request 0, of 2; give each once"),
+        (((-1, "5"),), "item 0 is for the request -1, of 2, whose indices begin with 0; give one answer for each"),
+        (((0, "5"), (0, "5")), "item 1 is for the request 0, which has an answer already; give each one"),
+        (
+            (("Paris", "x"),),
+            "item 0 begins with 'Paris', which is no index of a request; it must yield the answers' texts in order",
+        ),
+        (((1.0, "x"),), "item 0 begins with 1.0, which is no index"),
+        (((True, "x"),), "item 0 begins with True, which is no index"),
         (("5", "5", "5"), "item 2 is for the request 2, of 2"),
     ],
 )
@@ -307,6 +473,15 @@ def test_an_object_that_yields_what_belongs_to_no_request_is_refused(items: tupl
         permix.evaluate_stability(
             Yields(*items), name="broken", task=SUMS[:1], answer="number", personas=PERSONAS[:1], out=tmp_path / "run", **QUICK
         )
+
+
+def test_indices_may_be_numpys() -> None:
+    settings: dict[str, Any] = {"name": "sorted", "task": SUMS[:1], "answer": "number", "personas": PERSONAS[:1], **QUICK}
+    rows = [
+        permix.evaluate_stability(Yields(*((index, f"It is {index}.") for index in indices)), **settings).rows()
+        for indices in ([1, 0], np.argsort([2, 1]))
+    ]
+    assert rows[0] == rows[1]
 
 
 def test_an_objects_answer_that_is_no_text_fails_alone(tmp_path: Path) -> None:

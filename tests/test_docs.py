@@ -19,6 +19,8 @@ from pydantic import BaseModel
 from permix import cli, config
 from permix.cli.commands import BATCH_OPTIONS, OUTPUT_OPTIONS, ModelsOptions, PersonasOptions, parse_config
 from permix.cli.flags import insert_export_source, take_options, take_section_values
+from permix.storage.files import read_json
+from permix.storage.run_dir import RunDir
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [
@@ -85,6 +87,13 @@ def commands(path: Path) -> list[list[str]]:
         lines = "\n".join(blocks(path, "sh")).replace("\\\n", " ").splitlines()
         lines += re.findall(r"`((?:permix|make) [^`]+)`", prose(path))
     return [shlex.split(line, comments=True) for line in lines if line.strip()]
+
+
+def test_the_fields_of_usage_json_are_described(tmp_path: Path) -> None:
+    with RunDir.open(tmp_path, config.StabilityConfig(), {}) as run, run.track_usage():
+        pass
+    (row,) = re.findall(r"^\| `usage.json` .*$", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", row)) == set(read_json(tmp_path / "usage.json"))
 
 
 def test_there_is_something_to_test() -> None:

@@ -9,6 +9,8 @@ from permix.config import StabilityConfig
 from permix.dashboard.live_metrics import newest_completions
 from permix.dashboard.run_monitor import RunMonitor, WorkerTails
 from permix.dashboard.try_it import read_prompts
+from permix.sanitize import redact_command
+from permix.storage.files import read_json, write_json
 from permix.storage.run_dir import RunDir
 from permix.storage.workers import lock_run
 from permix.types import Failure, Shard
@@ -47,6 +49,21 @@ def test_a_worker_that_starts_later_and_a_growing_file_are_followed(tmp_path: Pa
     assert looked(watched)["done"] == 3  # one of them is in both files
     (run / "records-2of2.jsonl").unlink()
     assert looked(watched)["done"] == 1
+
+
+def test_the_shown_command_is_that_of_the_worker_that_started_last(tmp_path: Path) -> None:
+    run = shared_run(tmp_path)
+    born = read_json(run / "provenance.json") | {"identity": {}, "created": "2026-11-30T10:00:00+00:00"}
+    write_json(run / "provenance.json", born)
+    watched = RunMonitor(run, "run", tmp_path)
+    assert looked(watched)["done"] == 9
+    assert watched._command_text() == watched._command == redact_command(born["command"])
+    later = {"command": ["permix", "stability", "--shard", "2/2"], "created": "2026-11-30T11:00:00+00:00"}
+    write_json(run / "provenance-2of2.json", born | later)
+    looked(watched)
+    assert watched._command == "permix stability --shard 2/2"
+    (run / "provenance-2of2.json").write_text("{")
+    assert looked(watched)["troubles"][0].startswith(f"{run / 'provenance-2of2.json'}: ")
 
 
 def test_a_cell_is_done_if_one_worker_has_its_score(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from permix.errors import IncompleteRunError
 from permix.evals.stability import preflight_stability, run_stability
 from permix.inference.cost import find_measured
 from permix.inference.scripted import ScriptedModel
-from permix.report.runs import Run
+from permix.report.runs import Run, collect_models
+from permix.report.tables import models_table
 from permix.storage.files import read_json, write_json
 from permix.storage.run_dir import UNTIMED, RunDir, RunReader
 from permix.types import Failure, Request
@@ -122,6 +123,25 @@ def test_a_run_that_files_have_answered_tells_no_rate(tmp_path: Path) -> None:
     assert measured is not None
     assert measured.per_second is None
     assert Run(run).n_timed_answers is None
+
+
+def test_a_report_on_batch_files_shows_no_cpu_seconds(tmp_path: Path) -> None:
+    run_stability(config(tmp_path), Counted().model)
+    run = tmp_path / "run"
+    settings = read_json(run / "config.json")
+    write_json(run / "config.json", settings | {"model": settings["model"] | {"backend": "batch", "base_url": None}})
+    write_json(run / "usage.json", {"cpu_seconds": 12.0, "wall_seconds": 30.0, "starts": 2, "answers": UNTIMED, "peak_mb": 9})
+    (model,) = collect_models([run])
+    assert (model.row.eval_wall_s, model.row.eval_requests) == (30.0, None)
+    headings = models_table([model.row]).headings
+    assert "evaluation CPU s" not in headings
+    assert "evaluation wall s" in headings
+
+
+def test_a_training_says_nothing_of_answers(tmp_path: Path) -> None:
+    with RunDir.open(tmp_path, config(tmp_path), {}) as opened, opened.track_usage(counts_answers=False):
+        opened.count_answers(3)  # of its teacher
+    assert "answers" not in read_json(tmp_path / "usage.json")
 
 
 def test_a_run_of_an_earlier_version_keeps_its_rate(tmp_path: Path) -> None:

@@ -615,6 +615,29 @@ def test_a_field_that_was_sent_with_an_answered_request_is_kept(tmp_path: Path) 
     assert all("temperature" in body for body in bodies_in(tmp_path / "b"))
 
 
+@pytest.mark.parametrize("further", [False, True])
+@pytest.mark.parametrize("refused_first", [True, False])
+def test_a_new_folder_learns_a_refusal_whose_requests_were_answered_later(
+    further: bool, refused_first: bool, tmp_path: Path
+) -> None:
+    """The later answers are to lines without the field. further: a request that was first written after the refusal."""
+    requests = [request(str(number)) for number in range(4)]
+    ask(tmp_path, "", "a", requests[:3])
+    run_batch(tmp_path / "a", lambda body: refused_by_openai(400, "Unsupported parameter: 'seed'", param="seed"))
+    ask(tmp_path, "a", "b", requests if further else requests[:3])
+    answers = [result_line(one["custom_id"], completed("5")) for one in requests_in(tmp_path / "b")]
+    del answers[2]  # one of them is still to be asked
+    refusals = [(tmp_path / "a" / name).read_text() for name in sorted(os.listdir(tmp_path / "a")) if "results" in name]
+    (tmp_path / "new").mkdir()
+    for number, texts in enumerate([refusals, answers] if refused_first else [answers, refusals]):
+        (tmp_path / "new" / f"results-{number}.jsonl").write_text("".join(texts))
+    (tmp_path / "endpoint.json").unlink()
+    model, found = ask(tmp_path, "new", "c", requests)
+    assert sum(isinstance(one.result, Completion) for one in found) == (3 if further else 2)
+    assert model.request_changes == {"seed": "Unsupported parameter: 'seed'"}
+    assert ["seed" in body for body in bodies_in(tmp_path / "c")] == [False] * (1 if further else 2)
+
+
 def test_the_batch_that_a_start_writes_does_without_what_this_start_reads(tmp_path: Path) -> None:
     requests = [request(str(number)) for number in range(3)]
     ask(tmp_path, "", "a", requests)

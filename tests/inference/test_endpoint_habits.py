@@ -26,7 +26,7 @@ from permix.storage.failures import FailureCause
 from permix.types import Completion, Failure, Message, Request, Sampling
 from tests.inference.test_openai import model_at, questions
 from tests.sample_runs import endpoint, stability_values, toml
-from tests.servers import Action, Raw, Reply, openai_server
+from tests.servers import Action, Raw, Reply, error, openai_server
 
 USAGE = {"prompt_tokens": 20, "completion_tokens": 5}
 
@@ -274,16 +274,47 @@ def test_a_refused_schema_is_remembered_in_the_run_and_a_prompt_that_is_too_long
 
     asked = [one._replace(schema={"type": "object"}) for one in asking("long", "a", "b")]
     with openai_server(habit) as server:
-        for n_before in (0, 4):
+        for n_before in (0, 5):
             model = model_at(server.base_url, concurrency=1)
             with remember_request_changes(model, tmp_path):
                 found = [one.result for one in model.generate(asked, Sampling())]
             assert [isinstance(one, Failure) for one in found] == [True, False, False]
             schemas = ["response_format" in one.body for one in server.asked[n_before:]]
-            assert schemas == ([True, True, False, False] if n_before == 0 else [False] * 3)
+            assert schemas == ([True, True, False, True, False] if n_before == 0 else [False] * 3)
     assert json.loads((tmp_path / "endpoint.json").read_text()) == {
         model.endpoints[0].address: {"response_format": "Provider returned error"}
     }
+
+
+@pytest.mark.parametrize("status", [400, 404, 415, 422, 501])
+def test_a_passing_error_takes_no_schema_away(status: int, tmp_path: Path) -> None:
+    """A worker that is missing for a moment: what was answered without a schema then is no proof that schemas are refused."""
+
+    def habit(body: Mapping[str, Any], nth: int, headers: Mapping[str, str]) -> Action:
+        return error(status, "no worker is free for this route") if nth in (0, 4) else Reply("18")
+
+    asked = [one._replace(schema={"type": "object"}) for one in asking("a", "b", "c", "d")]
+    with openai_server(habit) as server:
+        for expected in ([True, False, True, True, True, False], [True] * 4):
+            n_before, model = len(server.asked), model_at(server.base_url, concurrency=1)
+            with remember_request_changes(model, tmp_path):
+                assert all(isinstance(one.result, Completion) for one in model.generate(asked, Sampling()))
+            assert ["response_format" in one.body for one in server.asked[n_before:]] == expected
+            assert model.endpoints[0].request_changes == {}
+    assert not (tmp_path / "endpoint.json").exists()
+
+
+def test_requests_in_flight_during_a_passing_error_are_one_event() -> None:
+    def habit(body: Mapping[str, Any], nth: int, headers: Mapping[str, str]) -> Action:
+        is_refused = "response_format" in body  # all of them before the first one is answered
+        return error(404, "no worker is free for this route") if is_refused else Reply("18", after_s=1.0)
+
+    asked = [one._replace(schema={"type": "object"}) for one in asking("a", "b", "c", "d")]
+    with openai_server(habit) as server:
+        model = model_at(server.base_url, concurrency=4)
+        assert all(isinstance(one.result, Completion) for one in model.generate(asked, Sampling()))
+        assert sorted("response_format" in one.body for one in server.asked) == [False] * 4 + [True] * 4
+        assert model.endpoints[0].request_changes == {}
 
 
 def test_a_setting_that_matters_is_never_left_out() -> None:

@@ -16,7 +16,7 @@ from permix.errors import ConfigError, DataError
 from permix.evals.stability import evaluate_setup, measure_stability, prepare_stability
 from permix.inference.scripted import ScriptedModel
 from permix.interop.inspect_logs import to_chat_message
-from permix.interop.stage import export_run, import_run
+from permix.interop.stage import export_run, import_run, read_import_logs
 from permix.storage.files import read_json
 from permix.types import CellKey, Completion, Message
 from tests.cell_files import read_cells
@@ -351,10 +351,10 @@ def test_a_log_that_is_deep_or_a_pipe_is_refused(tmp_path: Path, library: Any) -
 # What is no answer, and what belongs to one
 
 
-def outputs(folder: Path, *given: tuple[str | None, Any, str]) -> Any:
+def outputs(folder: Path, *given: tuple[str | None, Any, str], extra_body: Any = None) -> Any:
     """A log of one question; `given` are the personas, each with an output and its score."""
-    from inspect_ai.log import EvalConfig, EvalDataset, EvalLog, EvalSample, EvalSpec, write_eval_log
-    from inspect_ai.model import ChatMessageSystem, ChatMessageUser
+    from inspect_ai.log import EvalConfig, EvalDataset, EvalLog, EvalPlan, EvalSample, EvalSpec, write_eval_log
+    from inspect_ai.model import ChatMessageSystem, ChatMessageUser, GenerateConfig
     from inspect_ai.scorer import Score
 
     samples = []
@@ -371,8 +371,8 @@ def outputs(folder: Path, *given: tuple[str | None, Any, str]) -> Any:
         created="2026-01-01T00:00:00+00:00", task="sums", model="openai/m", config=EvalConfig(epochs=1),
         dataset=EvalDataset(sample_ids=[one.id for one in samples]),
     )  # fmt: skip
-    path = folder / "outputs.json"
-    write_eval_log(EvalLog(status="success", eval=spec, samples=samples), str(path))
+    path, plan = folder / "outputs.json", EvalPlan(config=GenerateConfig(extra_body=extra_body))
+    write_eval_log(EvalLog(status="success", eval=spec, plan=plan, samples=samples), str(path))
     return path
 
 
@@ -525,7 +525,7 @@ def test_personas_that_share_no_question_are_refused(tmp_path: Path, library: An
 def test_logs_of_a_persona_each_with_other_ids_are_refused(tmp_path: Path, library: Any) -> None:
     none = made(tmp_path, "none", riddles(None, C, C))
     other = [(id + 10, *rest) for id, *rest in riddles("Be a poet.", C, C)]
-    with pytest.raises(DataError, match="nothing to compare; a question counts as the same where the sample's id is"):
+    with pytest.raises(DataError, match="nothing to compare; two samples ask the same question if their ids are equal"):
         imported(tmp_path, f"none={none}", f"poet={made(tmp_path, 'poet', other)}")
 
 
@@ -533,6 +533,52 @@ def test_the_metadata_may_name_the_question_of_a_persona_in_the_users_message(tm
     rows = in_the_question(None, "a pirate", "a clerk", permix=lambda number: {"question_id": f"riddle-{number}"})
     found = imported(tmp_path, str(made(tmp_path, "all", rows)))
     assert (found.n_questions, found.n_asked, found.n_scored, found.baseline.n) == (2, 4, 4, 2)
+
+
+@pytest.mark.parametrize("persona", ["You are a chef.", None])
+def test_where_the_text_is_the_question_alone_it_is_kept_and_compared(persona: str | None, tmp_path: Path, library: Any) -> None:
+    """The metadata names the question, and the persona is in the system message, or there is none."""
+    names = {"permix": {"question_id": "q1"}}
+
+    def merged(name: str, first: str, second: str) -> Any:
+        third = "You are a pirate.\n\nWhat is 6 + 6?"
+        rows = [
+            ("first", persona, first, "12", C, {"persona": persona and "chef", **names}),
+            ("second", "You are a clerk.", second, "12", C, {"persona": "clerk", **names}),
+            ("third", None, third, "12", C, {"persona": "pirate", **names}),
+        ]
+        return read_import_logs(ImportConfig(inspect=(str(made(tmp_path, name, rows)),), out=tmp_path / "again"))
+
+    with pytest.raises(DataError, match=r"question 'q1': question = 'What is 7 \+ 5\?', and .* has 'What is 6 \+ 6\?'"):
+        merged("other", "What is 6 + 6?", "What is 7 + 5?")
+    assert [one.text for one in merged("same", "What is 6 + 6?", "What is 6 + 6?").questions] == ["What is 6 + 6?"]
+
+
+@pytest.mark.parametrize(
+    ("switch", "expected"),
+    [
+        ({"enable_thinking": True}, ("", "The final answer is \\boxed{4}", False)),
+        ({"enable_thinking": True, "thinking": True}, ("", "The final answer is \\boxed{4}", False)),
+        ({"enable_thinking": False, "thinking": False}, ("The final answer is \\boxed{4}", None, True)),
+        (None, ("The final answer is \\boxed{4}", None, True)),
+    ],
+)
+def test_thinking_that_the_limit_cut_off_is_no_answer_of_an_import(
+    switch: Any, expected: tuple[str, str | None, bool], tmp_path: Path, library: Any
+) -> None:
+    cut_off = an_output("The final answer is \\boxed{4}", "max_tokens")
+    whole = an_output("It is 4.", "stop")
+    body = None if switch is None else {"chat_template_kwargs": switch}
+    log = outputs(tmp_path, (None, whole, "C"), ("a clerk", cut_off, "I"), extra_body=body)
+    imported(tmp_path, str(log), answer="number")
+    cells = {key.persona_id: cell for key, cell in read_cells(tmp_path / "again" / "records.jsonl").items()}
+    found = cells["a clerk"]
+    assert found.completion is not None
+    assert found.verdict is not None
+    assert (found.completion.text, found.completion.reasoning, found.verdict.correct) == expected
+    without = cells[None].completion
+    assert without is not None
+    assert without.text == "It is 4."
 
 
 # What the task sends

@@ -19,7 +19,6 @@ from permix.inference.hf import load_tokenizer
 from permix.interop.verl_reward import compute_score
 from permix.prompts import build_messages
 from permix.thinking import closing_text
-from permix.verification.math_verifier import check_answer
 from tests.inference.test_template_matrix import CASES, QUESTION, StandIn, save_case
 
 THOUGHT = "Let me see. 7 + 5 = 12."
@@ -75,7 +74,7 @@ def trainer_score(tokenizer: Any, ids: list[int]) -> float:
 
     trainer = SimpleNamespace(
         processing_class=tokenizer, _stop_ids=stop_token_ids(StandIn(tokenizer.eos_token_id), tokenizer),
-        _clock=SimpleNamespace(part=lambda _: nullcontext()), _check=check_answer, _expressivity=None,
+        _clock=SimpleNamespace(part=lambda _: nullcontext()), _expressivity=None,
         state=SimpleNamespace(global_step=0), eos_token_ids=[tokenizer.eos_token_id], _scored_rollouts=[],
     )  # fmt: skip
     columns = {"task": ["arithmetic"], "gold": ["12"], "group": [0], "persona_id": [None], "question_id": ["q"]}

@@ -11,12 +11,14 @@ from permix import cli
 from permix.config import JudgeConfig, build_config
 from permix.errors import ConfigError, DataError, MissingScoresError
 from permix.inference.openai import OpenAIModel
+from permix.inference.scripted import ScriptedModel
 from permix.judges.judging import judge_fidelity_run
 from permix.judges.runner import judge_folders, latest_judgements, read_judge_calls
 from permix.pipelines.fidelity import run_fidelity
 from permix.pipelines.preflight import check_config
 from permix.storage.files import read_json
 from permix.trackers import flatten_measures
+from permix.types import Failure, Request
 from tests.judges.judgeable import GOOD, answered_run, fidelity_stage, judge_stage, parts, quoted_answer, verdict
 from tests.sample_runs import endpoint, former_fingerprint, toml
 from tests.servers import Action, Reply, error, listing, openai_server
@@ -278,6 +280,21 @@ def test_a_judge_in_process_that_says_nothing_readable_lowers_nothing(tmp_path: 
     assert len(calls) == len(parts(run))
     assert {(one.score, one.cost) for one in calls} == {(None, 0.0)}
     assert all(one.error for one in calls)
+
+
+def test_the_seconds_of_a_judge_are_those_of_its_replies(tmp_path: Path) -> None:
+    run, n = answered_run(tmp_path), 0
+
+    def reply(request: Request) -> str | Failure:
+        nonlocal n
+        n += 1
+        return Failure(type="TimeoutError", message="too slow") if n <= 2 else GOOD
+
+    with pytest.raises(MissingScoresError, match=rf"2 of {len(parts(run))} have no score"):
+        judge_fidelity_run(judge_stage(run, NOBODY, label="late", attempts=1), ScriptedModel(reply))
+    folder = run / "judges" / "late"
+    assert len(read_judge_calls(folder)) == len(parts(run))
+    assert read_json(folder / "usage.json")["answers"] == len(parts(run)) - 2
 
 
 @pytest.mark.slow

@@ -132,6 +132,10 @@ def test_the_costs_of_an_endpoint_are_wall_seconds_and_requests() -> None:
     shown = shown_on_a_terminal(slow)
     assert "CPU" not in shown
     assert "requests per second  2.40" in shown
+    files = models_table([ModelRow(label="files", eval_cpu_s=7.0, eval_wall_s=30.0)])  # nobody knows what they took
+    assert files.headings[-2:] == ("evaluation wall s", "requests per second")
+    assert "evaluation CPU s" not in files.headings
+    assert [cell.text for cell in files.rows[0][-2:]] == ["30", "–"]
     assert shown_on_a_terminal(ModelRow(label="m", eval_wall_s=None, eval_requests=3)).count("requests") == 0
 
 

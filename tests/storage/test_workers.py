@@ -15,9 +15,10 @@ from permix.errors import ConfigError, DataError
 from permix.inference.base import REQUEST_CHANGES_FILE, remember_request_changes
 from permix.inference.cost import find_measured
 from permix.report.builder import run_report
+from permix.storage import run_dir
 from permix.storage.cells import conflicting_answers_note, has_records, read_run_cells, record_files
-from permix.storage.files import encode_line, jsonl_lines
-from permix.storage.run_dir import RunDir, RunReader
+from permix.storage.files import encode_line, jsonl_lines, write_json
+from permix.storage.run_dir import UNTIMED, RunDir, RunReader, last_start, revisions_text
 from permix.storage.workers import hold_shared_files, worker_file, worker_files
 from permix.types import Cell, CellKey, Failure, Shard
 from tests.cell_files import read_cells
@@ -182,8 +183,8 @@ def test_odd_files_of_a_worker_are_errors_that_name_them(name: str, tmp_path: Pa
 
 def test_the_folders_of_two_machines_become_one_run(tmp_path: Path) -> None:
     for number, cells in ((1, [RIGHT, answered("q2")]), (2, [answered("q3")])):
-        run_dir = RunDir.open(tmp_path / f"machine-{number}", CONFIG, IDENTITY, shard=Shard(number, 2), grid={"samples": 1})
-        with run_dir as run, run.track_usage():
+        opened = RunDir.open(tmp_path / f"machine-{number}", CONFIG, IDENTITY, shard=Shard(number, 2), grid={"samples": 1})
+        with opened as run, run.track_usage():
             run.append(cells)
     together = tmp_path / "machine-1"
     for path in (tmp_path / "machine-2").iterdir():
@@ -192,6 +193,60 @@ def test_the_folders_of_two_machines_become_one_run(tmp_path: Path) -> None:
     assert [key.question_id for key in reader.cells] == ["q1", "q2", "q3"]
     assert reader.usage["starts"] == 2
     assert (reader.config["label"], reader.config["shard"]) == ("base", None)
+
+
+@pytest.mark.parametrize(
+    ("files", "answers"),
+    [
+        ({"usage-1of2": 3, "usage-2of2": 4}, 7),
+        ({"usage-1of2": 3, "usage-2of2": -1}, UNTIMED),
+        ({"usage": -1, "usage-1of2": 3, "usage-2of2": 4}, UNTIMED),
+        ({"usage": 5, "usage-1of2": 3}, 8),
+        ({"usage": 5}, 5),
+        ({"usage-1of2": 3, "usage-2of2": None}, None),  # a worker of an earlier version
+        ({"usage-1of2": None, "usage-2of2": -1}, None),
+    ],
+)
+def test_the_answers_that_took_the_seconds_of_all_workers(
+    files: dict[str, int | None], answers: int | None, tmp_path: Path
+) -> None:
+    for name, n in files.items():
+        own = {"wall_seconds": 10.0, "cpu_seconds": 1.5, "starts": 1, "peak_mb": 5} | ({} if n is None else {"answers": n})
+        write_json(tmp_path / f"{name}.json", own)
+    usage, n_files = RunReader(tmp_path).usage, len(files)
+    assert usage.get("answers") == answers
+    assert {name: usage[name] for name in usage if name != "answers"} == {
+        "wall_seconds": 10.0 * n_files, "cpu_seconds": 1.5 * n_files, "starts": n_files, "peak_mb": 5,
+    }  # fmt: skip
+
+
+def test_a_run_without_usage_has_none(tmp_path: Path) -> None:
+    assert RunReader(tmp_path).usage == {}
+
+
+def test_a_run_names_the_newest_start_and_the_code_of_all_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(revision: str, shard: Shard | None, minute: int) -> None:
+        now = {"revision": revision, "command": ["permix", revision], "created": f"2026-11-30T10:{minute:02}:00+00:00"}
+        monkeypatch.setattr(run_dir, "collect_provenance", lambda: born | now)
+        with RunDir.open(tmp_path, CONFIG, IDENTITY, shard=shard):
+            pass
+
+    def found() -> tuple[str, list[str]]:
+        provenance = RunReader(tmp_path).provenance
+        return revisions_text(provenance), last_start(provenance)["command"]
+
+    born = run_dir.collect_provenance()
+    start("aaa", Shard(1, 2), 1)
+    assert found() == ("aaa", ["permix", "aaa"])
+    start("bbb", Shard(2, 2), 1)
+    start("ccc", Shard(1, 2), 2)
+    assert found() == ("aaa, bbb, ccc", ["permix", "ccc"])
+    start("ddd", None, 3)
+    start("eee", Shard(2, 2), 4)
+    assert found() == ("aaa, bbb, ccc, ddd, eee", ["permix", "eee"])
+    files = [tmp_path / name for name in ("provenance.json", "provenance-1of2.json", "provenance-2of2.json")]
+    assert [json.loads(file.read_text())["revisions"] for file in files] == [["aaa", "ddd"], ["aaa", "ccc"], ["bbb", "eee"]]
+    assert RunReader(tmp_path).provenance["created"] == "2026-11-30T10:01:00+00:00"
 
 
 def test_the_files_of_another_run_are_refused(tmp_path: Path) -> None:

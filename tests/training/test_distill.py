@@ -15,7 +15,6 @@ from permix.pipelines.train import FORMER_IDENTITY_KEYS
 from permix.plan import PersonaSampler, Plan, PlanBuilder, compile_plan
 from permix.storage.files import read_json
 from permix.storage.run_dir import RunDir
-from permix.tasks.base import AnswerCheck
 from permix.training.sft_data import (
     SFTDataset,
     TeacherRequests,
@@ -29,6 +28,7 @@ from permix.types import Cell, CellKey, Completion, Persona, Question, Verdict, 
 from permix.verification.math_verifier import check_answer
 from tests.sample_runs import endpoint, former_fingerprint
 from tests.servers import Action, OpenAIServer, Reply, error, listing, openai_server
+from tests.training.scoring import judge_arithmetic_by
 
 SAILOR = PersonaSampler((Persona(id="sailor", text="a sailor"),), (1.0,))
 REPLIES = ("6", "It is 6.", "7", "6", "8", "9", "10", "11")
@@ -59,9 +59,9 @@ def stage(out: Path, base_url: str, **teacher: Any) -> TrainConfig:
     return build_config(TrainConfig, values, source="test")
 
 
-def ask(config: TrainConfig, plan: Plan = PLAN, check: AnswerCheck = check_answer) -> SFTDataset:
+def ask(config: TrainConfig, plan: Plan = PLAN) -> SFTDataset:
     with RunDir.open(config.out, config, {}) as run:
-        return teacher_examples(config, plan, run, check)
+        return teacher_examples(config, plan, run)
 
 
 def by_question(*replies: Action | str) -> Mapping[str, list[Action | str]]:
@@ -237,12 +237,13 @@ def test_a_sample_that_the_verifier_failed_on_is_not_learnt_and_not_wrong() -> N
     assert chosen.counts["samples that the verifier failed on"] == 6
 
 
-def test_a_failing_verifier_does_not_hold_the_training_up(tmp_path: Path) -> None:
-    def broken(answer: str | None, gold: str, question: str = "") -> Verdict:
-        return Verdict(correct=None, error="time") if answer == "7" else check_answer(answer, gold, question)
+def test_a_failing_verifier_does_not_hold_the_training_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(answer: str | None, gold: str) -> Verdict:
+        return Verdict(correct=None, error="time") if answer == "7" else check_answer(answer, gold)
 
+    judge_arithmetic_by(monkeypatch, broken)
     with openai_server(Script(*REPLIES)) as server:
-        chosen = ask(stage(tmp_path / "run", server.base_url), check=broken)
+        chosen = ask(stage(tmp_path / "run", server.base_url))
     assert chosen.counts["samples that the verifier failed on"] == 1
     assert texts(chosen) == {"q3": ["6", "It is 6."], "q4": ["8"]}
 

@@ -22,6 +22,7 @@ from permix.training.sft_data import (
 )
 from permix.types import Persona, Question, Verdict
 from permix.verification.math_verifier import check_answer
+from tests.training.scoring import judge_arithmetic_by
 
 SAILOR = PersonaSampler((Persona(id="sailor", text="a sailor"),), (1.0,))
 GSM8K = [
@@ -85,11 +86,12 @@ def test_personas_change_the_prompt_and_not_the_answer() -> None:
     assert {one.messages[0]["content"] for one in mixed} == {"You are a sailor."}
 
 
-def test_what_is_not_verified_right_is_left_out_and_counted_by_its_reason() -> None:
-    def broken(answer: str | None, gold: str, question: str = "") -> Verdict:
-        return Verdict(correct=None, error="time") if gold == "6" else check_answer(answer, gold, question)
+def test_what_is_not_verified_right_is_left_out_and_counted_by_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(answer: str | None, gold: str) -> Verdict:
+        return Verdict(correct=None, error="time") if gold == "6" else check_answer(answer, gold)
 
-    chosen = gold_examples(plan_of(["0 + 0 = 0.", "1 + 1 = 3.", None, "3 + 3 = 6.", ""]), broken)
+    judge_arithmetic_by(monkeypatch, broken)
+    chosen = gold_examples(plan_of(["0 + 0 = 0.", "1 + 1 = 3.", None, "3 + 3 = 6.", ""]))
     assert [one.question_id for one in chosen.examples] == ["q0"]
     assert chosen.counts == {
         "rows": 5,
@@ -105,14 +107,15 @@ def test_nothing_to_learn_is_refused_with_the_reasons() -> None:
         gold_examples(plan_of(["0 + 0 = 1.", None]))
 
 
-def test_a_solution_asked_again_and_again_is_verified_once() -> None:
+def test_a_solution_asked_again_and_again_is_verified_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def counting(answer: str | None, gold: str, question: str = "") -> Verdict:
+    def counting(answer: str | None, gold: str) -> Verdict:
         asked.append(answer)
-        return check_answer(answer, gold, question)
+        return check_answer(answer, gold)
 
-    assert gold_examples(plan_of(["0 + 0 = 0.", "1 + 1 = 2."], steps=10), counting).counts["examples"] == 10
+    judge_arithmetic_by(monkeypatch, counting)
+    assert gold_examples(plan_of(["0 + 0 = 0.", "1 + 1 = 2."], steps=10)).counts["examples"] == 10
     assert len(asked) == 2
 
 

@@ -15,14 +15,13 @@ from permix.errors import PermixError
 from permix.inference.generation import generate_tokens
 from permix.inference.hf import HFModel, load_causal_lm, load_tokenizer
 from permix.plan import PersonaSampler, Plan, PlanBuilder, compile_plan
-from permix.tasks.base import AnswerCheck
 from permix.training.grpo_trainer import PlanGRPOTrainer
 from permix.training.network import build_lora_config, inference_copy, sync_weights
 from permix.training.rewards import Rollout
 from permix.training.rollouts import Sample, ScoredRollout, has_nonzero_advantage, samples_from_trl_batch, trl_metrics
 from permix.training.trl_setup import grpo_arguments
 from permix.types import Completion, Persona, Question, Request, Sampling, Verdict, seed_from
-from permix.verification.math_verifier import check_answer
+from tests.training.scoring import judge_arithmetic_by
 
 PERSONAS = PersonaSampler(tuple(Persona(id=one, text=f"a {one}", tags=(one,)) for one in ("sailor", "tutor", "poet")), (1.0,) * 3)
 QUICK = OptimConfig(lr=1e-2, max_new_tokens=8, microbatch_tokens=64, precision="float32", save_every=1000)
@@ -60,7 +59,7 @@ class Watched(PlanGRPOTrainer):
         return output
 
 
-def odd_check(answer: str | None, gold: str, question: str = "") -> Verdict:
+def odd_check(answer: str | None, gold: str) -> Verdict:
     """Breaks on some answers, and likes small even ones, whatever was asked."""
     if answer in ("1", "3", "5"):
         return Verdict(correct=None, extracted=answer, error="broken")
@@ -77,13 +76,11 @@ def plan_of(gold: str | None = None, **options: object) -> Plan:
     return compile_plan(PlanBuilder(questions, lambda question: question.text, PERSONAS, config, PersonasConfig(split="train")))
 
 
-def trainer_of(
-    tiny_model: Path, out: Path, plan: Plan, config: OptimConfig = QUICK, check: AnswerCheck = check_answer
-) -> tuple[Watched, Notes]:
+def trainer_of(tiny_model: Path, out: Path, plan: Plan, config: OptimConfig = QUICK) -> tuple[Watched, Notes]:
     torch.set_num_threads(1)
     notes = Notes()
     trainer = Watched(
-        plan=plan, recorder=notes, config=config, check=check,
+        plan=plan, recorder=notes, config=config,
         args=grpo_arguments(config, plan, out),
         model=load_causal_lm(str(tiny_model), torch.float32, "cpu").train(), processing_class=load_tokenizer(str(tiny_model)),
         peft_config=build_lora_config(config),
@@ -134,8 +131,11 @@ def test_personas_reach_the_prompt_and_none_leaves_the_template_its_own(tiny_mod
         assert ("You are a tiny assistant." in prompt) == (row.persona_id is None)
 
 
-def test_unscored_rollouts_leave_the_baseline_and_have_no_advantage(tiny_model: Path, tmp_path: Path) -> None:
-    trainer, notes = trainer_of(tiny_model, tmp_path, plan_of(steps=1, group_size=16), check=odd_check)
+def test_unscored_rollouts_leave_the_baseline_and_have_no_advantage(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge_arithmetic_by(monkeypatch, odd_check)
+    trainer, notes = trainer_of(tiny_model, tmp_path, plan_of(steps=1, group_size=16))
     trainer.train()
     (scored,) = trainer.scored
     rewards = [rollout.verdict.reward for rollout in notes.kept]
@@ -151,11 +151,14 @@ def test_unscored_rollouts_leave_the_baseline_and_have_no_advantage(tiny_model: 
     assert notes.figures[0]["reward"] == pytest.approx(sum(known) / len(known))
 
 
-def test_a_step_without_any_score_has_no_reward_and_leaves_the_weights(tiny_model: Path, tmp_path: Path) -> None:
-    def broken(answer: str | None, gold: str, question: str = "") -> Verdict:
+def test_a_step_without_any_score_has_no_reward_and_leaves_the_weights(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(answer: str | None, gold: str) -> Verdict:
         return Verdict(correct=None, error="broken")
 
-    trainer, notes = trainer_of(tiny_model, tmp_path, plan_of(), check=broken)
+    judge_arithmetic_by(monkeypatch, broken)
+    trainer, notes = trainer_of(tiny_model, tmp_path, plan_of())
     before = {name: value.clone() for name, value in trainer.model.named_parameters()}
     trainer.train()
     assert [(figures["reward"], figures["unscored"]) for figures in notes.figures] == [(None, 8), (None, 8)]
@@ -191,13 +194,14 @@ def test_groups_without_signal_give_way_to_spare_ones_in_the_plans_order(
 ) -> None:
     """Right is whoever is asked a spare question by chance; the others' questions have no right answer."""
 
-    def only_spares(answer: str | None, gold: str, question: str = "") -> Verdict:
+    def only_spares(answer: str | None, gold: str) -> Verdict:
         return Verdict(correct=gold == "spare" and answer in ("0", "1", "2", "3", "4"), extracted=answer)
 
     plan = plan_of(steps=3, group_size=8, dynamic_sampling_groups=3)
     rows = tuple(row.model_copy(update={"gold": "spare" if row.spare else "none"}) for row in plan.rows)
     plan = Plan(rows, plan.metadata)
-    trainer, notes = trainer_of(tiny_model, tmp_path, plan, check=only_spares)
+    judge_arithmetic_by(monkeypatch, only_spares)
+    trainer, notes = trainer_of(tiny_model, tmp_path, plan)
     kept: list[list[Sample]] = []
     accumulate = trainer._gradient_step.accumulate
 
@@ -249,10 +253,11 @@ TRL_FIGURES = {
 def test_metrics_of_a_step_without_spare_groups_and_failures_are_trls_own(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def even(answer: str | None, gold: str, question: str = "") -> Verdict:
+    def even(answer: str | None, gold: str) -> Verdict:
         return Verdict(correct=answer in ("0", "2", "4", "6", "8"), extracted=answer)
 
-    trainer, notes = trainer_of(tiny_model, tmp_path, plan_of(steps=3, questions_per_step=4, group_size=4), check=even)
+    judge_arithmetic_by(monkeypatch, even)
+    trainer, notes = trainer_of(tiny_model, tmp_path, plan_of(steps=3, questions_per_step=4, group_size=4))
     theirs: list[dict[str, Any]] = []
     log_rollouts = trainer._log_rollouts
 
@@ -270,9 +275,12 @@ def test_metrics_of_a_step_without_spare_groups_and_failures_are_trls_own(
     assert len({figures["frac_nonzero_advantage_groups"] for figures in notes.figures}) > 1
 
 
-def test_metrics_of_a_step_count_every_rollout_once_with_spare_groups_and_failures(tiny_model: Path, tmp_path: Path) -> None:
+def test_metrics_of_a_step_count_every_rollout_once_with_spare_groups_and_failures(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan = plan_of(steps=3, questions_per_step=4, group_size=4, dynamic_sampling_groups=2)
-    trainer, notes = trainer_of(tiny_model, tmp_path, plan, check=odd_check)
+    judge_arithmetic_by(monkeypatch, odd_check)
+    trainer, notes = trainer_of(tiny_model, tmp_path, plan)
     trainer.train()
     assert any(figures["resampled_rollouts"] for figures in notes.figures)
     for step, figures in enumerate(notes.figures, start=1):
@@ -422,7 +430,8 @@ def test_a_token_the_sampler_thought_too_likely_weighs_less_and_one_too_unlikely
 def test_a_loss_that_is_no_number_stops_the_run_and_says_so(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer, _ = trainer_of(tiny_model, tmp_path, plan_of(), check=odd_check)
+    judge_arithmetic_by(monkeypatch, odd_check)
+    trainer, _ = trainer_of(tiny_model, tmp_path, plan_of())
     monkeypatch.setattr(trainer._gradient_step, "accumulate", lambda *_: (torch.tensor(float("nan")), {}))
     with pytest.raises(PermixError, match=r"step 1: the loss is nan; training has diverged.*smaller train\.lr$"):
         trainer.train()
@@ -434,7 +443,8 @@ def test_a_gradient_that_is_no_number_stops_the_run_before_its_step(
 ) -> None:
     """The loss of the second step is fine and its gradient is not. Adapters alone are no model that a run could begin with."""
     config = QUICK.model_copy(update={"save_every": 1, "lora_rank": lora_rank})
-    trainer, notes = trainer_of(tiny_model, tmp_path, plan_of(), config, odd_check)
+    judge_arithmetic_by(monkeypatch, odd_check)
+    trainer, notes = trainer_of(tiny_model, tmp_path, plan_of(), config)
     accumulate = trainer._gradient_step.accumulate
 
     def spoilt(model: Any, *arguments: Any) -> Any:
@@ -453,12 +463,13 @@ def test_a_gradient_that_is_no_number_stops_the_run_before_its_step(
 
 
 @pytest.mark.slow
-def test_a_reward_that_can_be_learnt_is_learnt(tiny_model: Path, tmp_path: Path) -> None:
-    def small(answer: str | None, gold: str, question: str = "") -> Verdict:
+def test_a_reward_that_can_be_learnt_is_learnt(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def small(answer: str | None, gold: str) -> Verdict:
         return Verdict(correct=answer in ("0", "1", "2", "3", "4"), extracted=answer)
 
     plan = plan_of(steps=20, group_size=16)
-    trainer, notes = trainer_of(tiny_model, tmp_path, plan, QUICK.model_copy(update={"lr": 3e-3}), small)
+    judge_arithmetic_by(monkeypatch, small)
+    trainer, notes = trainer_of(tiny_model, tmp_path, plan, QUICK.model_copy(update={"lr": 3e-3}))
     trainer.train()
     rewards = [figures["reward"] for figures in notes.figures]
     assert rewards[0] < 0.8, "five digits of ten are right"

@@ -1,17 +1,20 @@
 """The reward is the verifier's verdict, in order, and what was not scored is in no mean."""
 
+import pytest
+
 from permix.tasks import TASKS
 from permix.tasks.base import verify_completion
 from permix.training.rewards import mean_reward_by_tag, verify_completions
 from permix.types import Verdict, reward_tags
 from permix.verification.math_verifier import check_answer
+from tests.training.scoring import judge_arithmetic_by
 
 
-def broken_check(answer: str | None, gold: str, question: str = "") -> Verdict:
+def broken_check(answer: str | None, gold: str) -> Verdict:
     """Fails on one answer, as a scorer does when its worker dies."""
     if answer == "13":
         return Verdict(correct=None, extracted=answer, error="the worker died")
-    return check_answer(answer, gold, question)
+    return check_answer(answer, gold)
 
 
 def test_verdicts_are_the_evaluations_own_in_order() -> None:
@@ -23,8 +26,9 @@ def test_verdicts_are_the_evaluations_own_in_order() -> None:
     assert [verdict.extracted for verdict in found[:3]] == ["12", "13", None]
 
 
-def test_a_failed_verification_has_no_reward_and_is_not_zero() -> None:
-    found = verify_completions(["12", "13", "14"], ["arithmetic"] * 3, ["12"] * 3, check=broken_check)
+def test_a_failed_verification_has_no_reward_and_is_not_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    judge_arithmetic_by(monkeypatch, broken_check)
+    found = verify_completions(["12", "13", "14"], ["arithmetic"] * 3, ["12"] * 3)
     assert [verdict.reward for verdict in found] == [1.0, None, 0.0]
 
 

@@ -161,6 +161,7 @@ def test_a_run_leaves_its_log_and_no_scratch(plain: Path) -> None:
     assert log[0]["lr"] == 1e-2
     assert {"reward", "grad_norm", "completion_tokens", "truncated", "frac_nonzero_advantage_groups"} <= log[0].keys()
     assert (plain / "samples.md").read_text(encoding="utf-8").count("## Step") == 1
+    assert "answers" not in json.loads((plain / "usage.json").read_text())
 
 
 @pytest.mark.parametrize(

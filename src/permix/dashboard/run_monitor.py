@@ -31,7 +31,7 @@ from permix.dashboard.progress import (
 from permix.errors import DataError, PermixError
 from permix.evals.grid import ExpectedCells, read_expected_cells
 from permix.sanitize import escape_control, redact_command, redact_secrets, truncate
-from permix.storage.files import READ_CHUNK_BYTES, JsonlTail, open_regular, read_file_state
+from permix.storage.files import READ_CHUNK_BYTES, FileState, JsonlTail, open_regular, read_file_state
 from permix.storage.run_dir import RunReader, last_start
 from permix.storage.workers import LOCK_FILE, lock_files, worker_files
 from permix.types import digest
@@ -216,6 +216,7 @@ class RunMonitor:
         self.measured_at = 0.0
         self._config_error = self._read_error = self._command = ""
         self._config_files: object = ()
+        self._worker_starts: list[FileState | None] = []
         self._started: float | None = None
         self._tails = WorkerTails(path / "records.jsonl")
         self._tally: RecordTally = CellTally("records.jsonl", ExpectedCells())
@@ -351,6 +352,14 @@ class RunMonitor:
             self.config = {} if self._run is None else self._run.config
             self._command = self._command_text() if self.config else ""
             self._reset_tally()
+            self._worker_starts = self._find_worker_starts()
+        elif self._run is not None and (starts := self._find_worker_starts()) != self._worker_starts:
+            self._worker_starts, self._run = starts, self._try_read(self._load_run) or self._run
+            self._command = self._command_text()
+
+    def _find_worker_starts(self) -> list[FileState | None]:
+        """What changes when a worker with a shard starts."""
+        return [read_file_state(file) for file in worker_files(self.path / "provenance.json")[1:]]
 
     def _load_run(self) -> RunReader:
         run = RunReader(self.path)

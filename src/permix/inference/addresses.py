@@ -170,7 +170,8 @@ def check_addresses(
 
     `section`: the section of the configuration that describes the model. `identity_key`: where the run's identity has its
     fingerprint, if `recorded_fingerprint` is not given. `addresses`: where the model will answer, each with what is said of its
-    weights there; the model's own if None. A model that is not behind an endpoint is not checked.
+    weights there; the model's own if None. A model that is not behind an endpoint is not checked; the run may know a function
+    by the fingerprint that an earlier version of permix gave it.
 
     A run that has no `addresses.json` was answered at `recorded_base_url`, or else at the address in its config.json.
 
@@ -183,7 +184,9 @@ def check_addresses(
         fingerprint = recorded_fingerprint or _recorded_fingerprint(run, identity_key)
         known = _find_known_model(served, run, section, fingerprint, recorded_base_url)
     if known is None:
-        return AddressCheck(section, identity_key)
+        on_disk = recorded_fingerprint or _recorded_fingerprint(run, identity_key)
+        is_former = on_disk is not None and on_disk == getattr(model, "former_fingerprint", None)
+        return AddressCheck(section, identity_key, model.fingerprint if is_former else None)
     refusals, confirmed = _Refusals(run, section, model.name), bool(served.config.same_weights)
     uses = [*known.recorded_uses, *known.former_uses]
     n_known = len(uses)

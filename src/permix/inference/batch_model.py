@@ -184,7 +184,8 @@ class BatchModel:
         self._body = RequestBody(config.name, config.extra_fields, BATCH_FIELDS)
         self._former = _FormerIds(config, ())
         self._refused: dict[ChangeableField, str] = {}  # in this start, with the words
-        self._answered_fields: set[str] = set()  # of the requests that were answered in this start
+        self._answered_fields: set[str] = set()  # of the requests that were answered in this start, and never refused
+        self._left_out: set[ChangeableField] = set()  # of requests that were refused for the field and then answered
         self._passed_over: list[tuple[Callable[[], Iterable[Request]], Sampling]] = []
         self._written: set[bytes] = set()
         self._sampling = Sampling()
@@ -306,18 +307,22 @@ class BatchModel:
             shared = self._former.shared(standard, request.seed, results, custom_id)
             found += [read_batch_result(line) for one in shared for line in results.take(one)]
         sent = self._body.rebuild(standard)
+        refusals = [one for one in found if one.refusal]
+        for one in refusals:
+            if (field := self._body.find_change(one.refusal, one.refused_field, sent)) is not None:
+                self._refused.setdefault(field, one.refusal)
+                if any(isinstance(other.result, Completion) for other in found):
+                    self._left_out.add(field)
         completions = [one.result for one in found if isinstance(one.result, Completion)]
         if completions:
             self.counts.answered += 1
             self.counts.differing += any(one.text != completions[0].text for one in completions[1:])
-            self._answered_fields.update(sent)
+            if not refusals:
+                self._answered_fields.update(sent)
             return with_cut_off_thinking(completions[0], self.config.thinking)
         if not found:
             return None
         self.counts.failed += 1
-        for one in found:
-            if one.refusal and (field := self._body.find_change(one.refusal, one.refused_field, sent)) is not None:
-                self._refused.setdefault(field, one.refusal)
         return found[-1].result
 
     def _write(self, index: int, standard: Mapping[str, Any], request: Request, sampling: Sampling) -> Iterator[CompletionResult]:
@@ -336,9 +341,14 @@ class BatchModel:
 
     def _learn(self) -> None:
         """Take over which fields of the requests were refused, so that the next batch does without them: also the one that this
-        start writes. A field that was sent with an answered request is not what the host refuses."""
+        start writes.
+
+        A field that was sent with an answered request is not what the host refuses. The results do not say what was sent: a
+        request that was refused for a field and then answered was answered without it, and others may have been so too.
+        """
         for name, words in self._refused.items():
-            if name not in self._answered_fields and name not in self._body.changes:
+            is_accepted = name in self._answered_fields and name not in self._left_out
+            if not is_accepted and name not in self._body.changes:
                 self._body.keep_change(name, words)
                 instead = "is sent as max_completion_tokens" if name == "max_tokens" else "is left out"
                 print_status(f"note: {name} {instead} in the next batch, since it was refused: {self._body.changes[name]}")

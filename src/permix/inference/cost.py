@@ -17,7 +17,7 @@ from permix.errors import ConfigError, DataError
 from permix.progress import add_result
 from permix.sanitize import escape_control
 from permix.storage.files import read_jsonl
-from permix.storage.run_dir import UNTIMED, read_run_file
+from permix.storage.run_dir import UNTIMED, read_run_file, read_usage
 from permix.storage.workers import worker_files
 from permix.types import Message, Record
 
@@ -147,13 +147,12 @@ def _measure_folder(folder: Path, stage: str, model: ModelConfig, max_new_tokens
     limit = (config.get("sampling") or recorded).get("max_new_tokens")
     if not n or (cut_off and not (isinstance(limit, int) and limit >= max_new_tokens)):
         return None
-    usage = [read_run_file(path) for path in worker_files(folder / "usage.json") if path.is_file()]
-    seconds = sum(one.get("wall_seconds", 0.0) for one in usage)
+    usage = read_usage(folder)
+    seconds = usage.get("wall_seconds", 0.0)
     # A run of an earlier version has not recorded how many answers its seconds took: all of them, if no start was killed.
-    timed = sum(one.get("answers", 0) for one in usage) if any("answers" in one for one in usage) else n
-    timed = 0 if any(one.get("answers") == UNTIMED for one in usage) else timed
+    timed = usage.get("answers", n)
     is_asked = recorded.get("backend") != "batch" and not config.get("cache")
-    rate = timed / seconds if seconds > 0 and timed and is_asked else None
+    rate = timed / seconds if seconds > 0 and timed not in (0, UNTIMED) and is_asked else None
     return MeasuredRequests(folder, n, new_tokens / n if complete else None, rate)
 
 

@@ -128,13 +128,16 @@ class Outcome(NamedTuple):
 
 
 class _Trial(NamedTuple):
-    """A field that a request does without, after the refusal with these words; `said` is for messages. `is_named`: the refusal
-    names the field."""
+    """A field that a request does without, after the refusal with these words; `said` is for messages.
+
+    `is_named`: the refusal names the field. `is_enough`: once the request is answered, the endpoint is known to refuse the field.
+    """
 
     field: ChangeableField
     refusal: str
     said: str
     is_named: bool
+    is_enough: bool
 
 
 class Endpoint:
@@ -154,6 +157,9 @@ class Endpoint:
         self.limit = ConcurrencyLimit(config.concurrency)
         self.streak = FailureStreak()
         self._body = RequestBody(config.name, config.extra_fields)
+        self._is_schema_doubted = False
+        """Whether a request was refused in words without a field, and then answered without its schema: the refusal may have been
+        one that passes."""
         self.served_models: tuple[ServedModel, ...] | None = None
         self.has_answered_before = False
         """Whether the run has answers of an earlier start: then no refusal of a prompt ends it."""
@@ -276,10 +282,13 @@ class Endpoint:
 
         A change is kept for all later requests once the changed request is answered, or is refused for another field alone.
         Requests in flight at the same time are refused for the same field: each tries without it, and it is noted once.
+        A schema is also tried without after a refusal that names no field, which may pass: it is given up if that happens again
+        to a request that is sent after the first one was answered, and no request with a schema was answered in between.
         """
         body = self._body.build(request.messages, request.seed, sampling, request.schema)
         tried: list[_Trial] = []
         while True:
+            was_doubted = self._is_schema_doubted
             try:
                 raw = await self._with_timeout(client.post("/chat/completions", body))
             except HttpStatusError as error:
@@ -292,10 +301,15 @@ class Endpoint:
                 elif not self._body.has_schema(body) or not is_schema_refusal(error) or concerns_messages(refusal, param):
                     raise
                 said = self.secrets.sanitize_message(error_message(error))
-                tried.append(_Trial(field or "response_format", refusal, said, is_named=field is not None))
+                is_named = field is not None or self._body.names("response_format", refusal, param, body)
+                tried.append(_Trial(field or "response_format", refusal, said, is_named, is_enough=is_named or was_doubted))
                 body = self._body.rebuild(body, tried[-1].field)
                 continue
-            self._keep(tried)
+            self._keep(one for one in tried if one.is_enough)
+            if self._body.has_schema(body):
+                self._is_schema_doubted = False
+            elif any(not one.is_named for one in tried):
+                self._is_schema_doubted = True
             try:
                 return with_cut_off_thinking(parse_chat_completion(raw), self.config.thinking)
             except (MalformedReplyError, FilteredReplyError):

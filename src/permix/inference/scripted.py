@@ -6,16 +6,20 @@ function raises an OSError (TimeoutError, ConnectionError), the result is a `Fai
 exception is an error of the script and propagates.
 """
 
+import ast
+import functools
 import inspect
+import textwrap
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any
 
 from permix.errors import ConfigError, EndpointStoppedError
 from permix.inference.base import CompletionResult, Model
 from permix.inference.pacing import MAX_FAILURES_IN_A_ROW
+from permix.storage.rows import is_whole_number, quote_value
 from permix.types import Completion, Failure, Message, Request, Sampling, digest
 
 ScriptedReply = str | Completion | Failure
@@ -77,7 +81,8 @@ class FunctionModel:
     content_addressed = False
 
     def __init__(self, function: MessageFunction, name: str | None = None) -> None:
-        """`name` identifies the function when a run is resumed; without it, its qualified name and source do.
+        """`name` identifies the function when a run is resumed; without it, its qualified name and source do, and the values that
+        it carries. `former_fingerprint` is the one of earlier versions, without these values, where the source says them all.
 
         Raises ConfigError for a function that can never work, and without a `name` for one whose source does not identify it.
         """
@@ -86,6 +91,7 @@ class FunctionModel:
             function, 1, f"model: {_qualified_name(function)}", "the messages alone; give a function messages -> text"
         )
         self.fingerprint = digest("function", self.name, "" if name else _source_identity(function))
+        self.former_fingerprint = None if name else _former_fingerprint(self.name, function)
         self._function = function
         self._n_failures = 0  # since the last text
 
@@ -145,8 +151,19 @@ class GeneratorModel:
             index, result = item if is_pair else (place, item)
             if not (is_pair or isinstance(item, str | Completion | Failure)):
                 raise ConfigError(f"{self._place}: item {place} is {type(item).__name__}; {_WHAT_GENERATE_YIELDS}")
-            if type(index) is not int or not 0 <= index < len(requests) or index in answered:
-                raise ConfigError(f"{self._place}: item {place} is for the request {index!r}, of {len(requests)}; give each once")
+            if not is_whole_number(index):
+                wrong = f"item {place} begins with {quote_value(index)}, which is no index of a request"
+                raise ConfigError(f"{self._place}: {wrong}; {_WHAT_GENERATE_YIELDS}")
+            index = int(index)
+            if not 0 <= index < len(requests):
+                raise ConfigError(
+                    f"{self._place}: item {place} is for the request {index}, of {len(requests)}, whose indices begin with 0; "
+                    "give one answer for each"
+                )
+            if index in answered:
+                raise ConfigError(
+                    f"{self._place}: item {place} is for the request {index}, which has an answer already; give each one"
+                )
             answered.add(index)
             yield CompletionResult(index, result if isinstance(result, Completion | Failure) else _completion_or_failure(result))
 
@@ -241,7 +258,7 @@ def _unwrap(function: Any) -> Any:
 
 
 def _qualified_name(function: Any) -> str:
-    return str(_unwrap(function).__qualname__)
+    return str(_unwrap_transparent(function).__qualname__)
 
 
 def _source_identity(function: Any) -> str:
@@ -258,12 +275,35 @@ def _source_identity(function: Any) -> str:
         )
     if not name.endswith("<lambda>"):
         try:
-            return inspect.getsource(_unwrap(function)) + _carried_values(function)
+            return _identity_text(function, _own_source)
         except (OSError, TypeError):
             pass
     raise ConfigError(
         f'model: the source of {name} cannot be read, so it cannot be distinguished from another function; give name="..."'
     )
+
+
+def _former_fingerprint(name: str, function: Any) -> str | None:
+    """The fingerprint that earlier versions of permix gave a function: without the defaults of its parameters.
+
+    None if a default is no literal of the source, such as the value of a loop: the former fingerprint says nothing of it.
+    """
+    inner = _unwrap(function)
+    if not (isinstance(inner, FunctionType) and _wrapped(inner) is None and _says_its_defaults(inner)):
+        return None
+    bound = repr((function.args, function.keywords)) if isinstance(function, partial) else ""
+    return digest("function", name, inspect.getsource(inner) + bound)
+
+
+def _says_its_defaults(function: FunctionType) -> bool:
+    """Whether every default of a function's parameters is a literal of its source."""
+    try:
+        node = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+        given = [*node.args.defaults, *node.args.kw_defaults] if isinstance(node, ast.FunctionDef) else []
+        literals = tuple(ast.literal_eval(one) for one in given if one is not None)
+    except (OSError, TypeError, SyntaxError, ValueError, IndexError):
+        return False
+    return repr(literals) == repr(_defaults(function))
 
 
 def code_identity(function: Callable[..., Any] | None, name: str) -> str:
@@ -275,24 +315,71 @@ def code_identity(function: Callable[..., Any] | None, name: str) -> str:
     if function is None:
         return ""
     inner = _unwrap(function)
-    if str(getattr(inner, "__module__", "")).partition(".")[0] == "permix":
+    if _is_of_permix(inner):
         own = f"{inner.__module__}.{inner.__qualname__}"
         values = [*function.args, *function.keywords.items()] if isinstance(function, partial) else []
         return own + repr([code_identity(one, name) if callable(one) else one for one in values] or "")
-    hidden, code = _hidden_state(function), getattr(inner, "__code__", None)
+    hidden = _hidden_state(function)
     if hidden is None:
-        if str(inner.__qualname__).endswith("<lambda>") and isinstance(code, CodeType):
-            return _code_text(code) + _carried_values(function)
         try:
-            return inspect.getsource(inner) + _carried_values(function)
+            return _identity_text(function, _own_source_or_code)
         except (OSError, TypeError):
-            if isinstance(code, CodeType):  # of a notebook or an interpreter that keeps no lines
-                return _code_text(code) + _carried_values(function)
-            hidden = "it is not written in Python"
+            hidden = _NOT_PYTHON
     raise ConfigError(
         f'{name}: its source does not tell how it scores, since {hidden}; give the task source="...", a text that you change '
         "together with the scoring"
     )
+
+
+_NOT_PYTHON = "it is not written in Python"
+
+_TRANSPARENT_TYPES = (functools._lru_cache_wrapper, staticmethod)
+"""Types of functions that answer what the function answers that they wrap, and have no source of their own."""
+
+
+def _unwrap_transparent(function: Any) -> Any:
+    """`_unwrap`, also of functions behind functools.cache and staticmethod."""
+    inner = _unwrap(function)
+    while isinstance(inner, _TRANSPARENT_TYPES):
+        inner = _unwrap(inner.__wrapped__)
+    return inner
+
+
+def _is_of_permix(inner: Any) -> bool:
+    """Whether the code of a function or class is permix's: functools.wraps gives a function the `__module__` of another one."""
+    inner = _unwrap_transparent(inner)
+    module = getattr(inner, "__globals__", {}).get("__name__") or getattr(inner, "__module__", "")
+    return str(module).partition(".")[0] == "permix"
+
+
+def _identity_text(function: Any, own_text: Callable[[Any], str]) -> str:
+    """`own_text` of a function or class with the values that it carries, and likewise of the function that it wraps."""
+    inner = _unwrap(function)
+    own, wrapped = "" if isinstance(inner, _TRANSPARENT_TYPES) else own_text(inner), _wrapped(inner)
+    return own + _carried_values(function) + ("" if wrapped is None else _identity_text(wrapped, own_text))
+
+
+def _wrapped(function: Any) -> Any:
+    """The function that another one says to wrap, as functools.wraps and functools.cache set it; None without one."""
+    return getattr(function, "__wrapped__", None) if inspect.isroutine(function) else None
+
+
+def _own_source(inner: Any) -> str:
+    """The source of a function or class; of a wrapper its own, and not that of what it wraps. Raises OSError or TypeError."""
+    return inspect.getsource(inner if _wrapped(inner) is None else inner.__code__)
+
+
+def _own_source_or_code(inner: Any) -> str:
+    """The source of a function or class, or the code of a lambda and of a function without source."""
+    code = getattr(inner, "__code__", None)
+    if isinstance(code, CodeType) and str(inner.__qualname__).endswith("<lambda>"):
+        return _code_text(code)
+    try:
+        return _own_source(inner)
+    except (OSError, TypeError):
+        if isinstance(code, CodeType):  # of a notebook or an interpreter that keeps no lines
+            return _code_text(code)
+        raise
 
 
 def _code_text(code: CodeType) -> str:
@@ -331,8 +418,18 @@ def _carried_values(function: Any) -> str:
     while isinstance(function, partial):
         parts.append(repr((function.args, function.keywords)))
         function = function.func
-    values = _defaults(function) if inspect.isroutine(function) else tuple(_made_attributes(_unwrap(function)).items())
+    values = _defaults(function) if inspect.isroutine(function) else _made_values(_unwrap(function))
     return "".join([*parts, *([repr(values)] if values else [])])
+
+
+def _made_values(cls: type) -> tuple[Any, ...]:
+    """The values of a class that stands in a function, which may differ from call to call: attributes, and defaults of methods
+    where the source does not say them."""
+    if "<locals>" not in cls.__qualname__:
+        return ()
+    methods = [one for value in vars(cls).values() for one in _functions_of(value) if one.__module__ == cls.__module__]
+    defaults = [(one.__name__, _defaults(one)) for one in methods if _defaults(one) and not _says_its_defaults(one)]
+    return (*_made_attributes(cls).items(), *defaults)
 
 
 def _made_attributes(cls: type) -> dict[str, Any]:
@@ -363,10 +460,22 @@ def _hidden_state(function: Any) -> str | None:
         return f"its object has the attribute{'s' * (len(attributes) > 1)} {', '.join(attributes)}"
     if (name := next((name for name, one in _made_attributes(cls).items() if not _is_plain(one)), None)) is not None:
         return f"the attribute {name} of its class is no text, number or list of these"
-    methods = [(base, getattr(one, "__func__", one)) for base in cls.__mro__[:-1] for one in vars(base).values()]
+    if any("__wrapped__" in vars(base) for base in cls.__mro__):
+        return "its class says to wrap another one"
+    methods = [(base, one) for base in cls.__mro__[:-1] for value in vars(base).values() for one in _functions_of(value)]
     # typing puts functions of its own into a Protocol.
-    own = (one for base, one in methods if inspect.isfunction(one) and one.__module__ == base.__module__)
-    return next(filter(None, map(_hidden_in_code, own)), None)
+    return next(filter(None, (_hidden_in_code(one) for base, one in methods if one.__module__ == base.__module__)), None)
+
+
+def _functions_of(attribute: Any) -> Iterator[Any]:
+    """The functions behind an attribute of a class: a method, or those of a property."""
+    if isinstance(attribute, property):
+        found: list[Any] = [attribute.fget, attribute.fset, attribute.fdel]
+    elif isinstance(attribute, functools.cached_property):
+        found = [attribute.func]
+    else:
+        found = [getattr(attribute, "__func__", attribute)]
+    return (one for one in found if isinstance(one, FunctionType | functools._lru_cache_wrapper))
 
 
 def _hidden_in_code(function: Any) -> str | None:
@@ -376,7 +485,11 @@ def _hidden_in_code(function: Any) -> str | None:
         return f"it uses {', '.join(around)} of the function around it"
     if not all(map(_is_plain, _defaults(function))):
         return "the default of a parameter is no text, number or list of these"
-    return None
+    wrapped = _wrapped(function)
+    if wrapped is None:
+        return None
+    is_read = isinstance(code, CodeType) or isinstance(function, _TRANSPARENT_TYPES)
+    return _hidden_state(wrapped) if is_read else _NOT_PYTHON
 
 
 def _attributes(instance: Any) -> list[str]:

@@ -20,8 +20,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from permix.config import ImportConfig, ImportedSamplingConfig
+from permix.config import ImportConfig, ImportedSamplingConfig, ThinkingSwitch
 from permix.errors import DataError, missing_package_error
+from permix.inference.base import with_cut_off_thinking
 from permix.interop.merging import (
     ExportableRun,
     LoggedCell,
@@ -119,11 +120,21 @@ def exported_sample_info(sample: "EvalSample") -> Mapping[str, Any]:
 
 
 def parse_inspect_sample(
-    sample: "EvalSample", prompt: SamplePrompt, persona_id: str | None, question_id: str, scorer: str | None, where: str
+    sample: "EvalSample",
+    prompt: SamplePrompt,
+    persona_id: str | None,
+    question_id: str,
+    scorer: str | None,
+    where: str,
+    thinking: ThinkingSwitch = "default",
 ) -> LoggedCell:
-    """The sample as a cell, with the verdict of `scorer` if given. Raises DataError if the score is no verdict."""
+    """The sample as a cell, with the verdict of `scorer` if given. Raises DataError if the score is no verdict.
+
+    thinking: whether the model was asked with its thinking switched on or off; as in `permix stability`, thinking that the token
+    limit cut off is no answer.
+    """
     where = f"{where}: sample {sample.id!r}, epoch {sample.epoch}"
-    completion, failure = _completion_or_failure(sample)
+    completion, failure = _completion_or_failure(sample, thinking)
     verdict = None
     if completion is not None and scorer is not None:
         score = (sample.scores or {}).get(scorer)
@@ -148,11 +159,11 @@ def _target_text(sample: "EvalSample") -> str:
     return sample.target if isinstance(sample.target, str) else "\n".join(sample.target)
 
 
-def _completion_or_failure(sample: "EvalSample") -> tuple[Completion | None, Failure | None]:
+def _completion_or_failure(sample: "EvalSample", thinking: ThinkingSwitch) -> tuple[Completion | None, Failure | None]:
     why = output_problem(sample.output) if sample.error is None else sample.error.message
     if why is not None:
         return None, Failure(type="inspect_ai", message=why)
-    return to_completion(sample.output), None
+    return with_cut_off_thinking(to_completion(sample.output), thinking), None
 
 
 def output_problem(output: "ModelOutput") -> str | None:
@@ -267,17 +278,19 @@ def _to_log_source(path: Path, log: "EvalLog", entry: NamedLogPath, config: Impo
         )
     scorer = None if config.answer else select_option(_scorer_names(samples), config.metric, field="metric", where=str(path))
     single_persona = len(set(personas)) == 1
+    generation = {**_generation_settings(log.plan.config), **_generation_settings(log.eval.model_generate_config)}
+    thinking = _thinking_switch(generation)
     cells = [
-        parse_inspect_sample(sample, prompt, persona, _question_id(sample, prompt, single_persona), scorer, str(path))
+        parse_inspect_sample(sample, prompt, persona, _question_id(sample, prompt, single_persona), scorer, str(path), thinking)
         for sample, prompt, persona in zip(samples, prompts, personas, strict=True)
     ]
     metadata = (log.eval.metadata or {}).get(PERMIX_METADATA_KEY)
     identity = metadata if isinstance(metadata, dict) else None
     if identity is None:
-        # Where the metadata names the question, the persona may be a part of the text.
-        named = [exported_sample_info(sample).get("question_id") is not None for sample in samples]
-        cells = [cell._replace(question_text=None) if own else cell for cell, own in zip(cells, named, strict=True)]
-    generation = {**_generation_settings(log.plan.config), **_generation_settings(log.eval.model_generate_config)}
+        cells = [
+            cell._replace(question_text=None) if _may_hold_persona(sample, prompt, persona) else cell
+            for cell, sample, prompt, persona in zip(cells, samples, prompts, personas, strict=True)
+        ]
     return LogSource(
         where=str(path),
         model=log.eval.model,
@@ -293,6 +306,20 @@ def _to_log_source(path: Path, log: "EvalLog", entry: NamedLogPath, config: Impo
         permix_identity=identity,
         notes=() if log.status == "success" else (f"{path}: {status}; answers may be missing",),
     )
+
+
+def _may_hold_persona(sample: "EvalSample", prompt: SamplePrompt, persona: str | None) -> bool:
+    """Whether the persona may be a part of the text: the metadata names the question, and there is no system message."""
+    is_named = exported_sample_info(sample).get("question_id") is not None
+    return is_named and persona is not None and prompt.system_prompt is None
+
+
+def _thinking_switch(generation: Mapping[str, Any]) -> ThinkingSwitch:
+    """Whether the requests switched the model's thinking on, as `ModelConfig.extra_fields` does, or off."""
+    body = generation.get("extra_body")
+    switches = body.get("chat_template_kwargs") if isinstance(body, Mapping) else None
+    values = [switches.get(name) for name in ("enable_thinking", "thinking")] if isinstance(switches, Mapping) else []
+    return "on" if True in values else "off" if False in values else "default"
 
 
 def _status_text(log: "EvalLog") -> str:

@@ -248,11 +248,11 @@ def _parse_log_path(text: str, field: str) -> NamedLogPath:
     return NamedLogPath(name.strip() or None, Path(path).expanduser())
 
 
-def merge_logs(sources: Sequence[LogSource], same_question: str = "where its id is the same") -> MergedLogs:
+def merge_logs(sources: Sequence[LogSource], same_question: str) -> MergedLogs:
     """Merge all sources into one grid. Raises DataError, naming field and log, if two sources do not belong to one run, or if a
     persona has no question in common with the others.
 
-    same_question: when these logs have the same question twice, for that error.
+    same_question: a clause for that error, which says when two samples of these logs ask the same question.
     """
     first = next((source for source in sources if source.model is None), sources[0])
     _require_equal_settings(sources)
@@ -354,7 +354,7 @@ def _require_shared_questions(logged_cells: Sequence[LoggedCell], same_question:
         who = "no persona" if alone.cell.persona_id is None else f"persona {alone.cell.persona_id!r}"
         raise DataError(
             f"{alone.where}: {who}: no question that was asked with it was asked with another persona or with none, so there is "
-            f"nothing to compare; a question counts as the same {same_question}"
+            f"nothing to compare; {same_question}"
         )
 
 

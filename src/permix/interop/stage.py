@@ -86,13 +86,14 @@ def describe_import(config: ImportConfig) -> dict[str, str]:
     }
 
 
-LM_EVAL_SAME_QUESTION = "where its task and its doc_hash are"
+LM_EVAL_SAME_QUESTION = "two samples ask the same question if their tasks and their doc_hash are equal"
 
 INSPECT_SAME_QUESTION = (
-    "where the sample's id is, if each persona has a log of its own; in a log of several personas where the words are, apart "
-    "from the system message; if the persona is in the user's message, give every sample the metadata "
-    'permix = {"question_id": ID}, with one ID for each question'
+    "two samples ask the same question if their ids are equal (logs of one persona each), or if their texts without the system "
+    "message are equal (a log of several personas); if your prompt has the persona in the user's message, give every sample the "
+    'metadata permix = {"question_id": ID}, with one ID for each question'
 )
+"""When samples of logs have the same question, for an error."""
 
 
 def read_import_logs(config: ImportConfig) -> MergedLogs:

@@ -81,18 +81,23 @@ def judge_fidelity_run(config: JudgeConfig, given_model: Model | None = None) ->
     with RunDir.open(folder, named, identity, endpoints=[endpoint]) as run:
         inputs = [prompt.judge_input for prompt in prompts]
         write_json(folder / JUDGE_INPUTS_FILE, describe_judge_inputs(setup.discriminates_personas, inputs))
-        n_before = len(read_judge_calls(folder))
+        n_before = _count_replies(folder)
         with run.track_usage(), error_context("judge"):
             try:
                 outcome = request_pending_scores(
                     model, prompts, folder, build_call_settings(named, setup.price), f"judge {judge_label(named.judge)}"
                 )
             finally:
-                run.count_answers(None if isinstance(model, BatchModel) else len(read_judge_calls(folder)) - n_before)
+                run.count_answers(None if isinstance(model, BatchModel) else _count_replies(folder) - n_before)
         print_status(f"judge {judge_label(named.judge)}: {_totals_text(outcome)}")
         _print_missing(named.run, count_answers(inputs))
         _write_metrics(named, folder, pending=outcome.n_pending)
     _require_all_scored(outcome, named, folder, next_start(model, "ask for them"))
+
+
+def _count_replies(folder: Path) -> int:
+    """How many calls of a judge have a reply: a call that failed says nothing of how long an answer takes."""
+    return sum(call.reply is not None for call in read_judge_calls(folder))
 
 
 def preflight_judging(config: JudgeConfig) -> dict[str, str]:

@@ -226,7 +226,7 @@ def _forget_usage_of_repeated_steps(out: Path) -> None:
 def _track_usage(run: RunDir | None) -> Iterator[None]:
     """Add the CPU seconds of all processes to usage.json; after an error, only those of the main process."""
     if run is not None:
-        with run.track_usage(distributed.all_reduce_sum):
+        with run.track_usage(distributed.all_reduce_sum, counts_answers=False):
             yield
         return
     before = cpu_seconds()

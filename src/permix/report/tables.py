@@ -131,7 +131,7 @@ _ENDPOINT_COST_COLUMNS = (
 
 
 def _asks_endpoint(row: ModelRow) -> bool:
-    return row.eval_requests is not None
+    return row.eval_wall_s is not None
 
 
 def columns_with_judges(rows: Sequence[ModelRow]) -> list[ModelColumn]:

@@ -147,7 +147,11 @@ PARSE_ERRORS = (ValueError, KeyError, TypeError, OverflowError, RecursionError)
 
 
 class LongRecordError(PermixError):
-    """A record whose line would be longer than readers accept; nothing of it is written."""
+    """A record whose line would be longer than readers accept; nothing of it is written. `sizes` says how long both are."""
+
+    def __init__(self, path: Path, n_bytes: int) -> None:
+        self.sizes = f"a record of {n_bytes / 1e6:.1f} MB; a line has at most {MAX_LINE_BYTES // 1_000_000} MB"
+        super().__init__(f"{path}: {self.sizes}")
 
 
 class JsonlWriter:
@@ -164,10 +168,7 @@ class JsonlWriter:
     def append(self, records: Iterable[Record | Mapping[str, Any]]) -> None:
         lines = list(map(encode_line, records))
         if (longest := max(map(len, lines), default=0)) > MAX_LINE_BYTES:
-            raise LongRecordError(
-                f"{self.path}: a record of {longest / 1e6:.1f} MB; a line has at most {MAX_LINE_BYTES // 1_000_000} MB, so give "
-                "shorter prompts, or a smaller limit of new tokens"
-            )
+            raise LongRecordError(self.path, longest)
         rest = memoryview(b"".join(lines))
         with guard_writes(self.path):
             if self._file is None:

@@ -189,6 +189,27 @@ def read_run_file(path: Path) -> RunFile:
     return RunFile(path, values)
 
 
+def read_usage(run: Path) -> RunFile:
+    """usage.json of a run, of all workers together; {} without one. Raises DataError for a damaged file.
+
+    "cpu_seconds", "wall_seconds" and "starts" are sums, "peak_mb" is the largest peak memory in MB. "answers" is how many answers
+    the seconds took: `UNTIMED` if another program gave some, and missing where a worker has not recorded it (a training, a run of
+    an earlier version).
+    """
+    path = run / "usage.json"
+    found = [read_run_file(file) for file in worker_files(path) if file.exists()]
+    total = RunFile(path, found[0] if found else {})
+    for one in found[1:]:
+        sums = {name: round(total.get(name, 0) + one[name], 2) for name in one if name not in ("answers", "peak_mb")}
+        total |= sums | {"peak_mb": max(total.get("peak_mb", 0), one.get("peak_mb", 0))}
+    answers = [one.get("answers") for one in found]
+    if None in answers:
+        total.pop("answers", None)
+    elif found:
+        total["answers"] = UNTIMED if UNTIMED in answers else sum(answers)
+    return total
+
+
 _SHARD_IN_NAME = re.compile(r"-\d+of\d+(?=\.json$)")
 
 
@@ -215,20 +236,22 @@ class RunReader:
 
     Creating it raises DataError for a run of another format, and for one into whose folder the files of another run's workers
     were copied. A run made by hand may lack any file; a property that needs a missing file raises DataError or returns an empty
-    value, as its docstring says.
+    value, as its docstring says. `provenance` is that of the run's first start, with the newest start and the revisions of all
+    workers.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.provenance: dict[str, Any] = (
-            read_provenance(path) if (path / "provenance.json").exists() else RunFile(path / "provenance.json", {})
-        )
-        for worker in worker_files(path / "provenance.json")[1:]:
-            if self.provenance and _read_provenance_file(worker)["identity"] != self.provenance["identity"]:
+        file, *others = worker_files(path / "provenance.json")
+        born = read_provenance(path) if file.exists() else RunFile(file, {})
+        workers = [_read_provenance_file(one) for one in others] if born else []
+        for worker in workers:
+            if worker["identity"] != born["identity"]:
                 raise DataError(
-                    f"{worker}: the worker asked with other settings than {path / 'provenance.json'} states (its identity "
+                    f"{worker.path}: the worker asked with other settings than {file} states (its identity "
                     "differs); these are files of two runs: keep each run in a folder of its own"
                 )
+        self.provenance: dict[str, Any] = RunFile(file, _with_starts_of(born, workers)) if workers else born
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -253,17 +276,8 @@ class RunReader:
 
     @cached_property
     def usage(self) -> dict[str, Any]:
-        """CPU and wall seconds and starts, summed over all workers, and the largest peak memory in MB; {} without a record."""
-        path = self.path / "usage.json"
-        total, *others = (self._read_if_there(file.name) for file in worker_files(path))
-        for one in others:
-            sums = {name: round(total.get(name, 0) + value, 2) for name, value in one.items() if name != "answers"}
-            if "answers" in total and "answers" in one:
-                sums["answers"] = UNTIMED if UNTIMED in (total["answers"], one["answers"]) else total["answers"] + one["answers"]
-            else:
-                total.pop("answers", None)
-            total = RunFile(path, total | sums | {"peak_mb": max(total.get("peak_mb", 0), one.get("peak_mb", 0))})
-        return total
+        """What `read_usage` returns for the run."""
+        return read_usage(self.path)
 
     @cached_property
     def grid(self) -> dict[str, Any]:
@@ -344,6 +358,7 @@ class RunDir:
         self.stop_reason = ""
         """Why this start asks for no more: its endpoint answers no more; "" if it does."""
         self._n_answers: int | None = 0
+        self._counts_answers = True
         self._writer = JsonlWriter(self._own_file(RECORDS_FILE))
 
     @classmethod
@@ -467,12 +482,14 @@ class RunDir:
         return read_run_cells(self.path)
 
     @contextlib.contextmanager
-    def track_usage(self, sum_over_processes: Callable[[float], float] = float) -> Iterator[None]:
+    def track_usage(self, sum_over_processes: Callable[[float], float] = float, *, counts_answers: bool = True) -> Iterator[None]:
         """Add the CPU and wall seconds of the block to usage.json, also when the block ends with an error or Ctrl-C.
 
         `sum_over_processes` maps this process's CPU seconds to the sum over all processes of the run. It is not called after an
-        error, when other processes may no longer answer.
+        error, when other processes may no longer answer. `counts_answers`: whether the seconds are those of the answers that
+        `count_answers` counts; the seconds of a training are not, so its file says nothing of answers.
         """
+        self._counts_answers = counts_answers
         cpu, wall = cpu_seconds(), time.monotonic()
         try:
             yield
@@ -493,7 +510,9 @@ class RunDir:
         used = {"cpu_seconds": cpu, "wall_seconds": wall, "starts": 1}
         totals = {key: round(before.get(key, 0) + value, 2) for key, value in used.items()}
         # Not of a run of an earlier version, whose seconds are of other answers, too.
-        if self._n_answers is None or before.get("answers", 0) == UNTIMED:
+        if not self._counts_answers:
+            pass
+        elif self._n_answers is None or before.get("answers", 0) == UNTIMED:
             totals["answers"] = UNTIMED
         elif not before or "answers" in before:
             totals["answers"] = before.get("answers", 0) + self._n_answers
@@ -520,7 +539,7 @@ class RunDir:
 
 def long_reply_failure(error: LongRecordError) -> Failure:
     """The failure that is recorded in place of a reply that no line can hold."""
-    return Failure(type="ReplyTooLargeError", message=str(error))
+    return Failure(type="LongReplyError", message=f"the reply is longer than a record may be: {error.sizes}")
 
 
 def _recorded_settings(config: BaseModel) -> dict[str, Any]:
@@ -673,7 +692,10 @@ class _HashedSettings(NamedTuple):
 
 _MODEL_WORDS = "other weights, another tokenizer, chat template or precision, under the same {section}.name"
 
-_FUNCTION_WORDS = "another function or object of the same name: its source, or a value that it carries, was another one"
+_FUNCTION_WORDS = (
+    "another function or object of the same name: its source, or a value that it carries, was another one, or another version of "
+    "permix identified it in another way"
+)
 
 _HASHED_SETTINGS: Mapping[str, _HashedSettings] = {
     "model": _HashedSettings(("model",), _MODEL_WORDS.format(section="model")),
@@ -682,7 +704,9 @@ _HASHED_SETTINGS: Mapping[str, _HashedSettings] = {
     "interview.personas": _HashedSettings(("personas",), "other personas"),
     "template": _HashedSettings(("personas.template", "templates"), "another text of personas.template"),
     "context_turns": _HashedSettings(("context_turns",), "other recorded turns behind context_turns"),
-    "task_source": _HashedSettings((), "another source of the task or its scorer (task_source)"),
+    "task_source": _HashedSettings(
+        (), "another source of the task or its scorer (task_source), or another version of permix, which identifies it otherwise"
+    ),
     "prompt": _HashedSettings(("task.prompt_template",), "another prompt of the task"),
     "plan": _HashedSettings(("plan", "plan_file", "task", "personas"), "a plan of other rows (questions, personas or prompts)"),
     "rubrics": _HashedSettings(("judge.rubrics",), "other texts of the rubrics or of the judge's prompt"),
@@ -845,6 +869,24 @@ def add_start(provenance: Mapping[str, Any], start: Mapping[str, Any]) -> dict[s
     revisions = [*provenance.get("revisions", [provenance.get("revision")]), start["revision"]]
     newest = {name: start[name] for name in (*_START_FIELDS, "created")}
     return {**provenance, "last_start": newest, "revisions": list(dict.fromkeys(revisions))}
+
+
+def _with_starts_of(born: Mapping[str, Any], workers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The provenance of a run with the newest start and the revisions of all of its workers, by the times of their starts.
+
+    Of a worker's file only its first and its newest start have a time; the revisions between follow its first start.
+    """
+    newest, starts = last_start(born), list[tuple[str, int, str | None]]()
+    for one in (born, *workers):
+        latest = last_start(one)
+        revisions = one.get("revisions", [one.get("revision")])
+        for place, revision in enumerate(revisions):
+            is_newest = place > 0 and revision == latest.get("revision")
+            starts.append((str((latest if is_newest else one).get("created", "")), place, revision))
+        if str(latest.get("created", "")) > str(newest.get("created", "")):
+            newest = latest
+    merged = {**born, "revisions": list(dict.fromkeys(revision for *_, revision in sorted(starts, key=lambda one: one[:2])))}
+    return merged if newest is born else merged | {"last_start": {name: newest.get(name) for name in (*_START_FIELDS, "created")}}
 
 
 def last_start(provenance: Mapping[str, Any]) -> Mapping[str, Any]:

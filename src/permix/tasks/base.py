@@ -76,25 +76,18 @@ class Task:
         return self.extract(answer_of(completion)[-MAX_COMPLETION_CHARS:], question)
 
 
-AnswerCheck = Callable[[str | None, str, str], Verdict]
-"""Gives the verdict on an extracted answer, a gold and the question's text, as `check_answer` does."""
-
-
-def verify_completion(
-    task: Task, completion: str, gold: str, question: str = "", *, check: AnswerCheck = check_answer
-) -> Verdict:
+def verify_completion(task: Task, completion: str, gold: str, question: str = "") -> Verdict:
     """Score a completion. The training reward and the evaluation's score both come from here.
 
     A task of the user's own that raises, or returns something else than True or False, gives a verdict without a score.
 
     question: the question's text, or the prompt that holds it. Its formulas, repeated, are no answers, and its choices are the
         letters that count. Without it neither is known.
-    check: judges the answers of tasks that have neither a scorer nor `answers_match`.
     """
     if task.source is None:
-        return _verify(task, completion, gold, question, check)
+        return _verify(task, completion, gold, question)
     try:
-        verdict = _verify(task, completion, gold, question, check)
+        verdict = _verify(task, completion, gold, question)
         if not isinstance(verdict, Verdict) or not isinstance(verdict.correct, bool | None):
             raise TypeError(f"the scorer returned {truncate(repr(verdict), MAX_SHOWN_ERROR_CHARS)}, not a permix Verdict")
         return verdict
@@ -117,7 +110,7 @@ def can_be_right(task: Task, gold: str) -> bool:
     return any(verify_completion(task, way.format(said), gold).correct is not False for way in _WAYS_TO_SAY)
 
 
-def _verify(task: Task, completion: str, gold: str, question: str, check: AnswerCheck) -> Verdict:
+def _verify(task: Task, completion: str, gold: str, question: str) -> Verdict:
     answer = task.extract_answer(completion, question)
     if task.scorer is not None:
         return Verdict(correct=False) if answer is None else task.scorer(answer, gold)
@@ -127,8 +120,8 @@ def _verify(task: Task, completion: str, gold: str, question: str, check: Answer
             correct = not all(repeats_fraction(answer, one, question) for one in gold.split(ALTERNATIVE))
         return Verdict(correct=correct, extracted=answer)
     if ALTERNATIVE not in gold:
-        return check(answer, gold, question)
-    return _best_verdict([check(answer, one, question) for one in gold.split(ALTERNATIVE)])
+        return check_answer(answer, gold, question)
+    return _best_verdict([check_answer(answer, one, question) for one in gold.split(ALTERNATIVE)])
 
 
 def require_bool(value: object, name: str) -> bool:

@@ -31,7 +31,6 @@ from permix.inference.generation import generate_tokens, stop_at_end_of_turn, st
 from permix.inference.shared_prefix import DEFAULT_ATTENTION, SHARED_PREFIX_ATTENTION, eval_mode, supports_shared_prefix
 from permix.plan import Plan
 from permix.progress import print_status
-from permix.tasks.base import AnswerCheck
 from permix.thinking import answer_of
 from permix.training import distributed
 from permix.training.checkpoints import (
@@ -60,7 +59,6 @@ from permix.training.rollouts import (
 from permix.training.run_log import StepClock, open_rollout_log
 from permix.training.trl_setup import PlanTrainer, check_finite, choose_microbatch_tokens, grpo_arguments, run_trainer
 from permix.types import Message, Sampling, reward_tags, seed_from
-from permix.verification.math_verifier import check_answer
 
 
 class RolloutRecorder(Protocol):
@@ -74,7 +72,7 @@ class RolloutRecorder(Protocol):
 
 
 class PlanGRPOTrainer(PlanTrainer, GRPOTrainer):  # type: ignore[misc]
-    """`GRPOTrainer` over the rows of a plan; `check` judges answers; `options` are arguments of `GRPOTrainer`."""
+    """`GRPOTrainer` over the rows of a plan; `options` are arguments of `GRPOTrainer`."""
 
     def __init__(
         self,
@@ -83,14 +81,13 @@ class PlanGRPOTrainer(PlanTrainer, GRPOTrainer):  # type: ignore[misc]
         recorder: RolloutRecorder,
         config: OptimConfig,
         args: GRPOConfig,
-        check: AnswerCheck = check_answer,
         replay: CharacterReplay | None = None,
         expressivity: ExpressivityReward | None = None,
         curriculum: Curriculum | None = None,
         **options: Any,
     ) -> None:
         self.config, self._replay, self._expressivity = config, replay, expressivity
-        self._check, self._recorder = check, recorder
+        self._recorder = recorder
         self._plan, self._curriculum = plan, curriculum
         self._scored_rollouts: list[ScoredRollout] = []
         self._empty_system_prompt = bool(plan.metadata.get("empty_system_prompt"))
@@ -247,9 +244,7 @@ class PlanGRPOTrainer(PlanTrainer, GRPOTrainer):  # type: ignore[misc]
         # Not TRL's texts: they lack the tags of thinking, where the template opens it or the tags are special tokens.
         texts = [decode_completion(self.processing_class, ids, self._stop_ids) for ids in completion_ids]
         with self._clock.part("verification"):
-            verdicts = verify_completions(
-                texts, columns["task"], columns["gold"], [one[-1]["content"] for one in prompts], check=self._check
-            )
+            verdicts = verify_completions(texts, columns["task"], columns["gold"], [one[-1]["content"] for one in prompts])
         rewards = [verdict.reward for verdict in verdicts]
         shaped = rewards
         shares: Sequence[float | None] = [None] * len(rewards)

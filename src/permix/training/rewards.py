@@ -18,9 +18,8 @@ import numpy as np
 from permix.metrics.persona_classifier import fit_persona_classifier
 from permix.prompts import persona_prompt
 from permix.tasks import find_task
-from permix.tasks.base import AnswerCheck, verify_completion
+from permix.tasks.base import verify_completion
 from permix.types import NO_PERSONA_TAG, Cell, Verdict
-from permix.verification.math_verifier import check_answer
 
 NEUTRAL_EXPRESSIVITY = 0.5
 """Expressivity of a completion without a persona, or under a persona that the classifier does not know."""
@@ -78,16 +77,11 @@ class Rollout(NamedTuple):
 
 
 def verify_completions(
-    completions: Sequence[str],
-    tasks: Sequence[str],
-    golds: Sequence[str],
-    prompts: Sequence[str] | None = None,
-    *,
-    check: AnswerCheck = check_answer,
+    completions: Sequence[str], tasks: Sequence[str], golds: Sequence[str], prompts: Sequence[str] | None = None
 ) -> list[Verdict]:
     """One verdict for each rollout, in order. `prompts` hold the questions, whose formulas, repeated, are no answers."""
     return [
-        verify_completion(find_task(task), completion, gold, prompt, check=check)
+        verify_completion(find_task(task), completion, gold, prompt)
         for completion, task, gold, prompt in zip(completions, tasks, golds, prompts or [""] * len(golds), strict=True)
     ]
 

@@ -33,11 +33,10 @@ from permix.storage.files import read_json, read_jsonl, write_json, write_jsonl,
 from permix.storage.rows import quote_value
 from permix.storage.run_dir import RunDir, read_provenance
 from permix.tasks import find_task
-from permix.tasks.base import AnswerCheck, verify_completion
+from permix.tasks.base import verify_completion
 from permix.training.rewards import verify_completions
 from permix.training.run_log import samples_text
 from permix.types import Cell, CellKey, Message, PlanRow, Record, Sampling, seed_from
-from permix.verification.math_verifier import check_answer
 
 SFT_EXAMPLES_FILE, SFT_COUNTS_FILE = "examples.jsonl", "examples.json"
 
@@ -70,12 +69,12 @@ def make_sft_example(row: PlanRow, completion: str, *, ended: bool = True) -> SF
     )  # fmt: skip
 
 
-def gold_examples(plan: Plan, check: AnswerCheck = check_answer) -> SFTDataset:
+def gold_examples(plan: Plan) -> SFTDataset:
     """Each row's own solution, once, whatever its number of rollouts. Rows whose solution is not verified right are left out.
 
     Raises ConfigError if no row is left.
     """
-    verdicts = _solution_verdicts(plan.rows, check)
+    verdicts = _solution_verdicts(plan.rows)
     reasons = Counter[str]()
     examples = []
     for row in plan.rows:
@@ -94,13 +93,13 @@ def _solution_key(row: PlanRow) -> tuple[str, str, str]:
     return row.solution or "", row.task, row.gold
 
 
-def _solution_verdicts(rows: Sequence[PlanRow], check: AnswerCheck) -> Mapping[tuple[str, str, str], bool | None]:
+def _solution_verdicts(rows: Sequence[PlanRow]) -> Mapping[tuple[str, str, str], bool | None]:
     """Whether each distinct solution is right; None if the verifier failed."""
     distinct = list(dict.fromkeys(_solution_key(row) for row in rows if row.solution is not None))
     if not distinct:
         return {}
     solutions, tasks, golds = zip(*distinct, strict=True)
-    verdicts = verify_completions(solutions, tasks, golds, check=check)
+    verdicts = verify_completions(solutions, tasks, golds)
     return {answer: one.correct for answer, one in zip(distinct, verdicts, strict=True)}
 
 
@@ -270,14 +269,14 @@ def _teacher_cell(row: PlanRow, number: int, sample: int) -> Cell:
     )  # fmt: skip
 
 
-def teacher_examples(config: TrainConfig, plan: Plan, run: RunDir, check: AnswerCheck = check_answer) -> SFTDataset:
+def teacher_examples(config: TrainConfig, plan: Plan, run: RunDir) -> SFTDataset:
     """Generate the pending samples of the teacher, and make examples of the right ones.
 
     Raises IncompleteRunError if samples are missing, and PermixError if none is right.
     """
     requests = teacher_cells(plan)
     if _missing_cells(requests, run.cells()):
-        _run_teacher(config, requests, run, check)
+        _run_teacher(config, requests, run)
     recorded = run.cells()
     if missing := _missing_cells(requests, recorded):
         raise IncompleteRunError(
@@ -304,7 +303,7 @@ def _missing_cells(requests: TeacherRequests, recorded: Mapping[CellKey, Cell]) 
     return [cell for _, cells in requests for cell in cells if recorded.get(cell.key, cell).completion is None]
 
 
-def _run_teacher(config: TrainConfig, requests: TeacherRequests, run: RunDir, check: AnswerCheck) -> None:
+def _run_teacher(config: TrainConfig, requests: TeacherRequests, run: RunDir) -> None:
     """Let the teacher answer the pending cells, task by task."""
     train = config.train
     sampling = Sampling(temperature=train.temperature, top_p=train.top_p, max_new_tokens=train.max_new_tokens)
@@ -313,7 +312,7 @@ def _run_teacher(config: TrainConfig, requests: TeacherRequests, run: RunDir, ch
         _check_same_teacher(teacher, run)
         for name in dict.fromkeys(row.task for row, _ in requests):
             cells = [cell for row, row_cells in requests for cell in row_cells if row.task == name]
-            scorer = partial(verify_completion, find_task(name), check=check)
+            scorer = partial(verify_completion, find_task(name))
             run_cells(teacher, cells, sampling, run, scorer, f"teacher {teacher.name}")
 
 
