@@ -25,6 +25,7 @@ from permix.verification.extraction import (
     letter_and_rest,
     number_in_box,
     offered_choices,
+    shorten_blanks,
     without_boxes,
     written_number_in_box,
 )
@@ -49,7 +50,7 @@ def _stated_numbers(completion: str) -> Iterator[str]:
 
 def extract_number(completion: str, question: str = "") -> str | None:
     """A plain number. A box with an expression holds no answer: the verifier would evaluate `12*13`."""
-    completion = _without_asked_magnitude(completion, question)
+    completion = _without_asked_magnitude(shorten_blanks(completion), question)
     marked = _stated_number(_stated_numbers(completion), question)
     if marked is not None or _names_several_numbers(completion):
         return marked
@@ -58,7 +59,7 @@ def extract_number(completion: str, question: str = "") -> str | None:
 
 def extract_number_as_written(completion: str, question: str = "") -> str | None:
     """A plain number in the notation of any language: "1.500", "2,5"."""
-    completion = _without_asked_magnitude(completion, question)
+    completion = _without_asked_magnitude(shorten_blanks(completion), question)
     stated = list(_stated_numbers(completion))
     for text in stated:
         if (written := written_number_in_box(text)) is not None:
@@ -106,6 +107,7 @@ _NUMBER_AFTER_MARK = re.compile(r"(?:\D*[:=])?[\W_]*\d")
 
 def extract_marked_number(completion: str, question: str = "") -> str | None:
     """A plain number; without a box it is the number after the first "####" that marks one, as in GSM8K's solutions."""
+    completion = shorten_blanks(completion)
     if extract_boxed(completion) is None:
         for after in _without_heading_numbers(completion).split("####")[1:]:
             line = after.strip().partition("\n")[0]
@@ -138,11 +140,13 @@ def _without_heading_numbers(completion: str) -> str:
 
 def extract_expression(completion: str, question: str = "") -> str | None:
     """Mathematics of any form."""
+    completion = shorten_blanks(completion)
     return next(_stated_answers(completion), None) or extract_last_formula(completion)
 
 
 def extract_text(completion: str, question: str = "") -> str | None:
     """A text: without a box or an "answer is", the last line that is not blank."""
+    completion = shorten_blanks(completion)
     lines = (line.strip() for line in reversed(completion.splitlines()) if line.strip())
     return next(_stated_answers(completion), None) or next(lines, None)
 
@@ -179,23 +183,35 @@ def are_distinct(texts: Sequence[str]) -> bool:
     return len({*map(_without_paired_marks, texts)}) == len(texts)
 
 
+MAX_MARK_CHARS = 1_000
+"""Type, quotation marks and spaces around a text are at most as many characters."""
+
+
 def find_same_text(text: str, texts: Sequence[str]) -> int | None:
     """The place of the text that is the same; of several that `same_text` takes for the same, the one with the same marks."""
-    exact = [place for place, one in enumerate(texts) if _without_paired_marks(one) == _without_paired_marks(text)]
-    same = exact or [place for place, one in enumerate(texts) if same_text(text, one)]
+    if len(text) > max(map(len, texts), default=0) + MAX_MARK_CHARS:
+        return None
+    marked, plain = _without_paired_marks(text), normalise_text(text)
+    exact = [place for place, one in enumerate(texts) if _without_paired_marks(one) == marked]
+    same = exact or [place for place, one in enumerate(texts) if normalise_text(one) == plain != ""]
     return same[0] if len(same) == 1 else None
 
 
 def _without_paired_marks(text: str) -> str:
     plain = canonical_text(text.translate(_QUOTES))
-    while (inner := re.fullmatch(r"([*_`\"'])(.*\w.*)\1|()(.*\w.*)[.]", plain, re.DOTALL)) is not None:
-        plain = (inner[2] or inner[4]).strip()
+    while re.search(r"\w", plain):
+        if len(plain) > 2 and plain[0] == plain[-1] and plain[0] in "*_`\"'" and re.search(r"\w", plain[1:-1]):
+            plain = plain[1:-1].strip()
+        elif plain.endswith("."):
+            plain = plain[:-1].strip()
+        else:
+            break
     return plain
 
 
 def extract_choice(completion: str, question: str = "") -> str | None:
     """The letter of a choice that the question offers; a choice's text counts for its letter."""
-    offered = offered_choices(question)
+    completion, offered = shorten_blanks(completion), offered_choices(question)
     for text in (extract_boxed(completion), extract_tagged(completion)):
         if text is not None and text.strip():
             return _letter_stated(text, offered) or text
@@ -205,12 +221,7 @@ def extract_choice(completion: str, question: str = "") -> str | None:
             return named  # "B and C"
         if letter := choice_letter(_first_clause(named), offered) or _letter_stated(named, offered):
             return letter
-    letter = last_choice_letter(completion, offered)
-    return letter or (_letter_of_text(completion, offered) if len(completion) <= MAX_CHOICE_TEXT_CHARS else None)
-
-
-MAX_CHOICE_TEXT_CHARS = 1_000
-"""A longer completion is not compared whole with the texts of the choices."""
+    return last_choice_letter(completion, offered) or _letter_of_text(completion, offered)
 
 
 def _letter_stated(text: str, offered: dict[str, str]) -> str | None:

@@ -27,6 +27,14 @@ _BETWEEN_BOXES = re.compile(
     r"|\([A-Za-z](?:, ?[A-Za-z]){1,5}\) ?=)*"
 )
 
+_LONG_BLANK = re.compile(r"\s{9,}")
+
+
+def shorten_blanks(text: str) -> str:
+    """A text with long runs of white space cut to a blank or a blank line: patterns with several runs take quadratic time."""
+    return _LONG_BLANK.sub(lambda m: "\n\n" if "\n" in m[0] else " ", text)
+
+
 _BULLET = re.compile(r"[ \t]*(?:[-*+\u2022]|[0-9]{1,2}[.)])[ \t]+")
 
 _ANSWER_TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
@@ -369,8 +377,10 @@ _OPERATION_BEFORE = re.compile(rf"(?:{_OPERATION_OF})[$(]*\Z", re.IGNORECASE)
 
 _OPERANDS_AFTER = re.compile(r"[$)]*\s*(?:, ?(?:and )?|(?:and|from|to|by|with) )[$(]*[0-9]")
 
+# Each number is atomic: else "1,000,000" is one number or three in 2^n ways.
 _LIST_OF_NUMBERS = re.compile(
-    rf"\s*(?:either\s+)?\$?-?{DIGITS}%?(?:\s*(?:,|/|,?\s*or|,?\s*and)\s*(?:maybe\s+|perhaps\s+)?\$?-?{DIGITS}%?)+(?:\s+[A-Za-z]+){{0,2}}\W*",
+    rf"\s*(?:either\s+)?\$?-?(?>{DIGITS})%?"
+    rf"(?:\s*+(?:,|/|(?:,\s*+)?(?:or|and)\b)\s*+(?:maybe\s+|perhaps\s+)?\$?-?(?>{DIGITS})%?)++(?:\s++[A-Za-z]+){{0,2}}\W*",
     re.IGNORECASE,
 )
 
