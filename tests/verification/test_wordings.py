@@ -310,6 +310,30 @@ def test_choices_in_the_words_of_models(completion: str, letter: str | None) -> 
         assert right == ([] if letter is None else [letter])
 
 
+@pytest.mark.parametrize(
+    "completion",
+    ["B, since D is an animal.", "B because D is an animal", "I choose B, because D is an animal.", "I choose B over D.",
+     "My choice is B. D is an animal.", "B is correct. D is an animal.", "I would go with B; D is a pet.",
+     "**B) Apple**\n\nA) Rock is a mineral. C) Car is a machine. D) Dog is an animal.",
+     "B) Apple\n\nExplanation: Rocks (A), cars (C) and dogs (D) are not fruits.", "The answer is Apple, rich in vitamin C.",
+     "A) Rock\nB) Apple\nC) Car\nD) Dog\n\nIt is B.", "A) Rock: no. B) Apple: yes. So B.",
+     "A) Rock\n\nNo.\n\nB) Apple\n\nYes, so B"],
+)  # fmt: skip
+def test_letters_of_a_reason_are_no_choice(completion: str) -> None:
+    for task in ("own-choice", "mmlu"):
+        assert [one for one in "ABCD" if is_right(task, completion, one, FRUIT)] == ["B"]
+
+
+@pytest.mark.parametrize(
+    "completion",
+    ["B and D", "B, D", "A B C D", "A, B, C, D", "I cannot decide between B and D.", "None of A, B, C", "It can't be B.",
+     "The answer cannot be B", "It is anything but B", "Everything except B", "The answer is never B.", "B would be wrong.",
+     "B must be false."],
+)  # fmt: skip
+def test_several_letters_and_denied_letters_are_no_choice(completion: str) -> None:
+    assert not any(is_right(task, completion, one, FRUIT) for task in ("own-choice", "mmlu") for one in "ABCD")
+
+
 TAGS = ("think", "thinking", "thought", "thoughts", "reasoning", "reflection", "seed:think", "longcat_think")
 
 

@@ -253,6 +253,8 @@ def extract_choice(completion: str, question: str = "") -> str | None:
             return named  # "B and C"
         if letter := choice_letter(_first_clause(named), offered) or _letter_stated(named, offered):
             return letter
+        if letter := _letter_of_text(_first_clause(named), offered):
+            return letter  # "Apple, rich in vitamin C"
     return last_choice_letter(completion, offered) or _letter_of_text(completion, offered)
 
 

@@ -746,24 +746,51 @@ _NOT_THE_OTHERS = re.compile(r"(?<=[A-Za-z)\]])\s*[,;]?\s*\(?(?:and )?not (?:\(?
 _LETTERS = r"\(?[A-Z]\)?(?:\s*(?:,|/|&|,?\s*(?:and|or|nor))\s*\(?[A-Z]\)?(?![A-Za-z0-9'])){0,9}+"
 
 _DENIED_LETTERS = re.compile(
-    rf"(?<![A-Za-z0-9'])({_LETTERS})(?:\s*(?:[:)-]\s*)?(?:(?:is|are|was|were)\s+)?(?:all\s+)?"
+    rf"(?<![A-Za-z0-9'])({_LETTERS})(?:\s*(?:[:)-]\s*)?(?:(?:is|are|was|were|seems|would be|must be)\s+)?(?:all\s+)?"
     r"(?:not\b|wrong\b|incorrect\b|false\b|ruled out\b|eliminated\b)|\s+(?:isn|aren|can|doesn|don|won)['\u2019]t\b|\s+cannot\b)"
-    rf"|\b(?:not|neither|nor|rather than|instead of|eliminates?|rules? out|excludes?|[Nn]ot|isn['\u2019]t|aren['\u2019]t)\s+"
+    rf"|(?:{DENIALS}|\b(?:[Nn]ot|[Nn]either|[Nn]one of|[Ee]verything (?:but|except)|over|eliminates?|rules? out|excludes?))\s+"
     rf"(?:be\s+)?(?:(?:the\s+)?(?:option|choice|answer)s?\s+)?({_LETTERS})(?![A-Za-z0-9'])"
 )
 
 _LETTER_ALONE = re.compile(r"[\s*_\"'`(\[]*([A-Z])[\s*_\"'`)\].]*")
 
-_LETTER_BEFORE_OR = re.compile(r"(?<![A-Za-z0-9'])\(?([A-Z])\)?\s*(?:,?\s*\bor\b|/)\s*\Z")
+_LETTER_BEFORE_OR = re.compile(r"(?<![A-Za-z0-9'])\(?([A-Z])\)?\s*(?:,?\s*\bor\b|/)\s*\Z|\bbetween \(?([A-Z])\)? and \(?\Z")
+
+# "B and D", "A, B, C, D": letters and no choice.
+_ONLY_LETTERS = re.compile(r"[^\w:]*+(?:(?:[A-Z](?![A-Za-z0-9'])|and\b|or\b)[^\w:]*+)++")
+
+# A choice is stated, whatever is said of other letters behind it: "B, since D ...", "I choose B over D", "B is correct".
+_CHOSEN_LETTER = re.compile(
+    r"\A[\s*_\"'(]*([A-Z])[)*_]*(?:,\s*|\s+)(?:since|because|as)\b"
+    r"|\b(?:I(?:'ll| will| would)? (?:choose|chose|pick|picked|select|go with)|[Mm]y (?:choice|pick) is) "
+    r"(?:(?:the )?(?:option|choice|answer|letter) )?[*_(]*([A-Z])"
+    r"(?![A-Za-z0-9']|[)*_]*\s*(?:,|or\b|and\b|/)\s*\(?[A-Z](?![A-Za-z']))"
+    r"|(?<![A-Za-z0-9'])([A-Z])[)*_]* is (?:right|correct|the (?:(?:right|correct|best) )?(?:answer|choice|option|one))\b"
+)
 
 _SHORT_ANSWER = re.compile(r"\W*([A-Za-z])\W*")
+
+
+def _letter_of_first_line(text: str, offered: Collection[str]) -> str | None:
+    """The letter of a first line that is a choice and nothing else ("B) Apple"), if no later line is one: else it is a list."""
+    if not isinstance(offered, Mapping):
+        return None
+    letters = []
+    for line in text.strip().splitlines():
+        stated = _LETTER_AND_REST.match(_plain_choice(line)) if len(line) < 1000 else None
+        is_choice = stated is not None and stated[2].strip(" .*_").casefold() == offered.get(stated[1], "").strip(" .").casefold()
+        if not letters and not is_choice:
+            return None
+        letters += [stated[1]] if stated is not None and is_choice else []
+    return letters[0] if len(letters) == 1 else None
 
 
 def last_choice_letter(text: str, offered: Collection[str]) -> str | None:
     """The last capital letter that is a word of its own, is offered and is not denied ("not A", "A is wrong").
 
     A letter that "or" joins to another is none: "A or B". A first line that is a letter alone counts before the letters of an
-    explanation under it, and a letter that is the whole text may be a small one. "I" and "A" before a word are words.
+    explanation under it, a letter that is called the choice ("I choose B") before others, and a letter that is the whole text may
+    be a small one. Several letters and no other word are none. "I" and "A" before a word are words.
     """
     if len(text) < 20 and (match := _SHORT_ANSWER.fullmatch(text)) and match[1].upper() in offered:
         return match[1].upper()
@@ -772,16 +799,21 @@ def last_choice_letter(text: str, offered: Collection[str]) -> str | None:
         others = [one[1] for line in rest.splitlines() if (one := _LETTER_ALONE.fullmatch(line))]
         if all(one == match[1] for one in others):
             return match[1]
+    if letter := _letter_of_first_line(text, offered):
+        return letter
+    if _ONLY_LETTERS.fullmatch(text) and len({one[1] for one in _LETTER.finditer(text)}) > 1:
+        return None
     denied = frozenset(place for one in _DENIED_LETTERS.finditer(text) for place in range(one.start(), one.end()))
-    for match in reversed(list(_LETTER.finditer(text))):
-        letter = match[1]
-        if (offered and letter not in offered) or match.start(1) in denied:
+    for match in (*reversed(list(_CHOSEN_LETTER.finditer(text))), *reversed(list(_LETTER.finditer(text)))):
+        letter = match[match.lastindex or 1]
+        if (offered and letter not in offered) or match.start(match.lastindex or 1) in denied:
             continue
         bare = match[0] == letter
         if bare and letter in "IA" and (_IS_WORD.match(text, match.end()) or letter == "I"):
             continue
         other = _LETTER_BEFORE_OR.search(text, max(0, match.start() - 16), match.start())
-        return None if other and other[1] != letter and (not offered or other[1] in offered) else letter
+        before = other and (other[1] or other[2])
+        return None if before and before != letter and (not offered or before in offered) else letter
     return None
 
 
