@@ -334,6 +334,24 @@ def test_several_letters_and_denied_letters_are_no_choice(completion: str) -> No
     assert not any(is_right(task, completion, one, FRUIT) for task in ("own-choice", "mmlu") for one in "ABCD")
 
 
+@pytest.mark.parametrize(
+    "completion",
+    ["Solution: 16 - 7 = 9. Then 9 * 2 = 18.", "Solution:\n1. 16 - 7 = 9\n2. 9 * 2 = 18", "Answer:\n1. 16 - 7 = 9\n2. 9*2 = 18",
+     "**Solution:** She has 16 eggs. She eats 7. So she sells 9 and earns 18 dollars.",
+     "16 - 7 = 9. This result is used in step 2. 9 * 2 = 18.", "The answer is 18. The result is checked in 2 ways.",
+     "The answer is 18. Let's check the solution: 9 * 2 = 18, and 16 - 7 = 9.", "The answer is 18. My answer is based on 9 eggs.",
+     "Solution: 18", "Result: 18. I'd wager 5 more.", "The solution is 18. I'd wager 5 more.", "Solution: 9 * 2 = 18"],
+)  # fmt: skip
+def test_work_under_a_heading_is_no_answer(completion: str) -> None:
+    assert numbers_of(completion, "1 2 5 7 9 16 18") == {task: ["18"] for task in NUMBER_TASKS}
+
+
+def test_mathematics_under_a_heading() -> None:
+    for work in ("Let $x$ be the number. Then $2x = 10$, so $x = 5$.", "\n1. $2x=10$\n2. $x=5$"):
+        assert is_right("math", f"Solution: {work}", "5")
+    assert is_right("math", "The solutions are $x=2$ and $x=3$.", "2,3")
+
+
 TAGS = ("think", "thinking", "thought", "thoughts", "reasoning", "reflection", "seed:think", "longcat_think")
 
 

@@ -43,8 +43,11 @@ _BULLET = re.compile(r"[ \t]*(?:[-*+\u2022]|[0-9]{1,2}[.)])[ \t]+")
 
 _ANSWER_TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
 
+_PARTICIPLES = r"(?:used|checked|divided|multiplied|based|added|subtracted|found|obtained|verified|rounded)\b"
+
 _ANSWER_IS = re.compile(
-    r"\b(?:final\s+)?(?:answer|solution|result)s?\b[*_]*\s*(?:(?:is|are)\b|[:=]|(?=\n)|(?=\$|\\[(\[]))"
+    r"\b(?:final\s+)?(?:answer|solution|result)s?\b[*_]*\s*"
+    rf"(?:(?:is|are)\b(?!\s+(?:then |now |next )?{_PARTICIPLES})|[:=]|(?=\n)|(?=\$|\\[(\[]))"
     r"(?:\s*(?:therefore|thus|simply|just|then)\b,?)?[ \t*_:]*",
     re.IGNORECASE,
 )
@@ -135,10 +138,30 @@ def extract_named_answer(completion: str) -> str | None:
     A formula that follows, also on the next line, is the answer; several formulas joined by "and" or "or" are one. Else the
     sentence is: "The area equals 24 square units." names "24 square units".
     """
-    for match in reversed(list(_ANSWER_IS.finditer(completion))):
+    last_digit = max(map(completion.rfind, "0123456789"))
+    found = [match for match in _ANSWER_IS.finditer(completion) if not _begins_work(completion, match, last_digit)]
+    # "The answer is 18. We check the result: 18 / 2 = 9."
+    best = [match for match in found if _NAMES_ANSWER.match(match[0]) and _BEGINS_WITH_VALUE.match(completion, match.end())]
+    for match in reversed(best or found):
         if named := _named_after(completion, match.end()):
             return named
     return None
+
+
+_NAMES_ANSWER = re.compile(r"final|answer", re.IGNORECASE)
+
+_FIRST_ITEM = re.compile(r"\s*(?:\*\*)?(?:1[.)]\s+\S|step 1\b)", re.IGNORECASE)
+
+
+def _begins_work(text: str, match: re.Match[str], last_digit: int) -> bool:
+    """Whether what "solution" or "answer" heads is a list of steps or a sentence of the work: "Solution: 7 + 9 = 16. Then"."""
+    if _FIRST_ITEM.match(text, match.end()):
+        return True
+    if _NAMES_ANSWER.match(match[0]) or match[0].rstrip(" *_\t").endswith(("is", "are")):
+        return False
+    sentence = _sentence_at(text, match.end())
+    alone = _BEGINS_WITH_VALUE.match(sentence) and "=" not in sentence
+    return not alone and last_digit >= text.find(sentence, match.end()) + len(sentence)
 
 
 def _named_after(text: str, at: int) -> str | None:
@@ -576,8 +599,12 @@ _ALTERNATIVE_BEFORE = re.compile(
 
 def _is_alternative(match: re.Match[str]) -> bool:
     """Whether "or" joins a number to a number of another value before it: "17 or 18", but not "1/2 or 0.5"."""
-    before = _ALTERNATIVE_BEFORE.search(match.string[max(0, match.start() - OPERAND_CONTEXT_CHARS) : match.start()])
-    return before is not None and _size(before[1]) != _size(match[0])
+    context = match.string[max(0, match.start() - OPERAND_CONTEXT_CHARS) : match.start()]
+    before = _ALTERNATIVE_BEFORE.search(context)
+    return (
+        before is not None and _size(before[1]) != _size(match[0])
+        and not _OPERATOR_BEFORE.search(context[: before.start()])  # "9 times 2, or 18"
+    )  # fmt: skip
 
 
 def _size(number: str) -> Fraction | None:
