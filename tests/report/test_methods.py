@@ -2,14 +2,18 @@
 
 import json
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from permix.errors import ConfigError
-from permix.report.methods import ReportMethod, common_label_prefix, group_methods
+from permix.report.methods import ReportMethod, common_label_prefix, find_training_run, group_methods
+from permix.report.pooled import ComparedSeeds, pair_models
 from permix.report.runs import ModelRuns, Run
+
+RECORDED = Path(__file__).resolve().parents[2] / "docs/recorded"
 
 
 def train_run(path: Path, label: str, seed: int = 1, **sections: Any) -> Path:
@@ -143,3 +147,62 @@ def test_a_name_that_is_taken_is_not_given_twice(tmp_path: Path) -> None:
 )
 def test_a_shared_name_is_whole_words(labels: tuple[str, ...], name: str) -> None:
     assert common_label_prefix(labels) == name
+
+
+@pytest.mark.parametrize(
+    ("method", "sections"),
+    [
+        ("rlvr", {"teacher": {"batch_size": 64}}),
+        ("rlvr", {"plan": {"seed": 1, "mix": 0.0, "tag_weights": {"character": 2.0}}}),
+        ("permix", {"teacher": {"name": "bundled"}, "train": {"seed": 1, "an_old_setting": 3}}),
+        ("permix", {"model": {"name": "tiny", "an_old_setting": 3}}),
+    ],
+)
+def test_a_recorded_training_is_known_also_if_a_new_one_would_be_refused(
+    tmp_path: Path, method: str, sections: dict[str, Any]
+) -> None:
+    base = model("base", tmp_path, "stability")
+    trained = model("trained", train_run(tmp_path / "t", "trained", method=method, **sections))
+    assert told(group_methods([base, trained])) == [("base", "base", ("base",)), ("trained", method, ("trained",))]
+
+
+def test_settings_without_effect_do_not_part_seeds(tmp_path: Path) -> None:
+    """Two revisions record other defaults of what the method does not use."""
+    idle = {"teacher": {"batch_size": 64, "name": "bundled"}, "plan": {"seed": 2, "mix": 0.0, "tag_weights": {"x": 2.0}}}
+    one = model("a 1", train_run(tmp_path / "a1", "a 1", method="rlvr", plan={"seed": 1, "mix": 0.0}))
+    two = model("a 2", train_run(tmp_path / "a2", "a 2", 2, method="rlvr", **idle))
+    assert told(group_methods([one, two])) == [("RLVR", "rlvr", ("a 1", "a 2"))]
+
+
+def recorded_trainings() -> list[tuple[str, dict[str, Any]]]:
+    """(name, config.json) of every training in docs/recorded: of the quickstart, and of the study's packed units."""
+    found = [(path.parent.name, json.loads(path.read_text())) for path in RECORDED.glob("quickstart/*-train/config.json")]
+    for archive in sorted(RECORDED.glob("study/*.tar.xz")):
+        with tarfile.open(archive) as packed:
+            for member in packed:
+                if member.name.endswith("/train/config.json") and (file := packed.extractfile(member)) is not None:
+                    found.append((archive.name.split(".")[0], json.load(file)))
+                    break
+    return found
+
+
+def test_every_recorded_training_is_read_and_the_seeds_of_the_primary_comparison_are_paired(tmp_path: Path) -> None:
+    models: dict[str, ModelRuns] = {}
+    for name, config in recorded_trainings():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        models[name] = model(name, tmp_path / name)
+        training = find_training_run(models[name])
+        assert training is not None, name
+        assert training.method == config["method"], name
+        assert training.seed == config["plan"]["seed"], name
+        arm = name.removesuffix("-train").rsplit("-", 1)[0]
+        assert training.role == {"rlvr": "rlvr", "permix": "permix"}.get(config["method"], "other"), arm
+    assert len(models) >= 2 + 30
+    arms = [[models[f"{arm}-{seed}"] for seed in range(1, 9)] for arm in ("permix", "rlvr")]
+    assert pair_models(*arms).seeds == ComparedSeeds(pairing="paired", n=(8, 8))
+    replay = [models[f"permix-replay-{seed}"] for seed in range(1, 6)]
+    assert pair_models(replay, arms[1]).seeds == ComparedSeeds(pairing="paired", n=(5, 5), n_left_out=(0, 3))
+    assert [one.labels for one in group_methods([model for arm in arms for model in arm])] == [
+        tuple(f"permix-{seed}" for seed in range(1, 9)), tuple(f"rlvr-{seed}" for seed in range(1, 9))
+    ]  # fmt: skip

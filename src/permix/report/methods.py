@@ -3,8 +3,10 @@
 Contract: methods are found from the training runs, or named by the user ("NAME=LABEL,LABEL"). Every model is in exactly one
 method, and methods keep the order of their first model. Names are unique; a method with one model has that model's label.
 
-`find_training_run` finds the training behind a model from the configurations of its runs. A training that cannot be found or read
-is None; the model is then known only by its answers. `permix.report.pooled` has the numbers of methods.
+`find_training_run` finds the training behind a model from the configurations of its runs. A recorded configuration is read as it
+is: what it holds was valid when the training ran, also if a new training would be refused today. A training that cannot be found,
+or whose config.json is damaged, is None; the model is then known only by its answers. `permix.report.pooled` has the numbers of
+methods.
 """
 
 import json
@@ -13,18 +15,20 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
-
-from pydantic import ValidationError
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, get_args
 
 from permix.config import (
     CHANGEABLE_FIELDS,
+    DEFAULT_MIX,
     ENGINE_FIELDS,
+    IGNORED_FIELDS,
+    IGNORED_PLAN_FIELDS,
     RUNTIME_ONLY_FIELDS,
     SUPERVISED_METHODS,
-    ImportedTrainConfig,
+    RolloutPlanConfig,
     TrainConfig,
-    resolve_mix,
+    TrainMethod,
 )
 from permix.errors import ConfigError, DataError
 from permix.plan import read_plan
@@ -51,47 +55,73 @@ TEACHER_ENDPOINT_FIELDS = {
 """Settings of [teacher] that describe the endpoint or the engine and not the teacher."""
 
 
+_PLAN_DEFAULTS = {**RolloutPlanConfig().model_dump(mode="json"), "mix": None, "seed": None}
+
+TRAINING_DEFAULTS: Mapping[str, Any] = MappingProxyType({**TrainConfig().model_dump(mode="json"), "plan": _PLAN_DEFAULTS})
+"""What a recorded configuration has where it lacks a field, since an earlier revision recorded it."""
+
+
 class TrainingRun(NamedTuple):
-    """A training run: its directory and its configuration."""
+    """A training run: its directory, its method, and its recorded configuration, with defaults for what it lacks."""
 
     run_dir: Path
-    config: TrainConfig | ImportedTrainConfig
+    method: TrainMethod
+    config: Mapping[str, Any]
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether another engine trained."""
+        return "imported" in self.config
+
+    @property
+    def model_name(self) -> str | None:
+        """The model that the training started from; None if it is not known."""
+        name: str | None = self.config["model"].get("name")
+        return name
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """The configuration without seeds: trainings with equal recipes differ by chance alone.
+        """The settings without seeds and without those that have no effect: trainings with equal recipes differ by chance alone.
 
         Not all settings of a training of another engine are known here, so its recipe is like no other.
         """
-        config = self.config
-        if isinstance(config, ImportedTrainConfig):
+        if self.is_imported:
             return {"run": str(self.run_dir)}
-        recipe: dict[str, Any] = _drop_fields(config.model_dump(mode="json"), RECIPE_IGNORED_FIELDS)
-        for section, fields in (("train", WEIGHT_NEUTRAL_SETTINGS), ("teacher", TEACHER_ENDPOINT_FIELDS)):
-            recipe[section] = _drop_fields(recipe[section], fields)
-        if config.dev_eval.select == "last" and config.dev_eval.patience is None:
+        recipe: dict[str, Any] = _drop_fields(self.config, RECIPE_IGNORED_FIELDS)
+        ignored = {
+            "train": {*WEIGHT_NEUTRAL_SETTINGS, *IGNORED_FIELDS[self.method]},
+            "plan": set(IGNORED_PLAN_FIELDS[self.method]),
+            "teacher": TEACHER_ENDPOINT_FIELDS,
+        }
+        recipe |= {section: _drop_fields(recipe[section], fields) for section, fields in ignored.items()}
+        if self.method != "seqkd":
+            del recipe["teacher"]
+        if self.method in SUPERVISED_METHODS:
+            del recipe["character"]
+        if recipe["dev_eval"]["select"] == "last" and recipe["dev_eval"]["patience"] is None:
             del recipe["dev_eval"]  # dev evaluations that neither choose the weights nor stop the training do not change it
         return recipe
 
     @property
     def seed(self) -> int | None:
         """The plan's seed, which chooses questions, personas and rollouts; None for a training of another engine."""
-        return None if isinstance(self.config, ImportedTrainConfig) else self.config.plan.seed
+        return None if self.is_imported else self.config["plan"].get("seed")
 
     @property
     def role(self) -> Role:
         """ "rlvr" or "permix" for a training by reward, without or with personas; "other" for supervised training."""
-        if self.config.method in SUPERVISED_METHODS:
+        if self.method in SUPERVISED_METHODS:
             return "other"
         return "permix" if self._mixes_personas() else "rlvr"
 
     def _mixes_personas(self) -> bool:
-        if isinstance(self.config, ImportedTrainConfig):
-            return self.config.method == "permix"
+        if self.is_imported:
+            return self.method == "permix"
         plan = self.run_dir / "plan.parquet"
-        if self.config.plan_file is not None and plan.exists():
+        if self.config["plan_file"] is not None and plan.exists():
             return any(row.persona_id is not None for row in read_plan(plan).rows)
-        return resolve_mix(self.config.plan, self.config.method) > 0
+        mix = self.config["plan"].get("mix")
+        return bool(DEFAULT_MIX[self.method] if mix is None else mix)
 
 
 def find_training_run(model: ModelRuns) -> TrainingRun | None:
@@ -122,17 +152,28 @@ def resolve_model_name(model: str) -> str:
 
 
 def _read_training_run(folder: Path) -> TrainingRun | None:
+    """The training run in a folder; None if there is none, or if its config.json is damaged."""
     try:
-        values = RunReader(folder).config
-        config = ImportedTrainConfig.model_validate(values) if "imported" in values else TrainConfig.model_validate(values)
-        return TrainingRun(folder, config)
-    except (DataError, ValidationError, OSError):
+        recorded = RunReader(folder).config
+    except (DataError, OSError):
         return None
+    config = {name: _fill(default, recorded.get(name, default)) for name, default in TRAINING_DEFAULTS.items()}
+    is_whole = all(
+        isinstance(config[name], Mapping) for name, default in TRAINING_DEFAULTS.items() if isinstance(default, Mapping)
+    )
+    if recorded.get("stage") != "train" or not is_whole or config["method"] not in get_args(TrainMethod):
+        return None
+    return TrainingRun(folder, config["method"], {**recorded, **config})
 
 
-def _drop_fields(value: Any, fields: set[str]) -> Any:
+def _fill(default: Any, value: Any) -> Any:
+    """The value; of an object, with the default for each field that it lacks."""
+    return {**default, **value} if isinstance(default, Mapping) and isinstance(value, Mapping) else value
+
+
+def _drop_fields(value: Any, fields: Collection[str]) -> Any:
     """The value without these fields, at every level."""
-    if not isinstance(value, dict):
+    if not isinstance(value, Mapping):
         return value
     return {name: _drop_fields(one, fields) for name, one in value.items() if name not in fields}
 
@@ -225,7 +266,7 @@ def _parse_method_specs(specs: Sequence[str], labels: Sequence[str]) -> dict[str
 
 def _group_role(group: Sequence[ModelRuns], trainings: Mapping[str, TrainingRun | None]) -> Role:
     """The role that all models of a group share; "other" when they differ."""
-    names = (training.config.model.name for training in trainings.values() if training is not None)
+    names = (training.model_name for training in trainings.values() if training is not None)
     starts = {resolve_model_name(name) for name in names if name is not None}
     roles: set[Role] = set()
     for model in group:
