@@ -352,6 +352,22 @@ def test_mathematics_under_a_heading() -> None:
     assert is_right("math", "The solutions are $x=2$ and $x=3$.", "2,3")
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    ["The answer be {}, matey!", "The answer would be {}, I think.", "The answer to your question is {}.",
+     "The answer is definitely {}.",
+     "The answer is, of course, {}.", "The answer is as follows: {}.", "The answer is {}, my friend.", "The answer is {}, sir",
+     "The answer is {} (I think).", "The answer is indeed {}, of course.", "The answer was {}."],
+)  # fmt: skip
+def test_words_of_a_persona_around_the_answer(pattern: str) -> None:
+    golds = (("own-exact", "Paris", ""), ("math", r"$\frac12$", ""), ("math", "5", ""), ("own-choice", "B", FRUIT),
+             *((task, "18", "") for task in NUMBER_TASKS))  # fmt: skip
+    for task, gold, question in golds:
+        assert is_right(task, pattern.format(gold), gold.strip("$"), question), (task, gold)
+        if task in NUMBER_TASKS:
+            assert is_right(task, pattern.format(gold) + " I sailed 7 seas.", gold), task
+
+
 TAGS = ("think", "thinking", "thought", "thoughts", "reasoning", "reflection", "seed:think", "longcat_think")
 
 

@@ -46,9 +46,12 @@ _ANSWER_TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | 
 _PARTICIPLES = r"(?:used|checked|divided|multiplied|based|added|subtracted|found|obtained|verified|rounded)\b"
 
 _ANSWER_IS = re.compile(
-    r"\b(?:final\s+)?(?:answer|solution|result)s?\b[*_]*\s*"
+    r"\b(?:(?:final\s+)?(?:answer|solution|result)s?\b[*_]*\s*"
     rf"(?:(?:is|are)\b(?!\s+(?:then |now |next )?{_PARTICIPLES})|[:=]|(?=\n)|(?=\$|\\[(\[]))"
-    r"(?:\s*(?:therefore|thus|simply|just|then)\b,?)?[ \t*_:]*",
+    r"|answer(?:\s+(?:to|of|for)\s+(?:your|thy|yer|the|this|that)\s+\w+)?\s+(?:is|be|was|would be|equals)\b"
+    rf"(?!\s+(?:then |now |next )?{_PARTICIPLES}))"
+    r"(?:\s*(?:therefore|thus|simply|just|then|definitely|clearly|indeed|surely|obviously|probably)\b,?|,\s*of course,"
+    r"|\s*(?:as follows|this)\s*(?=:))?[ \t*_:]*",
     re.IGNORECASE,
 )
 
@@ -261,8 +264,9 @@ _REASON = re.compile(
     rf"(?<=\S)(?:\s*[,;]\s*|\s+[(\[]?|\s+[-\u2013\u2014]+\s+)(?:{_REASON_WORDS})\b"
     r"|(?<=\S)(?:\s*[,;]\s*|\s+[-\u2013\u2014]+\s+)"
     r"(?:as|for|who|whose|where|while|when|but|not|rather|instead|with|if|unless|rounded)\b"
+    r"|(?<=\S)\s*,\s*(?:I (?:think|believe|say|reckon|suppose)|of course|matey|my friend|sir|madam)\b"
     r"|(?<=\S)\s*\u2014\s*(?=[A-Za-z]{2})"
-    r"|(?<=\S)\s+[(\[](?:see|rounded|or|not|about|approximately|i\.e|e\.g)\b",
+    r"|(?<=\S)\s+[(\[](?:see|rounded|I think|or|not|about|approximately|i\.e|e\.g)\b",
     re.IGNORECASE,
 )
 
