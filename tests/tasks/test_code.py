@@ -322,3 +322,20 @@ def test_a_plan_whose_questions_have_other_tests_by_now_is_refused(tmp_path: Pat
     message = r"rows\.jsonl: no longer has the tests of the plan's question code:\w+; make the plan again with `permix plan`"
     with pytest.raises(DataError, match=message):
         prepare_training(stage)
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "```python\ndef f(x):\n    return x\n```\nExample:\n```python\nprint(f(3))\n```",
+        "```\ndef f(x):\n    return x\n```\nOutput:\n```\n3\n```",
+        '```python title="a.py"\ndef f(x):\n    return x\n```\nOutput:\n```\n3\n```',
+        "```python\ndef f(x):\n    return 0\n```\nBetter:\n```python\ndef f(x):\n    return x\n```",
+    ],
+)
+def test_an_example_behind_the_program_is_left_out(completion: str) -> None:
+    assert extract_program(completion) == "def f(x):\n    return x\n"
+
+
+def test_a_program_that_reads_input_is_no_example() -> None:
+    assert extract_program("```python\ndef f(): ...\n```\n```python\nprint(input())\n```") == "print(input())\n"

@@ -33,8 +33,10 @@ PIECES = (
     "<answer>", "</answer>", "assistantfinal", "**", r"\text{", r"\mathrm{", r"\pm", "=", "<", ">", ",", r"\cup", "e",
     r"\binom{9}{", r"\sum_{k=1}^{", r"\oint", "x", "x^{9}", "1e9", "1e", "%", r"\%", r"\,", ":", "12:30 ", r"\neq ",
     r"\overline{", r"\dots", "...", r"\log_{", r"\infty", "i", "π", "x = ", "n \\in ", "and ", "or ", "\r\n", "é", "数",
-    "😀",
+    "😀", ",000", ",234", "apple pie ", "A or ", "not A ", "is wrong ", "1 or ",
 )  # fmt: skip
+
+FRAMES = ("{}", r"\boxed{{{}}}", "The answer is {}", "The answer is 18{} x", "B{} x")
 
 
 def verdict_of(task: str, text: str) -> Verdict:
@@ -50,13 +52,25 @@ def children() -> list[str]:
     return [path.read_text() for path in Path("/proc/self/task").glob("*/children") if path.read_text().strip()]
 
 
+@pytest.mark.parametrize("task", GOLDS)
+def test_long_runs_take_linear_time(task: str) -> None:
+    """The first of these took seconds for 10,000 characters, and hours for 160."""
+    started = time.process_time()
+    for piece in (" ", "\t", "\n", "apple pie ", ",000", ",234", "A or ", "not A ", "is wrong "):
+        for frame in FRAMES:
+            verdict_of(task, frame.format((piece * 10_000)[:10_000]))
+    verdict_of(task, "The answer is 1" + ",000" * 30 + " dollars for all 2 ships.")
+    assert time.process_time() - started < 5
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("task", GOLDS)
 def test_each_piece_100_000_times(task: str) -> None:
     before, left = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, children()
-    for place, piece in enumerate(PIECES):
-        text = (piece * 100_000)[:1_000_000]
-        verdict_of(task, (text, r"\boxed{" + text + "}", f"The answer is {text}")[place % 3])
+    for piece in PIECES:
+        text = (piece * 100_000)[:100_000]
+        for frame in FRAMES:
+            verdict_of(task, frame.format(text))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000, "KiB"
     assert children() == left
 

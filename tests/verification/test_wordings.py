@@ -122,6 +122,122 @@ def test_alternatives_name_no_number(completion: str) -> None:
     assert not any(is_right(task, completion, gold) for task in NUMBER_TASKS for gold in "34")
 
 
+def numbers_of(completion: str, golds: str = "4 5 16 17 18 20 26") -> dict[str, list[str]]:
+    """The golds for which a completion is right, by task of numbers."""
+    return {task: [gold for gold in golds.split() if is_right(task, completion, gold)] for task in NUMBER_TASKS}
+
+
+SEVERAL = (
+    "18 20", "18 to 20", "18 out of 20", "18\u00b12", "18:00", "18 R 3", "18'6\"", "18 % 20", "18 feet 6 inches",
+    "18; 20", "18/x",
+    "18 - x", "18 + x", "18x", "20 = 18", "18 = 20", "18,20", "(18, 20)", r"\{18, 20\}", r"18 \text{ or } 20",
+    r"18 \text{ to } 20",
+    r"18\quad20", "between 17 and 18", "either 17 or 18", "less than 18", "at least 18", "18 at most", "18 or more", "under 18",
+    "up to 18", "nearly 18", "cannot be 18", "anything but 18", "a third of 18", "over 18", "log 18", "18 tenths", "18 halves",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("frame", [r"\boxed{%}", r"So the answer is $\boxed{%}$.", "The answer is %.", "<answer>%</answer>"])
+@pytest.mark.parametrize("content", SEVERAL)
+def test_what_is_no_number_is_none_wherever_it_stands(content: str, frame: str) -> None:
+    assert not any(numbers_of(frame.replace("%", content)).values())
+
+
+@pytest.mark.parametrize(
+    "completion",
+    ["The answer is $18$ or $20$.", "The answer is $18$ and $20$.", "The answer is $18$, $20$", "The answer is not $18$.",
+     "The answer is at least $18$.", "The answer is between $17$ and $18$.", r"So the answer is not \boxed{18}.",
+     "It's 17 or 18.",
+     "It is either 17 or 18.", "Maybe 17, maybe 18.", "It could be 16, or 17, or 18", "<answer>I think 17, or 18</answer>",
+     "\\boxed{17 or 19}\n\n18", r"\boxed{9+9}. I counted 18.", r"\boxed{I don't know} but 18 is my guess",
+     r"26 - \$18", r"\$26 - \$18", "26 - $18", "26\u201018", "26\u201118", "26 \u2012 18", "26 \u2015 18", "26 \u207b 18",
+     "26-\u200b18", "26\u200b-\u200b18", "26 - |18|", "26 eggs less 18 eggs", "So it isn't 18.", "It cannot be 18."],
+)  # fmt: skip
+def test_alternatives_denials_and_echoes_are_no_answers(completion: str) -> None:
+    assert not any(numbers_of(completion).values())
+
+
+@pytest.mark.parametrize(
+    "completion",
+    ["The answer is 6 * 3, which is 18.", 'The answer is "9 + 9 = 18."', "The answer is $2 x 9 = $18",
+    "The answer is 18 = 9 * 2.",
+     "The answer is nine times two, 18.", "The answer is 18 dollars for 9 eggs.", "The answer is 18 -- 9 eggs at 2 dollars.",
+     "The answer is none other than 18!", "The answer is (18).", "The answer is <b>18</b>.", "The answer is not 17. It is 18.",
+     "<answer>$18 per day from 9 eggs</answer>", "So it is 0.5 or 1/2 of 36, and that is 18.", "The answer is 18, 100% sure.",
+     "She needs at least 18 eggs.", r"She needs at least \boxed{18} eggs.", "It took 18 more than a day.",
+     r"\boxed{18 fewer apples}",
+     "The answer is 17. Wait, I made a mistake. It is actually 18.", "The answer is 17? No, wait, it's 18.",
+     "The answer is 17. Hmm, correction: 18.", "The answer is 18. Wait for me, I have 5 dogs!", r"\boxed{18 quarters}",
+     r"\boxed{18 pairs}", r"\boxed{17}, no, it is \boxed{18}", r"\boxed{18}, not \boxed{17}",
+     "The answer is 18 dollars and 0 cents."],
+)  # fmt: skip
+def test_right_neighbours_of_what_is_refused(completion: str) -> None:
+    assert numbers_of(completion) == {task: ["18"] for task in NUMBER_TASKS}
+
+
+@pytest.mark.parametrize(
+    "completion",
+    ["We get minus 5.", "So minus 5.", "It comes to minus 5 degrees.", "The temperature is now minus 5 degrees",
+     "It fell from 3 degrees to minus 5.", "The answer is minus $5$.", "The answer is negative 5."],
+)  # fmt: skip
+def test_minus_is_a_sign_where_nothing_is_subtracted_from(completion: str) -> None:
+    for task in (*NUMBER_TASKS, *(("math", "own-math") if "answer" in completion else ())):
+        assert is_right(task, completion, "-5"), task
+        assert not is_right(task, completion, "5"), task
+
+
+@pytest.mark.parametrize("completion", ["26 eggs minus 5", "twenty minus 5", "26 minus 5"])
+def test_minus_subtracts(completion: str) -> None:
+    assert not any(is_right(task, completion, gold) for task in NUMBER_TASKS for gold in ("5", "-5"))
+
+
+def test_short_magnitudes_multiply() -> None:
+    for text, gold in (("$18k", "18000"), ("18K", "18000"), ("1.5 lakh", "150000"), ("2 bn", "2000000000"), ("$1.5M", "1500000")):
+        for frame in (r"\boxed{%s}", "The answer is %s.", "It is %s."):
+            assert is_right("gsm8k", frame % text, gold), text
+    assert is_right("gsm8k", r"\boxed{15 thirds}", "15", "How many thirds are in 5?")
+
+
+BEFORE_FORMULA = (
+    "not", "never", "cannot be", "less than", "at most", "between $4$ and", "either $4$ or", "twice", "half of",
+    "the square root of", "the negative of", "minus",
+)  # fmt: skip
+
+BEHIND_FORMULA = ("squared", "times $x$", "plus $3$", "thousand", "million", "or more", "at most")
+
+
+@pytest.mark.parametrize("task", ["math", "own-math"])
+def test_words_beside_a_formula_belong_to_it(task: str) -> None:
+    for words in BEFORE_FORMULA:
+        assert not is_right(task, f"The answer is {words} $5$.", "5"), words
+    for words in BEHIND_FORMULA:
+        assert not is_right(task, f"The answer is $5$ {words}.", "5"), words
+    assert not is_right(task, r"So the answer is not \boxed{5}.", "5")
+    assert not is_right(task, "The answer cannot be $5$.", "5")
+    assert is_right(task, "The answer is $5$ million.", "5000000")
+    for right in ("$5$.", "$5$ units, which is not $7$.", "the number $5$.", "what we want: it is not hard: $5$.", "$5$ cm"):
+        assert is_right(task, f"The answer is {right}", "5"), right
+
+
+LEFT_OF_ANOTHER_VALUE = (
+    "-x", "|x|", "xy", "x^{-1}", r"\sqrt{x}", r"\log x", r"\sin x", r"\frac{x}{y}", r"\text{not } x", r"\text{twice } x",
+    r"\text{half } x", r"\text{one less than the answer}", r"\lfloor x\rfloor", "ABC ABC - x",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("left", LEFT_OF_ANOTHER_VALUE)
+def test_the_left_side_of_an_equation_must_name_the_value(left: str) -> None:
+    assert not any(is_right(task, rf"\boxed{{{left}=5}}", "5") for task in ("gsm8k", "math"))
+
+
+@pytest.mark.parametrize(
+    "left", ["x", "m+n", "|AB|", "AB", r"\text{Total cost}", "total cost", r"\theta", "a_{10}", "f'(2)", "P(A)"]
+)
+def test_a_name_on_the_left_side_of_an_equation(left: str) -> None:
+    assert all(is_right(task, rf"\boxed{{{left}=5}}", "5") for task in ("gsm8k", "math"))
+    assert is_right("gsm8k", r"\boxed{xy=5}", "5", "Find $xy$.")
+
+
 VALUE_WORDS = (
     "minus {}", "not {}", "half {}", "twice {}", "{} plus five", "{} divided by two", "square root of {}", "{} or nineteen",
     "{} dozen", "{} thousand", "{} million", "{} squared", "{} is wrong", "{} minus one", "{} times three", "negative {}",
@@ -192,6 +308,64 @@ def test_choices_in_the_words_of_models(completion: str, letter: str | None) -> 
     for task in ("own-choice", "mmlu"):
         right = [one for one in "ABCD" if is_right(task, completion, one, FRUIT)]
         assert right == ([] if letter is None else [letter])
+
+
+@pytest.mark.parametrize(
+    "completion",
+    ["B, since D is an animal.", "B because D is an animal", "I choose B, because D is an animal.", "I choose B over D.",
+     "My choice is B. D is an animal.", "B is correct. D is an animal.", "I would go with B; D is a pet.",
+     "**B) Apple**\n\nA) Rock is a mineral. C) Car is a machine. D) Dog is an animal.",
+     "B) Apple\n\nExplanation: Rocks (A), cars (C) and dogs (D) are not fruits.", "The answer is Apple, rich in vitamin C.",
+     "A) Rock\nB) Apple\nC) Car\nD) Dog\n\nIt is B.", "A) Rock: no. B) Apple: yes. So B.",
+     "A) Rock\n\nNo.\n\nB) Apple\n\nYes, so B"],
+)  # fmt: skip
+def test_letters_of_a_reason_are_no_choice(completion: str) -> None:
+    for task in ("own-choice", "mmlu"):
+        assert [one for one in "ABCD" if is_right(task, completion, one, FRUIT)] == ["B"]
+
+
+@pytest.mark.parametrize(
+    "completion",
+    ["B and D", "B, D", "A B C D", "A, B, C, D", "I cannot decide between B and D.", "None of A, B, C", "It can't be B.",
+     "The answer cannot be B", "It is anything but B", "Everything except B", "The answer is never B.", "B would be wrong.",
+     "B must be false."],
+)  # fmt: skip
+def test_several_letters_and_denied_letters_are_no_choice(completion: str) -> None:
+    assert not any(is_right(task, completion, one, FRUIT) for task in ("own-choice", "mmlu") for one in "ABCD")
+
+
+@pytest.mark.parametrize(
+    "completion",
+    ["Solution: 16 - 7 = 9. Then 9 * 2 = 18.", "Solution:\n1. 16 - 7 = 9\n2. 9 * 2 = 18", "Answer:\n1. 16 - 7 = 9\n2. 9*2 = 18",
+     "**Solution:** She has 16 eggs. She eats 7. So she sells 9 and earns 18 dollars.",
+     "16 - 7 = 9. This result is used in step 2. 9 * 2 = 18.", "The answer is 18. The result is checked in 2 ways.",
+     "The answer is 18. Let's check the solution: 9 * 2 = 18, and 16 - 7 = 9.", "The answer is 18. My answer is based on 9 eggs.",
+     "Solution: 18", "Result: 18. I'd wager 5 more.", "The solution is 18. I'd wager 5 more.", "Solution: 9 * 2 = 18"],
+)  # fmt: skip
+def test_work_under_a_heading_is_no_answer(completion: str) -> None:
+    assert numbers_of(completion, "1 2 5 7 9 16 18") == {task: ["18"] for task in NUMBER_TASKS}
+
+
+def test_mathematics_under_a_heading() -> None:
+    for work in ("Let $x$ be the number. Then $2x = 10$, so $x = 5$.", "\n1. $2x=10$\n2. $x=5$"):
+        assert is_right("math", f"Solution: {work}", "5")
+    assert is_right("math", "The solutions are $x=2$ and $x=3$.", "2,3")
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["The answer be {}, matey!", "The answer would be {}, I think.", "The answer to your question is {}.",
+     "The answer is definitely {}.",
+     "The answer is, of course, {}.", "The answer is as follows: {}.", "The answer is {}, my friend.", "The answer is {}, sir",
+     "The answer is {} (I think).", "The answer is indeed {}, of course.", "The answer was {}."],
+)  # fmt: skip
+def test_words_of_a_persona_around_the_answer(pattern: str) -> None:
+    golds = (("own-exact", "Paris", ""), ("math", r"$\frac12$", ""), ("math", "5", ""), ("own-choice", "B", FRUIT),
+             *((task, "18", "") for task in NUMBER_TASKS))  # fmt: skip
+    for task, gold, question in golds:
+        assert is_right(task, pattern.format(gold), gold.strip("$"), question), (task, gold)
+        if task in NUMBER_TASKS:
+            assert is_right(task, pattern.format(gold) + " I sailed 7 seas.", gold), task
 
 
 TAGS = ("think", "thinking", "thought", "thoughts", "reasoning", "reflection", "seed:think", "longcat_think")

@@ -6,7 +6,7 @@ that is not a part of an expression, the last formula, the last line, the last l
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from permix.types import canonical_text
 from permix.verification.extraction import (
@@ -16,6 +16,7 @@ from permix.verification.extraction import (
     extract_named_answer,
     extract_tagged,
     first_number,
+    is_bare_expression,
     is_list_of_letters,
     is_list_of_numbers,
     last_choice_letter,
@@ -25,10 +26,11 @@ from permix.verification.extraction import (
     letter_and_rest,
     number_in_box,
     offered_choices,
+    shorten_blanks,
     without_boxes,
     written_number_in_box,
 )
-from permix.verification.latex import without_text_commands
+from permix.verification.latex import FRACTION_WORDS, MAGNITUDES, has_value_words, without_text_commands
 from permix.verification.math_verifier import is_number_text, result_of_equation
 
 
@@ -40,56 +42,81 @@ def _stated_answers(completion: str) -> Iterator[str]:
             yield text
 
 
-def _stated_numbers(completion: str) -> Iterator[str]:
-    """As `_stated_answers`; of several numbers that "answer is" names the one that leads: "18 (see step 3)" states 18."""
-    yield from _stated_answers(completion)
-    if (named := extract_named_answer(completion)) is not None and (clause := leading_clause(named)) is not None:
-        yield clause
-
-
 def extract_number(completion: str, question: str = "") -> str | None:
     """A plain number. A box with an expression holds no answer: the verifier would evaluate `12*13`."""
-    completion = _without_asked_magnitude(completion, question)
-    marked = _stated_number(_stated_numbers(completion), question)
-    if marked is not None or _names_several_numbers(completion):
-        return marked
-    return last_result(without_boxes(_without_heading_numbers(completion)))
+    return _find_number(completion, question, lambda text: None, last_result)
 
 
 def extract_number_as_written(completion: str, question: str = "") -> str | None:
     """A plain number in the notation of any language: "1.500", "2,5"."""
-    completion = _without_asked_magnitude(completion, question)
-    stated = list(_stated_numbers(completion))
-    for text in stated:
-        if (written := written_number_in_box(text)) is not None:
-            return written
-    marked = _stated_number(stated, question)
-    if marked is not None or _names_several_numbers(completion):
-        return marked
-    return last_written_number(without_boxes(_without_heading_numbers(completion)))
+    return _find_number(completion, question, written_number_in_box, last_written_number)
 
 
-def _names_several_numbers(completion: str) -> bool:
-    """Whether the last "answer is" names alternatives ("3 or 4"): then no number is the answer, and not the last one."""
-    named = extract_named_answer(completion)
-    return named is not None and is_list_of_numbers(named)
+def _find_number(
+    completion: str, question: str, read: Callable[[str], str | None], last: Callable[[str], str | None]
+) -> str | None:
+    """The number that is marked; if nothing is, the last one.
 
+    A box or tags that hold something are the answer, or there is none. So is what "answer is" names, if it is alternatives
+    ("3 or 4") or a calculation and no more ("18 - x"). `read` reads a marked text before all else does.
+    """
+    completion = _SURE.sub("", _without_asked_magnitude(shorten_blanks(completion), question))
 
-def _stated_number(stated: Iterable[str], question: str) -> str | None:
-    for text in stated:
-        if is_number_text(text):
-            return text
-        if (number := number_in_box(text)) is not None:
+    def stated(*texts: str | None) -> str | None:
+        found = (read(one) or _stated_number(one, question) for one in texts if one is not None)
+        return next((one for one in found if one is not None), None)
+
+    if (boxed := extract_boxed(completion)) is not None and re.search(r"\w", boxed):
+        return stated(boxed)
+    if (tagged := extract_tagged(completion)) is not None and re.search(r"\w", tagged):
+        return stated(tagged, leading_clause(tagged))
+    rest = without_boxes(_without_heading_numbers(completion))
+    if (named := extract_named_answer(completion)) is not None:
+        if (corrected := _CORRECTION.search(completion, completion.rfind(named))) is not None:
+            return last(corrected[1])
+        named = named.strip("_ ")
+        if (number := stated(named, leading_clause(named))) is not None:
             return number
-        if (result := result_of_equation(text, question)) is not None:
-            return result
-    return None
+        if is_list_of_numbers(named):
+            return None
+        if is_bare_expression(named):
+            if "=" in named and (result := last(named)) is not None:
+                return result
+            rest = rest.replace(named, " ")  # "18 - x"; but "6 * 9, which is 54" has a result
+        elif len(re.findall(_DIGITS_AND_COMMAS, named)) == 1 and any(
+            has_value_words(part) for part in re.split("[,;]", re.sub(_DIGITS_AND_COMMAS, " # ", named)) if "#" in part
+        ):
+            rest = rest.replace(named, " ")  # "less than 18", "not 18"
+    return last(rest)
 
+
+_DIGITS_AND_COMMAS = "[0-9][0-9.,]*"
+
+# What is said of the answer, and is no number: "18, 100% sure".
+_SURE = re.compile(r",?\s(?:I(?:'m| am) )?[0-9]{1,3}\s?\\?%\s(?:sure|certain|confident)\b", re.IGNORECASE)
+
+# "The answer is 18. No, wait, it's 20."
+_CORRECTION = re.compile(
+    r"(?:\b(?:wait|mistake|scratch that|no,)(?![A-Za-z])[^\n]{0,80}?"
+    r"(?:\bit(?:['\u2019]s| is| should be)|\bactually|\bmake (?:that|it)|\bshould be)|\bcorrection[:,])"
+    r"(?:\s+(?:actually|really))?\s+(?!not\b)([$*\\(-]{0,6}[0-9][^\s!?]*)",
+    re.IGNORECASE,
+)
+
+
+def _stated_number(text: str, question: str) -> str | None:
+    """The number that a marked text states: alone, with a unit, or as the result of an equation."""
+    if is_number_text(text):
+        return text
+    if (number := number_in_box(text)) is not None:
+        return number
+    return result_of_equation(text, question)
+
+
+_ASKED_WORDS = f"{'|'.join(MAGNITUDES)}|dozen|{FRACTION_WORDS}"
 
 _ASKED_MAGNITUDE = re.compile(
-    r"\b(?:how many|number of)\s+(?:\w+ )?(hundred|thousand|million|billion|trillion|dozen)s?\b"
-    r"|\bin\s+(hundred|thousand|million|billion|trillion|dozen)s\b",
-    re.IGNORECASE,
+    rf"\b(?:how many|number of)\s+(?:\w+ )?({_ASKED_WORDS})s?\b|\bin\s+({_ASKED_WORDS})s\b", re.IGNORECASE
 )
 
 
@@ -106,6 +133,7 @@ _NUMBER_AFTER_MARK = re.compile(r"(?:\D*[:=])?[\W_]*\d")
 
 def extract_marked_number(completion: str, question: str = "") -> str | None:
     """A plain number; without a box it is the number after the first "####" that marks one, as in GSM8K's solutions."""
+    completion = shorten_blanks(completion)
     if extract_boxed(completion) is None:
         for after in _without_heading_numbers(completion).split("####")[1:]:
             line = after.strip().partition("\n")[0]
@@ -138,11 +166,19 @@ def _without_heading_numbers(completion: str) -> str:
 
 def extract_expression(completion: str, question: str = "") -> str | None:
     """Mathematics of any form."""
-    return next(_stated_answers(completion), None) or extract_last_formula(completion)
+    completion = shorten_blanks(completion)
+    answer = next(_stated_answers(completion), None) or extract_last_formula(without_boxes(completion))
+    return answer if answer is None else _NEGATIVE.sub(lambda m: f"-({m[1]})" if m[1] else "-", answer)
+
+
+_NEGATIVE = re.compile(
+    r"\A\s*(?:minus|(?:the )?negative(?: of)?)\s+(?:(\$[^$]*\$|\\\(.*\\\))\Z|(?=[0-9.]))", re.IGNORECASE | re.DOTALL
+)
 
 
 def extract_text(completion: str, question: str = "") -> str | None:
     """A text: without a box or an "answer is", the last line that is not blank."""
+    completion = shorten_blanks(completion)
     lines = (line.strip() for line in reversed(completion.splitlines()) if line.strip())
     return next(_stated_answers(completion), None) or next(lines, None)
 
@@ -179,23 +215,35 @@ def are_distinct(texts: Sequence[str]) -> bool:
     return len({*map(_without_paired_marks, texts)}) == len(texts)
 
 
+MAX_MARK_CHARS = 1_000
+"""Type, quotation marks and spaces around a text are at most as many characters."""
+
+
 def find_same_text(text: str, texts: Sequence[str]) -> int | None:
     """The place of the text that is the same; of several that `same_text` takes for the same, the one with the same marks."""
-    exact = [place for place, one in enumerate(texts) if _without_paired_marks(one) == _without_paired_marks(text)]
-    same = exact or [place for place, one in enumerate(texts) if same_text(text, one)]
+    if len(text) > max(map(len, texts), default=0) + MAX_MARK_CHARS:
+        return None
+    marked, plain = _without_paired_marks(text), normalise_text(text)
+    exact = [place for place, one in enumerate(texts) if _without_paired_marks(one) == marked]
+    same = exact or [place for place, one in enumerate(texts) if normalise_text(one) == plain != ""]
     return same[0] if len(same) == 1 else None
 
 
 def _without_paired_marks(text: str) -> str:
     plain = canonical_text(text.translate(_QUOTES))
-    while (inner := re.fullmatch(r"([*_`\"'])(.*\w.*)\1|()(.*\w.*)[.]", plain, re.DOTALL)) is not None:
-        plain = (inner[2] or inner[4]).strip()
+    while re.search(r"\w", plain):
+        if len(plain) > 2 and plain[0] == plain[-1] and plain[0] in "*_`\"'" and re.search(r"\w", plain[1:-1]):
+            plain = plain[1:-1].strip()
+        elif plain.endswith("."):
+            plain = plain[:-1].strip()
+        else:
+            break
     return plain
 
 
 def extract_choice(completion: str, question: str = "") -> str | None:
     """The letter of a choice that the question offers; a choice's text counts for its letter."""
-    offered = offered_choices(question)
+    completion, offered = shorten_blanks(completion), offered_choices(question)
     for text in (extract_boxed(completion), extract_tagged(completion)):
         if text is not None and text.strip():
             return _letter_stated(text, offered) or text
@@ -205,12 +253,9 @@ def extract_choice(completion: str, question: str = "") -> str | None:
             return named  # "B and C"
         if letter := choice_letter(_first_clause(named), offered) or _letter_stated(named, offered):
             return letter
-    letter = last_choice_letter(completion, offered)
-    return letter or (_letter_of_text(completion, offered) if len(completion) <= MAX_CHOICE_TEXT_CHARS else None)
-
-
-MAX_CHOICE_TEXT_CHARS = 1_000
-"""A longer completion is not compared whole with the texts of the choices."""
+        if letter := _letter_of_text(_first_clause(named), offered):
+            return letter  # "Apple, rich in vitamin C"
+    return last_choice_letter(completion, offered) or _letter_of_text(completion, offered)
 
 
 def _letter_stated(text: str, offered: dict[str, str]) -> str | None:

@@ -384,10 +384,27 @@ def registered_suite(gold: str) -> Suite:
 
 
 def extract_program(completion: str, question: str = "") -> str | None:
-    """The last code block marked as Python, else the last code block, else None. Blank blocks do not count."""
+    """The last code block marked as Python, else the last code block, else None. Blank blocks do not count.
+
+    A block that only uses what an earlier one defines is an example: of several the last with a definition counts, if one has any
+    and the block behind it reads no input.
+    """
     blocks = [(language, content) for language, content in code_blocks(completion) if content.strip()]
     marked = [content for language, content in blocks if language in PYTHON_FENCE_LABELS]
-    return marked[-1] if marked else blocks[-1][1] if blocks else None
+    programs = marked or [content for _, content in blocks]
+    while len(programs) > 1 and _is_example(programs[-1]) and any(map(_DEFINITION.search, programs[:-1])):
+        programs.pop()
+    return programs[-1] if programs else None
+
+
+_DEFINITION = re.compile(r"^(?:async\s+)?(?:def|class)\s+\w", re.MULTILINE)
+
+_READS_INPUT = re.compile(r"\binput\s*\(|\bstdin\b|\bopen\s*\(")
+
+
+def _is_example(program: str) -> bool:
+    """Whether a block neither defines anything nor reads input: it calls what another block defines, or is its output."""
+    return _DEFINITION.search(program) is None and _READS_INPUT.search(program) is None
 
 
 def code_blocks(completion: str) -> Iterator[tuple[str, str]]:
@@ -397,7 +414,7 @@ def code_blocks(completion: str) -> Iterator[tuple[str, str]]:
         if opened is None:
             opened = None if "`" in fence[2] else fence  # such as ```x```: inline code, not a block
         elif len(fence[1]) >= len(opened[1]) and not fence[2].strip():
-            yield opened[2].strip().lower(), completion[opened.end() + 1 : fence.start()]
+            yield opened[2].strip().lower().partition(" ")[0], completion[opened.end() + 1 : fence.start()]
             opened = None
 
 

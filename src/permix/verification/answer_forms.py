@@ -50,7 +50,7 @@ _BARE_UNITS = frozenset(spelling for spelling in _UNITS if len(spelling) > 1 and
 _UNIT_FILLERS = frozenset(["unit", "square", "cubic", "sq", "cu", "of", "the", "a", "an", "per", "each", "total", "about"])
 
 _WORDS_WITH_VALUE = """
-    hundred thousand million billion trillion dozen half pi base am pm and or if when where for not no none mod times plus minus
+    pi base am pm and if when where for no none times
 """
 
 _CURRENCIES = {"\\$": "dollar", "$": "dollar", "€": "euro", "£": "gbp", "¥": "yen", "₹": "rupee", "¢": "cent", "%": "%"}
@@ -503,7 +503,7 @@ def _is_name(tokens: Sequence[Token]) -> bool:
     if any(token.kind == "sign" and token.text in "+-*/^<>" for token in tokens):
         return False
     if tokens[0].kind == "text":
-        return True
+        return not any(token.kind == "text" and has_value_words(f"{token.text} #") for token in tokens)
     try:
         if parse_expression(tokens).op == "variable":
             return True

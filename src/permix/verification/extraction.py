@@ -8,10 +8,14 @@ Thinking is removed first.
 import re
 import unicodedata
 from collections.abc import Collection, Mapping
+from fractions import Fraction
 
 from permix.verification.latex import (
+    DENIALS,
     INVISIBLE,
+    MAGNITUDES,
     MINUS_SIGNS,
+    NUMBER_WORDS,
     clean_latex,
     fold_digits,
     has_value_words,
@@ -27,13 +31,27 @@ _BETWEEN_BOXES = re.compile(
     r"|\([A-Za-z](?:, ?[A-Za-z]){1,5}\) ?=)*"
 )
 
+_LONG_BLANK = re.compile(r"\s{9,}")
+
+
+def shorten_blanks(text: str) -> str:
+    """A text with long runs of white space cut to a blank or a blank line: patterns with several runs take quadratic time."""
+    return _LONG_BLANK.sub(lambda m: "\n\n" if "\n" in m[0] else " ", text)
+
+
 _BULLET = re.compile(r"[ \t]*(?:[-*+\u2022]|[0-9]{1,2}[.)])[ \t]+")
 
 _ANSWER_TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
 
+_PARTICIPLES = r"(?:used|checked|divided|multiplied|based|added|subtracted|found|obtained|verified|rounded)\b"
+
 _ANSWER_IS = re.compile(
-    r"\b(?:final\s+)?(?:answer|solution|result)s?\b[*_]*\s*(?:(?:is|are)\b|[:=]|(?=\n)|(?=\$|\\[(\[]))"
-    r"(?:\s*(?:therefore|thus|simply|just|then)\b,?)?[ \t*_:]*",
+    r"\b(?:(?:final\s+)?(?:answer|solution|result)s?\b[*_]*\s*"
+    rf"(?:(?:is|are)\b(?!\s+(?:then |now |next )?{_PARTICIPLES})|[:=]|(?=\n)|(?=\$|\\[(\[]))"
+    r"|answer(?:\s+(?:to|of|for)\s+(?:your|thy|yer|the|this|that)\s+\w+)?\s+(?:is|be|was|would be|equals)\b"
+    rf"(?!\s+(?:then |now |next )?{_PARTICIPLES}))"
+    r"(?:\s*(?:therefore|thus|simply|just|then|definitely|clearly|indeed|surely|obviously|probably)\b,?|,\s*of course,"
+    r"|\s*(?:as follows|this)\s*(?=:))?[ \t*_:]*",
     re.IGNORECASE,
 )
 
@@ -76,9 +94,9 @@ def boxes_of(text: str) -> list[tuple[int, int, str]]:
 def extract_boxed(text: str) -> str | None:
     r"""The content of the last box, or None. Boxes that only "and", "or", commas or `x =` separate are one answer: "-3, 8".
 
-    So are the boxes of a list, if each item has nothing else than a box and its name.
+    So are the boxes of a list, if each item has nothing else than a box and its name. What is denied is none: "not \boxed{5}".
     """
-    boxes = boxes_of(text)
+    boxes = [box for box in boxes_of(text) if not _NOT_BEFORE.search(text, max(0, box[0] - OPERAND_CONTEXT_CHARS), box[0])]
     if not boxes:
         return None
     contents = [boxes[-1][2]]
@@ -123,10 +141,30 @@ def extract_named_answer(completion: str) -> str | None:
     A formula that follows, also on the next line, is the answer; several formulas joined by "and" or "or" are one. Else the
     sentence is: "The area equals 24 square units." names "24 square units".
     """
-    for match in reversed(list(_ANSWER_IS.finditer(completion))):
+    last_digit = max(map(completion.rfind, "0123456789"))
+    found = [match for match in _ANSWER_IS.finditer(completion) if not _begins_work(completion, match, last_digit)]
+    # "The answer is 18. We check the result: 18 / 2 = 9."
+    best = [match for match in found if _NAMES_ANSWER.match(match[0]) and _BEGINS_WITH_VALUE.match(completion, match.end())]
+    for match in reversed(best or found):
         if named := _named_after(completion, match.end()):
             return named
     return None
+
+
+_NAMES_ANSWER = re.compile(r"final|answer", re.IGNORECASE)
+
+_FIRST_ITEM = re.compile(r"\s*(?:\*\*)?(?:1[.)]\s+\S|step 1\b)", re.IGNORECASE)
+
+
+def _begins_work(text: str, match: re.Match[str], last_digit: int) -> bool:
+    """Whether what "solution" or "answer" heads is a list of steps or a sentence of the work: "Solution: 7 + 9 = 16. Then"."""
+    if _FIRST_ITEM.match(text, match.end()):
+        return True
+    if _NAMES_ANSWER.match(match[0]) or match[0].rstrip(" *_\t").endswith(("is", "are")):
+        return False
+    sentence = _sentence_at(text, match.end())
+    alone = _BEGINS_WITH_VALUE.match(sentence) and "=" not in sentence
+    return not alone and last_digit >= text.find(sentence, match.end()) + len(sentence)
 
 
 def _named_after(text: str, at: int) -> str | None:
@@ -139,14 +177,19 @@ def _named_after(text: str, at: int) -> str | None:
         else:
             break
     if formulas:
-        return ", ".join(formulas)
+        # "$5$ million", "$5$ squared": the words belong to the value.
+        rest = _SENTENCE_END.split(text[at:].partition("\n")[0], maxsplit=1)[0]
+        words = _CLAUSE_END.split(_without_reason(f"0{rest}")[1:], maxsplit=1)[0].strip(" \t*.")
+        return ", ".join(formulas) + (f" {words}" if has_value_words(f"# {_ANY_FORMULA.sub('#', words)}") else "")
     if quoted := _QUOTED.match(text, at):
         return quoted[1]
     sentence = _sentence_at(text, at).strip(" \t*.")
     named = _after_verb(_without_reason(sentence))
     formulas = [] if named[:1].isdigit() else _ANY_FORMULA.findall(named)
     if formulas and not named.startswith(("$", "\\")):
-        return str(formulas[-1])
+        before = re.split("[,:;]", named[: named.rindex(formulas[-1])])[-1]
+        # "not $5$", "half of $5$": the words are a part of what is named, and make it unreadable.
+        return named if has_value_words(f"{_ANY_FORMULA.sub(' # ', before)} #") else str(formulas[-1])
     if not _BEGINS_WITH_VALUE.match(named) and len(re.findall("[A-Za-z]{2,}", named)) > 2:
         return number_in_box(named) or named or None  # "Jane started 3 hours ago"
     return named or None
@@ -221,8 +264,9 @@ _REASON = re.compile(
     rf"(?<=\S)(?:\s*[,;]\s*|\s+[(\[]?|\s+[-\u2013\u2014]+\s+)(?:{_REASON_WORDS})\b"
     r"|(?<=\S)(?:\s*[,;]\s*|\s+[-\u2013\u2014]+\s+)"
     r"(?:as|for|who|whose|where|while|when|but|not|rather|instead|with|if|unless|rounded)\b"
+    r"|(?<=\S)\s*,\s*(?:I (?:think|believe|say|reckon|suppose)|of course|matey|my friend|sir|madam)\b"
     r"|(?<=\S)\s*\u2014\s*(?=[A-Za-z]{2})"
-    r"|(?<=\S)\s+[(\[](?:see|rounded|or|not|about|approximately|i\.e|e\.g)\b",
+    r"|(?<=\S)\s+[(\[](?:see|rounded|I think|or|not|about|approximately|i\.e|e\.g)\b",
     re.IGNORECASE,
 )
 
@@ -276,8 +320,8 @@ _JOINS_CLAUSES = re.compile(r"[,;(\[]|\b(?:and|but|or|while)\b")
 def leading_clause(named: str) -> str | None:
     """What stands before the first bracket, comma or "or" of what "answer is" names, if it begins with a value; else None.
 
-    "18 (see step 3)" -> "18". Of several numbers in it the first counts: "18 dollars for 9 eggs" -> "18". None for a list of
-    numbers ("3 or 4"), which names none of them, and for a calculation.
+    "18 (see step 3)" -> "18". Of several numbers in it the first counts, if a word follows it: "18 dollars for 9 eggs" -> "18".
+    None for a list of numbers ("3 or 4"), which names none of them, and for a calculation.
     """
     if not _BEGINS_WITH_VALUE.match(named) or is_list_of_numbers(named):
         return None
@@ -285,21 +329,41 @@ def leading_clause(named: str) -> str | None:
     if "=" in clause or _VERB.search(clause):
         return None
     found = list(_NUMBER_IN_TEXT.finditer(_normalise(clause)))
-    return clause if len(found) < 2 else first_number(clause)
+    if len(found) < 2:
+        return clause
+    return first_number(clause) if _WORD.match(found[0].string, found[0].end()) else None
+
+
+_WORD = re.compile(r"[^\w\\]*[^\W\d_]{2}")
 
 
 def is_list_of_numbers(text: str) -> bool:
-    """Whether a text is several numbers and no more than a unit: "3 or 4", "3, 4 eggs"."""
-    return _LIST_OF_NUMBERS.fullmatch(_normalise(text)) is not None
+    """Whether a text is several numbers and no more than a unit: "3 or 4", "3, 4 eggs", "$3$ to $4$", "6 feet 2 inches"."""
+    plain = re.sub(r"\\[()\[\],;:! ]|\\q?quad|\$(?!-?[0-9.]+(?:\s|\Z))|[{}]", " ", without_text_commands(text))
+    return _LIST_OF_NUMBERS.fullmatch(_normalise(plain.replace("\\pm", "\u00b1").strip())) is not None
 
 
-_CLAUSE_END = re.compile(r"[,;]\s|\s*[(\[](?!\s*[0-9.]+\s*[)\]]?\s*\Z)|\s*\[|\s+or\b|\s+and\b|\s+[\u2014\u2013]\s+(?=[A-Za-z])")
+def is_bare_expression(named: str) -> bool:
+    """Whether a text is a calculation and no more: it has numbers and operators, and no word. "18 - x", "18:00", "(18, 20)"."""
+    text = re.sub("</?[A-Za-z]+>", "", _normalise(named))
+    numbers = len(_NUMBER_IN_TEXT.findall(text))
+    if re.search(r"[^\W\d_]{2}", re.sub(r"\\[A-Za-z]+", "", text)):
+        return False
+    return numbers > 1 or (numbers == 1 and re.search(r"[A-Za-z+*/^=:\u00b1\u221a]|(?<=[\w)])\s*-", text) is not None)
+
+
+_CLAUSE_END = re.compile(
+    r"[,;:]\s|\s+--\s|\s*[(\[](?!\s*[0-9.]+\s*[)\]]?\s*\Z)|\s*\["
+    r"|\s+or\b(?! (?:more|less|fewer|above|below|greater|higher|lower)\b)|\s+and\b|\s+[\u2014\u2013]\s+(?=[A-Za-z])"
+)
 
 
 def extract_last_formula(completion: str) -> str | None:
-    """The last formula of a completion, or None."""
-    found = _ANY_FORMULA.findall(completion)
-    return found[-1] if found else None
+    """The last formula of a completion that is not denied, or None."""
+    for match in reversed(list(_ANY_FORMULA.finditer(completion))):
+        if not _NOT_BEFORE.search(completion, max(0, match.start() - OPERAND_CONTEXT_CHARS), match.start()):
+            return match[0]
+    return None
 
 
 DIGITS = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
@@ -325,9 +389,9 @@ _OPERATOR_SIGN = (
 _NUMBER_WORD = "(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty)"
 
 _OPERATOR_BEFORE = re.compile(
-    rf"[0-9)}}\]]\s*(?:\\?%\s*)?(?:{_OPERATOR_SIGN}|\u2014|--|,?\s*{_OPERATOR_WORDS}|(?:(?<=%)|percent)\s*of)[{{$(\[\s\"]*\Z"
+    rf"[0-9)}}\]]\s*(?:\\?%\s*)?(?:{_OPERATOR_SIGN}|\u2014|--|,?\s*{_OPERATOR_WORDS}|(?:(?<=%)|percent)\s*of)[{{$(\[|\s\"]*\Z"
     r"|\^\s*\{?\s*\Z"  # an exponent, also of a unit: "18 m^2"
-    r"|[0-9]\s*[A-Za-z]+\s*(?:[+*\u00d7\u00f7]|[xX]\s|(?:plus|minus|times|take away)\b)\s*[$(]*\Z"
+    r"|[0-9]\s*[A-Za-z]+\s*(?:[+*\u00d7\u00f7]|[xX]\s|(?:plus|minus|less|times|take away)\b)\s*[$(]*\Z"
     rf"|\b{_NUMBER_WORD}\s+(?:plus|minus|times|(?:divided|multiplied) by)\s+\Z"
     r"|\\(?:sqrt(?:\[[0-9]\])?|[dtc]?frac(?:\s*\{[^{}]*\})?|[dt]?binom(?:\s*\{[^{}]*\})?)\s*(?:\{[^{}]*)?\Z|\u221a\s*[({]?\Z"
     r"|\b(?:half|twice|thrice|double|triple|quadruple|(?:a |one[- ])?(?:third|quarter|fifth|tenth) of"
@@ -336,9 +400,9 @@ _OPERATOR_BEFORE = re.compile(
 
 # No two runs of white space that may follow each other: a million spaces would take quadratic time.
 _OPERATOR_AFTER = re.compile(
-    r"\s*(?:[$)]+\s*)?(?:\*\*|[+*/\u00d7\u00f7\u00b7\u22c5\u2022\u2715\u2716\u2a2f\u2217\u2219\u2795\u2796\u2797^]|-(?=\s*[0-9({])"
-    rf"|\\times|\\cdot|\\div|\\ast|\\-|\\minus|(?:,\s*)?{_OPERATOR_WORDS}|(?:(?<=%)|percent)\s*of)[{{$(\[\s]*-?[0-9]"
-    r"|\s*[A-Za-z]+\s*(?:[+*\u00d7\u00f7]|[xX](?=\s)|(?:plus|minus|times|take away)\b)\s*[$(]*[0-9]"
+    r"\s*(?:[$)]+\s*)?(?:\*\*|[+*/\u00d7\u00f7\u00b7\u22c5\u2022\u2715\u2716\u2a2f\u2217\u2219\u2795\u2796\u2797^]|-(?=\s*[0-9({$|])"
+    rf"|\\times|\\cdot|\\div|\\ast|\\-|\\minus|(?:,\s*)?{_OPERATOR_WORDS}|(?:(?<=%)|percent)\s*of)[{{$(\[|\s]*-?[0-9]"
+    r"|\s*[A-Za-z]+\s*(?:[+*/\u00d7\u00f7]|[xX](?=\s)|(?:plus|minus|less|times|take away)\b)\s*[$(]*[0-9]"
     rf"|\s*(?:squared|cubed)\b|\s+(?:plus|minus|times|(?:divided|multiplied) by)\s+{_NUMBER_WORD}\b"
     r"|\s+(?:is|was)\s+(?:wrong|incorrect|not right|not correct)\b"
     r"|\s*(?:\u2014|--)\s*[0-9][0-9.,]*\s*(?:[?=\n]|\Z)"  # before a dash a remark may stand too: "18 \u2014 2 dollars for each"
@@ -354,7 +418,7 @@ _WORD_AFTER = re.compile(r"\s*([A-Za-z]+)\b")
 _SAME_UNIT_AFTER = re.compile(r"\s*([A-Za-z]+)\s*-\s*[$(]*[0-9][0-9.,]*\s*([A-Za-z]+)")
 
 _NOT_BEFORE = re.compile(
-    r"(?:\bnot|n['\u2019]t|\bnever|\brather than|\binstead of)\s+(?:be |equal(?: to)? |exactly )?[$(]*\Z", re.IGNORECASE
+    rf"(?:{DENIALS})\s+(?:be |equal(?: to)? |exactly |the (?:answer|number) )?(?:\\[(\[]|[$(\s])*\Z", re.IGNORECASE
 )
 
 _OPERATION_OF = (
@@ -369,8 +433,15 @@ _OPERATION_BEFORE = re.compile(rf"(?:{_OPERATION_OF})[$(]*\Z", re.IGNORECASE)
 
 _OPERANDS_AFTER = re.compile(r"[$)]*\s*(?:, ?(?:and )?|(?:and|from|to|by|with) )[$(]*[0-9]")
 
+# Each number is atomic: else "1,000,000" is one number or three in 2^n ways.
+_LISTED = rf"\$?-?(?>{DIGITS})%?"
+
 _LIST_OF_NUMBERS = re.compile(
-    rf"\s*(?:either\s+)?\$?-?{DIGITS}%?(?:\s*(?:,|/|,?\s*or|,?\s*and)\s*(?:maybe\s+|perhaps\s+)?\$?-?{DIGITS}%?)+(?:\s+[A-Za-z]+){{0,2}}\W*",
+    rf"\s*(?:(?:either|between)\s+)?{_LISTED}(?:(?:\s*+(?:[,;/:=\u00b1'-]|(?:,\s*+)?(?:or|and)\b"
+    rf"|(?:to|through|out of|per|R|remainder)(?![A-Za-z]))\s*+(?:maybe\s+|perhaps\s+)?|\s++){_LISTED})++"
+    r"(?:\s*+[A-Za-z]++){0,2}\W*"
+    rf"|{_LISTED}\s*+(?:feet|foot|ft|yards?|pounds?|lbs?|hours?|minutes?|dollars?)\b,?(?:\s++and)?\s++"
+    rf"(?!0+\s){_LISTED}\s*+(?:inch(?:es)?|in|ounces?|oz|minutes?|seconds?|cents?)\W*",  # "6 feet 2 inches"
     re.IGNORECASE,
 )
 
@@ -398,10 +469,23 @@ _MARKS_AROUND_NUMBER = re.compile(
     r"(?<![0-9])\*\*|\*\*(?![0-9])|`|(?<![\w*])\*([$0-9.,%-]+)\*(?![\w*])|(?<![\w\\])_([$0-9.,%-]+)_(?!\w)"
 )
 
-_SIGN_IN_WORDS = re.compile(
-    r"(?<![\w)\]}])(?:negative|(?<=is )minus|(?<=be )minus|(?<=: )minus|(?<=\{)minus|(?<== )minus|\Aminus)\s+(?=\$?[.0-9])",
+_SIGN_IN_WORDS = re.compile(r"(?<![\w)\]}])(?:negative|minus)\s+(?=\$?[.0-9])", re.IGNORECASE)
+
+# "26 eggs minus 13", "x minus 5" and "twenty minus 13" subtract; "from 3 degrees to minus 5" does not.
+_SUBTRACTS = re.compile(
+    rf"(?:[0-9)}}\]][%}}\s$]*(?:[A-Za-z]+\s+){{0,2}}|\b(?:[a-z]|{NUMBER_WORDS})\s+)"
+    r"(?<!\bto )(?<!\bis )(?<!\bof )(?<!\band )(?<!\bequals )\Z",
     re.IGNORECASE,
 )
+
+
+def _sign_of_word(match: re.Match[str]) -> str:
+    before = match.string[max(0, match.start() - OPERAND_CONTEXT_CHARS) : match.start()]
+    return match[0] if match[0][0] in "mM" and _SUBTRACTS.search(before) else "-"
+
+
+# A hyphen that does not break, a figure dash, a raised minus; the horizontal bar is a dash between clauses.
+_DASHES = MINUS_SIGNS | str.maketrans("\u2010\u2011\u2012\u02d7\u207b\u2015", "-----\u2014")
 
 
 def _normalise(text: str) -> str:
@@ -410,7 +494,8 @@ def _normalise(text: str) -> str:
     ASCII digits and minus signs, without the marks that LaTeX sets between thousands (`12\,000` and `12{,}000` are 12000) and
     without type around numbers; `\frac34` and ¾ are 3/4, 2½ and "2 1/2" are 5/2, and "negative 18" is -18.
     """
-    text = _LATEX_GROUPING.sub("", fold_digits(text.translate(MINUS_SIGNS))).replace("{,}", ",").replace("\u2044", "/")
+    text = fold_digits(INVISIBLE.sub("", text).translate(_DASHES)).replace("\\$", "$")
+    text = _LATEX_GROUPING.sub("", text).replace("{,}", ",").replace("\u2044", "/")
     if not text.isascii():
         for character, fraction in _VULGAR.items():
             if character in text:
@@ -421,7 +506,7 @@ def _normalise(text: str) -> str:
         text = _LATEX_FRACTION.sub(_plain_fraction, text)
     if "/" in text:
         text = _MIXED_NUMBER.sub(_improper_fraction, text)
-    return _SIGN_IN_WORDS.sub("-", text)
+    return _SIGN_IN_WORDS.sub(_sign_of_word, text)
 
 
 def _plain_fraction(match: re.Match[str]) -> str:
@@ -435,11 +520,11 @@ def _improper_fraction(match: re.Match[str]) -> str:
     return f"{whole * bottom + top}/{bottom}" if top < bottom else match[0]
 
 
-_POWERS_OF_TEN = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-
 _MAGNITUDE = re.compile(
-    r"(?:[\s~-]|\\text\w*\s*\{\s*|\\[ ,;])*\b(hundred|thousand|million|billion|trillion|dozen)s?\b(?!-)", re.IGNORECASE
+    rf"(?:[\s~-]|\\text\w*\s*\{{\s*|\\[ ,;])*\b((?i:{'|'.join(MAGNITUDES)}|dozen))(?i:s)?\b(?!-)|([kKM])(?![\w-])"
 )
+
+_LETTER_MAGNITUDES = {"k": "thousand", "m": "million"}
 
 MAX_DIGITS_BEFORE_MAGNITUDE = 40
 
@@ -448,7 +533,7 @@ def _canonical_number(match: re.Match[str]) -> str:
     """A number of a text in canonical form, times the magnitude behind it: "1.5 million" is 1500000."""
     top = canonical_decimal(match[2])
     if (magnitude := _magnitude_after(match)) is not None:
-        top = _times(top, magnitude[1].lower())
+        top = _times(top, magnitude[1].lower() if magnitude[1] else _LETTER_MAGNITUDES[magnitude[2].lower()])
     negative = match[1] == "-" or "$-" in match[0]
     bottom = f"/{canonical_decimal(match[3])}" if match[3] else (match[4] or "").lower()
     return ("-" if negative and top != "0" else "") + top + bottom + ("%" if match[5] else "")
@@ -465,7 +550,7 @@ def _times(digits: str, magnitude: str) -> str:
     if magnitude == "dozen":
         product = str(int(whole + rest) * 12).zfill(len(rest) + 1)
         return canonical_decimal(f"{product[: len(product) - len(rest)]}.{product[len(product) - len(rest) :]}")
-    zeros = _POWERS_OF_TEN[magnitude]
+    zeros = MAGNITUDES[magnitude]
     rest = rest.ljust(zeros, "0")
     return canonical_decimal(f"{whole}{rest[:zeros]}.{rest[zeros:]}")
 
@@ -507,10 +592,34 @@ def last_result(text: str) -> str | None:
     """
     text = _normalise(text)
     found = reversed(list(_NUMBER_IN_TEXT.finditer(text)))
-    return next((_canonical_number(match) for match in found if not _is_operand(text, match)), None)
+    match = next((one for one in found if not _is_operand(text, one)), None)
+    return None if match is None or _is_alternative(match) else _canonical_number(match)
 
 
-_NAME_BEFORE = re.compile(r"\s*(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?|\\text\{[^{}]*\})\s*(?:=|\\approx)\s*")
+_ALTERNATIVE_BEFORE = re.compile(
+    rf"({DIGITS}(?:/[0-9]+)?%?),?\s+(?:or|maybe|perhaps)\s+(?:maybe\s+|perhaps\s+|even\s+)?[$(]*\Z", re.IGNORECASE
+)
+
+
+def _is_alternative(match: re.Match[str]) -> bool:
+    """Whether "or" joins a number to a number of another value before it: "17 or 18", but not "1/2 or 0.5"."""
+    context = match.string[max(0, match.start() - OPERAND_CONTEXT_CHARS) : match.start()]
+    before = _ALTERNATIVE_BEFORE.search(context)
+    return (
+        before is not None and _size(before[1]) != _size(match[0])
+        and not _OPERATOR_BEFORE.search(context[: before.start()])  # "9 times 2, or 18"
+    )  # fmt: skip
+
+
+def _size(number: str) -> Fraction | None:
+    plain = number.strip(" $+").replace("$", "").replace("\\", "").replace(",", "")
+    try:
+        return Fraction(plain.removesuffix("%").strip()) / (100 if plain.endswith("%") else 1)
+    except (ValueError, ZeroDivisionError):
+        return None
+
+
+_NAME_BEFORE = re.compile(r"\s*(?![a-z]{2}\b)(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?|\\text\{[^{}]*\})\s*(?:=|\\approx)\s*")
 
 _POWER_OF_UNIT = re.compile(
     r"(?<=[0-9 ])(?P<unit>[ckm]?m|ft|in|yd|mi|units?|feet|inches|miles|meters?) ?\^ ?\{? ?[23](?![0-9]) ?\}?"
@@ -526,7 +635,7 @@ _UNIT_SLASH = re.compile(
 _WORDS_IN_BRACKETS = re.compile(r"\( ?([^\W\d_]{2,}(?:[ .,]+[^\W\d_]{2,})*) ?\)")
 
 # A single letter is a variable, unless it is a unit or the article. These words have a value.
-_VALUE_IN_WORDS = re.compile(r"(?<![^\W\d_])(?:[A-Za-z](?![^\W\d_]|\.)|(?:pi|sqrt)(?![^\W\d_]))|π")
+_VALUE_IN_WORDS = re.compile(r"(?<![^\W\d_])(?:[A-Za-z](?![^\W\d_]|\.)|(?:pi|sqrt|log|ln|sin|cos|tan)(?![^\W\d_]))|π")
 
 _OPERATOR = re.compile(r"[-+*/^=<>()\[\]{}|\\_×÷·⋅√±≤≥~]")
 
@@ -561,7 +670,7 @@ def _only_number(content: str, number: re.Pattern[str]) -> re.Match[str] | None:
     magnitude = _MAGNITUDE.match(text, match.end())
     if has_value_words(text[: match.start()] + " # " + text[magnitude.end() if magnitude else match.end() :], match[0]):
         return None
-    rest = _UNIT_AROUND.sub(" ", text[: match.start()] + " " + text[match.end() :])
+    rest = _UNIT_AROUND.sub(" ", text[: match.start()] + " " + text[magnitude.end() if magnitude else match.end() :])
     rest = _UNIT_SLASH.sub(" ", _WORDS_IN_BRACKETS.sub(r" \1 ", rest))
     if _OPERATOR.search(rest) or _VALUE_IN_WORDS.search(re.sub(r"\b[mgshlLCFK]\b|\ba\b", "", rest)):
         return None
@@ -668,24 +777,51 @@ _NOT_THE_OTHERS = re.compile(r"(?<=[A-Za-z)\]])\s*[,;]?\s*\(?(?:and )?not (?:\(?
 _LETTERS = r"\(?[A-Z]\)?(?:\s*(?:,|/|&|,?\s*(?:and|or|nor))\s*\(?[A-Z]\)?(?![A-Za-z0-9'])){0,9}+"
 
 _DENIED_LETTERS = re.compile(
-    rf"(?<![A-Za-z0-9'])({_LETTERS})(?:\s*(?:[:)-]\s*)?(?:(?:is|are|was|were)\s+)?(?:all\s+)?"
+    rf"(?<![A-Za-z0-9'])({_LETTERS})(?:\s*(?:[:)-]\s*)?(?:(?:is|are|was|were|seems|would be|must be)\s+)?(?:all\s+)?"
     r"(?:not\b|wrong\b|incorrect\b|false\b|ruled out\b|eliminated\b)|\s+(?:isn|aren|can|doesn|don|won)['\u2019]t\b|\s+cannot\b)"
-    rf"|\b(?:not|neither|nor|rather than|instead of|eliminates?|rules? out|excludes?|[Nn]ot|isn['\u2019]t|aren['\u2019]t)\s+"
+    rf"|(?:{DENIALS}|\b(?:[Nn]ot|[Nn]either|[Nn]one of|[Ee]verything (?:but|except)|over|eliminates?|rules? out|excludes?))\s+"
     rf"(?:be\s+)?(?:(?:the\s+)?(?:option|choice|answer)s?\s+)?({_LETTERS})(?![A-Za-z0-9'])"
 )
 
 _LETTER_ALONE = re.compile(r"[\s*_\"'`(\[]*([A-Z])[\s*_\"'`)\].]*")
 
-_LETTER_BEFORE_OR = re.compile(r"(?<![A-Za-z0-9'])\(?([A-Z])\)?\s*(?:,?\s*\bor\b|/)\s*\Z")
+_LETTER_BEFORE_OR = re.compile(r"(?<![A-Za-z0-9'])\(?([A-Z])\)?\s*(?:,?\s*\bor\b|/)\s*\Z|\bbetween \(?([A-Z])\)? and \(?\Z")
+
+# "B and D", "A, B, C, D": letters and no choice.
+_ONLY_LETTERS = re.compile(r"[^\w:]*+(?:(?:[A-Z](?![A-Za-z0-9'])|and\b|or\b)[^\w:]*+)++")
+
+# A choice is stated, whatever is said of other letters behind it: "B, since D ...", "I choose B over D", "B is correct".
+_CHOSEN_LETTER = re.compile(
+    r"\A[\s*_\"'(]*([A-Z])[)*_]*(?:,\s*|\s+)(?:since|because|as)\b"
+    r"|\b(?:I(?:'ll| will| would)? (?:choose|chose|pick|picked|select|go with)|[Mm]y (?:choice|pick) is) "
+    r"(?:(?:the )?(?:option|choice|answer|letter) )?[*_(]*([A-Z])"
+    r"(?![A-Za-z0-9']|[)*_]*\s*(?:,|or\b|and\b|/)\s*\(?[A-Z](?![A-Za-z']))"
+    r"|(?<![A-Za-z0-9'])([A-Z])[)*_]* is (?:right|correct|the (?:(?:right|correct|best) )?(?:answer|choice|option|one))\b"
+)
 
 _SHORT_ANSWER = re.compile(r"\W*([A-Za-z])\W*")
+
+
+def _letter_of_first_line(text: str, offered: Collection[str]) -> str | None:
+    """The letter of a first line that is a choice and nothing else ("B) Apple"), if no later line is one: else it is a list."""
+    if not isinstance(offered, Mapping):
+        return None
+    letters = []
+    for line in text.strip().splitlines():
+        stated = _LETTER_AND_REST.match(_plain_choice(line)) if len(line) < 1000 else None
+        is_choice = stated is not None and stated[2].strip(" .*_").casefold() == offered.get(stated[1], "").strip(" .").casefold()
+        if not letters and not is_choice:
+            return None
+        letters += [stated[1]] if stated is not None and is_choice else []
+    return letters[0] if len(letters) == 1 else None
 
 
 def last_choice_letter(text: str, offered: Collection[str]) -> str | None:
     """The last capital letter that is a word of its own, is offered and is not denied ("not A", "A is wrong").
 
     A letter that "or" joins to another is none: "A or B". A first line that is a letter alone counts before the letters of an
-    explanation under it, and a letter that is the whole text may be a small one. "I" and "A" before a word are words.
+    explanation under it, a letter that is called the choice ("I choose B") before others, and a letter that is the whole text may
+    be a small one. Several letters and no other word are none. "I" and "A" before a word are words.
     """
     if len(text) < 20 and (match := _SHORT_ANSWER.fullmatch(text)) and match[1].upper() in offered:
         return match[1].upper()
@@ -694,16 +830,21 @@ def last_choice_letter(text: str, offered: Collection[str]) -> str | None:
         others = [one[1] for line in rest.splitlines() if (one := _LETTER_ALONE.fullmatch(line))]
         if all(one == match[1] for one in others):
             return match[1]
+    if letter := _letter_of_first_line(text, offered):
+        return letter
+    if _ONLY_LETTERS.fullmatch(text) and len({one[1] for one in _LETTER.finditer(text)}) > 1:
+        return None
     denied = frozenset(place for one in _DENIED_LETTERS.finditer(text) for place in range(one.start(), one.end()))
-    for match in reversed(list(_LETTER.finditer(text))):
-        letter = match[1]
-        if (offered and letter not in offered) or match.start(1) in denied:
+    for match in (*reversed(list(_CHOSEN_LETTER.finditer(text))), *reversed(list(_LETTER.finditer(text)))):
+        letter = match[match.lastindex or 1]
+        if (offered and letter not in offered) or match.start(match.lastindex or 1) in denied:
             continue
         bare = match[0] == letter
         if bare and letter in "IA" and (_IS_WORD.match(text, match.end()) or letter == "I"):
             continue
         other = _LETTER_BEFORE_OR.search(text, max(0, match.start() - 16), match.start())
-        return None if other and other[1] != letter and (not offered or other[1] in offered) else letter
+        before = other and (other[1] or other[2])
+        return None if before and before != letter and (not offered or before in offered) else letter
     return None
 
 
@@ -726,7 +867,7 @@ def last_written_number(text: str) -> str | None:
     """The last number of a text that is not a part of an expression, as it is written: "1.500", "2,5", "1 500", "12%"."""
     text = _normalise(text)
     match = next((one for one in reversed(list(_WRITTEN_NUMBER.finditer(text))) if not _is_operand(text, one)), None)
-    if match is None:
+    if match is None or _is_alternative(match):
         return None
     english = _NUMBER_IN_TEXT.match(text, match.start()) if _MAGNITUDE.match(text, match.end()) else None
     return match[0] if english is None else _canonical_number(english)

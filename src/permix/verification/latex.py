@@ -188,13 +188,31 @@ _NUMBER_OF_WORD = {word: value for value, word in enumerate(_SMALL_NUMBER_WORDS.
     word: 10 * tens for tens, word in enumerate(_TENS_WORDS.split(), start=2)
 }
 
+MAGNITUDES = {
+    "hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "lakh": 5, "crore": 7, "mn": 6, "bn": 9,
+}  # fmt: skip
+"""The words that multiply a number by a power of ten."""
+
+# Quarters and pairs are units too: "How many quarters has he?"
+FRACTION_WORDS = "halves|(?:third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|hundredth|thousandth)s"
+
+DENIALS = (
+    r"\b(?:not|never|cannot|can not|nor|except|anything but|everything but|(?<!none )other than|rather than|instead of)\b"
+    r"|n['\u2019]t\b"
+)
+"""What follows these words is denied."""
+
 _VALUE_WORDS = re.compile(
-    r"\b(?:hundred|thousand|million|billion|trillion|dozen)s?\b"
+    rf"\b(?:{'|'.join(MAGNITUDES)}|dozen)s?\b|\b(?:{FRACTION_WORDS})\b|\b(?:third|quarter|fifth|tenth) of\b"
     r"|\b(?:plus|minus|negative|divided|multiplied|subtract(?:ed)?|squared|cubed|root|sqrt|factorial|modulo|mod|choose|half"
-    r"|not|never|nor|wrong|incorrect|false|isn't)\b(?!-)"
-    r"|\bor\b(?! (?:so|more|less|fewer)\b)|\b(?:twice|thrice|double|triple|quadruple|times|over)\s+#",
+    r"|ppm|wrong|incorrect|false|impossible)\b(?!-)|\bto the \w+ power\b|\bper mille\b"
+    rf"|\btoo (?:big|small|many|few|much|large|high|low)\b|{DENIALS}|\bor\b(?! so\b)|\bat (?:least|most)\b"
+    r"|\b(?:twice|thrice|double|triple|quadruple|times|over|under|below|above|between|nearly|almost|up to|log|ln|sin|cos|tan"
+    r"|(?:more|less|fewer|greater|smaller|larger|higher|lower) than)\s+[-$]*#",
     re.IGNORECASE,
 )
+
+NUMBER_WORDS = "|".join(_NUMBER_OF_WORD)
 
 _NUMBER_WORD = re.compile(
     rf"\b(?:({_TENS_WORDS.replace(' ', '|')})(?:[- ](one|two|three|four|five|six|seven|eight|nine))?"

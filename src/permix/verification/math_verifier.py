@@ -25,6 +25,7 @@ from permix.verification.answer_forms import forms_equal, read_form
 from permix.verification.expressions import UnreadableError
 from permix.verification.extraction import DIGITS, canonical_decimal, number_readings
 from permix.verification.latex import (
+    MAGNITUDES,
     Token,
     UnreadableTokenError,
     clean_latex,
@@ -35,7 +36,7 @@ from permix.verification.latex import (
     unwrap_text,
 )
 
-VERIFIER_VERSION = "4"
+VERIFIER_VERSION = "5"
 """Part of a run's provenance: scores of different versions are not compared."""
 
 MAX_ANSWER_CHARS = 10_000
@@ -62,12 +63,10 @@ _WORD_UNIT = (
 
 _UNIT = re.compile(rf"{_DEGREE}|(?:\\text\{{[a-zA-Z ./]*\}}|(?:square |cubic )?(?:{_WORD_UNIT}))(?: ?\^ ?\{{?[23]\}}?)?")
 
-# Words that no unit may hold.
-_NO_UNIT = re.compile(r"hundred|thousand|million|billion|trillion|dozen|half|pi\b|base|[ap]\.? ?m\b")
+# Words that no unit may hold, besides those of `has_value_words`.
+_NO_UNIT = re.compile(r"pi\b|base|[ap]\.? ?m\b")
 
-_POWERS_OF_TEN = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-
-_MAGNITUDE = re.compile(rf"(\\text ?\{{ ?)?({'|'.join(_POWERS_OF_TEN)})\b ?(.*)", re.DOTALL)
+_MAGNITUDE = re.compile(rf"(\\text ?\{{ ?)?({'|'.join(MAGNITUDES)})\b ?(.*)", re.DOTALL)
 
 
 class _PlainNumber(NamedTuple):
@@ -101,7 +100,7 @@ def _parse_plain_number(text: str) -> _PlainNumber | None:
     tail = text[match.end() :].strip()
     exponent = 0
     if magnitude := _MAGNITUDE.match(tail):  # 1.5 million
-        exponent = _POWERS_OF_TEN[magnitude[2]]
+        exponent = MAGNITUDES[magnitude[2]]
         tail = (magnitude[1] or "") + magnitude[3]
         tail = tail if tail.strip("{} \\") != "text" else ""
     percent = _PERCENT.fullmatch(tail) is not None
@@ -166,11 +165,23 @@ def numbers_equal(a: str, b: str) -> bool | None:
     return None if first is None or second is None else _plain_numbers_equal(first, second)
 
 
-_LEFT_WITHOUT_VALUE = re.compile(
-    r"(?:\\(?:text|operatorname)[a-z]* ?\{[^{}]*\}"
-    r"|\\(?:angle|triangle|overline|lfloor|rfloor|lceil|rceil|cdot|[Aa]rea|vec)(?![A-Za-z])"
-    r"|\\?[A-Za-z]{1,12}(?:_\{?\w+\}?)?(?:\^\{?-1\}?)?(?:\([^()=]{1,12}\))?|[-+*|\[\](){} ,!'])+"
+_FUNCTION = r"(?:a?(?:sin|cos|tan)h?|arc\w+|cot|sec|csc|log|ln|lg|exp|sqrt|[dt]?frac|[lr]floor|[lr]ceil|cdot|times|ne|neg)"
+
+# Names of values, joined by "+" or by blanks. Of a product, a power or a function the value is not that of its letter.
+_NAME_OF_VALUE = (
+    r"(?>\\(?:text|operatorname)[a-z]* ?\{[^{}]*\}|\\(?:overline|vec) ?\{[A-Za-z]{1,3}\}|\\(?:angle|triangle) ?[A-Z]{1,4}"
+    r"|\|[A-Z]{2}\||\[[A-Z]{3,8}\]|(?<![A-Za-z\\])[A-Z]{2}(?![A-Za-z])"
+    rf"|(?<![A-Za-z\\])\\?(?!{_FUNCTION}(?![A-Za-z]))[A-Za-z]{{3,12}}(?![A-Za-z])(?:_\{{?\w+\}}?)?|\\(?:mu|nu|xi)(?![A-Za-z])"
+    r"|(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])(?:_\{?\w+\}?)?(?:\^\{?-1\}?(?=\())?'?(?:\([^()=]{1,12}\))?)"
 )
+
+_LEFT_WITHOUT_VALUE = re.compile(rf"{_NAME_OF_VALUE}(?:(?: ?\+ ?| ?){_NAME_OF_VALUE})*+")
+
+
+def _has_no_value(left: str) -> bool:
+    """Whether the left side of an equation names a value and has none: `m+n`, `|AB|`, "total cost", but not `-x` or "twice x"."""
+    words = re.sub(r"\bthe answer\b|\b[A-Za-z]\b", "#", unwrap_text(left))
+    return _LEFT_WITHOUT_VALUE.fullmatch(left) is not None and not has_value_words(words)
 
 
 def result_of_equation(text: str, question: str = "") -> str | None:
@@ -186,7 +197,7 @@ def result_of_equation(text: str, question: str = "") -> str | None:
     left, right = left.strip(), right.strip()
     if not sign or not left or re.search(r"[<>]|\\(?:ne|le|ge|approx|equiv|in)(?![A-Za-z])", left) or not is_number_text(right):
         return None
-    if "=" not in left and (_LEFT_WITHOUT_VALUE.fullmatch(left) or left in {clean_latex(one) for one in formulas_in(question)}):
+    if "=" not in left and (_has_no_value(left) or left in {clean_latex(one) for one in formulas_in(question)}):
         return right
     try:
         sides = [_LEFT_NAME.sub("", side.strip()) for side in left.split("=")]
