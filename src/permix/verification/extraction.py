@@ -15,7 +15,7 @@ from permix.verification.latex import (
     INVISIBLE,
     MAGNITUDES,
     MINUS_SIGNS,
-    NUMBER_WORDS,
+    NUMERALS_IN_WORDS,
     clean_latex,
     fold_digits,
     has_value_words,
@@ -473,7 +473,7 @@ _SIGN_IN_WORDS = re.compile(r"(?<![\w)\]}])(?:negative|minus)\s+(?=\$?[.0-9])", 
 
 # "26 eggs minus 13", "x minus 5" and "twenty minus 13" subtract; "from 3 degrees to minus 5" does not.
 _SUBTRACTS = re.compile(
-    rf"(?:[0-9)}}\]][%}}\s$]*(?:[A-Za-z]+\s+){{0,2}}|\b(?:[a-z]|{NUMBER_WORDS})\s+)"
+    rf"(?:[0-9)}}\]][%}}\s$]*(?:[A-Za-z]+\s+){{0,2}}|\b(?:[a-z]|{NUMERALS_IN_WORDS})\s+)"
     r"(?<!\bto )(?<!\bis )(?<!\bof )(?<!\band )(?<!\bequals )\Z",
     re.IGNORECASE,
 )
@@ -806,7 +806,7 @@ def _letter_of_first_line(text: str, offered: Collection[str]) -> str | None:
     """The letter of a first line that is a choice and nothing else ("B) Apple"), if no later line is one: else it is a list."""
     if not isinstance(offered, Mapping):
         return None
-    letters = []
+    letters: list[str] = []
     for line in text.strip().splitlines():
         stated = _LETTER_AND_REST.match(_plain_choice(line)) if len(line) < 1000 else None
         is_choice = stated is not None and stated[2].strip(" .*_").casefold() == offered.get(stated[1], "").strip(" .").casefold()

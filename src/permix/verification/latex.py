@@ -212,7 +212,7 @@ _VALUE_WORDS = re.compile(
     re.IGNORECASE,
 )
 
-NUMBER_WORDS = "|".join(_NUMBER_OF_WORD)
+NUMERALS_IN_WORDS = "|".join(_NUMBER_OF_WORD)
 
 _NUMBER_WORD = re.compile(
     rf"\b(?:({_TENS_WORDS.replace(' ', '|')})(?:[- ](one|two|three|four|five|six|seven|eight|nine))?"
