@@ -24,7 +24,7 @@ class Part(NamedTuple):
     title: str
     evaluation: str
     context: str
-    count: int
+    n_questions: int
 
 
 PARTS = (
@@ -75,7 +75,7 @@ def page_lines(study: Path, units: Sequence[str], n_personas: int, seed: int) ->
         yield from ("", f"## {persona}", "", escape_markdown(text))
         for part, answers in zip(PARTS, answers_by_part, strict=True):
             questions = sorted(question for one, question in common_places(answers) if one == persona)
-            chosen = rng.sample(questions, min(part.count, len(questions)))
+            chosen = rng.sample(questions, min(part.n_questions, len(questions)))
             prompts = [answers[units[0]][persona, question].prompt.splitlines()[0] for question in chosen]
             shown = [
                 prompt.removesuffix(" Answer with a number only.").removesuffix(" Answer in one sentence.") for prompt in prompts
