@@ -415,7 +415,7 @@ def test_a_model_made_in_python_brings_its_confirmation(tmp_path: Path) -> None:
 
     with openai_server(right) as one, openai_server(right) as other:
         evaluate(one)
-        with pytest.raises(ConfigError, match=r"confirm it once with model\.same_weights, else"):  # a field, and no flag
+        with pytest.raises(ConfigError, match=r"confirm it once with model\.same_weights=True, else"):  # a field, and no flag
             evaluate(other)
         evaluate(other, same_weights=True)
         evaluate(other)
