@@ -95,13 +95,18 @@ def answer_text(cell: Cell) -> str:
     return text if cell.verdict is None else f"{text} ({'right' if cell.verdict.correct else 'wrong'})"
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
+    """The options of this script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path)
     parser.add_argument("--arms", nargs="+", required=True)
     parser.add_argument("--personas", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    options = parser().parse_args()
     units = ["base", *(f"{arm}-1" for arm in options.arms)]
     print("\n".join(page_lines(options.study, units, options.personas, options.seed)).lstrip("\n"))
 

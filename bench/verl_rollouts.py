@@ -27,6 +27,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from bench.figures import show
 from permix.config import ExportConfig
@@ -347,7 +348,7 @@ def permix_advantages(model: Path, plan: Plan, rollouts: Sequence[Mapping[str, A
 
     # The task arithmetic gives the recorded rewards, for every completion; the exported task would call its own scorer instead.
     recorded = RecordedRewards([rollout["reward"] for rollout in rollouts])
-    TASKS["arithmetic"] = replace(TASKS["arithmetic"], extract=lambda completion, question: completion, scorer=recorded)
+    task = replace(TASKS["arithmetic"], extract=lambda completion, question: completion, scorer=recorded)
     plan = Plan(tuple(row.model_copy(update={"task": "arithmetic"}) for row in plan.rows), plan.metadata)
     config = OptimConfig(lr=1e-4, max_new_tokens=4, microbatch_tokens=64, precision="float32", save_every=1000)
     trainer = RecordingTrainer(
@@ -355,7 +356,8 @@ def permix_advantages(model: Path, plan: Plan, rollouts: Sequence[Mapping[str, A
         args=grpo_arguments(config, plan, out), model=load_causal_lm(str(model), torch.float32, "cpu").train(),
         processing_class=load_tokenizer(str(model)),
     )  # fmt: skip
-    trainer.train()
+    with patch.dict(TASKS, arithmetic=task):
+        trainer.train()
     return trainer.advantages
 
 

@@ -455,7 +455,7 @@ def test_a_signal_ends_one_worker_which_goes_on(press: signal.Signals, code: int
     assert (worker.returncode, "Traceback" in said) == (code, False)
     assert json.loads((tmp_path / "run" / "usage-2of2.json").read_text())["starts"] == 1
     kept = len(read_run_cells(tmp_path / "run"))
-    assert 3 <= kept < 12
+    assert 2 <= kept < 12  # the answers before the third; the fourth may have been on its way
     assert run(config, "--shard", "2/2") == 0
     assert len(server.asked) == 12 - kept
 

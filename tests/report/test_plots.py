@@ -72,6 +72,18 @@ def axes_of(by_seed: dict[str, StabilitySummary], styles: dict[str, theme.Style]
     return saved[0].axes[0]
 
 
+@pytest.mark.parametrize("right", range(11))
+def test_seeds_of_equal_accuracy_have_a_bar_without_length(right: int) -> None:
+    """The mean of three equal values can be rounded to the number below or above them: .1, .1, .1."""
+    one = summarize_stability([[[1.0]] * right + [[0.0]] * (10 - right)], persona_ids=["poet"], resamples=10)
+    labels = ["a 1", "a 2", "a 3"]
+    plotted = axes_of(dict.fromkeys(labels, one), theme.styles_for(labels, dict.fromkeys(labels, "a")))
+    (bar,) = plotted.containers
+    assert isinstance(bar, ErrorbarContainer)
+    (ends,) = bar.lines[2][0].get_segments()
+    assert [x for x, _ in ends] == [right / 10] * 2
+
+
 def test_the_bar_of_several_seeds_reaches_from_the_lowest_to_the_highest() -> None:
     low, high = (summarize_stability([[[hit]] * 4], persona_ids=["poet"], resamples=10) for hit in (0.0, 1.0))
     plotted = axes_of(

@@ -348,7 +348,7 @@ def _plot_interval_or_range(ax: Axes, estimates: Sequence[Estimate], row: float,
     values = _known_values(estimates)
     if not values:
         return
-    mean = math.fsum(values) / len(values)
+    mean = min(max(math.fsum(values) / len(values), min(values)), max(values))  # the mean of equal values is rounded
     if n_seeds == 1:
         bar = theme.error_bar_lengths(estimates[0])
     else:
