@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pytest
 
 from permix.evals.text_metrics import PersonaAnswer, TextMetrics, compute_text_metrics
-from permix.report.claim import build_claim
+from permix.report.claim import build_claim, choose_comparison
 from permix.report.excerpts import subject_text
 from permix.report.judges import PERSONAGYM_KIND
 from permix.report.methods import ReportMethod, group_methods
@@ -69,6 +69,22 @@ def test_personas_mixed_in_against_rlvr_over_seeds(study: dict[str, ReportMethod
         f"seeds: PSS {pss.difference}, higher; identifiability {told.difference}, higher; mean accuracy over personas "
         f"{mean.format_difference()}, higher.",
     )
+
+
+def test_which_methods_are_compared(study: dict[str, ReportMethod]) -> None:
+    base, plain, mixed = study["base"], study["RLVR"], study["PerMix-RLVR"]
+    sft, distilled = (mixed._replace(name=name, role="other") for name in ("sft", "seqkd"))
+
+    def compared(*methods: ReportMethod) -> tuple[str, str] | None:
+        pair = choose_comparison(methods)
+        return None if pair is None else (pair.method.name, pair.against.name)
+
+    assert compared(base, plain, sft, mixed) == ("PerMix-RLVR", "RLVR")
+    assert compared(base, plain, sft, distilled) == ("seqkd", "RLVR")
+    assert compared(base, plain) == ("RLVR", "base")
+    assert compared(base, sft, distilled) == ("seqkd", "base")
+    assert compared(sft, plain) == ("RLVR", "sft")
+    assert compared(base) is None
 
 
 def test_lower_is_said_as_plainly(study: dict[str, ReportMethod]) -> None:

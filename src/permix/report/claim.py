@@ -168,11 +168,15 @@ def choose_comparison(methods: Sequence[ReportMethod]) -> ComparisonPair | None:
     """Choose the methods to compare: PerMix-RLVR against RLVR, each with the most training seeds; the first when several have
     equally many.
 
-    Without these two, the last method is compared with base, or with the first method. None when there is a single method.
+    Without PerMix-RLVR, the last method that is neither base nor RLVR (SFT, for instance) is compared with RLVR. If one of these
+    is missing, the last method is compared with base, or with the first method. None when there is a single method.
     """
     mixed, plain, start = (_by_seed_count([one for one in methods if one.role == role]) for role in ("permix", "rlvr", "base"))
     if mixed and plain:
         return ComparisonPair(mixed[0], plain[0], tuple(mixed[1:]))
+    others = [one for one in methods if one not in (*mixed, *plain, *start)]
+    if plain and start and others:
+        return ComparisonPair(others[-1], plain[0])
     against = (start or list(methods))[:1]
     rest = [one for one in methods if one not in against]
     return ComparisonPair(rest[-1], against[0]) if rest else None
