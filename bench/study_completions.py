@@ -34,10 +34,10 @@ PARTS = (
     Part("Open questions", "character", "", 2),
 )
 
-PlaceKey = tuple[str, str]
+AnswerKey = tuple[str, str]
 """(persona id, question id)"""
 
-AnswersByModel = dict[str, dict[PlaceKey, Cell]]
+AnswersByModel = dict[str, dict[AnswerKey, Cell]]
 
 
 def read_answers(study: Path, units: Sequence[str], part: Part) -> AnswersByModel:
@@ -52,14 +52,14 @@ def read_answers(study: Path, units: Sequence[str], part: Part) -> AnswersByMode
     }
 
 
-def common_places(answers: AnswersByModel) -> set[PlaceKey]:
+def common_questions(answers: AnswersByModel) -> set[AnswerKey]:
     """The personas and questions that all models answered."""
-    return set.intersection(*(set(places) for places in answers.values()))
+    return set.intersection(*(set(cells) for cells in answers.values()))
 
 
 def choose_personas(answers_by_part: Sequence[AnswersByModel], count: int, seed: int) -> list[str]:
     """Personas that every part has. Raises SystemExit if there are fewer than `count`."""
-    shared = set.intersection(*({persona for persona, _ in common_places(answers)} for answers in answers_by_part))
+    shared = set.intersection(*({persona for persona, _ in common_questions(answers)} for answers in answers_by_part))
     if len(shared) < count:
         raise SystemExit(f"--personas = {count}: all parts and models have {len(shared)} personas in common")
     return sorted(random.Random(seed).sample(sorted(shared), count))
@@ -74,7 +74,7 @@ def page_lines(study: Path, units: Sequence[str], n_personas: int, seed: int) ->
         text = next(str(cell.messages[0]["content"]) for (one, _), cell in sorted(first.items()) if one == persona)
         yield from ("", f"## {persona}", "", escape_markdown(text))
         for part, answers in zip(PARTS, answers_by_part, strict=True):
-            questions = sorted(question for one, question in common_places(answers) if one == persona)
+            questions = sorted(question for one, question in common_questions(answers) if one == persona)
             chosen = rng.sample(questions, min(part.n_questions, len(questions)))
             prompts = [answers[units[0]][persona, question].prompt.splitlines()[0] for question in chosen]
             shown = [

@@ -179,14 +179,13 @@ def check_addresses(
     `same_weights` of the model's configuration is not set. Raises DataError for a damaged `addresses.json`.
     """
     served: Any = model
-    known = None
-    if hasattr(served, "server_statements"):
-        fingerprint = recorded_fingerprint or _recorded_fingerprint(run, identity_key)
-        known = _find_known_model(served, run, section, fingerprint, recorded_base_url)
-    if known is None:
-        on_disk = recorded_fingerprint or _recorded_fingerprint(run, identity_key)
-        is_former = on_disk is not None and on_disk == getattr(model, "former_fingerprint", None)
+    fingerprint = recorded_fingerprint or _recorded_fingerprint(run, identity_key)
+    if not hasattr(served, "server_statements"):
+        is_former = fingerprint is not None and fingerprint == getattr(model, "former_fingerprint", None)
         return AddressCheck(section, identity_key, model.fingerprint if is_former else None)
+    known = _find_known_model(served, run, section, fingerprint, recorded_base_url)
+    if known is None:
+        return AddressCheck(section, identity_key)
     refusals, confirmed = _Refusals(run, section, model.name), bool(served.config.same_weights)
     uses = [*known.recorded_uses, *known.former_uses]
     n_known = len(uses)

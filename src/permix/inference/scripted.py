@@ -423,8 +423,8 @@ def _carried_values(function: Any) -> str:
 
 
 def _made_values(cls: type) -> tuple[Any, ...]:
-    """The values of a class that stands in a function, which may differ from call to call: attributes, and defaults of methods
-    where the source does not say them."""
+    """The values of a class that is defined in a function, which may differ from call to call: attributes, and defaults of
+    methods where the source does not say them."""
     if "<locals>" not in cls.__qualname__:
         return ()
     methods = [one for value in vars(cls).values() for one in _functions_of(value) if one.__module__ == cls.__module__]
@@ -433,7 +433,7 @@ def _made_values(cls: type) -> tuple[Any, ...]:
 
 
 def _made_attributes(cls: type) -> dict[str, Any]:
-    """The values among the attributes of a class that stands in a function: they may differ from call to call."""
+    """The values among the attributes of a class that is defined in a function: they may differ from call to call."""
     if "<locals>" not in cls.__qualname__:
         return {}
     described = (classmethod, staticmethod, property)

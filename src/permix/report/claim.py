@@ -174,7 +174,7 @@ def choose_comparison(methods: Sequence[ReportMethod]) -> ComparisonPair | None:
     mixed, plain, start = (_by_seed_count([one for one in methods if one.role == role]) for role in ("permix", "rlvr", "base"))
     if mixed and plain:
         return ComparisonPair(mixed[0], plain[0], tuple(mixed[1:]))
-    others = [one for one in methods if one not in (*mixed, *plain, *start)]
+    others = [one for one in methods if one not in (*plain, *start)]
     if plain and start and others:
         return ComparisonPair(others[-1], plain[0])
     against = (start or list(methods))[:1]

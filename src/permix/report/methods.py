@@ -57,7 +57,7 @@ TEACHER_ENDPOINT_FIELDS = {
 
 _PLAN_DEFAULTS = {**RolloutPlanConfig().model_dump(mode="json"), "mix": None, "seed": None}
 
-TRAINING_DEFAULTS: Mapping[str, Any] = MappingProxyType({**TrainConfig().model_dump(mode="json"), "plan": _PLAN_DEFAULTS})
+_TRAINING_DEFAULTS: Mapping[str, Any] = MappingProxyType({**TrainConfig().model_dump(mode="json"), "plan": _PLAN_DEFAULTS})
 """What a recorded configuration has where it lacks a field, since an earlier revision recorded it."""
 
 
@@ -157,9 +157,9 @@ def _read_training_run(folder: Path) -> TrainingRun | None:
         recorded = RunReader(folder).config
     except (DataError, OSError):
         return None
-    config = {name: _fill(default, recorded.get(name, default)) for name, default in TRAINING_DEFAULTS.items()}
+    config = {name: _fill(default, recorded.get(name, default)) for name, default in _TRAINING_DEFAULTS.items()}
     is_whole = all(
-        isinstance(config[name], Mapping) for name, default in TRAINING_DEFAULTS.items() if isinstance(default, Mapping)
+        isinstance(config[name], Mapping) for name, default in _TRAINING_DEFAULTS.items() if isinstance(default, Mapping)
     )
     if recorded.get("stage") != "train" or not is_whole or config["method"] not in get_args(TrainMethod):
         return None

@@ -120,7 +120,7 @@ _COUNT_AND_COST_COLUMNS = (
 )
 
 _LOCAL_COST_COLUMNS = (
-    ModelColumn("evaluation CPU s", lambda row: count_cell(None if _asks_endpoint(row) else row.eval_cpu_s), is_folded=True),
+    ModelColumn("evaluation CPU s", lambda row: count_cell(None if _has_wall_seconds(row) else row.eval_cpu_s), is_folded=True),
 )
 
 _ENDPOINT_COST_COLUMNS = (
@@ -130,7 +130,7 @@ _ENDPOINT_COST_COLUMNS = (
 """What an evaluation of a model behind an address costs: the CPU seconds of this machine are not those of its answers."""
 
 
-def _asks_endpoint(row: ModelRow) -> bool:
+def _has_wall_seconds(row: ModelRow) -> bool:
     return row.eval_wall_s is not None
 
 
@@ -150,7 +150,7 @@ def columns_with_judges(rows: Sequence[ModelRow]) -> list[ModelColumn]:
         ModelColumn(name, partial(judge_score_cell, name=name), kind, is_folded=name not in trusted)
         for name, kind in kinds.items()
     ]
-    at_endpoint = [_asks_endpoint(row) for row in rows]
+    at_endpoint = [_has_wall_seconds(row) for row in rows]
     evaluation_costs = [
         *(_LOCAL_COST_COLUMNS if not all(at_endpoint) else ()),
         *(_ENDPOINT_COST_COLUMNS if any(at_endpoint) else ()),

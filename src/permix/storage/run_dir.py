@@ -358,7 +358,6 @@ class RunDir:
         self.stop_reason = ""
         """Why this start asks for no more: its endpoint answers no more; "" if it does."""
         self._n_answers: int | None = 0
-        self._counts_answers = True
         self._writer = JsonlWriter(self._own_file(RECORDS_FILE))
 
     @classmethod
@@ -489,34 +488,31 @@ class RunDir:
         error, when other processes may no longer answer. `counts_answers`: whether the seconds are those of the answers that
         `count_answers` counts; the seconds of a training are not, so its file says nothing of answers.
         """
-        self._counts_answers = counts_answers
         cpu, wall = cpu_seconds(), time.monotonic()
         try:
             yield
         except BaseException:
             with contextlib.suppress(OSError, PermixError):  # the error itself may be a full disk
-                self._add_usage(cpu_seconds() - cpu, time.monotonic() - wall)
+                self._add_usage(cpu_seconds() - cpu, time.monotonic() - wall, counts_answers)
             raise
-        self._add_usage(sum_over_processes(cpu_seconds() - cpu), time.monotonic() - wall)
+        self._add_usage(sum_over_processes(cpu_seconds() - cpu), time.monotonic() - wall, counts_answers)
 
     def count_answers(self, n: int | None) -> None:
         """Count answers that the seconds of `track_usage` have taken; None for answers that another program gave, so that the
         seconds tell nothing of them."""
         self._n_answers = None if n is None or self._n_answers is None else self._n_answers + n
 
-    def _add_usage(self, cpu: float, wall: float) -> None:
+    def _add_usage(self, cpu: float, wall: float, counts_answers: bool) -> None:
         path = self._own_file("usage.json")
         before = read_run_file(path) if path.exists() else RunFile(path, {})
         used = {"cpu_seconds": cpu, "wall_seconds": wall, "starts": 1}
         totals = {key: round(before.get(key, 0) + value, 2) for key, value in used.items()}
-        # Not of a run of an earlier version, whose seconds are of other answers, too.
-        if not self._counts_answers:
-            pass
-        elif self._n_answers is None or before.get("answers", 0) == UNTIMED:
-            totals["answers"] = UNTIMED
-        elif not before or "answers" in before:
-            totals["answers"] = before.get("answers", 0) + self._n_answers
-            self._n_answers = 0
+        if counts_answers:
+            if self._n_answers is None or before.get("answers", 0) == UNTIMED:
+                totals["answers"] = UNTIMED
+            elif not before or "answers" in before:  # else the seconds of an earlier version are of other answers, too
+                totals["answers"] = before.get("answers", 0) + self._n_answers
+                self._n_answers = 0
         write_json(path, totals | {"peak_mb": max(before.get("peak_mb", 0), _peak_mb())})
 
     def append(self, cells: Iterable[Cell]) -> None:

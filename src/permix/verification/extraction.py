@@ -318,7 +318,7 @@ _JOINS_CLAUSES = re.compile(r"[,;(\[]|\b(?:and|but|or|while)\b")
 
 
 def leading_clause(named: str) -> str | None:
-    """What stands before the first bracket, comma or "or" of what "answer is" names, if it begins with a value; else None.
+    """The text before the first bracket, comma or "or" of what "answer is" names, if it begins with a value; else None.
 
     "18 (see step 3)" -> "18". Of several numbers in it the first counts, if a word follows it: "18 dollars for 9 eggs" -> "18".
     None for a list of numbers ("3 or 4"), which names none of them, and for a calculation.
