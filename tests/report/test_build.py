@@ -5,6 +5,7 @@ Runs are written here cell by cell: personas "p0" ..., questions "q0" ..., right
 
 import json
 import random
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -134,10 +135,15 @@ def test_numbers_of_a_tree_of_runs(built: tuple[list[ModelRow], Path]) -> None:
 def test_report_says_what_the_numbers_say(built: tuple[list[ModelRow], Path]) -> None:
     out = built[1]
     report = (out / "report.md").read_text()
-    assert (
-        "**Against base, RLVR: PSS higher, sd of personas relative to the mean lower, worst persona's accuracy higher" in report
-    )
-    assert "identifiability no difference shown" in report
+    table = report.partition("## Differences between models")[2].partition("\n## ")[0]
+    headings, row = (line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith(("| model |", "| RLVR |")))
+    shown = dict(zip((heading.partition("<br>")[0] for heading in headings), row, strict=True))
+    assert (shown["model"], shown["against"]) == ("RLVR", "base")
+    in_bold = {name for name, cell in shown.items() if re.match(r"\*\*.+\]\*\*<br>", cell)}
+    assert in_bold == {"PSS (estimate)", "sd of personas / mean", "worst persona", "mean over personas"}
+    assert shown["mean over personas"].startswith("**+0.30 [")
+    assert not shown["identifiability"].startswith("**")
+    assert report.count("no difference shown") == report.partition("## Differences")[0].count("no difference shown")
     assert "RLVR**: accuracy 0.80" in report
     assert "no persona effect shown (permutation test, p = 1.000)" in report
     assert "One seed." in report
@@ -181,7 +187,9 @@ def test_stability_alone(tmp_path: Path) -> None:
     (row,) = build_report([run], tmp_path / "out")
     assert (row.label, row.identifiability, row.eval_cpu_s, row.train_tokens) == ("tiny", None, None, None)
     report = (tmp_path / "out" / "report.md").read_text()
-    assert "**tiny: a persona effect shown.**" in report
+    assert "**Personas change the accuracy of tiny.**" in report
+    assert "a persona effect shown (permutation test, p " in report
+    assert "Differences between models" not in report
     assert "Identifiability and controls" not in report
     assert "training.png" not in report
     assert not (tmp_path / "out" / "tradeoff.png").exists()
@@ -376,7 +384,7 @@ def test_a_search_alone_is_no_measurement_of_stability(chosen: bool, tmp_path: P
     shown, report = capsys.readouterr().out, (tmp_path / "out" / "report.md").read_text()
     assert "PSS" not in shown
     assert "base, persona-search" in shown
-    assert ("**base with persona-search: accuracy not measured against no persona.**" in report) == (not chosen)
+    assert ("**base with persona-search**: accuracy –, not measured against no persona" in report) == (not chosen)
     assert ("no persona chosen yet, of 3" in report) == (not chosen)
 
 

@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -101,22 +100,20 @@ def built(tmp_path_factory: pytest.TempPathFactory, by_hand: None) -> Path:
     return folder / "out"
 
 
-def overview(report: Path) -> str:
-    """The paragraph above the sentences with numbers, which are the last list with bold names."""
-    paragraphs = (report / "report.md").read_text().partition("\n## ")[0].split("\n\n")
-    return [one for one, then in pairwise(paragraphs) if then.startswith("- **")][-1]
+def judge_lines(report: Path) -> list[str]:
+    """The sentences with numbers on judges."""
+    return [line for line in (report / "report.md").read_text().splitlines() if re.match(r"- \*\*\w+\*\*, judge ", line)]
 
 
-def test_the_headline_says_what_is_shown_and_what_means_nothing(built: Path) -> None:
-    headline = overview(built)
-    assert "Against base, trained: PersonaScore by judge qwen higher." in headline
-    means_nothing = (
-        "PersonaScore by judge lazy means nothing, the judge does not tell right from wrong persona (AUC 0.500 [0.50, 0.50])"
-    )
-    assert f"base: {means_nothing}." in headline
-    assert f"trained: {means_nothing}." in headline
-    assert "by judge lazy no difference" not in headline
-    assert "qwen means nothing" not in headline
+def test_a_sentence_on_each_judge_says_whether_it_tells_personas_apart(built: Path) -> None:
+    lines = judge_lines(built)
+    assert [line.partition(":")[0] for line in lines] == [
+        f"- **{model}**, judge {judge}" for model in ("base", "trained") for judge in ("lazy", "qwen")
+    ]
+    assert all("it does not distinguish personas (AUC 0.500 [0.50, 0.50])" in line for line in lines if "judge lazy" in line)
+    assert all("it distinguishes personas (AUC " in line for line in lines if "judge qwen" in line)
+    report = (built / "report.md").read_text()
+    assert "## Differences between models" not in report  # nothing but judges' scores was compared
 
 
 def test_a_number_that_means_nothing_is_shown_and_marked_everywhere(built: Path) -> None:
@@ -161,7 +158,7 @@ def test_a_run_without_judges_says_nothing_of_them(tmp_path: Path) -> None:
     build_report([tmp_path / "run"], tmp_path / "out")
     report = (tmp_path / "out" / "report.md").read_text()
     assert "Fidelity by judges" not in report
-    assert "Nothing here measures accuracy under personas." in report
+    assert "no difference shown" not in report
     assert json.loads((tmp_path / "out" / "table.json").read_text())["identifiability"] == {}
 
 
@@ -171,8 +168,9 @@ def test_one_model_alone_and_its_table_in_the_terminal(tmp_path: Path, capsys: p
     shown = " ".join(capsys.readouterr().out.split())
     assert "PersonaScore" in shown
     assert "120 of" in shown
-    headline = overview(tmp_path / "out")
-    assert headline.startswith("**base: judge qwen distinguishes personas (PersonaScore 4.")
+    (line,) = judge_lines(tmp_path / "out")
+    assert line.startswith("- **base**, judge qwen: PersonaScore 4.")
+    assert "it distinguishes personas" in line
 
 
 def test_another_judge_of_the_same_name_is_not_compared(tmp_path: Path) -> None:
@@ -214,7 +212,7 @@ def test_interviews_are_compared_although_each_model_said_its_own(tmp_path: Path
     assert [one["kind"] for one in found["judged"]] == [INTERVIEW_KIND]
     assert found["judged_reasons"] == ["Not asked in the same words"]
     report = (tmp_path / "out" / "report.md").read_text()
-    assert "trained: in-character score of interviews by judge qwen higher." in report
+    assert "**trained is better than base in character.**" in report
     assert "### Interviews" in report
     assert "### PersonaGym's questions" in report
 
@@ -223,8 +221,9 @@ def test_a_judge_that_was_not_validated_differs_from_one_that_failed(tmp_path: P
     judged_run(tmp_path / "run", "base", {"qwen": lambda item: 4 if item.control == "none" else None})
     build_report([tmp_path / "run"], tmp_path / "out")
     report = (tmp_path / "out" / "report.md").read_text()
-    said = "base: the meaning of PersonaScore by judge qwen is unknown, the judge was not validated."
-    assert said in overview(tmp_path / "out")
+    (line,) = judge_lines(tmp_path / "out")
+    assert line.startswith("- **base**, judge qwen: PersonaScore 4.000 [4.00, 4.00] ‡")
+    assert "it was not validated" in line
     assert "4.000 [4.00, 4.00] ‡" in report
 
 

@@ -104,7 +104,7 @@ REPORT_FIGURE_FILES = re.compile(
 """Names of the figures that a report may have."""
 
 REPORT_TABLE_NAMES = re.compile(
-    r"methods|method-differences|models|cells|personas_tidy|personas|wordings|contexts|strategies|identifiability|right-in-character"
+    r"methods|method-differences|model-differences|models|cells|personas_tidy|personas|wordings|contexts|strategies|identifiability|right-in-character"
     r"|recognisability|recognised|as-published|unjudged|drift|step-times|runs|addresses"
     r"|(scores|differences|trial|agreement|interview|said)(-.+)?|runs-study|study-overview"
 )

@@ -60,7 +60,7 @@ def build_footnotes(models: Sequence[ModelRuns]) -> str:
     lines = [
         "Cells: value [95 % interval]; n counts questions for accuracy and PSS, and answers for identifiability.",
         "Intervals are over questions, because the cells of one question are not independent; they do not cover other "
-        "training seeds, unless they are called “over questions and seeds”. Judge a difference by its own paired interval above, "
+        "training seeds, unless they are called “over questions and seeds”. Judge a difference by its own paired interval, "
         "not by the intervals of two columns.",
         "PSS is our definition: accuracy under the worst persona / under the best one. Noise lowers the worst and raises the "
         "best; PSS and the worst persona are corrected for it. Compare PSS as observed with its value if personas had no effect "

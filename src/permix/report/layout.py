@@ -28,6 +28,12 @@ SEEDS_NOTE = (
     "method its seeds are not covered: the difference is that of these models."
 )
 
+DIFFERENCES_NOTE = (
+    "The first model minus the second, with 95 % intervals over the questions, paired by question (accuracies by persona and "
+    "question). Bold: the interval excludes 0. Other training seeds are not covered. Differences in judges' scores are in the "
+    "section on judges."
+)
+
 PERSONA_NOTE = (
     "Accuracy. Below it: the difference to no persona on questions with both scores, and the p-value of an exact McNemar test "
     "(a sign-flip test with several samples), Holm-corrected over the personas of one model."
@@ -106,7 +112,6 @@ def build_document(
         file: Figure(file, description, chart_name(file), is_missing=file not in figure_files)
         for file, description in figure_captions.items()
     }
-    main_sentence, *details = summary_text.result_sentences(models, comparisons)
     rows = [model.row for model in models]
     main_table, all_models = tables.front_table(methods, pooled, rows), tables.models_table(rows)
     return Document(
@@ -114,7 +119,7 @@ def build_document(
         caption=caption,
         claim=build_claim(methods, differences, pooled),
         warnings="\n>\n".join([*summary_text.incomplete_run_warnings(models), *summary_text.comparison_warnings(comparisons)]),
-        details="\n\n".join([main_sentence, "\n".join(details)]).rstrip(),
+        details="\n".join(f"- {line}" for line in summary_text.result_sentences(models)),
         main_table=main_table,
         footnotes=excerpts.build_footnotes(models),
         front_figures=_figures_of_chart(figures, "tradeoff"),
@@ -147,6 +152,10 @@ def _sections(
     if summaries:
         cut_off = {model.label: model.cut_off for model in models if model.cut_off is not None}
         by_persona.append(tables.persona_table(summaries, cut_off))
+    by_model = tables.model_difference_table(comparisons)
+    yield from optional_section(
+        "model-differences", "Differences between models", [] if by_model is None else [by_model], DIFFERENCES_NOTE
+    )
     by_method = tables.seed_difference_table(differences)
     yield from optional_section(
         "training-seeds", "Differences of methods over training seeds", [] if by_method is None else [by_method], SEEDS_NOTE

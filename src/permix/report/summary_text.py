@@ -1,22 +1,17 @@
-"""Writes the sentences of a report on each model, comparison and judge, and its warnings. `permix.report.claim` has the claim.
+"""Writes the sentences of a report on each model, judge and strategy, and its warnings. `permix.report.claim` has the claim.
 
-Contract: sentences are made only from numbers and intervals. A difference is called higher or lower only when its 95 % interval
-excludes 0 (stability: paired by persona and question; identifiability: paired by question); any other difference is "no
-difference shown". Of methods with several training seeds it is the interval over questions and training seeds. Models that were
-not asked the same are not compared, and the reason is given.
-
-The numbers of a judge that is not trusted are shown, marked, and called meaningless. A difference in a judge's scores is called
-higher or lower only when the judge is trusted on both models.
+Contract: sentences are made only from numbers and intervals. A gain is called higher or lower only when its 95 % interval
+excludes 0; any other is "no difference shown". Models that were not asked the same are not compared, and the reason is given.
+The numbers of a judge that is not trusted are shown and marked.
 
 The output is Markdown with escaped names and labels.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from permix.evals.strategies.base import StrategySummary
 from permix.judges.summary import JudgeSummary
-from permix.metrics.measures import measures_in
 from permix.metrics.stability import StabilitySummary
 from permix.metrics.statistics import SIGNIFICANCE_LEVEL
 from permix.rendering.table import difference_direction, format_count, format_dollars, format_p_value, format_ratio, md_label
@@ -26,14 +21,13 @@ from permix.report.judges import (
     UNTESTED_MARK,
     UNTRUSTED_MARK,
     JudgedRun,
-    JudgeScoreDifference,
     score_name,
     trust_mark,
 )
 from permix.report.runs import ModelRuns
 from permix.storage.cells import conflicting_answers_note
 from permix.storage.failures import describe_cures, describe_reasons
-from permix.types import Estimate, count_text
+from permix.types import count_text
 
 MAX_FAILURE_CHARS = 1200
 """Longest text of the failures of one run: the words of three reasons, and what helps."""
@@ -50,52 +44,9 @@ TRUST_MARK_MEANINGS = {
 TRUST_MARKS_LEGEND = " ".join(TRUST_MARK_MEANINGS.values())
 
 
-def untrusted_judge_sentences(name: str, run: JudgedRun) -> list[str]:
-    """Sentences: for each judge that is not trusted, that its number means nothing for this model."""
-    return [_untrusted_judge_sentence(name, run.kind, one) for one in run.judges.values() if not one.discriminates_persona]
-
-
-def trusted_judge_phrases(name: str, run: JudgedRun) -> list[str]:
-    """Phrases for the main sentence about a single model, one for each trusted judge."""
-    return [
-        f"{md_label(name)}: judge {md_label(one.label)} distinguishes personas "
-        f"({score_name(run.kind, one.tasks)} {one.persona_score})"
-        for one in run.judges.values()
-        if one.discriminates_persona
-    ]
-
-
-def score_change_phrases(differences: Iterable[JudgeScoreDifference]) -> list[str]:
-    """Phrases for the main sentence about a comparison, one for each judge that is trusted on both models."""
-    return [
-        f"{one.score_name} by judge {md_label(one.scores.judge)} {difference_direction(one.scores.persona_score)}"
-        for one in differences
-        if one.discriminates_persona
-    ]
-
-
 def judge_sentences(name: str, run: JudgedRun) -> list[str]:
     """A sentence with numbers for each judge of a model."""
     return [_judge_sentence(name, run.kind, one) for one in run.judges.values()]
-
-
-def score_difference_phrases(differences: Sequence[JudgeScoreDifference]) -> list[str]:
-    """A phrase with numbers for each judge of a comparison."""
-    return [
-        f"{one.score_name} by judge {md_label(one.scores.judge)} {difference_direction(one.scores.persona_score)} "
-        f"({one.scores.persona_score.format_difference()}, p {_p_value_text(one.scores.p)}, {one.scores.n_answers} answers)"
-        + ("" if one.discriminates_persona else ", which means nothing: the judge is not trusted on both models")
-        for one in differences
-    ]
-
-
-def _untrusted_judge_sentence(name: str, kind: str, judge: JudgeSummary) -> str:
-    score = f"{score_name(kind, judge.tasks)} by judge {md_label(judge.label)}"
-    if judge.discriminates_persona is None:
-        return f"{md_label(name)}: the meaning of {score} is unknown, the judge was not validated"
-    return (
-        f"{md_label(name)}: {score} means nothing, the judge does not tell right from wrong persona (AUC {judge.reliability.auc})"
-    )
 
 
 def _judge_sentence(name: str, kind: str, judge: JudgeSummary) -> str:
@@ -111,14 +62,12 @@ def _judge_sentence(name: str, kind: str, judge: JudgeSummary) -> str:
     )
 
 
-def result_sentences(models: Sequence[ModelRuns], comparisons: Sequence[Comparison]) -> list[str]:
-    """The main sentence, then a sentence with numbers for each model and each comparison."""
+def result_sentences(models: Sequence[ModelRuns]) -> list[str]:
+    """A sentence with numbers for each model, and for each judge and each strategy of a model."""
     stability = [_stability_sentence(model) for model in models if model.stability is not None]
     judged = [line for model in models for run in model.judged_runs for line in judge_sentences(model.label, run)]
     strategies = [_strategy_sentence(model.label, summary) for model in models for summary in model.strategies]
-    compared = [_comparison_sentence(one) for one in comparisons]
-    lines = [*stability, *judged, *strategies, *compared]
-    return [_main_sentences(models, comparisons), *(f"- {line}" for line in lines if line)]
+    return [*stability, *judged, *strategies]
 
 
 def comparison_warnings(comparisons: Sequence[Comparison]) -> list[str]:
@@ -197,49 +146,6 @@ def incomplete_run_warnings(models: Sequence[ModelRuns]) -> list[str]:
     return incomplete + failed + cut_off + chosen + [f"> **Not measured**: {md_label(reason, 400)}." for reason in reasons]
 
 
-def _main_sentences(models: Sequence[ModelRuns], comparisons: Sequence[Comparison]) -> str:
-    """The main sentence, with a sentence for each judge that is not trusted."""
-    untrusted = [line for model in models for run in model.judged_runs for line in untrusted_judge_sentences(model.label, run)]
-    return "**" + " ".join([_main_text(models, comparisons), *(f"{line}." for line in untrusted)]) + "**"
-
-
-def _main_text(models: Sequence[ModelRuns], comparisons: Sequence[Comparison]) -> str:
-    """One sentence in words for each model that is the first of a comparison."""
-    phrases: dict[str, list[str]] = {}
-    for one in comparisons:
-        if words := _comparison_words(one):
-            phrases.setdefault(one.against, []).append(f"{md_label(one.label)}: {', '.join(words)}")
-    if phrases:
-        return " ".join(f"Against {md_label(against)}, {'; '.join(parts)}." for against, parts in phrases.items())
-    effects = [f"{md_label(model.label)}: {_persona_effect_text(model)}" for model in models if model.stability is not None]
-    strategies = [
-        f"{md_label(model.label)} with {one.strategy}: accuracy {difference_direction(one.gain)} against no persona"
-        for model in models
-        for one in model.strategies
-    ]
-    judged = [line for model in models for run in model.judged_runs for line in trusted_judge_phrases(model.label, run)]
-    if not effects and not strategies and not judged:
-        return "Nothing here measures accuracy under personas."
-    return "; ".join([*effects, *strategies, *judged]) + "."
-
-
-def _comparison_words(comparison: Comparison) -> list[str]:
-    measured = [f"{name} {difference_direction(difference)}" for name, difference in _named_differences(comparison)]
-    return measured + score_change_phrases(comparison.judged)
-
-
-def _named_differences(comparison: Comparison) -> list[tuple[str, Estimate]]:
-    """Every measure that was compared, by its name in a sentence, with its difference."""
-    measures = [one for one in measures_in("differences") if one.name in comparison.measures]
-    named = [(one.sentence_label, comparison.measures[one.name]) for one in measures]
-    characters = {
-        "identifiability": comparison.identifiability,
-        "recognisability": comparison.recognisability,
-        "right and in character": comparison.right_in_character,
-    }
-    return [*named, *((name, difference) for name, difference in characters.items() if difference is not None)]
-
-
 def _stability_sentence(model: ModelRuns) -> str:
     """A sentence on the stability of a single model."""
     one = model.stability
@@ -295,15 +201,6 @@ def _strategy_sentence(name: str, summary: StrategySummary) -> str:
 def _persona_effect_text(model: ModelRuns) -> str:
     p = None if model.stability is None else model.stability.permutation_p.value
     return "no test of a persona effect" if p is None else f"{'a' if p < SIGNIFICANCE_LEVEL else 'no'} persona effect shown"
-
-
-def _comparison_sentence(comparison: Comparison) -> str:
-    parts = [
-        f"{name} {difference_direction(difference)} ({difference.format_difference()})"
-        for name, difference in _named_differences(comparison)
-    ]
-    parts += score_difference_phrases(comparison.judged)
-    return f"**{md_label(comparison.label)}** against {md_label(comparison.against)}: {'; '.join(parts)}." if parts else ""
 
 
 def _p_value_text(p: float | None) -> str:

@@ -18,7 +18,7 @@ from permix.evals.grid import CutOffCounts, cell_row, persona_rows
 from permix.evals.strategies.base import StrategySummary, StrategyTokens
 from permix.metrics.identifiability import Identifiability
 from permix.metrics.linear_models import ContextSummary, TemplateEffects
-from permix.metrics.measures import CHARACTER_MEASURES, measures_in
+from permix.metrics.measures import CHARACTER_MEASURES, CharacterMeasure, StabilityMeasure, measures_in
 from permix.metrics.recognisability import Recognisability
 from permix.metrics.right_in_character import RightInCharacter
 from permix.metrics.stability import PersonaSummary, StabilitySummary
@@ -47,6 +47,7 @@ from permix.rendering.table import (
     terminal_text,
     trusted_cell,
 )
+from permix.report.comparisons import Comparison
 from permix.report.judges import OPEN_ENDED_KIND, UNTESTED_MARK, UNTRUSTED_MARK, trust_mark
 from permix.report.methods import ReportMethod
 from permix.report.pooled import ComparedSeeds, MethodDifference, PooledMethod
@@ -618,6 +619,29 @@ _PAIRING_TEXTS = {
     "unpaired": "{0} and {1}, not paired",
     "untrained": "{0} and {1}, one of them not trained",
 }
+
+
+def model_difference_table(comparisons: Sequence[Comparison]) -> Table | None:
+    """A table with a line for each two models that were compared and a column for each measure; None without a difference."""
+    measures: list[StabilityMeasure | CharacterMeasure] = [*measures_in(Comparison.VIEW), *CHARACTER_MEASURES.values()]
+    columns = [measure for measure in measures if any(one.estimate(measure.name) for one in comparisons)]
+    lines = [
+        [
+            label_cell(one.label),
+            label_cell(one.against),
+            *(_emphasised_difference_cell(one.estimate(column.name)) for column in columns),
+        ]
+        for one in comparisons
+        if any(one.estimate(column.name) for column in columns)
+    ]
+    headings = ["model", "against", *(column.label for column in columns)]
+    return tabulate("model-differences", headings, lines, n_label_columns=2) if lines else None
+
+
+def _emphasised_difference_cell(difference: Estimate | None) -> TableCell:
+    """A difference, in bold if its interval excludes 0."""
+    cell = difference_cell(difference)
+    return cell._replace(emphasis="**") if difference_direction(difference) in ("higher", "lower") else cell
 
 
 def seed_difference_table(differences: Sequence[MethodDifference]) -> Table | None:
