@@ -135,7 +135,7 @@ def test_numbers_of_a_tree_of_runs(built: tuple[list[ModelRow], Path]) -> None:
 def test_report_says_what_the_numbers_say(built: tuple[list[ModelRow], Path]) -> None:
     out = built[1]
     report = (out / "report.md").read_text()
-    table = report.partition("## Differences between models")[2].partition("\n## ")[0]
+    table = report.partition("## Differences")[2].partition("\n## ")[0]
     headings, row = (line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith(("| model |", "| RLVR |")))
     shown = dict(zip((heading.partition("<br>")[0] for heading in headings), row, strict=True))
     assert (shown["model"], shown["against"]) == ("RLVR", "base")
@@ -189,7 +189,7 @@ def test_stability_alone(tmp_path: Path) -> None:
     report = (tmp_path / "out" / "report.md").read_text()
     assert "**Personas change the accuracy of tiny.**" in report
     assert "a persona effect shown (permutation test, p " in report
-    assert "Differences between models" not in report
+    assert "## Differences\n" not in report
     assert "Identifiability and controls" not in report
     assert "training.png" not in report
     assert not (tmp_path / "out" / "tradeoff.png").exists()

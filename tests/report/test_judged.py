@@ -113,7 +113,7 @@ def test_a_sentence_on_each_judge_says_whether_it_tells_personas_apart(built: Pa
     assert all("it does not distinguish personas (AUC 0.500 [0.50, 0.50])" in line for line in lines if "judge lazy" in line)
     assert all("it distinguishes personas (AUC " in line for line in lines if "judge qwen" in line)
     report = (built / "report.md").read_text()
-    assert "## Differences between models" not in report  # nothing but judges' scores was compared
+    assert "## Differences" not in report  # nothing but judges' scores was compared
 
 
 def test_a_number_that_means_nothing_is_shown_and_marked_everywhere(built: Path) -> None:

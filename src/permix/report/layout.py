@@ -154,7 +154,7 @@ def _sections(
         by_persona.append(tables.persona_table(summaries, cut_off))
     by_model = tables.model_difference_table(comparisons)
     yield from optional_section(
-        "model-differences", "Differences between models", [] if by_model is None else [by_model], DIFFERENCES_NOTE
+        "model-differences", "Differences", [] if by_model is None else [by_model], DIFFERENCES_NOTE
     )
     by_method = tables.seed_difference_table(differences)
     yield from optional_section(
