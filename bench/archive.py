@@ -2,10 +2,13 @@
 
     python -m bench.archive pack runs/study docs/recorded/study
     python -m bench.archive unpack docs/recorded/study runs/study
+    python -m bench.archive pack runs/other docs/recorded/other --model ../models/SmolLM2 HuggingFaceTB/SmolLM2-135M-Instruct
 
 Packing takes the finished units of a study (according to its study.json and each unit's unit.json), and single finished runs in
 its folder, such as recorded turns; it names what is not finished. It leaves out what `bench.record` leaves out and the folder of
-the trained model, and refuses runs that contain a path of this machine. A unit whose file exists is packed again only with
+the trained model, and refuses runs that contain a path of this machine. --model writes a name, such as a hub id, in place of a
+model's folder of this machine, in configurations and commands; the name is part of what a run is compared by, so a later start
+of the study needs the same name. A unit whose file exists is packed again only with
 --again. The bytes depend on the content alone: names are sorted, and there are no times and no owners. Unpacking never replaces a
 folder. An interrupted call leaves no part of a file or of a unit's folder.
 """
@@ -17,6 +20,7 @@ import lzma
 import shutil
 import tarfile
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +50,15 @@ def missing_part(folder: Path) -> str | None:
     return f"not finished: {', '.join(pending)}" if pending else None
 
 
-def pack(folder: Path, target: Path) -> int:
-    """Write the recorded runs of a unit, or a single run, to the file `target`; return the bytes of the file."""
+def pack(folder: Path, target: Path, models: Mapping[str, str] | None = None) -> int:
+    """Write the recorded runs of a unit, or a single run, to the file `target`; return the bytes of the file.
+
+    `models` maps a model's folder, written as the runs write it, to the name that takes its place.
+    """
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         copied, recorded = Path(scratch) / "copied" / folder.name, Path(scratch) / "recorded" / folder.name
         shutil.copytree(folder, copied, ignore=shutil.ignore_patterns(*LEFT_OUT, "checkpoints"))
+        _rename_models(copied, models or {})
         for provenance in copied.rglob("provenance.json"):
             _remove_command_paths(provenance)
         record(copied, recorded)
@@ -63,6 +71,16 @@ def pack(folder: Path, target: Path) -> int:
     with replace_when_done(target) as unfinished:
         unfinished.write_bytes(data)
     return len(data)
+
+
+def _rename_models(folder: Path, models: Mapping[str, str]) -> None:
+    """Replace each string that is a key of `models`, as a whole, by its value. Records and ledgers stay as they are."""
+    for path in folder.rglob("*.json"):
+        text = path.read_text(encoding="utf-8")
+        for old, new in models.items():
+            for plain_ascii in (False, True):
+                text = text.replace(json.dumps(old, ensure_ascii=plain_ascii), json.dumps(new, ensure_ascii=plain_ascii))
+        path.write_text(text, encoding="utf-8")
 
 
 def _remove_command_paths(provenance: Path) -> None:
@@ -108,6 +126,14 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("action", choices=["pack", "unpack"])
     parser.add_argument("source", type=Path, help="pack: a study's folder; unpack: a folder of packed units")
     parser.add_argument("target", type=Path, help="pack: the folder for the packed units; unpack: the folder for their runs")
+    parser.add_argument(
+        "--model",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("FOLDER", "NAME"),
+        help="pack: write NAME in place of a model's FOLDER",
+    )
     parser.add_argument("--again", action="store_true", help="also pack units whose file exists")
     return parser
 
@@ -123,7 +149,7 @@ def main() -> None:
         if missing := missing_part(folder):
             print(f"{folder}: left out: {missing}")
         elif options.again or not target.exists():
-            print(f"{target}: {pack(folder, target) / 1000:.0f} kB")
+            print(f"{target}: {pack(folder, target, dict(options.model)) / 1000:.0f} kB")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 LEFT_OUT = (
     "*.safetensors", "tokenizer*", "chat_template.jinja", "generation_config.json", "checkpoints", "reference_answers", "report",
@@ -42,13 +43,31 @@ def shorten_platform(platform: str) -> str:
 
 
 def refuse_paths(source: Path) -> None:
-    """Raise SystemExit if a text file names the home folder or the folder of the runs."""
+    """Raise SystemExit if a text file contains the home folder or the folder of the runs, or has an existing path as a value."""
     folders = {str(Path.home()), str(source.resolve().parent)}
     for path in text_files(source):
         text = path.read_text(encoding="utf-8")
-        for folder in folders:
-            if folder in text:
-                raise SystemExit(f"{path}: names {folder}, a folder of this machine; make the runs with relative paths")
+        named = [folder for folder in folders if folder in text]
+        if path.suffix == ".json":
+            named += [value for value in _strings(json.loads(text)) if Path(value).is_absolute() and _exists(value)]
+        if named:
+            raise SystemExit(f"{path}: names {named[0]}, a path of this machine; make the runs with relative paths")
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Yield the strings of a JSON value, without the keys of its objects."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _strings(inner)
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):  # too long for a path, or with a null character: a text
+        return False
 
 
 def text_files(source: Path) -> Iterator[Path]:

@@ -145,6 +145,27 @@ def test_a_run_that_names_a_path_of_this_machine_is_refused(tmp_path: Path) -> N
         archive.pack(folder, tmp_path / "rlvr-1.tar.xz")
 
 
+def test_the_folder_of_a_model_is_packed_under_the_models_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = tmp_path / "models" / 'an "é" model'
+    weights.mkdir(parents=True)
+    folder = unit(tmp_path / "study" / "rlvr-1")
+    settings = {"base": {"name": str(weights)}, "note": f"{weights}/more"}
+    (folder / "train" / "config.json").write_text(json.dumps(settings, ensure_ascii=False))
+    command = ["permix", "--base.name", str(weights)]
+    (folder / "train" / "provenance.json").write_text(json.dumps({"platform": "Linux", "command": command}))
+    with pytest.raises(SystemExit, match=r"config\.json: names .*, a path of this machine"):
+        archive.pack(folder, tmp_path / "rlvr-1.tar.xz")
+    arguments = ["pack", str(tmp_path / "study"), str(tmp_path / "packed"), "--model", str(weights), "maker/model"]
+    monkeypatch.setattr(sys, "argv", ["archive", *arguments])
+    archive.main()
+    assert archive.unpack(tmp_path / "packed" / "rlvr-1.tar.xz", tmp_path / "again")
+    back = tmp_path / "again" / "rlvr-1"
+    assert json.loads((back / "train" / "config.json").read_text()) == settings | {"base": {"name": "maker/model"}}
+    assert json.loads((back / "train" / "provenance.json").read_text())["command"] == ["permix", "--base.name", "maker/model"]
+    # The study itself keeps the folder that it was started with.
+    assert json.loads((folder / "train" / "config.json").read_text()) == settings
+
+
 def test_an_entry_that_leads_outside_is_refused(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "bad.tar.xz", "w:xz") as packed:
         packed.addfile(tarfile.TarInfo("../outside"))

@@ -71,7 +71,7 @@ def test_recording_leaves_out_weights_and_the_kernel_and_refuses_paths(tmp_path:
     assert (tmp_path / "copy/rlvr-train/log.jsonl").read_bytes() == (source / "rlvr-train/log.jsonl").read_bytes()
 
     (source / "rlvr-train" / "config.json").write_text(json.dumps({"out": str(source / "rlvr-train")}))
-    with pytest.raises(SystemExit, match=r"rlvr-train/config\.json: names .*/somewhere, a folder of this machine"):
+    with pytest.raises(SystemExit, match=r"rlvr-train/config\.json: names .*/somewhere, a path of this machine"):
         record(source, tmp_path / "again")
     assert not (tmp_path / "again").exists()
 
