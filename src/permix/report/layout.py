@@ -153,9 +153,7 @@ def _sections(
         cut_off = {model.label: model.cut_off for model in models if model.cut_off is not None}
         by_persona.append(tables.persona_table(summaries, cut_off))
     by_model = tables.model_difference_table(comparisons)
-    yield from optional_section(
-        "model-differences", "Differences", [] if by_model is None else [by_model], DIFFERENCES_NOTE
-    )
+    yield from optional_section("model-differences", "Differences", [] if by_model is None else [by_model], DIFFERENCES_NOTE)
     by_method = tables.seed_difference_table(differences)
     yield from optional_section(
         "training-seeds", "Differences of methods over training seeds", [] if by_method is None else [by_method], SEEDS_NOTE

@@ -332,7 +332,7 @@ MBPP_PUBLISHED_SPLITS: dict[Split, PublishedSplit] = {"train": "train", "dev": "
 
 PYTHON_FENCE_LABELS = ("python", "py", "python3")
 
-_FENCE = re.compile(r"^[ \t]*(`{3,})(.*)$", re.MULTILINE)
+_FENCE = re.compile(r"^([ \t]*)(`{3,}|~{3,})(.*)$", re.MULTILINE)
 
 _SUITES: dict[str, bytes] = {}  # compressed JSON by gold
 
@@ -408,14 +408,31 @@ def _is_example(program: str) -> bool:
 
 
 def code_blocks(completion: str) -> Iterator[tuple[str, str]]:
-    """Yield (label, content) of each closed code block; an unlabeled block has the label "". Takes linear time."""
+    """Yield (label, content) of each closed code block; an unlabeled block has the label "". Takes linear time.
+
+    Fences are those of CommonMark: three or more backticks or tildes, closed by at least as many of the same. The content loses
+    the indentation of the opening fence, as in a list. Unlike in CommonMark, a fence may have any indentation, and a line of
+    tildes that no later one can close opens nothing.
+    """
+    fences = list(_FENCE.finditer(completion))
+    last_tildes = max((fence.start() for fence in fences if fence[2][0] == "~" and not fence[3].strip()), default=0)
     opened: re.Match[str] | None = None
-    for fence in _FENCE.finditer(completion):
+    for fence in fences:
         if opened is None:
-            opened = None if "`" in fence[2] else fence  # such as ```x```: inline code, not a block
-        elif len(fence[1]) >= len(opened[1]) and not fence[2].strip():
-            yield opened[2].strip().lower().partition(" ")[0], completion[opened.end() + 1 : fence.start()]
+            # Such as ```x```: inline code, not a block.
+            opens = fence.start() < last_tildes if fence[2][0] == "~" else "`" not in fence[3]
+            opened = fence if opens else None
+        elif fence[2].startswith(opened[2]) and not fence[3].strip():
+            content = completion[opened.end() + 1 : fence.start()]
+            yield opened[3].strip().lower().partition(" ")[0], _without_indentation(content, opened[1])
             opened = None
+
+
+def _without_indentation(content: str, indentation: str) -> str:
+    if not indentation:
+        return content
+    lines = content.split("\n")
+    return "\n".join(line[len(indentation) :] if line.startswith(indentation) else line.lstrip(" \t") for line in lines)
 
 
 def score_program(program: str, gold: str) -> Verdict:
