@@ -15,6 +15,8 @@ from permix.tasks.answers import (
 )
 from permix.tasks.base import MAX_COMPLETION_CHARS
 from permix.verification.extraction import number_readings, offered_choices
+from permix.verification.latex import words_as_digits
+from permix.verification.math_verifier import check_answer
 
 QUESTION = "Which is prime?\nA) 4\nB) 5\nC) six\nD) 8"
 
@@ -261,6 +263,70 @@ def test_texts(answer: str, gold: str, same: bool) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "digits"),
+    [
+        ("Three hundred and twenty-three.", "323."),
+        ("Twenty-one, aye, and Zero", "21, aye, and 0"),
+        ("one thousand two hundred and six apples", "1206 apples"),
+        ("fifty-one thousand, three hundred", "51300"),
+        ("two hundred thousand and five", "200005"),
+        ("nine hundred ninety-nine thousand nine hundred ninety-nine", "999999"),
+        ("eighteen hundred", "1800"),
+        ("a hundred and one", "101"),
+        ("a thousand", "1000"),
+        ("four - one = three", "4 - 1 = 3"),
+        ("three one", "three one"),
+        ("nineteen ninety", "nineteen ninety"),
+        ("seven and six", "seven and six"),
+        ("twenty-first", "twenty-first"),
+        ("two and a half", "two and a half"),
+        ("three-one, someone often", "three-one, someone often"),
+        ("thousands", "thousands"),
+        ("the one", "the one"),
+        ("one of them is one", "one of them is 1"),
+    ],
+)
+def test_numbers_in_words_as_digits(text: str, digits: str) -> None:
+    assert words_as_digits(text) == digits
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer"),
+    [
+        ("Eighteen!", "18"),
+        ("**Eighteen**", "18"),
+        ("#### Eighteen", "18"),
+        ("Why, it's eighteen, my dear!", "18"),
+        ("Six times three equals eighteen.", "18"),
+        ('The answer is "eighteen"', "18"),
+        ("<answer>Eighteen eggs</answer>", "18"),
+        ("Minus eighteen.", "-18"),
+        ("Four minus three is one.", "1"),
+        ("First it is eight. Then it is eighteen. Arr!", "18"),
+        ("9 + 9 = 18. That is the one, one of many!", "18"),
+        ("I counted three ships, and the answer is eighteen or nineteen.", None),
+        ("Eighteen and a half.", None),
+        ("It is twice eighteen.", None),
+        ("It is three times six.", None),
+        ("Nine and eighteen.", None),
+        ("Three is not a number.", None),
+        ("I am the one who sails.", None),
+        ("The answer is one of many.", None),
+        ("The answer is a tough one.", None),
+        ("the eighteenth", None),
+    ],
+)
+def test_a_number_that_is_stated_in_words(completion: str, answer: str | None) -> None:
+    assert extract_number(completion) == answer
+    assert extract_number_as_written(completion) == answer
+
+
+@pytest.mark.parametrize(("answer", "gold", "right"), [("two", "2", True), ("two", "two", True), ("2", "two", False)])
+def test_a_gold_in_words_is_compared_as_it_is_written(answer: str, gold: str, right: bool) -> None:
+    assert check_answer(f"\\text{{{answer}}}", gold).correct is right
+
+
+@pytest.mark.parametrize(
     "unit",
     [
         r"\boxed{",
@@ -278,6 +344,11 @@ def test_texts(answer: str, gold: str, same: bool) -> None:
         "# 1. a\n",
         "A, ",
         "not A or ",
+        "one ",
+        "three one ",
+        "= nine ",
+        "Nine! ",
+        "a hundred ",
     ],
 )
 def test_a_long_answer_takes_linear_time(unit: str) -> None:

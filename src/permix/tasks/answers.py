@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from permix.types import canonical_text
 from permix.verification.extraction import (
     choice_letter,
+    digits_for_words,
     extract_boxed,
     extract_last_formula,
     extract_named_answer,
@@ -27,6 +28,7 @@ from permix.verification.extraction import (
     number_in_box,
     offered_choices,
     shorten_blanks,
+    stated_in_words,
     without_boxes,
     written_number_in_box,
 )
@@ -63,7 +65,7 @@ def _find_number(
     completion = _SURE.sub("", _without_asked_magnitude(shorten_blanks(completion), question))
 
     def stated(*texts: str | None) -> str | None:
-        found = (read(one) or _stated_number(one, question) for one in texts if one is not None)
+        found = (read(one) or _stated_number(digits_for_words(one), question) for one in texts if one is not None)
         return next((one for one in found if one is not None), None)
 
     if (boxed := extract_boxed(completion)) is not None and re.search(r"\w", boxed):
@@ -74,7 +76,7 @@ def _find_number(
     if (named := extract_named_answer(completion)) is not None:
         if (corrected := _CORRECTION.search(completion, completion.rfind(named))) is not None:
             return last(corrected[1])
-        named = named.strip("_ ")
+        named = digits_for_words(named.strip("_ "))
         if (number := stated(named, leading_clause(named))) is not None:
             return number
         if is_list_of_numbers(named):
@@ -87,7 +89,7 @@ def _find_number(
             has_value_words(part) for part in re.split("[,;]", re.sub(_DIGITS_AND_COMMAS, " # ", named)) if "#" in part
         ):
             rest = rest.replace(named, " ")  # "less than 18", "not 18"
-    return last(rest)
+    return last(rest) or stated_in_words(rest)
 
 
 _DIGITS_AND_COMMAS = "[0-9][0-9.,]*"

@@ -22,6 +22,7 @@ from permix.verification.latex import (
     unwrap_text,
     without_text_commands,
     without_type,
+    words_as_digits,
 )
 
 _BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
@@ -596,6 +597,38 @@ def last_result(text: str) -> str | None:
     return None if match is None or _is_alternative(match) else _canonical_number(match)
 
 
+_HAS_DIGIT = re.compile("[0-9\u00bc-\u00be\u2150-\u218b]")
+
+
+def digits_for_words(text: str) -> str:
+    """A text that has no digit, with its numbers in words as digits; any other text as it is."""
+    return text if _HAS_DIGIT.search(text) else words_as_digits(text)
+
+
+_NUMBER_IS_STATED = re.compile(
+    r"(?:\A|[.!?:\n]|(?P<verb>=|['\u2019]s\b|\b(?:is|are|was|be|equals?|equal to|makes?|gives?|leaves?)\b))"
+    r"[\s\"'*_#(\u201c\u2018]*"
+    r"(?=(?P<said>(?:(?:minus|negative) )?[0-9][^.,;:!?=\n]{0,80})(?![^.,;:!?=\n]))",
+    re.IGNORECASE,
+)
+
+_NUMBER_AND_WORD = re.compile(r"(?:(?:minus|negative) )?[0-9]+(?:[ ]+[A-Za-z]+)?[\W_]*", re.IGNORECASE)
+
+
+def stated_in_words(text: str) -> str | None:
+    """The last number that a text states in words, as digits: "Two + Two = Four" -> "4". None if it has a digit. Linear time.
+
+    It is stated alone ("Four!", "Four doubloons, arr."), or behind "is", "makes" and the like: "Three is a number" states none.
+    """
+    if _HAS_DIGIT.search(text):
+        return None
+    for match in reversed(list(_NUMBER_IS_STATED.finditer(words_as_digits(text)))):
+        said = match["said"]
+        if (match["verb"] or _NUMBER_AND_WORD.fullmatch(said)) and (number := number_in_box(said)) is not None:
+            return number
+    return None
+
+
 _ALTERNATIVE_BEFORE = re.compile(
     rf"({DIGITS}(?:/[0-9]+)?%?),?\s+(?:or|maybe|perhaps)\s+(?:maybe\s+|perhaps\s+|even\s+)?[$(]*\Z", re.IGNORECASE
 )
@@ -632,6 +665,8 @@ _UNIT_SLASH = re.compile(
     r"(?<=[^\W\d_]) ?/ ?(?=[^\W\d_])|/ ?(?=(?:second|minute|hour|day|week|month|year|person|kg|km|mile|pound|item)s?\b)"
 )
 
+_BRACKETS_AROUND = re.compile(r"\s*\(([^()]*)\)\s*")
+
 _WORDS_IN_BRACKETS = re.compile(r"\( ?([^\W\d_]{2,}(?:[ .,]+[^\W\d_]{2,})*) ?\)")
 
 # A single letter is a variable, unless it is a unit or the article. These words have a value.
@@ -659,7 +694,9 @@ def written_number_in_box(content: str) -> str | None:
 def _only_number(content: str, number: re.Pattern[str]) -> re.Match[str] | None:
     text = re.sub("(?<=[0-9])[\u00a0~](?=[0-9]{3}(?![0-9]))", "", _normalise(INVISIBLE.sub("", content)))
     text = without_text_commands(text.replace("\\$", "$").replace("\\%", "%"))
-    text = re.sub(r"\\[,;:! ]|\\q?quad|\*\*|[{}~]", " ", text)
+    text = re.sub(r"\\[,;:! ]|\\q?quad|\\(?:left|right)(?=[()\[\]])|\*\*|[{}~]", " ", text)
+    if brackets := _BRACKETS_AROUND.fullmatch(text):
+        text = brackets[1]
     if name := _NAME_BEFORE.match(text):
         text = text[name.end() :]
     text = _POWER_OF_UNIT.sub(r"\g<unit> ", text)
@@ -792,7 +829,7 @@ _ONLY_LETTERS = re.compile(r"[^\w:]*+(?:(?:[A-Z](?![A-Za-z0-9'])|and\b|or\b)[^\w
 
 # A choice is stated, whatever is said of other letters behind it: "B, since D ...", "I choose B over D", "B is correct".
 _CHOSEN_LETTER = re.compile(
-    r"\A[\s*_\"'(]*([A-Z])[)*_]*(?:,\s*|\s+)(?:since|because|as)\b"
+    r"\A[\s*_\"'(]*([A-Z])[)*_]*(?:(?:,\s*|\s+)(?:since|because|as)\b|!)"
     r"|\b(?:I(?:'ll| will| would)? (?:choose|chose|pick|picked|select|go with)|[Mm]y (?:choice|pick) is) "
     r"(?:(?:the )?(?:option|choice|answer|letter) )?[*_(]*([A-Z])"
     r"(?![A-Za-z0-9']|[)*_]*\s*(?:,|or\b|and\b|/)\s*\(?[A-Z](?![A-Za-z']))"

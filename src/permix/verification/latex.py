@@ -234,6 +234,58 @@ def has_value_words(text: str, number: str = "") -> bool:
     )
 
 
+_ONES = "one|two|three|four|five|six|seven|eight|nine"
+
+_BELOW_100 = rf"(?:(?:{_TENS_WORDS.replace(' ', '|')})(?:[- ](?:{_ONES}))?|{_SMALL_NUMBER_WORDS.replace(' ', '|')})"
+
+_BELOW_1000 = rf"(?:(?:a|{_BELOW_100}) hundred(?:(?: and)? {_BELOW_100})?|{_BELOW_100})"
+
+_NUMERAL = re.compile(rf"(?:(?:a|{_BELOW_1000}) thousand(?:,? (?:and )?{_BELOW_1000})?|{_BELOW_1000})", re.IGNORECASE)
+
+_ANY_NUMERAL_WORD = rf"(?:{NUMERALS_IN_WORDS}|hundred|thousand)\b"
+
+# All words for numbers that follow each other, if they are no part of "two and a half" or "twenty-first".
+_NUMERAL_WORDS = re.compile(
+    rf"(?<![\w-])(?:a (?=hundred|thousand))?{_ANY_NUMERAL_WORD}(?:(?:[- ]|,? and |, ){_ANY_NUMERAL_WORD})*+(?!-| and a )",
+    re.IGNORECASE,
+)
+
+_BEFORE_ONE = re.compile(
+    r"(?:\A|[^\w\s]|\b(?:is|are|was|be|equals?|equal to|makes?|gives?|leaves?|plus|minus|times|by))\s*\Z", re.IGNORECASE
+)
+
+_AFTER_ONE = re.compile(r"\s*(?:\Z|[^\w\s]|(?:plus|minus|times|divided by|equals?|is|makes)\b)", re.IGNORECASE)
+
+
+def words_as_digits(text: str) -> str:
+    """The text with its numbers in words as digits: "Three hundred and six" -> "306".
+
+    Words that together are no number stay ("three one"), and so does "one" where it may be a pronoun ("the one", "one of them").
+    """
+    return _NUMERAL_WORDS.sub(_digits_of_run, text)
+
+
+def _digits_of_run(run: re.Match[str]) -> str:
+    if _NUMERAL.fullmatch(run[0]) is None:
+        return run[0]
+    before = run.string[max(0, run.start() - 16) : run.start()]
+    if run[0].lower() == "one" and not (_BEFORE_ONE.search(before) and _AFTER_ONE.match(run.string, run.end())):
+        return run[0]
+    return str(_value_of_words(run[0]))
+
+
+def _value_of_words(numeral: str) -> int:
+    total = below_1000 = 0
+    for word in re.findall("[a-z]+", numeral.lower()):
+        if word == "thousand":
+            total, below_1000 = (below_1000 or 1) * 1000, 0
+        elif word == "hundred":
+            below_1000 = (below_1000 or 1) * 100
+        else:
+            below_1000 += _NUMBER_OF_WORD.get(word, 0)  # nothing for "a" and "and"
+    return total + below_1000
+
+
 class Token(NamedTuple):
     """A token of cleaned LaTeX. `kind`: number, letter, word (two letters or more), command, text (what `\\text` holds) or sign.
 

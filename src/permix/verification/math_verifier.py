@@ -23,7 +23,7 @@ from typing import NamedTuple
 from permix.types import Verdict
 from permix.verification.answer_forms import forms_equal, read_form
 from permix.verification.expressions import UnreadableError
-from permix.verification.extraction import DIGITS, canonical_decimal, number_readings
+from permix.verification.extraction import DIGITS, canonical_decimal, digits_for_words, number_readings
 from permix.verification.latex import (
     MAGNITUDES,
     Token,
@@ -36,7 +36,7 @@ from permix.verification.latex import (
     unwrap_text,
 )
 
-VERIFIER_VERSION = "5"
+VERIFIER_VERSION = "6"
 """Part of a run's provenance: scores of different versions are not compared."""
 
 MAX_ANSWER_CHARS = 10_000
@@ -467,4 +467,6 @@ def check_answer(answer: str | None, gold: str, question: str = "") -> Verdict:
     """The verdict on one extracted answer, from any thread. An answer of None (none was found) is wrong."""
     if answer is None:
         return Verdict(correct=False)
-    return Verdict(correct=answers_equal(answer, gold, question), extracted=truncate_for_record(answer))
+    # A gold in words ("Amy", "two") is compared as it is written.
+    compared = digits_for_words(answer) if re.search("[0-9]", gold) else answer
+    return Verdict(correct=answers_equal(compared, gold, question), extracted=truncate_for_record(answer))
