@@ -605,26 +605,37 @@ def digits_for_words(text: str) -> str:
     return text if _HAS_DIGIT.search(text) else words_as_digits(text)
 
 
+# In a text whose numbers in words are digits already. `said` is bounded, so that a long text takes linear time.
 _NUMBER_IS_STATED = re.compile(
-    r"(?:\A|[.!?:\n]|(?P<verb>=|['\u2019]s\b|\b(?:is|are|was|be|equals?|equal to|makes?|gives?|leaves?)\b))"
+    r"(?:\A|[,!?:\n]|\.(?![0-9])|(?P<verb>(?:=|['\u2019]s\b"
+    r"|\b(?:is|are|was|be|equals?|(?:equal|comes?|adds? up|amounts?) to|makes?|gives?|leaves?|totals?)\b)"
+    r"(?: (?:about|exactly|only|just|approximately|roughly)\b)?))"
     r"[\s\"'*_#(\u201c\u2018]*"
-    r"(?=(?P<said>(?:(?:minus|negative) )?[0-9][^.,;:!?=\n]{0,80})(?![^.,;:!?=\n]))",
+    r"(?=(?P<said>(?:(?:minus|negative) )?[0-9](?:\.[0-9]|[^.,;:!?=\n]){0,80})(?![^.,;:!?=\n]))",
     re.IGNORECASE,
 )
 
-_NUMBER_AND_WORD = re.compile(r"(?:(?:minus|negative) )?[0-9]+(?:[ ]+[A-Za-z]+)?[\W_]*", re.IGNORECASE)
+_FEW_WORDS = re.compile(r"(?:(?:minus|negative) )?[0-9.]+(?:\W+\w+){0,4}[\W_]*", re.IGNORECASE)
+
+_NUMBER_ALONE = re.compile(
+    r"(?:(?:minus|negative) )?[0-9.]+"
+    r"(?: it is| is (?:the|my|your) (?:answer|result|total|sum)"
+    r"|(?: [a-z]+)?(?: left| remain(?:ing)?| in all| in total| altogether)?)"
+    r"[\W_]*",
+    re.IGNORECASE,
+)
 
 
 def stated_in_words(text: str) -> str | None:
     """The last number that a text states in words, as digits: "Two + Two = Four" -> "4". None if it has a digit. Linear time.
 
-    It is stated alone ("Four!", "Four doubloons, arr."), or behind "is", "makes" and the like: "Three is a number" states none.
+    It is stated alone in its clause ("Four!", "Why, four doubloons!"), or behind "is", "makes" and the like: "Three is a number" states none.
     """
     if _HAS_DIGIT.search(text):
         return None
     for match in reversed(list(_NUMBER_IS_STATED.finditer(words_as_digits(text)))):
-        said = match["said"]
-        if (match["verb"] or _NUMBER_AND_WORD.fullmatch(said)) and (number := number_in_box(said)) is not None:
+        form = _FEW_WORDS if match["verb"] else _NUMBER_ALONE
+        if form.fullmatch(match["said"]) and (number := number_in_box(match["said"])) is not None:
             return number
     return None
 

@@ -240,13 +240,16 @@ _BELOW_100 = rf"(?:(?:{_TENS_WORDS.replace(' ', '|')})(?:[- ](?:{_ONES}))?|{_SMA
 
 _BELOW_1000 = rf"(?:(?:a|{_BELOW_100}) hundred(?:(?: and)? {_BELOW_100})?|{_BELOW_100})"
 
-_NUMERAL = re.compile(rf"(?:(?:a|{_BELOW_1000}) thousand(?:,? (?:and )?{_BELOW_1000})?|{_BELOW_1000})", re.IGNORECASE)
+_NUMERAL = re.compile(
+    rf"(?:(?:a|{_BELOW_1000}) thousand(?:,? (?:and )?{_BELOW_1000})?|{_BELOW_1000})(?P<decimals> point(?: zero| (?:{_ONES}))+)?",
+    re.IGNORECASE,
+)
 
 _ANY_NUMERAL_WORD = rf"(?:{NUMERALS_IN_WORDS}|hundred|thousand)\b"
 
 # All words for numbers that follow each other, if they are no part of "two and a half" or "twenty-first".
 _NUMERAL_WORDS = re.compile(
-    rf"(?<![\w-])(?:a (?=hundred|thousand))?{_ANY_NUMERAL_WORD}(?:(?:[- ]|,? and |, ){_ANY_NUMERAL_WORD})*+(?!-| and a )",
+    rf"(?<![\w-])(?:a (?=hundred|thousand))?{_ANY_NUMERAL_WORD}(?:(?:[- ]|,? and |, | point ){_ANY_NUMERAL_WORD})*+(?!-| and a )",
     re.IGNORECASE,
 )
 
@@ -266,12 +269,15 @@ def words_as_digits(text: str) -> str:
 
 
 def _digits_of_run(run: re.Match[str]) -> str:
-    if _NUMERAL.fullmatch(run[0]) is None:
+    numeral = _NUMERAL.fullmatch(run[0])
+    if numeral is None:
         return run[0]
     before = run.string[max(0, run.start() - 16) : run.start()]
     if run[0].lower() == "one" and not (_BEFORE_ONE.search(before) and _AFTER_ONE.match(run.string, run.end())):
         return run[0]
-    return str(_value_of_words(run[0]))
+    decimals = numeral["decimals"] or ""
+    digits = "".join(str(_NUMBER_OF_WORD[word]) for word in decimals.lower().split()[1:])
+    return str(_value_of_words(run[0].removesuffix(decimals))) + (f".{digits}" if digits else "")
 
 
 def _value_of_words(numeral: str) -> int:
