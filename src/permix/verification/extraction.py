@@ -629,7 +629,8 @@ _NUMBER_ALONE = re.compile(
 def stated_in_words(text: str) -> str | None:
     """The last number that a text states in words, as digits: "Two + Two = Four" -> "4". None if it has a digit. Linear time.
 
-    It is stated alone in its clause ("Four!", "Why, four doubloons!"), or behind "is", "makes" and the like: "Three is a number" states none.
+    It is stated alone in its clause ("Four!", "Why, four doubloons!"), or behind "is", "makes" and the like. "Three is a number"
+    states none.
     """
     if _HAS_DIGIT.search(text):
         return None
