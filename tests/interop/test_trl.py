@@ -354,15 +354,15 @@ def test_a_verifier_that_fails_gives_no_reward_and_is_counted() -> None:
 
 def test_one_answer_that_cannot_be_verified_gives_none_and_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
     reward = verifiable_reward("gsm8k")
-    assert reward_of(reward, said("\\boxed{72}", "\\boxed{3}"), ["72", "three"]) == [1.0, None]
-    assert reward_of(reward, said("\\boxed{3}"), ["three"]) == [None]
-    assert capsys.readouterr().err.count("note: gsm8k_reward: 'three' is not an answer that can be verified") == 1
+    assert reward_of(reward, said("\\boxed{72}", "\\boxed{3}"), ["72", "a few"]) == [1.0, None]
+    assert reward_of(reward, said("\\boxed{3}"), ["a few"]) == [None]
+    assert capsys.readouterr().err.count("note: gsm8k_reward: 'a few' is not an answer that can be verified") == 1
 
 
 @pytest.mark.parametrize(
     ("answers", "words"),
     [
-        ({"answer": ["one", "two"]}, "gsm8k_reward: answer = 'one': is not an answer that the task gsm8k can verify"),
+        ({"answer": ["a few", "many"]}, "gsm8k_reward: answer = 'a few': is not an answer that the task gsm8k can verify"),
         ({"answer": ["1"]}, "gsm8k_reward: 1 answers in 'answer' for 2 completions"),
         ({"gold": ["1", "2"]}, "gsm8k_reward: the data set has no column 'answer'; answer_column may be one of: gold"),
     ],

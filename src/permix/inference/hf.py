@@ -138,6 +138,8 @@ def _convert_bundled_model(target: Path) -> None:
     model.hf_quantizer = None
     model.is_quantized = False
     model.to(torch.bfloat16).save_pretrained(target)
+    # The value tells whether the hub was switched off here, and the model's identity must not depend on that.
+    tokenizer.init_kwargs["local_files_only"] = False
     tokenizer.save_pretrained(target)
 
 

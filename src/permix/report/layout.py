@@ -28,7 +28,7 @@ SEEDS_NOTE = (
     "method its seeds are not covered: the difference is that of these models."
 )
 
-DIFFERENCES_NOTE = (
+MODEL_DIFFERENCES_NOTE = (
     "The first model minus the second, with 95 % intervals over the questions, paired by question (accuracies by persona and "
     "question). Bold: the interval excludes 0. Other training seeds are not covered. Differences in judges' scores are in the "
     "section on judges."
@@ -153,7 +153,8 @@ def _sections(
         cut_off = {model.label: model.cut_off for model in models if model.cut_off is not None}
         by_persona.append(tables.persona_table(summaries, cut_off))
     by_model = tables.model_difference_table(comparisons)
-    yield from optional_section("model-differences", "Differences", [] if by_model is None else [by_model], DIFFERENCES_NOTE)
+    differences_shown = [] if by_model is None else [by_model]
+    yield from optional_section("model-differences", "Differences", differences_shown, MODEL_DIFFERENCES_NOTE)
     by_method = tables.seed_difference_table(differences)
     yield from optional_section(
         "training-seeds", "Differences of methods over training seeds", [] if by_method is None else [by_method], SEEDS_NOTE
