@@ -316,6 +316,10 @@ def test_numbers_in_words_as_digits(text: str, digits: str) -> None:
         ("Oh! Eighteen eggs left.", "18"),
         ("There are three kinds of people in this world.", None),
         ("Three, four, and one", None),
+        ("The answer is six. Wait, no, it is seven.", "7"),
+        ("The answer is in three steps:\n1. 16-7=9\n2. 9*2=18\nTotal: 18", "18"),
+        ("9 * 2 = 18. The answer is a hundred times true!", "18"),
+        ("So me gots 18 cookies! The answer is me eat two cookies!", "18"),
         ("First it is eight. Then it is eighteen. Arr!", "18"),
         ("9 + 9 = 18. That is the one, one of many!", "18"),
         ("I counted three ships, and the answer is eighteen or nineteen.", None),
@@ -363,6 +367,8 @@ def test_a_gold_in_words_is_compared_as_it_is_written(answer: str, gold: str, ri
         "= nine ",
         "Nine! ",
         "a hundred ",
+        "five five-",
+        "five and a ",
     ],
 )
 def test_a_long_answer_takes_linear_time(unit: str) -> None:

@@ -17,9 +17,11 @@ from permix.verification.extraction import (
     extract_named_answer,
     extract_tagged,
     first_number,
+    has_digit,
     is_bare_expression,
     is_list_of_letters,
     is_list_of_numbers,
+    is_number_alone,
     last_choice_letter,
     last_result,
     last_written_number,
@@ -28,11 +30,11 @@ from permix.verification.extraction import (
     number_in_box,
     offered_choices,
     shorten_blanks,
-    stated_in_words,
+    stated_number,
     without_boxes,
     written_number_in_box,
 )
-from permix.verification.latex import FRACTION_WORDS, MAGNITUDES, has_value_words, without_text_commands
+from permix.verification.latex import FRACTION_WORDS, MAGNITUDES, has_value_words, without_text_commands, words_as_digits
 from permix.verification.math_verifier import is_number_text, result_of_equation
 
 
@@ -63,20 +65,26 @@ def _find_number(
     ("3 or 4") or a calculation and no more ("18 - x"). `read` reads a marked text before all else does.
     """
     completion = _SURE.sub("", _without_asked_magnitude(shorten_blanks(completion), question))
+    is_in_words = not has_digit(completion)
+    if is_in_words:
+        completion = words_as_digits(completion)
 
     def stated(*texts: str | None) -> str | None:
-        found = (read(one) or _stated_number(digits_for_words(one), question) for one in texts if one is not None)
+        found = (read(one) or _stated_number(one, question) for one in texts if one is not None)
         return next((one for one in found if one is not None), None)
 
     if (boxed := extract_boxed(completion)) is not None and re.search(r"\w", boxed):
-        return stated(boxed)
+        return stated(digits_for_words(boxed))
     if (tagged := extract_tagged(completion)) is not None and re.search(r"\w", tagged):
+        tagged = digits_for_words(tagged)
         return stated(tagged, leading_clause(tagged))
     rest = without_boxes(_without_heading_numbers(completion))
     if (named := extract_named_answer(completion)) is not None:
         if (corrected := _CORRECTION.search(completion, completion.rfind(named))) is not None:
             return last(corrected[1])
-        named = digits_for_words(named.strip("_ "))
+        named = named.strip("_ ")
+        if is_number_alone(in_digits := digits_for_words(named)):
+            named = in_digits
         if (number := stated(named, leading_clause(named))) is not None:
             return number
         if is_list_of_numbers(named):
@@ -89,7 +97,7 @@ def _find_number(
             has_value_words(part) for part in re.split("[,;]", re.sub(_DIGITS_AND_COMMAS, " # ", named)) if "#" in part
         ):
             rest = rest.replace(named, " ")  # "less than 18", "not 18"
-    return last(rest) or stated_in_words(rest)
+    return stated_number(rest) if is_in_words else last(rest)
 
 
 _DIGITS_AND_COMMAS = "[0-9][0-9.,]*"

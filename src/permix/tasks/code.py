@@ -410,18 +410,18 @@ def _is_example(program: str) -> bool:
 def code_blocks(completion: str) -> Iterator[tuple[str, str]]:
     """Yield (label, content) of each closed code block; an unlabeled block has the label "". Takes linear time.
 
-    Fences are those of CommonMark: three or more backticks or tildes, closed by at least as many of the same. The content loses
-    the indentation of the opening fence, as in a list. Unlike in CommonMark, a fence may have any indentation, and a line of
-    tildes that no later one can close opens nothing.
+    Fences are three or more backticks, or else tildes, closed by at least as many; they may have any indentation. The content
+    loses the indentation of the opening fence, as in a list, if all its lines have it. Tildes count only where there are no
+    backticks.
     """
     fences = list(_FENCE.finditer(completion))
-    last_tildes = max((fence.start() for fence in fences if fence[2][0] == "~" and not fence[3].strip()), default=0)
+    mark = "`" if any(fence[2][0] == "`" for fence in fences) else "~"
     opened: re.Match[str] | None = None
     for fence in fences:
+        if fence[2][0] != mark:
+            continue
         if opened is None:
-            # Such as ```x```: inline code, not a block.
-            opens = fence.start() < last_tildes if fence[2][0] == "~" else "`" not in fence[3]
-            opened = fence if opens else None
+            opened = None if "`" in fence[3] else fence  # such as ```x```: inline code, not a block
         elif fence[2].startswith(opened[2]) and not fence[3].strip():
             content = completion[opened.end() + 1 : fence.start()]
             yield opened[3].strip().lower().partition(" ")[0], _without_indentation(content, opened[1])
@@ -429,10 +429,10 @@ def code_blocks(completion: str) -> Iterator[tuple[str, str]]:
 
 
 def _without_indentation(content: str, indentation: str) -> str:
-    if not indentation:
-        return content
     lines = content.split("\n")
-    return "\n".join(line[len(indentation) :] if line.startswith(indentation) else line.lstrip(" \t") for line in lines)
+    if not indentation or not all(line.startswith(indentation) for line in lines if line.strip()):
+        return content
+    return "\n".join(line.removeprefix(indentation) for line in lines)
 
 
 def score_program(program: str, gold: str) -> Verdict:

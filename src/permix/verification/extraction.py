@@ -597,12 +597,17 @@ def last_result(text: str) -> str | None:
     return None if match is None or _is_alternative(match) else _canonical_number(match)
 
 
-_HAS_DIGIT = re.compile("[0-9\u00bc-\u00be\u2150-\u218b]")
+_HAS_DIGIT = re.compile(r"[\d\u00bc-\u00be\u2150-\u218b]")
+
+
+def has_digit(text: str) -> bool:
+    """Whether a text has a digit or a sign for a fraction."""
+    return _HAS_DIGIT.search(text) is not None
 
 
 def digits_for_words(text: str) -> str:
     """A text that has no digit, with its numbers in words as digits; any other text as it is."""
-    return text if _HAS_DIGIT.search(text) else words_as_digits(text)
+    return text if has_digit(text) else words_as_digits(text)
 
 
 # In a text whose numbers in words are digits already. `said` is bounded, so that a long text takes linear time.
@@ -626,15 +631,18 @@ _NUMBER_ALONE = re.compile(
 )
 
 
-def stated_in_words(text: str) -> str | None:
-    """The last number that a text states in words, as digits: "Two + Two = Four" -> "4". None if it has a digit. Linear time.
+def is_number_alone(text: str) -> bool:
+    """Whether a text is a number, at most with a word behind it: "18 doubloons", "18 it is", "18 eggs left"."""
+    return _NUMBER_ALONE.fullmatch(text) is not None
 
-    It is stated alone in its clause ("Four!", "Why, four doubloons!"), or behind "is", "makes" and the like. "Three is a number"
-    states none.
+
+def stated_number(text: str) -> str | None:
+    """The last number that is stated in a text whose numbers were in words: "2 + 2 = 4" -> "4". Linear time.
+
+    It is stated alone in its clause ("4!", "Why, 4 doubloons!"), or behind "is", "makes" and the like. "3 is a number" states
+    none.
     """
-    if _HAS_DIGIT.search(text):
-        return None
-    for match in reversed(list(_NUMBER_IS_STATED.finditer(words_as_digits(text)))):
+    for match in reversed(list(_NUMBER_IS_STATED.finditer(text))):
         form = _FEW_WORDS if match["verb"] else _NUMBER_ALONE
         if form.fullmatch(match["said"]) and (number := number_in_box(match["said"])) is not None:
             return number
@@ -841,7 +849,7 @@ _ONLY_LETTERS = re.compile(r"[^\w:]*+(?:(?:[A-Z](?![A-Za-z0-9'])|and\b|or\b)[^\w
 
 # A choice is stated, whatever is said of other letters behind it: "B, since D ...", "I choose B over D", "B is correct".
 _CHOSEN_LETTER = re.compile(
-    r"\A[\s*_\"'(]*([A-Z])[)*_]*(?:(?:,\s*|\s+)(?:since|because|as)\b|!)"
+    r"\A[\s*_\"'(]*([A-Z])[)*_]*(?:,\s*|\s+)(?:since|because|as)\b"
     r"|\b(?:I(?:'ll| will| would)? (?:choose|chose|pick|picked|select|go with)|[Mm]y (?:choice|pick) is) "
     r"(?:(?:the )?(?:option|choice|answer|letter) )?[*_(]*([A-Z])"
     r"(?![A-Za-z0-9']|[)*_]*\s*(?:,|or\b|and\b|/)\s*\(?[A-Z](?![A-Za-z']))"

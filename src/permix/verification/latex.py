@@ -247,11 +247,13 @@ _NUMERAL = re.compile(
 
 _ANY_NUMERAL_WORD = rf"(?:{NUMERALS_IN_WORDS}|hundred|thousand)\b"
 
-# All words for numbers that follow each other, if they are no part of "two and a half" or "twenty-first".
+# All words for numbers that follow each other.
 _NUMERAL_WORDS = re.compile(
-    rf"(?<![\w-])(?:a (?=hundred|thousand))?{_ANY_NUMERAL_WORD}(?:(?:[- ]|,? and |, | point ){_ANY_NUMERAL_WORD})*+(?!-| and a )",
+    rf"(?<![\w-])(?:a (?=hundred|thousand))?{_ANY_NUMERAL_WORD}(?:(?:[- ]|,? and |, | point ){_ANY_NUMERAL_WORD})*+",
     re.IGNORECASE,
 )
+
+_IS_CONTINUED = re.compile("-| and a ", re.IGNORECASE)  # "twenty-first", "two and a half"
 
 _BEFORE_ONE = re.compile(
     r"(?:\A|[^\w\s]|\b(?:is|are|was|be|equals?|equal to|makes?|gives?|leaves?|plus|minus|times|by))\s*\Z", re.IGNORECASE
@@ -270,7 +272,8 @@ def words_as_digits(text: str) -> str:
 
 def _digits_of_run(run: re.Match[str]) -> str:
     numeral = _NUMERAL.fullmatch(run[0])
-    if numeral is None:
+    # What follows is read here and not in the pattern, which would try each word of a run again.
+    if numeral is None or _IS_CONTINUED.match(run.string, run.end()):
         return run[0]
     before = run.string[max(0, run.start() - 16) : run.start()]
     if run[0].lower() == "one" and not (_BEFORE_ONE.search(before) and _AFTER_ONE.match(run.string, run.end())):
