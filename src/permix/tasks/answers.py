@@ -34,7 +34,7 @@ from permix.verification.extraction import (
     without_boxes,
     written_number_in_box,
 )
-from permix.verification.latex import FRACTION_WORDS, MAGNITUDES, has_value_words, without_text_commands, words_as_digits
+from permix.verification.latex import FRACTION_WORDS, MAGNITUDES, has_value_words, without_text_commands
 from permix.verification.math_verifier import is_number_text, result_of_equation
 
 
@@ -66,8 +66,7 @@ def _find_number(
     """
     completion = _SURE.sub("", _without_asked_magnitude(shorten_blanks(completion), question))
     is_in_words = not has_digit(completion)
-    if is_in_words:
-        completion = words_as_digits(completion)
+    completion = digits_for_words(completion)
 
     def stated(*texts: str | None) -> str | None:
         found = (read(one) or _stated_number(one, question) for one in texts if one is not None)

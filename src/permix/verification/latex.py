@@ -214,8 +214,10 @@ _VALUE_WORDS = re.compile(
 
 NUMERALS_IN_WORDS = "|".join(_NUMBER_OF_WORD)
 
+_ONES = "|".join(_SMALL_NUMBER_WORDS.split()[1:10])
+
 _NUMBER_WORD = re.compile(
-    rf"\b(?:({_TENS_WORDS.replace(' ', '|')})(?:[- ](one|two|three|four|five|six|seven|eight|nine))?"
+    rf"\b(?:({_TENS_WORDS.replace(' ', '|')})(?:[- ]({_ONES}))?"
     rf"|({_SMALL_NUMBER_WORDS.replace(' ', '|')}))\b(?!-)",
     re.IGNORECASE,
 )
@@ -233,8 +235,6 @@ def has_value_words(text: str, number: str = "") -> bool:
         for match in _NUMBER_WORD.finditer(text)
     )
 
-
-_ONES = "one|two|three|four|five|six|seven|eight|nine"
 
 _BELOW_100 = rf"(?:(?:{_TENS_WORDS.replace(' ', '|')})(?:[- ](?:{_ONES}))?|{_SMALL_NUMBER_WORDS.replace(' ', '|')})"
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 from permix.types import Verdict
 from permix.verification.answer_forms import forms_equal, read_form
 from permix.verification.expressions import UnreadableError
-from permix.verification.extraction import DIGITS, canonical_decimal, digits_for_words, number_readings
+from permix.verification.extraction import DIGITS, canonical_decimal, digits_for_words, has_digit, number_readings
 from permix.verification.latex import (
     MAGNITUDES,
     Token,
@@ -468,5 +468,5 @@ def check_answer(answer: str | None, gold: str, question: str = "") -> Verdict:
     if answer is None:
         return Verdict(correct=False)
     # A gold in words ("Amy", "two") is compared as it is written.
-    compared = digits_for_words(answer) if re.search("[0-9]", gold) else answer
+    compared = digits_for_words(answer) if has_digit(gold) else answer
     return Verdict(correct=answers_equal(compared, gold, question), extracted=truncate_for_record(answer))
